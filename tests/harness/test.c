@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The runner behind test.h: a process per test, so that a crash, a leak or a hang is that test's alone. The
+ * child leads a process group, so that whatever it started can be found (and ended) afterwards.
+ */
+
+#include "test.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXIT_SKIP 77
+
+extern const struct test __start_kvtests[], __stop_kvtests[];
+
+static uint64_t seed;
+
+uint64_t test_seed(void)
+{
+    if (!seed) {
+        const char *given = getenv("KVCACHED_TEST_SEED");
+        struct timespec now;
+
+        clock_gettime(CLOCK_REALTIME, &now);
+        seed = given ? strtoull(given, NULL, 0) : (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
+        seed |= 1;
+    }
+    return seed;
+}
+
+void test_fail(const char *file, int line, const char *format, ...)
+{
+    va_list args;
+
+    fprintf(stderr, "%s:%d: ", file, line);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    if (seed)
+        fprintf(stderr, "seed: KVCACHED_TEST_SEED=%" PRIu64 "\n", seed);
+    fflush(NULL);
+    _exit(1);
+}
+
+void test_skip(const char *reason)
+{
+    fprintf(stderr, "skipped: %s\n", reason);
+    fflush(NULL);
+    _exit(EXIT_SKIP);
+}
+
+static unsigned count_descriptors(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    unsigned n = 0;
+
+    if (!dir)
+        return 0;
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+/* Our own call, not exit handlers, ends the process: a sanitizer's leak check runs from exit(). */
+static void run_one(const struct test *test)
+{
+    unsigned before = count_descriptors(), after;
+
+    test->run();
+    after = count_descriptors();
+    if (after != before)
+        test_fail(__FILE__, __LINE__, "%s: %u descriptors before, %u after", test->name, before, after);
+}
+
+static void on_alarm(int signal)
+{
+    (void)signal;
+}
+
+static const char *describe_end(const struct test *test, int status, bool late, char *buf, size_t size)
+{
+    if (late)
+        snprintf(buf, size, "exceeded its limit of %u s", test->limit_s);
+    else if (WIFSIGNALED(status))
+        snprintf(buf, size, "killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else
+        snprintf(buf, size, "exit status %d", WEXITSTATUS(status));
+    return buf;
+}
+
+static int run_forked(const struct test *test, unsigned number)
+{
+    int status = 0;
+    bool late = false, left_children;
+    char why[96];
+    pid_t pid;
+
+    fflush(NULL);
+    pid = fork();
+    if (pid < 0) {
+        printf("not ok %u - %s # fork: %s\n", number, test->name, strerror(errno));
+        return 1;
+    }
+    if (pid == 0) {
+        setpgid(0, 0);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        run_one(test);
+        exit(0);
+    }
+    setpgid(pid, pid);
+    alarm(test->limit_s);
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+        late = true;
+        kill(-pid, SIGKILL);
+    }
+    alarm(0);
+    left_children = kill(-pid, SIGKILL) == 0;
+
+    if (!late && WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIP) {
+        printf("ok %u - %s # SKIP\n", number, test->name);
+        return 0;
+    }
+    if (late || status != 0) {
+        printf("not ok %u - %s # %s\n", number, test->name, describe_end(test, status, late, why, sizeof(why)));
+        return 1;
+    }
+    if (left_children) {
+        printf("not ok %u - %s # left processes behind\n", number, test->name);
+        return 1;
+    }
+    printf("ok %u - %s\n", number, test->name);
+    return 0;
+}
+
+static bool wanted(const struct test *test, int argc, char **argv)
+{
+    bool any = false;
+
+    for (int i = 1; i < argc; i++) {
+        if (argv[i][0] == '-')
+            continue;
+        any = true;
+        if (strcmp(argv[i], test->name) == 0)
+            return true;
+    }
+    return !any;
+}
+
+int main(int argc, char **argv)
+{
+    struct sigaction action = {.sa_handler = on_alarm};
+    unsigned number = 0, failed = 0;
+    bool list = false, no_fork = false;
+
+    for (int i = 1; i < argc; i++) {
+        list |= strcmp(argv[i], "--list") == 0;
+        no_fork |= strcmp(argv[i], "--no-fork") == 0;
+    }
+    sigaction(SIGALRM, &action, NULL);
+    for (const struct test *t = __start_kvtests; t < __stop_kvtests; t++) {
+        if (!wanted(t, argc, argv))
+            continue;
+        number++;
+        if (list)
+            puts(t->name);
+        else if (no_fork)
+            run_one(t);
+        else
+            failed += run_forked(t, number) != 0;
+    }
+    if (!list)
+        printf("1..%u\n", number);
+    return failed ? 1 : 0;
+}
