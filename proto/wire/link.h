@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Link: one connected SOCK_SEQPACKET socket. The only place that calls sendmsg() and recvmsg(). Never blocks;
+ * the owner waits for readiness with poll(), libuv or what it likes. Every send goes through the queue, which
+ * is flushed at once when it was empty, so there is one send path. Not thread-safe.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/cleanup.h"
+#include "wire/codec.h"
+#include "wire/fdset.h"
+
+enum {
+    _LINK_E_SUCCESS,
+    LINK_E_EMPTY,     /* nothing to receive now */
+    LINK_E_CLOSED,    /* the other end is gone */
+    LINK_E_FULL,      /* queue bound reached: the message was not queued */
+    LINK_E_VIOLATION, /* the other end broke the framing; link_reason() says how */
+    LINK_E_NOFILE,    /* our descriptor table is full: the message arrived, its descriptors didn't (all closed) */
+};
+
+struct link;
+
+/* Takes over a connected socket (made non-blocking and close-on-exec). `receive_fds`: whether descriptors may
+ * be received (clients); otherwise the kernel drops them and that is a violation. `queue_max`: packets. */
+int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret);
+struct link *link_free(struct link *link);
+DEFINE_CLEANUP(struct link *, link_free);
+
+int link_fd(const struct link *link); /* borrowed */
+
+/* Queues one message and tries to send. On success `fds` (may be NULL) is emptied into the queue; on failure
+ * it is untouched. 0, LINK_E_CLOSED, LINK_E_FULL, -EMSGSIZE when it doesn't fit a frame, -ENOMEM... */
+int link_send(struct link *link, uint16_t type, uint32_t request, const ProtobufCMessage *body,
+              struct fdset *fds);
+
+/* Sends what is queued as far as the socket takes it. 0 (also when something is left), LINK_E_CLOSED, negative. */
+int link_flush(struct link *link);
+
+/* Whether to wait for POLLOUT. */
+bool link_wants_write(const struct link *link);
+
+/* Whether the head of the queue was refused with ETOOMANYREFS: too many descriptors of this user are in flight.
+ * No poll event announces the end of that; flush again when any peer has acknowledged, or after a while. */
+bool link_is_throttled(const struct link *link);
+
+unsigned link_queued(const struct link *link);
+
+/* Receives one message. 0, LINK_E_EMPTY, LINK_E_CLOSED, LINK_E_VIOLATION, LINK_E_NOFILE (the message is valid,
+ * the set empty), or negative. On 0 and LINK_E_NOFILE the caller owns *ret_message (message_deinit) and
+ * *ret_fds (fdset_deinit; may be NULL for links that receive none). */
+int link_receive(struct link *link, struct message *ret_message, struct fdset *ret_fds);
+
+/* As link_receive() on a socket with SO_PASSCRED, without room for descriptors: also tells who sent it. */
+int link_receive_credentials(struct link *link, struct message *ret_message, pid_t *ret_pid, uid_t *ret_uid);
+
+/* One sentence about the last violation. */
+const char *link_reason(const struct link *link);
+
+/* Ends both directions, so that the peer sees end-of-file even while others hold the descriptor. */
+void link_shutdown(struct link *link);
