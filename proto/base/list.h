@@ -13,9 +13,12 @@ struct list {
     struct list *prev, *next;
 };
 
-#define LIST_INIT(l) {&(l), &(l)}
+#define LIST_INIT(l)                                                                                         \
+    {                                                                                                        \
+        &(l), &(l)                                                                                           \
+    }
 
-#define container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 static inline void list_init(struct list *l)
 {
@@ -51,7 +54,7 @@ static inline void list_unlink(struct list *entry)
 
 /* The body may unlink or free the current entry. */
 #define list_for_each_safe(it, head)                                                                         \
-    for (struct list *it = (head)->next, *it##_next = it->next; it != (head); it = it##_next, it##_next = it->next)
+    for (struct list *it = (head)->next, *it##_next = it->next; it != (head);                                \
+         it = it##_next, it##_next = it->next)
 
-#define list_first(head, type, member)                                                                       \
-    (list_is_empty(head) ? NULL : container_of((head)->next, type, member))
+#define list_first(head, type, member) (list_is_empty(head) ? NULL : container_of((head)->next, type, member))

@@ -46,8 +46,10 @@ static int parse_fraction(const char **text, double *ret)
     }
     if (!is_digit(*++p))
         return -EINVAL;
-    for (; is_digit(*p); p++, weight /= 10)
+    for (; is_digit(*p); p++) {
         value += (*p - '0') * weight;
+        weight /= 10;
+    }
     *text = p;
     *ret = value;
     return 0;
@@ -59,8 +61,8 @@ static int parse_unit(const char *text, uint64_t *ret_bytes)
         const char *name;
         unsigned shift;
     } units[] = {
-        {"", 0},    {"B", 0},   {"K", 10},  {"KB", 10}, {"M", 20},
-        {"MB", 20}, {"G", 30},  {"GB", 30}, {"T", 40},  {"TB", 40},
+        {"", 0},    {"B", 0},  {"K", 10},  {"KB", 10}, {"M", 20},
+        {"MB", 20}, {"G", 30}, {"GB", 30}, {"T", 40},  {"TB", 40},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(units); i++)

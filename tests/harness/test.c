@@ -133,7 +133,8 @@ static int run_forked(const struct test *test, unsigned number)
         return 0;
     }
     if (late || status != 0) {
-        printf("not ok %u - %s # %s\n", number, test->name, describe_end(test, status, late, why, sizeof(why)));
+        printf("not ok %u - %s # %s\n", number, test->name,
+               describe_end(test, status, late, why, sizeof(why)));
         return 1;
     }
     if (left_children) {

@@ -10,8 +10,8 @@
  *     }
  *
  * Every test runs in its own process with a time limit. It fails when a check fails, when it dies or exceeds
- * the limit, when it leaves descriptors open that it did not find open, or when children outlive it. Output is
- * TAP. Arguments: names of tests to run (default all), --list, --no-fork (for debuggers).
+ * the limit, when it leaves descriptors open that it did not find open, or when children outlive it. Output
+ * is TAP. Arguments: names of tests to run (default all), --list, --no-fork (for debuggers).
  */
 
 #include <inttypes.h>
@@ -60,12 +60,14 @@ static inline uint64_t test_random(uint64_t *state)
     do {                                                                                                     \
         int64_t check_a = (int64_t)(a), check_b = (int64_t)(b);                                              \
         if (check_a != check_b)                                                                              \
-            test_fail(__FILE__, __LINE__, "%s == %s: %" PRId64 " is not %" PRId64, #a, #b, check_a, check_b); \
+            test_fail(__FILE__, __LINE__, "%s == %s: %" PRId64 " is not %" PRId64, #a, #b, check_a,          \
+                      check_b);                                                                              \
     } while (0)
 
 #define check_str(a, b)                                                                                      \
     do {                                                                                                     \
         const char *check_a = (a), *check_b = (b);                                                           \
         if (!check_a || strcmp(check_a, check_b) != 0)                                                       \
-            test_fail(__FILE__, __LINE__, "%s: \"%s\" is not \"%s\"", #a, check_a ? check_a : "(null)", check_b); \
+            test_fail(__FILE__, __LINE__, "%s: \"%s\" is not \"%s\"", #a, check_a ? check_a : "(null)",      \
+                      check_b);                                                                              \
     } while (0)

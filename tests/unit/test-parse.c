@@ -41,7 +41,8 @@ TEST(sizes)
 
 TEST(sizes_refused)
 {
-    static const char *const bad[] = {"", "G", "-1", "+1", " 1", "1 ", "1 G", "1.", ".5G", "1e3", "0x10", "1GG", "1GiBB", "nan", "1,5G"};
+    static const char *const bad[] = {"",    "G",   "-1",   "+1",  " 1",    "1 ",  "1 G", "1.",
+                                      ".5G", "1e3", "0x10", "1GG", "1GiBB", "nan", "1,5G"};
 
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
         expect_no_size(bad[i], -EINVAL);
