@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the checks of this folder share: which files the tree has, and which modules are pure."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+# Pure modules: functions of their arguments, without system call, clock, socket, log, mutable global, libuv
+# or CUDA. Whoever adds a pure module adds it here.
+PURE_MODULES = [
+    "proto/base/parse",
+    "proto/wire/frame",
+    "proto/wire/codec",
+    "daemon/broker",
+    "daemon/config",
+    "daemon/ledger",
+    "daemon/policy",
+    "daemon/pool",
+    "daemon/reclaim",
+    "daemon/snapshot",
+    "libclient/page_cache",
+]
+
+
+def source_files(root: Path) -> list[str]:
+    """Paths relative to root: what git tracks or would track; every file where there is no repository, as in
+    a release archive."""
+    git = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(git, capture_output=True, text=True, check=False)
+    if listing.returncode == 0:
+        names = set(listing.stdout.splitlines())
+    else:
+        names = {str(p.relative_to(root)) for p in root.rglob("*")}
+    return sorted(n for n in names if (root / n).is_file())
+
+
+def parse_root(description: str | None) -> Path:
+    """The one option that each check has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[2], help="the tree to check")
+    arguments = parser.parse_args()
+    root: Path = arguments.root
+    return root.resolve()
+
+
+def report(complaints: list[str]) -> int:
+    """Prints the complaints; returns the exit status."""
+    for complaint in complaints:
+        print(complaint)
+    return 1 if complaints else 0
