@@ -14,7 +14,8 @@
 #include "kvcached.pb-c.h"
 #include "wire/frame.h"
 
-#define CODEC_ARENA_MAX (256 * 1024)
+/* Enough for whatever fits a frame and is packed as protobuf packs it. */
+#define CODEC_ARENA_MAX (1024 * 1024)
 
 /* number, NAME, protobuf type, lower-case name */
 #define MESSAGES(X)                                                                                          \
@@ -66,8 +67,11 @@ struct message {
 /* "Take", or NULL for an unknown type. */
 const char *codec_type_name(uint16_t type);
 
-/* Writes a whole frame to `buf` (at least FRAME_SIZE_MAX bytes). 0, CODEC_E_TYPE or CODEC_E_SPACE. The body
- * must be of the type's protobuf type (asserted). */
+/* Bytes of the frame that would carry this body; may exceed FRAME_SIZE_MAX. */
+size_t codec_size(const ProtobufCMessage *body);
+
+/* Writes a whole frame to `buf`, which has room for codec_size() bytes (FRAME_SIZE_MAX always do). 0,
+ * CODEC_E_TYPE or CODEC_E_SPACE. The body must be of the type's protobuf type (asserted). */
 int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, uint8_t *buf,
                  size_t *ret_size);
 

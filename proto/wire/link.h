@@ -52,12 +52,15 @@ bool link_is_throttled(const struct link *link);
 
 unsigned link_queued(const struct link *link);
 
-/* Receives one message. 0, LINK_E_EMPTY, LINK_E_CLOSED, LINK_E_VIOLATION, LINK_E_NOFILE (the message is valid,
+/* Receives one message, also after link_send() or link_flush() has said LINK_E_CLOSED: what the other end sent
+ * before it closed (why, perhaps) can still be read. 0, LINK_E_EMPTY, LINK_E_CLOSED, LINK_E_VIOLATION, LINK_E_NOFILE (the message is valid,
  * the set empty), or negative. On 0 and LINK_E_NOFILE the caller owns *ret_message (message_deinit) and
  * *ret_fds (fdset_deinit; may be NULL for links that receive none). */
 int link_receive(struct link *link, struct message *ret_message, struct fdset *ret_fds);
 
-/* As link_receive() on a socket with SO_PASSCRED, without room for descriptors: also tells who sent it. */
+/* As link_receive() on a socket with SO_PASSCRED, without room for descriptors: also tells who sent it. Set
+ * SO_PASSCRED before asking for the packet: one that was sent earlier counts as sent without credentials, which
+ * is a violation. */
 int link_receive_credentials(struct link *link, struct message *ret_message, pid_t *ret_pid, uid_t *ret_uid);
 
 /* One sentence about the last violation. */

@@ -1,0 +1,592 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "test.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "wire/link.h"
+
+#define QUEUE_MAX 32
+#define NOBODY 65534
+
+/* A link that may receive descriptors, one that may not, and their ends without a link. */
+struct ends {
+    struct link *client, *server;
+};
+
+static void make_pair(int ret_fds[2])
+{
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ret_fds), 0);
+}
+
+static struct ends make_ends(void)
+{
+    struct ends ends;
+    int fds[2];
+
+    make_pair(fds);
+    check_eq(link_new(fds[0], true, QUEUE_MAX, &ends.client), 0);
+    check_eq(link_new(fds[1], false, QUEUE_MAX, &ends.server), 0);
+    return ends;
+}
+
+static void free_ends(struct ends *ends)
+{
+    link_free(ends->client);
+    link_free(ends->server);
+}
+
+/* A link and the other end as a bare socket, for what a link would never send. */
+static struct link *make_half(bool receive_fds, int *ret_raw)
+{
+    struct link *link;
+    int fds[2];
+
+    make_pair(fds);
+    check_eq(link_new(fds[0], receive_fds, QUEUE_MAX, &link), 0);
+    *ret_raw = fds[1];
+    return link;
+}
+
+static int open_something(void)
+{
+    int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+    check(fd >= 0);
+    return fd;
+}
+
+static int send_take(struct link *link, uint32_t request)
+{
+    Kvcached__Take take = KVCACHED__TAKE__INIT;
+
+    take.region = 7;
+    take.pages = request;
+    return link_send(link, MESSAGE_TAKE, request, &take.base, NULL);
+}
+
+static int send_grant(struct link *link, uint32_t request, struct fdset *fds)
+{
+    Kvcached__Grant grant = KVCACHED__GRANT__INIT;
+
+    grant.remaining = request;
+    return link_send(link, MESSAGE_GRANT, request, &grant.base, fds);
+}
+
+static void fill(struct fdset *fds, unsigned n)
+{
+    while (fds->n < n)
+        check_eq(fdset_consume(fds, open_something()), 0);
+}
+
+static size_t encode_grant(uint8_t *buf, unsigned announced)
+{
+    Kvcached__Grant grant = KVCACHED__GRANT__INIT;
+    size_t size;
+
+    check_eq(codec_encode(MESSAGE_GRANT, 1, announced, &grant.base, buf, &size), 0);
+    return size;
+}
+
+static void send_raw(int raw, const void *bytes, size_t size, const int *fds, unsigned n_fds)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(253 * sizeof(int))];
+    } control = {0};
+    struct iovec iov = {.iov_base = (void *)bytes, .iov_len = size};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+    if (n_fds > 0) {
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        *CMSG_FIRSTHDR(&msg) = (struct cmsghdr){
+            .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(n_fds * sizeof(int))};
+        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), fds, n_fds * sizeof(int));
+    }
+    check_eq(sendmsg(raw, &msg, MSG_NOSIGNAL), size);
+}
+
+/* Sends one packet to a fresh link and says what it makes of it; descriptors are counted by the runner. */
+static int verdict(bool receive_fds, const void *bytes, size_t size, unsigned n_fds, const char *reason)
+{
+    struct message message;
+    struct fdset received = {0};
+    int raw, something = open_something(), copies[253];
+    struct link *link = make_half(receive_fds, &raw);
+    int r;
+
+    for (unsigned i = 0; i < n_fds; i++)
+        copies[i] = something;
+    send_raw(raw, bytes, size, copies, n_fds);
+    r = link_receive(link, &message, &received);
+    check_eq(received.n, r == 0 ? n_fds : 0);
+    if (r == 0)
+        message_deinit(&message);
+    if (r == LINK_E_VIOLATION)
+        check_str(link_reason(link), reason);
+    else
+        check(reason == NULL);
+    fdset_deinit(&received);
+    link_free(link);
+    close(raw);
+    close(something);
+    return r;
+}
+
+TEST(message_arrives_whole)
+{
+    struct ends ends = make_ends();
+    struct message message;
+
+    check_eq(link_receive(ends.server, &message, NULL), LINK_E_EMPTY);
+    check_eq(send_take(ends.client, 5), 0);
+    check_eq(link_queued(ends.client), 0);
+    check(!link_wants_write(ends.client));
+    check_eq(link_receive(ends.server, &message, NULL), 0);
+    check_eq(message.type, MESSAGE_TAKE);
+    check_eq(message.request, 5);
+    check_eq(((const Kvcached__Take *)message.body)->pages, 5);
+    message_deinit(&message);
+    check_eq(link_receive(ends.server, &message, NULL), LINK_E_EMPTY);
+    free_ends(&ends);
+}
+
+TEST(descriptors_arrive_in_order_and_are_closed_on_exec)
+{
+    struct ends ends = make_ends();
+    struct message message;
+    struct fdset sent = {0}, received = {0};
+    ino_t inodes[FRAME_FDS_MAX / 2];
+    struct stat st;
+    int pipes[2];
+
+    for (unsigned i = 0; i < FRAME_FDS_MAX / 2; i++) {
+        check_eq(pipe2(pipes, O_CLOEXEC), 0);
+        check_eq(fstat(pipes[0], &st), 0);
+        inodes[i] = st.st_ino;
+        fdset_consume(&sent, pipes[0]);
+        close(pipes[1]);
+    }
+    check_eq(send_grant(ends.server, 1, &sent), 0);
+    check_eq(sent.n, 0);
+    check_eq(link_receive(ends.client, &message, &received), 0);
+    message_deinit(&message);
+    check_eq(received.n, FRAME_FDS_MAX / 2);
+    for (unsigned i = 0; i < received.n; i++) {
+        check_eq(fstat(fdset_borrow(&received, i), &st), 0);
+        check_eq(st.st_ino, inodes[i]);
+        check_eq(fcntl(fdset_borrow(&received, i), F_GETFD), FD_CLOEXEC);
+    }
+    fdset_deinit(&received);
+    free_ends(&ends);
+}
+
+TEST(caller_may_decline_descriptors)
+{
+    struct ends ends = make_ends();
+    struct message message;
+    struct fdset sent = {0};
+
+    fill(&sent, FRAME_FDS_MAX);
+    check_eq(send_grant(ends.server, 1, &sent), 0);
+    check_eq(link_receive(ends.client, &message, NULL), 0);
+    message_deinit(&message);
+    free_ends(&ends);
+}
+
+/* Fills the socket, then the queue; with descriptors, which must not leak when they are never read. */
+TEST(full_socket_queues_and_full_queue_refuses)
+{
+    struct ends ends = make_ends();
+    struct message message;
+    struct fdset sent = {0}, received = {0};
+    uint32_t n_sent = 0, n_received = 0;
+    int r;
+
+    do {
+        fill(&sent, 2);
+        r = send_grant(ends.server, n_sent, &sent);
+        n_sent += r == 0;
+    } while (r == 0);
+    check_eq(r, LINK_E_FULL);
+    check_eq(sent.n, 2);
+    fdset_deinit(&sent);
+    check_eq(link_queued(ends.server), QUEUE_MAX);
+    check(link_wants_write(ends.server));
+    check(!link_is_throttled(ends.server));
+
+    while (link_receive(ends.client, &message, &received) == 0) {
+        check_eq(message.request, n_received++);
+        check_eq(received.n, 2);
+        message_deinit(&message);
+        fdset_deinit(&received);
+        check_eq(link_flush(ends.server), 0);
+    }
+    check_eq(n_received, n_sent);
+    check_eq(link_queued(ends.server), 0);
+    check(!link_wants_write(ends.server));
+    free_ends(&ends);
+}
+
+TEST(queued_descriptors_die_with_the_link)
+{
+    struct ends ends = make_ends();
+    struct fdset sent = {0};
+
+    do
+        fill(&sent, 1);
+    while (send_grant(ends.server, 1, &sent) == 0);
+    fdset_deinit(&sent);
+    free_ends(&ends);
+}
+
+TEST(message_that_fits_no_frame_is_refused)
+{
+    static uint64_t extents[FRAME_SIZE_MAX / 8];
+    struct ends ends = make_ends();
+    Kvcached__Grant grant = KVCACHED__GRANT__INIT;
+    struct fdset sent = {0};
+
+    fill(&sent, 1);
+    grant.extents = extents;
+    grant.n_extents = FRAME_SIZE_MAX / 8;
+    check_eq(link_send(ends.server, MESSAGE_GRANT, 1, &grant.base, &sent), -EMSGSIZE);
+    check_eq(sent.n, 1);
+    check_eq(link_queued(ends.server), 0);
+    fdset_deinit(&sent);
+    free_ends(&ends);
+}
+
+TEST(largest_frame_passes)
+{
+    static uint64_t extents[8189];
+    struct ends ends = make_ends();
+    Kvcached__Return return_ = KVCACHED__RETURN__INIT;
+    struct message message;
+
+    return_.extents = extents;
+    return_.n_extents = 8189;
+    check_eq(link_send(ends.client, MESSAGE_RETURN, 1, &return_.base, NULL), 0);
+    check_eq(link_receive(ends.server, &message, NULL), 0);
+    check_eq(((const Kvcached__Return *)message.body)->n_extents, 8189);
+    message_deinit(&message);
+    free_ends(&ends);
+}
+
+TEST(closed_other_end_is_told_and_descriptors_stay)
+{
+    struct ends ends = make_ends();
+    struct message message;
+    struct fdset sent = {0};
+
+    ends.client = link_free(ends.client);
+    fill(&sent, 3);
+    check_eq(send_grant(ends.server, 1, &sent), LINK_E_CLOSED);
+    check_eq(sent.n, 3);
+    check_eq(link_queued(ends.server), 0);
+    check_eq(link_receive(ends.server, &message, NULL), LINK_E_CLOSED);
+    check_eq(link_receive(ends.server, &message, NULL), LINK_E_CLOSED);
+    fdset_deinit(&sent);
+    free_ends(&ends);
+}
+
+TEST(flush_tells_of_a_closed_end)
+{
+    struct ends ends = make_ends();
+
+    while (send_take(ends.client, 1) == 0)
+        ;
+    ends.server = link_free(ends.server);
+    check_eq(link_flush(ends.client), LINK_E_CLOSED);
+    free_ends(&ends);
+}
+
+/* The other end leaves our packet unread and says why before it closes: the pending error must not hide that.
+ */
+TEST(last_words_are_heard)
+{
+    struct ends ends = make_ends();
+    Kvcached__Refused refused = KVCACHED__REFUSED__INIT;
+    struct message message;
+
+    check_eq(send_take(ends.client, 1), 0);
+    refused.reason = (char *)"because";
+    check_eq(link_send(ends.server, MESSAGE_REFUSED, 0, &refused.base, NULL), 0);
+    ends.server = link_free(ends.server);
+    check_eq(link_receive(ends.client, &message, NULL), 0);
+    check_str(((const Kvcached__Refused *)message.body)->reason, "because");
+    message_deinit(&message);
+    check_eq(link_receive(ends.client, &message, NULL), LINK_E_CLOSED);
+    free_ends(&ends);
+}
+
+TEST(last_words_are_heard_after_a_failed_send)
+{
+    struct ends ends = make_ends();
+    Kvcached__Refused refused = KVCACHED__REFUSED__INIT;
+    struct message message;
+
+    check_eq(send_take(ends.client, 1), 0);
+    check_eq(link_send(ends.server, MESSAGE_REFUSED, 0, &refused.base, NULL), 0);
+    ends.server = link_free(ends.server);
+    check_eq(send_take(ends.client, 2), LINK_E_CLOSED);
+    check_eq(link_receive(ends.client, &message, NULL), 0);
+    message_deinit(&message);
+    free_ends(&ends);
+}
+
+TEST(shutdown_reaches_the_other_end_despite_copies)
+{
+    struct ends ends = make_ends();
+    struct message message;
+    int copy = fcntl(link_fd(ends.server), F_DUPFD_CLOEXEC, 0);
+
+    check(copy >= 0);
+    check_eq(send_take(ends.server, 1), 0);
+    link_shutdown(ends.server);
+    check_eq(link_receive(ends.client, &message, NULL), 0);
+    message_deinit(&message);
+    check_eq(link_receive(ends.client, &message, NULL), LINK_E_CLOSED);
+    close(copy);
+    free_ends(&ends);
+}
+
+TEST(socket_is_made_fit_for_use)
+{
+    struct link *link;
+    int fds[2];
+
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), 0);
+    check_eq(link_new(fds[0], true, QUEUE_MAX, &link), 0);
+    check_eq(link_fd(link), fds[0]);
+    check(fcntl(fds[0], F_GETFL) & O_NONBLOCK);
+    check(fcntl(fds[0], F_GETFD) & FD_CLOEXEC);
+    link_free(link);
+    close(fds[1]);
+    check_eq(link_new(fds[1], true, QUEUE_MAX, &link), -EBADF);
+    check(!link_free(NULL));
+}
+
+TEST(empty_packet_is_not_end_of_file)
+{
+    int something = open_something();
+    struct message message;
+    struct link *link;
+    int raw;
+
+    check_eq(verdict(false, "", 0, 0, "an empty packet was sent"), LINK_E_VIOLATION);
+    check_eq(verdict(true, "", 0, 3, "an empty packet was sent"), LINK_E_VIOLATION);
+    link = make_half(true, &raw);
+    send_raw(raw, "", 0, &something, 1);
+    close(raw);
+    check_eq(link_receive(link, &message, NULL), LINK_E_CLOSED);
+    link_free(link);
+    close(something);
+}
+
+TEST(framing_violations_are_named)
+{
+    static uint8_t packet[FRAME_SIZE_MAX + 1];
+    struct frame_header header = {.version = 1, .type = 9999};
+    size_t size = encode_grant(packet, 0);
+
+    check_eq(verdict(false, packet, size - 1, 0, "the packet is shorter than a header"), LINK_E_VIOLATION);
+    check_eq(verdict(false, packet, size + 1, 0, "the packet's size and its header disagree"),
+             LINK_E_VIOLATION);
+    check_eq(verdict(false, "this is not our protocol", 24, 0, "the packet is not of this protocol"),
+             LINK_E_VIOLATION);
+    frame_write_header(packet, &header);
+    check_eq(verdict(false, packet, FRAME_HEADER_SIZE, 0, "unknown message type 9999"), LINK_E_VIOLATION);
+    header = (struct frame_header){.version = 1, .type = MESSAGE_TAKE, .length = 1};
+    frame_write_header(packet, &header);
+    check_eq(verdict(false, packet, FRAME_HEADER_SIZE + 1, 0, "the body is not a valid Take"),
+             LINK_E_VIOLATION);
+    check_eq(verdict(false, packet, sizeof(packet), 0, "the packet is larger than 65536 bytes"),
+             LINK_E_VIOLATION);
+}
+
+TEST(wrong_descriptor_counts_are_violations)
+{
+    static const char *uninvited = "descriptors were sent that may not be";
+    uint8_t packet[FRAME_SIZE_MAX];
+    size_t size = encode_grant(packet, 2);
+
+    check_eq(verdict(true, packet, size, 2, NULL), 0);
+    check_eq(verdict(true, packet, size, 0, "the header announces 2 descriptors, 0 came"), LINK_E_VIOLATION);
+    check_eq(verdict(true, packet, size, 1, "the header announces 2 descriptors, 1 came"), LINK_E_VIOLATION);
+    check_eq(verdict(true, packet, size, 64, "the header announces 2 descriptors, 64 came"),
+             LINK_E_VIOLATION);
+    check_eq(verdict(true, packet, size, 65, uninvited), LINK_E_VIOLATION);
+    check_eq(verdict(true, packet, size, 253, uninvited), LINK_E_VIOLATION);
+    check_eq(verdict(false, packet, size, 2, uninvited), LINK_E_VIOLATION);
+    check_eq(verdict(false, packet, size, 0, "the header announces 2 descriptors, 0 came"), LINK_E_VIOLATION);
+    size = encode_grant(packet, 0);
+    check_eq(verdict(false, packet, size, 1, uninvited), LINK_E_VIOLATION);
+    check_eq(verdict(false, packet, size, 253, uninvited), LINK_E_VIOLATION);
+    check_eq(verdict(true, packet, size, 1, "the header announces 0 descriptors, 1 came"), LINK_E_VIOLATION);
+}
+
+/* A table with room for `room` more. */
+static void shrink_table(unsigned room)
+{
+    int next = open_something();
+    struct rlimit limit = {.rlim_cur = (rlim_t)next + room, .rlim_max = (rlim_t)next + room};
+
+    close(next);
+    check_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+TEST(full_table_costs_the_descriptors_not_the_connection)
+{
+    for (unsigned room = 0; room < 3; room++) {
+        struct ends ends = make_ends();
+        struct message message;
+        struct fdset sent = {0}, received = {0};
+        struct rlimit limit, before;
+
+        fill(&sent, 3);
+        check_eq(send_grant(ends.server, 42, &sent), 0);
+        check_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+        limit = before;
+        limit.rlim_cur = (rlim_t)open_something() + room;
+        close((int)(limit.rlim_cur - room));
+        check_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+        check_eq(link_receive(ends.client, &message, &received), LINK_E_NOFILE);
+        check_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+        check_eq(message.request, 42);
+        check_eq(received.n, 0);
+        message_deinit(&message);
+        fill(&sent, 3);
+        check_eq(send_grant(ends.server, 43, &sent), 0);
+        check_eq(link_receive(ends.client, &message, &received), 0);
+        check_eq(received.n, 3);
+        message_deinit(&message);
+        fdset_deinit(&received);
+        free_ends(&ends);
+    }
+}
+
+/* Root is exempt from the kernel's limit on descriptors in flight, so this runs as somebody else. */
+TEST(too_many_descriptors_in_flight_throttle)
+{
+    struct ends ends = make_ends();
+    struct message message;
+    struct fdset sent = {0}, received = {0};
+    unsigned n_sent = 0, n_received = 0;
+
+    if (geteuid() == 0)
+        check_eq(setresuid(NOBODY, NOBODY, NOBODY), 0);
+    for (; !link_is_throttled(ends.server) && n_sent < QUEUE_MAX; n_sent++) {
+        fill(&sent, 8);
+        if (n_sent == 0)
+            shrink_table(8);
+        check_eq(send_grant(ends.server, n_sent, &sent), 0);
+    }
+    check(link_is_throttled(ends.server));
+    check_eq(link_queued(ends.server), 1);
+    check(!link_wants_write(ends.server));
+    check_eq(link_flush(ends.server), 0);
+    check(link_is_throttled(ends.server));
+
+    while (link_receive(ends.client, &message, &received) == 0) {
+        check_eq(message.request, n_received++);
+        check_eq(received.n, 8);
+        message_deinit(&message);
+        fdset_deinit(&received);
+        check_eq(link_flush(ends.server), 0);
+        check(!link_is_throttled(ends.server));
+    }
+    check_eq(n_received, n_sent);
+    free_ends(&ends);
+}
+
+static struct link *make_challenger(int *ret_raw)
+{
+    struct link *link = make_half(false, ret_raw);
+
+    check_eq(setsockopt(link_fd(link), SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)), 0);
+    return link;
+}
+
+static void send_reply(int raw, unsigned n_fds)
+{
+    Kvcached__ChallengeReply reply = KVCACHED__CHALLENGE_REPLY__INIT;
+    uint8_t packet[FRAME_SIZE_MAX];
+    int something = open_something();
+    size_t size;
+
+    check_eq(codec_encode(MESSAGE_CHALLENGE_REPLY, 0, 0, &reply.base, packet, &size), 0);
+    send_raw(raw, packet, size, &something, n_fds);
+    close(something);
+}
+
+/* The socket's pair was made by this process, so only the kernel can know about the child. */
+TEST(credentials_are_those_of_the_sending_process)
+{
+    struct message message;
+    int raw, status;
+    struct link *link = make_challenger(&raw);
+    pid_t child, pid = 0;
+    uid_t uid = 12345;
+
+    check_eq(link_receive_credentials(link, &message, &pid, &uid), LINK_E_EMPTY);
+    child = fork();
+    check(child >= 0);
+    if (child == 0) {
+        send_reply(raw, 0);
+        _exit(0);
+    }
+    check_eq(waitpid(child, &status, 0), child);
+    check_eq(status, 0);
+    check_eq(link_receive_credentials(link, &message, &pid, &uid), 0);
+    check_eq(pid, child);
+    check_eq(uid, getuid());
+    check_eq(message.type, MESSAGE_CHALLENGE_REPLY);
+    message_deinit(&message);
+    close(raw);
+    check_eq(link_receive_credentials(link, &message, &pid, &uid), LINK_E_CLOSED);
+    link_free(link);
+}
+
+TEST(credentials_leave_no_room_for_descriptors)
+{
+    struct message message;
+    int raw;
+    struct link *link = make_challenger(&raw);
+    pid_t pid;
+    uid_t uid;
+
+    send_reply(raw, 1);
+    check_eq(link_receive_credentials(link, &message, &pid, &uid), LINK_E_VIOLATION);
+    check_str(link_reason(link), "descriptors were sent that may not be");
+    link_free(link);
+    close(raw);
+}
+
+TEST(packet_without_credentials_is_a_violation)
+{
+    struct message message;
+    int raw;
+    struct link *link = make_half(false, &raw);
+    pid_t pid;
+    uid_t uid;
+
+    send_reply(raw, 0);
+    check_eq(link_receive_credentials(link, &message, &pid, &uid), LINK_E_VIOLATION);
+    send_reply(raw, 0);
+    check_eq(setsockopt(link_fd(link), SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)), 0);
+    check_eq(link_receive_credentials(link, &message, &pid, &uid), LINK_E_VIOLATION);
+    check_str(link_reason(link), "the packet came without its sender's credentials");
+    link_free(link);
+    close(raw);
+}
