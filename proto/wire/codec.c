@@ -9,8 +9,9 @@
  * frees on its way stays in the arena until message_deinit().
  *
  * protobuf-c hands strings over without their length, so an embedded NUL would quietly cut a name short; the
- * body is walked before it is parsed, and refused if it contains one. Fields that we don't know are accepted:
- * they are how the protocol grows. Values that are merely out of range are the handlers' to judge.
+ * body is walked before it is parsed, and refused if it contains one, or a field number that cannot be.
+ * Fields that we don't know are accepted: they are how the protocol grows. Values that are merely out of
+ * range are the handlers' to judge.
  */
 
 #include "wire/codec.h"
@@ -156,7 +157,7 @@ static bool read_varint(struct cursor *c, uint64_t *ret)
     return false;
 }
 
-static bool strings_are_clean(const ProtobufCMessageDescriptor *descriptor, struct cursor body);
+static bool body_is_clean(const ProtobufCMessageDescriptor *descriptor, struct cursor body);
 
 static bool value_is_clean(const ProtobufCFieldDescriptor *field, struct cursor value)
 {
@@ -165,19 +166,19 @@ static bool value_is_clean(const ProtobufCFieldDescriptor *field, struct cursor 
     if (field->type == PROTOBUF_C_TYPE_STRING)
         return !memchr(value.p, '\0', value.n);
     if (field->type == PROTOBUF_C_TYPE_MESSAGE)
-        return strings_are_clean(field->descriptor, value);
+        return body_is_clean(field->descriptor, value);
     return true;
 }
 
 /* Recursion ends with the schema's nesting: a field below the deepest message is unknown, and skipped. */
-static bool strings_are_clean(const ProtobufCMessageDescriptor *descriptor, struct cursor body)
+static bool body_is_clean(const ProtobufCMessageDescriptor *descriptor, struct cursor body)
 {
     uint64_t key, value;
 
     while (body.n > 0) {
         bool ok = read_varint(&body, &key);
 
-        if (!ok)
+        if (!ok || key < 8 || key > UINT32_MAX)
             return false;
         switch (key % 8) {
         case PROTOBUF_C_WIRE_TYPE_VARINT:
@@ -253,7 +254,7 @@ int codec_decode(const uint8_t *packet, const struct frame_header *header, struc
 
     if (!kind)
         return CODEC_E_TYPE;
-    if (!strings_are_clean(kind->descriptor, (struct cursor){bytes, header->length}))
+    if (!body_is_clean(kind->descriptor, (struct cursor){bytes, header->length}))
         return CODEC_E_BODY;
     arena = arena_new();
     if (!arena)

@@ -353,7 +353,9 @@ TEST(broken_bodies_are_refused)
     check_eq(DECODE(MESSAGE_TAKE, "\x0a\x01\x01", &message), CODEC_E_BODY); /* the wrong wire type */
     check_eq(DECODE(MESSAGE_TAKE, "\x0b\x0c", &message), CODEC_E_BODY);     /* a group */
     check_eq(DECODE(MESSAGE_TAKE, "\x00\x01", &message), CODEC_E_BODY);     /* field number 0 */
-    check_eq(DECODE(MESSAGE_DELETE, "\x0a\x02z", &message), CODEC_E_BODY);  /* text beyond the end */
+    check_eq(DECODE(MESSAGE_TAKE, "\x80\x00\x01", &message), CODEC_E_BODY); /* the same, the long way */
+    check_eq(DECODE(MESSAGE_TAKE, "\x80\x80\x80\x80\x10\x01", &message), CODEC_E_BODY); /* ... 2^29 */
+    check_eq(DECODE(MESSAGE_DELETE, "\x0a\x02z", &message), CODEC_E_BODY); /* text beyond the end */
     check_eq(DECODE(MESSAGE_RETURN,
                     "\x0a\x07"
                     "1234567",
