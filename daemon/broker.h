@@ -2,12 +2,13 @@
 #pragma once
 
 /*
- * Broker: pool, ledger, policy and reclaim as one pure state machine. It decides who gets which extent and which
- * driver calls are to be made; it makes none, reads no clock and knows no socket. The server feeds it events and carries
- * out the actions that it returns, so that all of it can be replayed, model-tested and fuzzed.
+ * Broker: pool, ledger, policy and reclaim as one pure state machine. It decides who gets which extent and
+ * which driver calls are to be made; it makes none, reads no clock and knows no socket. The server feeds it
+ * events and carries out the actions that it returns, so that all of it can be replayed, model-tested and
+ * fuzzed.
  *
- * Extents are named by 64-bit ids (generation << 32 | index), which never repeat; the lower half indexes tables that
- * the server keeps beside (handles, descriptors). Time is CLOCK_MONOTONIC nanoseconds, handed in.
+ * Extents are named by 64-bit ids (generation << 32 | index), which never repeat; the lower half indexes
+ * tables that the server keeps beside (handles, descriptors). Time is CLOCK_MONOTONIC nanoseconds, handed in.
  *
  * Life of an extent:
  *     creating → pool (cold ⇄ warm) → granted → pool, coloured by its trust domain
@@ -21,46 +22,48 @@
 
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "ledger.h"
 
 #define BROKER_CLASSES_MAX 8
-#define BROKER_NAME_MAX 64         /* of an instance, without NUL */
-#define BROKER_DOMAIN_MAX 192      /* of a trust domain */
+#define BROKER_NAME_MAX 64    /* of an instance, without NUL */
+#define BROKER_DOMAIN_MAX 192 /* of a trust domain */
 #define BROKER_REQUEST_EXTENTS_MAX 65536
 
 enum {
     _BROKER_E_SUCCESS,
-    BROKER_E_LIMIT,      /* the instance's limit cannot hold it */
-    BROKER_E_BUDGET,     /* the daemon's budget cannot hold it */
-    BROKER_E_DRIVER,     /* the driver gave less than budget and limit would have allowed */
-    BROKER_E_FROZEN,     /* an administrator froze the instance */
-    BROKER_E_IDENTITY,   /* the name was opened by somebody else of the same domain */
-    BROKER_E_NOT_HELD,   /* an extent is not granted to this peer */
-    BROKER_E_INVALID,    /* out of range */
+    BROKER_E_LIMIT,    /* the instance's limit cannot hold it */
+    BROKER_E_BUDGET,   /* the daemon's budget cannot hold it */
+    BROKER_E_DRIVER,   /* the driver gave less than budget and limit would have allowed */
+    BROKER_E_FROZEN,   /* an administrator froze the instance */
+    BROKER_E_IDENTITY, /* the name was opened by somebody else of the same domain */
+    BROKER_E_NOT_HELD, /* an extent is not granted to this peer */
+    BROKER_E_INVALID,  /* out of range */
     BROKER_E_HAS_PEERS,
     BROKER_E_NOT_FOUND,
 };
 
 struct broker_config {
-    uint64_t total_bytes;       /* of the device */
-    unsigned n_classes;         /* smallest first; each a multiple of the one before and of the granularity */
+    uint64_t total_bytes; /* of the device */
+    unsigned n_classes;   /* smallest first; each a multiple of the one before and of the granularity */
     uint64_t class_bytes[BROKER_CLASSES_MAX];
-    uint64_t budget_bytes;      /* fixed; 0: utilization × total − foreign */
-    uint32_t utilization_ppm;   /* millionths; without a fixed budget */
-    uint64_t headroom_bytes;    /* of the driver's free memory that creates never touch */
-    uint64_t reserve_bytes;     /* upper bound of what is kept ready per class for demand that is expected */
-    unsigned warm_max;          /* extents whose descriptors the daemon may hold at once, in the pool and for requests */
-    unsigned creating_max;      /* creates under way at once */
-    uint64_t idle_ns;           /* without grants and returns for so long, the pool is given back */
-    uint64_t look_ns;           /* between two looks at free memory while something depends on them */
-    uint64_t budget_rise_ns;    /* a larger budget must have been stable for so long */
-    uint64_t patience_ns;       /* a request that the driver cannot satisfy for so long is refused */
+    uint64_t budget_bytes;    /* fixed; 0: utilization × total − foreign */
+    uint32_t utilization_ppm; /* millionths; without a fixed budget */
+    uint64_t headroom_bytes;  /* of the driver's free memory that creates never touch */
+    uint64_t reserve_bytes;   /* upper bound of what is kept ready per class for demand that is expected */
+    unsigned
+        warm_max; /* extents whose descriptors the daemon may hold at once, in the pool and for requests */
+    unsigned creating_max;   /* creates under way at once */
+    uint64_t idle_ns;        /* without grants and returns for so long, the pool is given back */
+    uint64_t look_ns;        /* between two looks at free memory while something depends on them */
+    uint64_t budget_rise_ns; /* a larger budget must have been stable for so long */
+    uint64_t patience_ns;    /* a request that the driver cannot satisfy for so long is refused */
 };
 
 enum broker_limit_source { /* as LimitSource of the protocol, strongest first */
-    BROKER_LIMIT_ADMIN = 1,
-    BROKER_LIMIT_CONFIG = 2,
-    BROKER_LIMIT_ENGINE = 3,
-    BROKER_LIMIT_BUDGET = 4,
+                           BROKER_LIMIT_ADMIN = 1,
+                           BROKER_LIMIT_CONFIG = 2,
+                           BROKER_LIMIT_ENGINE = 3,
+                           BROKER_LIMIT_BUDGET = 4,
 };
 
 struct broker;
@@ -68,44 +71,58 @@ struct broker_domain;
 
 /* Fields are for reading. */
 struct broker_instance {
-    struct list link;                /* of the broker's instances, in order of creation */
+    struct list link; /* of the broker's instances, in order of creation */
     struct list dirty_link;
-    struct list peers;               /* broker_peer.link, lost ones included */
+    struct list peers; /* broker_peer.link, lost ones included */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
-    uint64_t identity;               /* of who opened it; opaque */
-    uint64_t serial;                 /* grows; never repeats */
-    bool has_limit[5];               /* by source; BUDGET is always there */
+    uint64_t identity; /* of who opened it; opaque */
+    uint64_t serial;   /* grows; never repeats */
+    bool has_limit[5]; /* by source; BUDGET is always there */
     uint64_t limit_of[5];
-    uint64_t pending_bytes;          /* promised to requests that wait for extents */
-    uint64_t granted_bytes;
-    uint64_t limbo_bytes;
-    uint64_t destroying_bytes;       /* of lost peers: charged until confirmed */
+    struct ledger_account account; /* .bytes[LEDGER_GRANTED] and so on; broker_used() is the sum */
     bool frozen;
-    void *owner;                     /* the server's */
+    void *owner; /* the server's */
 };
 
 struct broker_peer {
-    struct list link;                /* of its instance */
-    struct list extents;             /* granted or limbo */
+    struct list link;    /* of its instance */
+    struct list extents; /* granted or limbo */
     struct list requests;
     struct broker_instance *instance;
     bool lost;
-    uint64_t held_bytes;             /* granted + limbo */
+    uint64_t held_bytes; /* granted + limbo */
+    uint32_t n_extents;
     void *owner;
 };
 
-/* A request for extents. From its GRANT action until broker_request_free() the extents are in `extents`, largest class first. */
+enum broker_request_state {
+    BROKER_REQUEST_PARKED,   /* waits until the daemon may hold as many descriptors more */
+    BROKER_REQUEST_WAITING,  /* collects extents */
+    BROKER_REQUEST_READY,    /* has them all; its GRANT action comes next */
+    BROKER_REQUEST_REFUSED,  /* its REFUSE action comes next */
+    BROKER_REQUEST_ANSWERED, /* the action is out; broker_request_free() is due */
+};
+
+/* A request for extents. From its GRANT action until broker_request_free() the extents are in `extents`,
+ * largest class first. */
 struct broker_request {
-    struct list link;                /* of its domain's queue */
+    enum broker_request_state state;
+    struct list link;         /* of its domain's queue, or of the answers to give */
+    struct list arrival_link; /* of all unanswered ones, oldest first */
+    struct list stall_link;   /* of those that nothing under way can help */
     struct list peer_link;
-    struct broker_peer *peer;
+    struct broker_peer *peer;    /* NULL after its death */
+    struct ledger_charge charge; /* what is promised */
     uint64_t bytes;
     uint32_t counts[BROKER_CLASSES_MAX];
-    uint32_t n_extents;              /* wanted */
-    uint32_t n_ready;                /* earmarked so far */
+    uint32_t n_extents; /* wanted */
+    uint32_t ready[BROKER_CLASSES_MAX];
+    uint32_t n_ready; /* earmarked so far */
     uint64_t *extents;
     uint64_t since_ns;
+    uint64_t stalled_ns;
+    int error;
     bool granted;
     void *owner;
 };
@@ -114,11 +131,11 @@ enum broker_action_type {
     BROKER_ACTION_CREATE,  /* extent_index, class_index → broker_created() */
     BROKER_ACTION_EXPORT,  /* → broker_exported() */
     BROKER_ACTION_DESTROY, /* release handle, close descriptor → broker_destroyed() */
-    BROKER_ACTION_LOOK,    /* read free memory → broker_look() */
+    BROKER_ACTION_LOOK,    /* read free memory → broker_look(), always; one at a time */
     BROKER_ACTION_GRANT,   /* all extents are warm: hand them over, then broker_request_free() */
     BROKER_ACTION_REFUSE,  /* of a request that had been accepted: `error`; then broker_request_free() */
     BROKER_ACTION_STATUS,  /* limit, use or flags of an instance changed */
-    BROKER_ACTION_FORGET,  /* an instance is about to go: let go of its owner pointer */
+    BROKER_ACTION_FORGET,  /* an instance goes with the next call: let go of its owner pointer */
 };
 
 struct broker_action {
@@ -133,16 +150,19 @@ struct broker_action {
 struct broker_totals {
     uint64_t total_bytes, free_bytes, foreign_bytes, budget_bytes, headroom_bytes;
     uint64_t creating_bytes, pool_bytes, warm_bytes, granted_bytes, limbo_bytes, destroying_bytes;
-    uint64_t held_bytes;             /* sum of the six states (warm is part of pool) */
+    uint64_t held_bytes; /* creating + pool (warm is part of it) + granted + limbo + destroying */
     unsigned n_instances, n_peers;
 };
 
+/* -EINVAL for a configuration that makes no sense, -ENOMEM. */
 int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t now_ns, struct broker **ret);
-struct broker *broker_free(struct broker *broker); /* asserts that nothing is held any more */
+
+/* Asserts that no peer is left, and no extent but such as await nothing but confirmation. */
+struct broker *broker_free(struct broker *broker);
 DEFINE_CLEANUP(struct broker *, broker_free);
 
-/* Takes the next thing to do. Call after every event until false. Order: grants and refusals, status, exports, creates,
- * looks, destroys. */
+/* Takes the next thing to do. Call after every event until false. Order: grants and refusals, status,
+ * exports, creates, looks, destroys. */
 bool broker_next_action(struct broker *broker, struct broker_action *ret);
 
 /* When broker_tick() wants to be called next; UINT64_MAX: only after another event. */
@@ -151,50 +171,56 @@ void broker_tick(struct broker *broker, uint64_t now_ns);
 
 /* ---- Instances and peers ---- */
 
-/* Joins or creates an instance. `identity` distinguishes who opened it (uid and the like). A new instance starts with
- * the given limits (source indexed; UINT64_MAX: none). 0, BROKER_E_IDENTITY, BROKER_E_FROZEN, -ENOMEM. */
+/* Joins or creates an instance. `identity` distinguishes who opened it (uid and the like). A new instance
+ * starts with the given limits (source indexed; UINT64_MAX: none). 0, BROKER_E_IDENTITY, BROKER_E_FROZEN,
+ * -ENOMEM. */
 int broker_peer_new(struct broker *broker, const char *domain, const char *name, uint64_t identity,
                     const uint64_t limits[static 5], struct broker_peer **ret);
 
-/* The connection is gone, the process may live. Its requests end (their owners are not told), what it holds goes to
- * limbo. */
+/* The connection is gone, the process may live. Its requests end (their owners are not told; those whose
+ * action was taken stay valid until broker_request_free()), what it holds goes to limbo. */
 void broker_peer_lost(struct broker *broker, struct broker_peer *peer, uint64_t now_ns);
 
-/* The process is proven dead (implies lost), or alive but holding nothing: everything of it is destroyed; the peer is
- * freed. */
+/* The process is proven dead (implies lost), or alive but holding nothing: everything of it is destroyed; the
+ * peer is freed. */
 void broker_peer_dead(struct broker *broker, struct broker_peer *peer, uint64_t now_ns);
 
 struct broker_instance *broker_instance_find(struct broker *broker, const char *domain, const char *name);
 struct broker_instance *broker_instance_next(struct broker *broker, struct broker_instance *previous_or_null);
 const char *broker_domain_name(const struct broker_domain *domain);
 
-/* Sets or (UINT64_MAX) removes the limit of one source, at once. With BROKER_LIMIT_ADMIN and no such instance, creates a record that
- * lists the limit. -ENOMEM. */
-int broker_set_limit(struct broker *broker, const char *domain, const char *name, enum broker_limit_source source,
-                     uint64_t bytes);
+/* Sets or (UINT64_MAX) removes the limit of one source, at once: requests that wait and no longer fit are
+ * refused. With BROKER_LIMIT_ADMIN and no such instance, creates a record that lists the limit.
+ * BROKER_E_NOT_FOUND, BROKER_E_INVALID, -ENOMEM. */
+int broker_set_limit(struct broker *broker, const char *domain, const char *name,
+                     enum broker_limit_source source, uint64_t bytes);
 
 /* In force: the strongest source, capped by the budget. */
 uint64_t broker_limit(const struct broker *broker, const struct broker_instance *instance,
                       enum broker_limit_source *ret_source);
 uint64_t broker_used(const struct broker_instance *instance);
 
-/* Forgets an instance without peers and its limit. 0 or BROKER_E_HAS_PEERS. Bytes that still are on their way out stay
- * charged to it, unlisted limit aside. */
+/* Forgets an instance without peers and its limit. 0 or BROKER_E_HAS_PEERS. Bytes that still are on their way
+ * out stay charged to it, unlisted limit aside. */
 int broker_instance_delete(struct broker *broker, struct broker_instance *instance);
 void broker_instance_freeze(struct broker *broker, struct broker_instance *instance);
 
 /* ---- Memory ---- */
 
-/* Asks for extents: all or nothing, in any number of classes. 0: an action will answer *ret (perhaps at once).
- * BROKER_E_LIMIT, BROKER_E_BUDGET, BROKER_E_FROZEN, BROKER_E_INVALID: refused, nothing has changed. -ENOMEM. */
-int broker_take(struct broker *broker, struct broker_peer *peer, const uint32_t counts[static BROKER_CLASSES_MAX],
-                uint64_t now_ns, struct broker_request **ret);
+/* Asks for extents: all or nothing, in any number of classes. 0: an action will answer *ret (perhaps at
+ * once). BROKER_E_LIMIT, BROKER_E_BUDGET, BROKER_E_FROZEN, BROKER_E_DRIVER (draining), BROKER_E_INVALID
+ * (none, or more than warm_max at once): refused, nothing has changed. -ENOMEM. */
+int broker_take(struct broker *broker, struct broker_peer *peer,
+                const uint32_t counts[static BROKER_CLASSES_MAX], uint64_t now_ns,
+                struct broker_request **ret);
 
-/* After a GRANT or REFUSE action has been carried out. */
+/* After a GRANT or REFUSE action has been carried out; the descriptors of what was granted are closed by
+ * then, and only then can the extents be returned. Before that it withdraws the request. */
 struct broker_request *broker_request_free(struct broker *broker, struct broker_request *request);
 
 /* Gives extents back. All or nothing: 0 or BROKER_E_NOT_HELD (also for one named twice). */
-int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_t *extents, size_t n, uint64_t now_ns);
+int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_t *extents, size_t n,
+                  uint64_t now_ns);
 
 /* Starts to let go of the whole pool and accepts no more requests (BROKER_E_DRIVER): for shutdown. */
 void broker_drain(struct broker *broker, uint64_t now_ns);
@@ -208,12 +234,12 @@ void broker_created(struct broker *broker, uint64_t extent, bool ok, uint64_t no
 void broker_exported(struct broker *broker, uint64_t extent, bool ok, uint64_t now_ns);
 void broker_destroyed(struct broker *broker, uint64_t extent, uint64_t now_ns);
 
-/* What the driver says is free. The server reports looks, creates and destroys in the order in which the driver carried
- * them out, so a reading includes exactly what was reported before it. */
+/* What the driver says is free. The server reports looks, creates and destroys in the order in which the
+ * driver carried them out, so a reading includes exactly what was reported before it. */
 void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns);
 
 void broker_totals(const struct broker *broker, struct broker_totals *ret);
 
-/* Recomputes every sum from the extents and compares: invariants 1, 2, 4, 5. NULL, or a sentence about the first
- * that fails. For tests and fuzzers; O(extents). */
+/* Recomputes every sum from the extents and compares: invariants 1, 2, 4, 5. NULL, or a sentence about the
+ * first that fails. For tests and fuzzers; O(extents). */
 const char *broker_check(const struct broker *broker);
