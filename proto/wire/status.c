@@ -129,7 +129,7 @@ const struct status_page *status_page_unmap(const struct status_page *page)
     return NULL;
 }
 
-void status_page_read(const struct status_page *page, struct status_values *ret)
+bool status_page_read(const struct status_page *page, struct status_values *ret)
 {
     uint32_t before;
 
@@ -140,6 +140,7 @@ void status_page_read(const struct status_page *page, struct status_values *ret)
         ret->budget_bytes = atomic_load(&page->budget_bytes);
         ret->flags = atomic_load(&page->flags);
         if (before % 2 == 0 && atomic_load(&page->sequence) == before)
-            return;
+            return true;
     }
+    return false;
 }

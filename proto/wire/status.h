@@ -11,6 +11,7 @@
  */
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define STATUS_MAGIC UINT32_C(0x5453564b) /* "KVST" */
@@ -44,9 +45,11 @@ int status_page_new(struct status_page **ret_page, int *ret_fd);
 struct status_page *status_page_free(struct status_page *page); /* unmaps */
 void status_page_write(struct status_page *page, const struct status_values *values);
 
-/* Client: maps a received page read-only after checking its size, seals and magic. The descriptor is borrowed. */
+/* Client: maps a received page read-only after checking its size, seals and magic (-EBADMSG). The descriptor is
+ * borrowed. */
 int status_page_map(int fd, const struct status_page **ret_page);
 const struct status_page *status_page_unmap(const struct status_page *page);
 
-/* A consistent copy; after a bounded number of tries (a writer that died halfway) the values as they stand. */
-void status_page_read(const struct status_page *page, struct status_values *ret);
+/* True: a consistent copy. False, after a bounded number of tries (a writer that died or lost its processor
+ * halfway): the values as they stand, each right by itself. */
+bool status_page_read(const struct status_page *page, struct status_values *ret);
