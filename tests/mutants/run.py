@@ -109,7 +109,7 @@ class Copy:
     def update(self) -> None:
         """Makes the copy equal to the tree. What is equal already keeps its time, for the build's sake."""
         self.source.mkdir(parents=True, exist_ok=True)
-        git = ["git", "-C", self.root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        git = ["git", "-C", str(self.root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listing = subprocess.run(git, capture_output=True, check=True).stdout.decode()
         names = {name for name in listing.split("\0") if name and (self.root / name).is_file()}
         for path in [p for p in self.source.rglob("*") if p.is_file()]:
@@ -200,6 +200,7 @@ def main() -> int:
     try:
         mutants = choose_mutants(root / "tests/mutants", arguments.names)
         copy.update()
+        copy.log.unlink(missing_ok=True)
         print(f"building a copy of the tree, running the tests of {len(mutants)} mutants on it", flush=True)
         check_baseline(copy, mutants)
     except MutantError as error:
