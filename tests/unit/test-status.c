@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -68,6 +69,18 @@ TEST(what_is_written_is_read)
     view = status_page_unmap(view);
     check(!page && !view);
     check(!status_page_free(NULL) && !status_page_unmap(NULL));
+}
+
+TEST(layout_is_the_documented_one)
+{
+    check_eq(offsetof(struct status_page, magic), 0);
+    check_eq(offsetof(struct status_page, size), 4);
+    check_eq(offsetof(struct status_page, sequence), 8);
+    check_eq(offsetof(struct status_page, limit_bytes), 16);
+    check_eq(offsetof(struct status_page, used_bytes), 24);
+    check_eq(offsetof(struct status_page, budget_bytes), 32);
+    check_eq(offsetof(struct status_page, flags), 40);
+    check_eq(sizeof(struct status_page), 48);
 }
 
 TEST(receiver_can_neither_write_nor_resize)
