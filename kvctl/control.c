@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The client's half of the control protocol. It owns the connection and the words for what went wrong with
+ * it; what the answers mean, and how they are shown, is for its callers.
+ *
+ * It promises that nothing is asked of a stranger: before the first byte is sent, the kernel has said under
+ * which user the listener runs.
+ */
+
+#include "control.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pwd.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
+
+#include "base/arith.h"
+#include "wire/link.h"
+
+#define SUFFIX ".ctl"
+#define SERVICE_USER "kvcached"
+#define QUEUE_MAX 4
+#define PLACES_MAX 3
+
+struct control {
+    struct link *link;
+    struct message welcome;
+    struct sockaddr_un address;
+    int timeout_ms;
+    uint32_t last_request;
+    Kvcached__Error refusal;
+    char reason[512];
+};
+
+int control_new(struct control **ret)
+{
+    struct control *control = calloc(1, sizeof(*control));
+
+    if (!control)
+        return -ENOMEM;
+    *ret = control;
+    return 0;
+}
+
+struct control *control_free(struct control *control)
+{
+    if (!control)
+        return NULL;
+    link_free(control->link);
+    if (control->welcome.body)
+        message_deinit(&control->welcome);
+    free(control);
+    return NULL;
+}
+
+const char *control_reason(const struct control *control)
+{
+    return control->reason;
+}
+
+Kvcached__Error control_refusal(const struct control *control)
+{
+    return control->refusal;
+}
+
+const char *control_path(const struct control *control)
+{
+    return control->address.sun_path;
+}
+
+const Kvcached__Welcome *control_welcome(const struct control *control)
+{
+    return (const Kvcached__Welcome *)control->welcome.body;
+}
+
+/* Notes the reason and passes the verdict on. */
+__attribute__((format(printf, 3, 4))) static int fail(struct control *control, int verdict,
+                                                      const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(control->reason, sizeof(control->reason), format, args);
+    va_end(args);
+    return verdict;
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / NSEC_PER_MSEC;
+}
+
+/* Returns at the deadline at the latest; whether anything has come is for the next receive to find out. */
+static int wait_ready(struct control *control, uint64_t deadline_ms)
+{
+    struct pollfd pollfd = {.fd = link_fd(control->link)};
+    uint64_t now = now_ms();
+
+    if (now >= deadline_ms)
+        return fail(control, CONTROL_E_FAILED, "The daemon at %s has not answered for %g s.",
+                    control->address.sun_path, control->timeout_ms / 1000.0);
+    pollfd.events = POLLIN | (link_wants_write(control->link) ? POLLOUT : 0);
+    if (poll(&pollfd, 1, (int)(deadline_ms - now)) < 0 && errno != EINTR)
+        return fail(control, -errno, "Waiting for the daemon failed: %s.", strerror(errno));
+    return 0;
+}
+
+static int fail_link(struct control *control, int r)
+{
+    if (r == LINK_E_CLOSED)
+        return fail(control, CONTROL_E_FAILED, "The daemon at %s closed the connection.",
+                    control->address.sun_path);
+    if (r == LINK_E_VIOLATION)
+        return fail(control, CONTROL_E_FAILED, "What answered at %s does not speak our protocol: %s",
+                    control->address.sun_path, link_reason(control->link));
+    return fail(control, r < 0 ? r : CONTROL_E_FAILED, "Talking to the daemon failed: %s.",
+                r < 0 ? strerror(-r) : "its socket takes no more");
+}
+
+static int next_message(struct control *control, uint64_t deadline_ms, struct message *ret)
+{
+    for (;;) {
+        int r = link_flush(control->link);
+
+        /* A daemon that turned us away may have said why before it closed. */
+        if (r == 0 || r == LINK_E_CLOSED)
+            r = link_receive(control->link, ret, NULL);
+        if (r == 0)
+            return 0;
+        if (r != LINK_E_EMPTY)
+            return fail_link(control, r);
+        r = wait_ready(control, deadline_ms);
+        if (r)
+            return r;
+    }
+}
+
+static int take_refusal(struct control *control, const Kvcached__Refused *refused)
+{
+    control->refusal = refused->error;
+    return fail(control, CONTROL_E_REFUSED, "%s",
+                refused->reason[0] ? refused->reason : "The daemon refused without saying why.");
+}
+
+/* The answer to a request, whatever its type. */
+static int await_answer(struct control *control, uint32_t request, struct message *ret)
+{
+    uint64_t deadline_ms = now_ms() + (uint64_t)control->timeout_ms;
+    struct message message;
+    int r;
+
+    r = next_message(control, deadline_ms, &message);
+    if (r)
+        return r;
+    if (message.type == MESSAGE_REFUSED && (message.request == request || message.request == 0))
+        r = take_refusal(control, (const Kvcached__Refused *)message.body);
+    else if (message.request != request)
+        r = fail(control, CONTROL_E_FAILED, "The daemon answered something that was not asked.");
+    if (r)
+        message_deinit(&message);
+    else
+        *ret = message;
+    return r;
+}
+
+static int say(struct control *control, uint16_t type, uint32_t request, const ProtobufCMessage *body)
+{
+    int r = link_send(control->link, type, request, body, NULL);
+
+    if (r == -EMSGSIZE)
+        return fail(control, CONTROL_E_FAILED, "That is more than fits into one request.");
+    /* A daemon that has hung up may have left its reason in the socket. */
+    return r == 0 || r == LINK_E_CLOSED ? 0 : fail_link(control, r);
+}
+
+static int check_type(struct control *control, struct message *answer, uint16_t type)
+{
+    int r;
+
+    if (answer->type == type)
+        return 0;
+    r = fail(control, CONTROL_E_FAILED, "The daemon answered %s where %s was due.",
+             codec_type_name(answer->type), codec_type_name(type));
+    message_deinit(answer);
+    return r;
+}
+
+static int ask(struct control *control, uint16_t type, const ProtobufCMessage *body, uint16_t answer_type,
+               struct message *ret)
+{
+    uint32_t request = ++control->last_request;
+    struct message answer;
+    int r;
+
+    r = say(control, type, request, body);
+    if (r)
+        return r;
+    r = await_answer(control, request, &answer);
+    if (r)
+        return r;
+    r = check_type(control, &answer, answer_type);
+    if (r)
+        return r;
+    *ret = answer;
+    return 0;
+}
+
+/* ---- Connecting ---- */
+
+static bool is_trusted(uid_t uid)
+{
+    const struct passwd *service;
+
+    if (uid == 0 || uid == geteuid())
+        return true;
+    service = getpwnam(SERVICE_USER);
+    return service && service->pw_uid == uid;
+}
+
+static int check_listener(struct control *control, int fd)
+{
+    struct ucred credentials;
+    socklen_t size = sizeof(credentials);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0)
+        return fail(control, -errno, "The kernel doesn't say who listens at %s: %s.",
+                    control->address.sun_path, strerror(errno));
+    if (!is_trusted(credentials.uid))
+        return fail(control, CONTROL_E_NO_DAEMON,
+                    "%s belongs to user %u, who is neither root, nor you, nor the user " SERVICE_USER ".",
+                    control->address.sun_path, credentials.uid);
+    return 0;
+}
+
+/* Nobody there is -ENOENT, so that a search can go on. */
+static int fail_connect(struct control *control, int error)
+{
+    const char *path = control->address.sun_path;
+
+    switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+    case ECONNREFUSED:
+        return fail(control, -ENOENT, "No daemon listens at %s.", path);
+    case ENOTSOCK:
+    case EPROTOTYPE:
+        return fail(control, CONTROL_E_NO_DAEMON, "%s is not the socket of a daemon.", path);
+    case EACCES:
+    case EPERM:
+        return fail(control, CONTROL_E_FAILED,
+                    "You may not connect to %s: that is for root, the daemon's user and its group.", path);
+    case EAGAIN:
+        return fail(control, CONTROL_E_FAILED, "The daemon at %s accepts no connection.", path);
+    default:
+        return fail(control, -error, "Connecting to %s failed: %s.", path, strerror(error));
+    }
+}
+
+static int set_address(struct control *control, const char *socket_path)
+{
+    int n;
+
+    control->address.sun_family = AF_UNIX;
+    n = snprintf(control->address.sun_path, sizeof(control->address.sun_path), "%s" SUFFIX, socket_path);
+    if (n < 0 || (size_t)n >= sizeof(control->address.sun_path))
+        return fail(control, CONTROL_E_NO_DAEMON, "%s" SUFFIX " is longer than the path of a socket can be.",
+                    socket_path);
+    return 0;
+}
+
+/* Leaves the connection in control->link. */
+static int connect_to(struct control *control, const char *socket_path)
+{
+    struct timeval patience = {.tv_sec = control->timeout_ms / 1000,
+                               .tv_usec = control->timeout_ms % 1000 * 1000};
+    _cleanup_close_ int fd = -1;
+    int r;
+
+    r = set_address(control, socket_path);
+    if (r)
+        return r;
+    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return fail(control, -errno, "There is no socket to be had: %s.", strerror(errno));
+    /* A listener that never accepts would hold connect() for ever once its backlog is full. */
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    if (connect(fd, (const struct sockaddr *)&control->address, sizeof(control->address)) < 0)
+        return fail_connect(control, errno);
+    r = check_listener(control, fd);
+    if (r)
+        return r;
+    r = link_new(fd, false, QUEUE_MAX, &control->link);
+    if (r)
+        return fail(control, r, "Talking to the daemon failed: %s.", strerror(-r));
+    steal_fd(&fd);
+    return 0;
+}
+
+static bool place(char *paths[static PLACES_MAX], size_t *n, const char *folder, const char *subfolder,
+                  const char *gpu)
+{
+    if (!folder || folder[0] != '/')
+        return true;
+    /* systemd separates several runtime directories by colons; the first is the daemon's. */
+    if (asprintf(&paths[*n], "%.*s%s/gpu%s.sock", (int)strcspn(folder, ":"), folder, subfolder, gpu) < 0)
+        return false;
+    (*n)++;
+    return true;
+}
+
+static int connect_to_gpu(struct control *control, const char *gpu)
+{
+    char *paths[PLACES_MAX] = {NULL};
+    size_t n = 0;
+    bool ok;
+    int r = -ENOENT;
+
+    ok = place(paths, &n, getenv("RUNTIME_DIRECTORY"), "", gpu) &&
+         place(paths, &n, "/run/kvcached", "", gpu) &&
+         place(paths, &n, getenv("XDG_RUNTIME_DIR"), "/kvcached", gpu);
+    if (!ok)
+        r = fail(control, -ENOMEM, "Out of memory.");
+    for (size_t i = 0; ok && i < n && r == -ENOENT; i++)
+        r = connect_to(control, paths[i]);
+    for (size_t i = 0; i < n; i++)
+        free(paths[i]);
+    return r == -ENOENT ? fail(control, r,
+                               "No daemon for GPU %s is running: nobody listens in $RUNTIME_DIRECTORY, "
+                               "/run/kvcached or $XDG_RUNTIME_DIR/kvcached.",
+                               gpu)
+                        : r;
+}
+
+static int greet(struct control *control)
+{
+    Kvcached__Hello hello = KVCACHED__HELLO__INIT;
+    Kvcached__ChallengeReply reply = KVCACHED__CHALLENGE_REPLY__INIT;
+    uint32_t request = ++control->last_request;
+    struct message answer;
+    int r;
+
+    hello.min_version = FRAME_VERSION;
+    hello.max_version = FRAME_VERSION;
+    hello.program = program_invocation_short_name;
+    r = say(control, MESSAGE_HELLO, request, &hello.base);
+    if (r)
+        return r;
+    r = await_answer(control, request, &answer);
+    if (r)
+        return r;
+    if (answer.type == MESSAGE_CHALLENGE) {
+        reply.nonce = ((const Kvcached__Challenge *)answer.body)->nonce;
+        r = say(control, MESSAGE_CHALLENGE_REPLY, request, &reply.base);
+        message_deinit(&answer);
+        if (r)
+            return r;
+        r = await_answer(control, request, &answer);
+        if (r)
+            return r;
+    }
+    r = check_type(control, &answer, MESSAGE_WELCOME);
+    if (r)
+        return r;
+    control->welcome = answer;
+    return 0;
+}
+
+int control_connect(struct control *control, const struct control_options *options)
+{
+    const char *socket_path = options->socket;
+    int r;
+
+    if (!socket_path && !options->gpu)
+        socket_path = getenv("KVCACHED_SOCKET");
+    control->timeout_ms = options->timeout_ms > 0 ? options->timeout_ms : CONTROL_TIMEOUT_MS;
+    if (socket_path && *socket_path)
+        r = connect_to(control, socket_path);
+    else
+        r = connect_to_gpu(control, options->gpu ? options->gpu : "0");
+    if (r)
+        return r == -ENOENT ? CONTROL_E_NO_DAEMON : r;
+    return greet(control);
+}
+
+/* ---- Requests ---- */
+
+static int keep_page(struct control_listing *listing, struct message *page)
+{
+    const Kvcached__ListReply *reply = (const Kvcached__ListReply *)page->body;
+    Kvcached__InstanceInfo **instances;
+    struct message *pages;
+
+    pages = reallocarray(listing->pages, listing->n_pages + 1, sizeof(*pages));
+    if (!pages)
+        return -ENOMEM;
+    listing->pages = pages;
+    instances = reallocarray(listing->instances, listing->n + reply->n_instances + 1, sizeof(*instances));
+    if (!instances)
+        return -ENOMEM;
+    listing->instances = instances;
+    for (size_t i = 0; i < reply->n_instances; i++)
+        instances[listing->n++] = reply->instances[i];
+    pages[listing->n_pages++] = *page;
+    return 0;
+}
+
+static int list_page(struct control *control, char *const *names, size_t n_names, uint64_t *cursor,
+                     struct control_listing *listing)
+{
+    Kvcached__List list = KVCACHED__LIST__INIT;
+    struct message page;
+    int r;
+
+    list.instances = (char **)names;
+    list.n_instances = n_names;
+    list.cursor = *cursor;
+    r = ask(control, MESSAGE_LIST, &list.base, MESSAGE_LIST_REPLY, &page);
+    if (r)
+        return r;
+    *cursor = ((const Kvcached__ListReply *)page.body)->next;
+    r = keep_page(listing, &page);
+    if (r) {
+        message_deinit(&page);
+        return fail(control, r, "Out of memory.");
+    }
+    return 0;
+}
+
+int control_list(struct control *control, char *const *names, size_t n_names, struct control_listing *ret)
+{
+    struct control_listing listing = {0};
+    uint64_t cursor = 0;
+    int r;
+
+    do {
+        r = list_page(control, names, n_names, &cursor, &listing);
+        if (r) {
+            control_listing_deinit(&listing);
+            return r;
+        }
+    } while (cursor != 0);
+    *ret = listing;
+    return 0;
+}
+
+void control_listing_deinit(struct control_listing *listing)
+{
+    for (size_t i = 0; i < listing->n_pages; i++)
+        message_deinit(&listing->pages[i]);
+    free(listing->pages);
+    free(listing->instances);
+    *listing = (struct control_listing){0};
+}
+
+int control_set_limit_bytes(struct control *control, const char *instance, uint64_t bytes,
+                            struct message *ret_limit_reply)
+{
+    Kvcached__SetLimit body = KVCACHED__SET_LIMIT__INIT;
+
+    body.instance = (char *)instance;
+    body.limit_case = KVCACHED__SET_LIMIT__LIMIT_BYTES;
+    body.bytes = bytes;
+    return ask(control, MESSAGE_SET_LIMIT, &body.base, MESSAGE_LIMIT_REPLY, ret_limit_reply);
+}
+
+int control_set_limit_ppm(struct control *control, const char *instance, uint32_t ppm,
+                          struct message *ret_limit_reply)
+{
+    Kvcached__SetLimit body = KVCACHED__SET_LIMIT__INIT;
+
+    body.instance = (char *)instance;
+    body.limit_case = KVCACHED__SET_LIMIT__LIMIT_PPM;
+    body.ppm = ppm;
+    return ask(control, MESSAGE_SET_LIMIT, &body.base, MESSAGE_LIMIT_REPLY, ret_limit_reply);
+}
+
+int control_delete(struct control *control, const char *instance, bool force,
+                   struct message *ret_delete_reply)
+{
+    Kvcached__Delete body = KVCACHED__DELETE__INIT;
+
+    body.instance = (char *)instance;
+    body.force = force;
+    return ask(control, MESSAGE_DELETE, &body.base, MESSAGE_DELETE_REPLY, ret_delete_reply);
+}
+
+int control_info(struct control *control, const char *instance, struct message *ret_info_reply)
+{
+    Kvcached__Info body = KVCACHED__INFO__INIT;
+
+    if (instance)
+        body.instance = (char *)instance;
+    return ask(control, MESSAGE_INFO, &body.base, MESSAGE_INFO_REPLY, ret_info_reply);
+}
