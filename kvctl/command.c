@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The table of commands and what all of them do alike: connecting, complaining, failing.
+ */
+
+#include "command.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "text.h"
+
+const struct command *const commands[] = {
+    &command_list, &command_limit, &command_limit_percent, &command_delete, &command_info,
+    &command_help, NULL,
+};
+
+const struct command *command_find(const char *name)
+{
+    for (const struct command *const *c = commands; *c; c++)
+        if (strcmp((*c)->name, name) == 0)
+            return *c;
+    return NULL;
+}
+
+int command_complain(int status, const char *format, ...)
+{
+    char raw[TEXT_MAX], clean[TEXT_MAX];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(raw, sizeof(raw), format, args);
+    va_end(args);
+    fprintf(stderr, "kvctl: %s\n", text_clean(clean, raw));
+    return status;
+}
+
+int command_connect(const struct invocation *invocation, struct control **ret)
+{
+    const struct control_options options = {
+        .socket = invocation->options->socket,
+        .gpu = invocation->options->gpu,
+    };
+    _cleanup_(control_freep) struct control *control = NULL;
+    int r;
+
+    if (control_new(&control) < 0)
+        return command_complain(STATUS_FAILED, "Out of memory.");
+    r = control_connect(control, &options);
+    if (r)
+        return command_fail(control, r, NULL);
+    *ret = steal_pointer(control);
+    return STATUS_DONE;
+}
+
+/* Which "domain/name" a bare name could have meant. */
+static int complain_ambiguous(struct control *control, const char *instance)
+{
+    struct control_listing listing;
+    char candidates[TEXT_MAX] = "", name[TEXT_MAX];
+    size_t length = 0;
+
+    if (control_list(control, (char *const[]){(char *)instance}, 1, &listing) != 0)
+        return command_complain(STATUS_FAILED, "Several trust domains have an instance called %s.", instance);
+    for (size_t i = 0; i < listing.n && length < sizeof(candidates); i++)
+        length += (size_t)snprintf(candidates + length, sizeof(candidates) - length, "%s%s", i ? ", " : "",
+                                   text_instance(name, listing.instances[i], true));
+    control_listing_deinit(&listing);
+    return command_complain(STATUS_FAILED, "%s could be any of: %s.", instance, candidates);
+}
+
+int command_fail(struct control *control, int r, const char *instance)
+{
+    if (r == CONTROL_E_NO_DAEMON)
+        return command_complain(STATUS_NO_DAEMON, "%s", control_reason(control));
+    if (r == CONTROL_E_REFUSED && instance && control_refusal(control) == KVCACHED__ERROR__ERROR_AMBIGUOUS)
+        return complain_ambiguous(control, instance);
+    return command_complain(STATUS_FAILED, "%s", control_reason(control));
+}
+
+int command_print_json(cJSON *value)
+{
+    char *text = value ? cJSON_Print(value) : NULL;
+
+    cJSON_Delete(value);
+    if (!text)
+        return command_complain(STATUS_FAILED, "Out of memory.");
+    puts(text);
+    cJSON_free(text);
+    return STATUS_DONE;
+}

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The table of `kvctl list`: its columns, what gives way on a narrow terminal, and its colours.
+ */
+
+#include "table.h"
+
+#include <stdint.h>
+#include <string.h>
+
+#include "base/parse.h"
+#include "text.h"
+
+#define NAME_WIDTH 24
+#define NAME_WIDTH_MIN 10
+#define BYTES_WIDTH 13  /* a blank and "1023.99 GB" with room to spare */
+#define PERCENT_WIDTH 8 /* a blank and "100.0 %" */
+#define NOTE_OVER_LIMIT "  over limit"
+#define NOTE_FROZEN "  frozen"
+#define NOTES_WIDTH ((unsigned)(sizeof(NOTE_OVER_LIMIT) + sizeof(NOTE_FROZEN) - 2))
+
+struct layout {
+    unsigned name_width;
+    bool limit, notes;
+};
+
+static unsigned max_unsigned(unsigned a, unsigned b)
+{
+    return a > b ? a : b;
+}
+
+static unsigned min_unsigned(unsigned a, unsigned b)
+{
+    return a < b ? a : b;
+}
+
+static bool is_ambiguous(Kvcached__InstanceInfo *const *instances, size_t n, size_t i)
+{
+    for (size_t j = 0; j < n; j++)
+        if (j != i && strcmp(instances[i]->instance, instances[j]->instance) == 0)
+            return true;
+    return false;
+}
+
+static const char *row_name(char buf[static TEXT_MAX], Kvcached__InstanceInfo *const *instances, size_t n,
+                            size_t i)
+{
+    return text_instance(buf, instances[i], is_ambiguous(instances, n, i));
+}
+
+/* What a narrow terminal loses first: notes, then length of names, then the limit. */
+static struct layout plan(unsigned width, unsigned longest_name, bool wants_notes)
+{
+    unsigned name_width = max_unsigned(NAME_WIDTH, longest_name);
+    unsigned rest = BYTES_WIDTH + PERCENT_WIDTH;
+    struct layout layout = {.name_width = name_width, .limit = true, .notes = wants_notes};
+
+    if (width == 0)
+        return layout;
+    layout.limit = width >= NAME_WIDTH_MIN + BYTES_WIDTH + rest;
+    if (layout.limit)
+        rest += BYTES_WIDTH;
+    layout.name_width =
+        max_unsigned(NAME_WIDTH_MIN, min_unsigned(name_width, width > rest ? width - rest : 0));
+    layout.notes = wants_notes && width >= layout.name_width + rest + NOTES_WIDTH;
+    return layout;
+}
+
+/* Engines are mostly told apart by the ends of their names, where their process group stands. */
+static void print_name(FILE *out, const char *name, unsigned width)
+{
+    size_t length = strlen(name);
+
+    if (length > width)
+        fprintf(out, "~%s", name + length - (width - 1));
+    else
+        fprintf(out, "%-*s", (int)width, name);
+}
+
+static const char *colour_of(const Kvcached__InstanceInfo *instance)
+{
+    double share = 0;
+
+    if (instance->limit_bytes > 0)
+        share = (double)instance->used_bytes / (double)instance->limit_bytes;
+    else if (instance->used_bytes > 0)
+        share = 1;
+    if (share < 0.5)
+        return "\033[32m";
+    return share < 0.8 ? "\033[33m" : "\033[31m";
+}
+
+static void print_row(FILE *out, const struct table_style *style, const struct layout *layout,
+                      const char *name, const Kvcached__InstanceInfo *instance)
+{
+    char size[FORMAT_SIZE_MAX], percent[TEXT_PERCENT_MAX];
+
+    print_name(out, name, layout->name_width);
+    if (layout->limit)
+        fprintf(out, "%*s", BYTES_WIDTH, format_size(size, instance->limit_bytes));
+    fprintf(out, "%*s", BYTES_WIDTH, format_size(size, instance->used_bytes));
+    text_percent(percent, instance->used_bytes, instance->limit_bytes);
+    fprintf(out, "%s%*s%s", style->colour ? colour_of(instance) : "", PERCENT_WIDTH, percent,
+            style->colour ? "\033[0m" : "");
+    if (layout->notes)
+        fprintf(out, "%s%s", instance->over_limit ? NOTE_OVER_LIMIT : "",
+                instance->frozen ? NOTE_FROZEN : "");
+    fputc('\n', out);
+}
+
+void table_print(FILE *out, const struct table_style *style, Kvcached__InstanceInfo *const *instances,
+                 size_t n)
+{
+    char name[TEXT_MAX];
+    unsigned longest = 0;
+    bool wants_notes = false;
+    struct layout layout;
+
+    if (n == 0) {
+        fputs("No active KVCached segments found.\n", out);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        longest = max_unsigned(longest, (unsigned)strlen(row_name(name, instances, n, i)));
+        wants_notes |= instances[i]->over_limit || instances[i]->frozen;
+    }
+    layout = plan(style->width, longest, wants_notes);
+    print_name(out, "IPC", layout.name_width);
+    if (layout.limit)
+        fprintf(out, "%*s", BYTES_WIDTH, "Limit");
+    fprintf(out, "%*s%*s\n", BYTES_WIDTH, "Used", PERCENT_WIDTH, "%");
+    for (size_t i = 0; i < n; i++)
+        print_row(out, style, &layout, row_name(name, instances, n, i), instances[i]);
+}
