@@ -27,7 +27,7 @@ def wanted_packages() -> list[str]:
 
 @pytest.fixture
 def fake_apt(tmp_path: Path) -> Path:
-    """A folder of programs that note what they are asked; dpkg-query knows what the file "installed" lists."""
+    """Programs that note what they are asked; dpkg-query knows what is in the file "installed"."""
     programs = {
         "dpkg-query": f"sed 's/^/installed /' {tmp_path}/installed",
         "apt-get": f'echo "$@" >>{tmp_path}/asked',
