@@ -61,7 +61,7 @@ static inline uint64_t test_random(uint64_t *state)
         int64_t check_a = (int64_t)(a), check_b = (int64_t)(b);                                              \
         if (check_a != check_b)                                                                              \
             test_fail(__FILE__, __LINE__, "%s == %s: %" PRId64 " is not %" PRId64, #a, #b, check_a,          \
-                      check_b ? check_b : "(null)");                                                         \
+                      check_b);                                                                              \
     } while (0)
 
 #define check_str(a, b)                                                                                      \
@@ -69,5 +69,5 @@ static inline uint64_t test_random(uint64_t *state)
         const char *check_a = (a), *check_b = (b);                                                           \
         if (!check_a || !check_b || strcmp(check_a, check_b) != 0)                                           \
             test_fail(__FILE__, __LINE__, "%s: \"%s\" is not \"%s\"", #a, check_a ? check_a : "(null)",      \
-                      check_b);                                                                              \
+                      check_b ? check_b : "(null)");                                                         \
     } while (0)
