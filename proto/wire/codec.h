@@ -4,8 +4,8 @@
 /*
  * Codec: messages of kvcached.proto to and from frames. Pure.
  *
- * Decoding a hostile packet costs a bounded amount of memory: everything that a message needs comes out of one
- * arena of at most CODEC_ARENA_MAX bytes, which message_deinit() frees.
+ * Decoding a hostile packet costs a bounded amount of memory: everything that a message needs comes out of
+ * one arena of at most CODEC_ARENA_MAX bytes, which message_deinit() frees.
  */
 
 #include <stddef.h>
@@ -18,6 +18,7 @@
 #define CODEC_ARENA_MAX (1024 * 1024)
 
 /* number, NAME, protobuf type, lower-case name */
+/* clang-format off */
 #define MESSAGES(X)                                                                                          \
     X(1, HELLO, Hello, hello)                                                                                \
     X(2, CHALLENGE, Challenge, challenge)                                                                    \
@@ -41,6 +42,7 @@
     X(69, DELETE_REPLY, DeleteReply, delete_reply)                                                           \
     X(70, INFO, Info, info)                                                                                  \
     X(71, INFO_REPLY, InfoReply, info_reply)
+/* clang-format on */
 
 enum message_type {
 #define X(number, upper, camel, lower) MESSAGE_##upper = number,

@@ -22,7 +22,7 @@ enum {
     LINK_E_CLOSED,    /* the other end is gone */
     LINK_E_FULL,      /* queue bound reached: the message was not queued */
     LINK_E_VIOLATION, /* the other end broke the framing; link_reason() says how */
-    LINK_E_NOFILE,    /* our descriptor table is full: the message arrived, its descriptors didn't (all closed) */
+    LINK_E_NOFILE,    /* our descriptor table is full: the message arrived, its descriptors are closed */
 };
 
 struct link;
@@ -40,27 +40,29 @@ int link_fd(const struct link *link); /* borrowed */
 int link_send(struct link *link, uint16_t type, uint32_t request, const ProtobufCMessage *body,
               struct fdset *fds);
 
-/* Sends what is queued as far as the socket takes it. 0 (also when something is left), LINK_E_CLOSED, negative. */
+/* Sends what is queued as far as the socket takes it. 0 (also when something is left), LINK_E_CLOSED,
+ * negative. */
 int link_flush(struct link *link);
 
 /* Whether to wait for POLLOUT. */
 bool link_wants_write(const struct link *link);
 
-/* Whether the head of the queue was refused with ETOOMANYREFS: too many descriptors of this user are in flight.
- * No poll event announces the end of that; flush again when any peer has acknowledged, or after a while. */
+/* Whether the head of the queue was refused with ETOOMANYREFS: too many descriptors of this user are in
+ * flight. No poll event announces the end of that; flush again when any peer has acknowledged, or after a
+ * while. */
 bool link_is_throttled(const struct link *link);
 
 unsigned link_queued(const struct link *link);
 
-/* Receives one message, also after link_send() or link_flush() has said LINK_E_CLOSED: what the other end sent
- * before it closed (why, perhaps) can still be read. 0, LINK_E_EMPTY, LINK_E_CLOSED, LINK_E_VIOLATION, LINK_E_NOFILE (the message is valid,
- * the set empty), or negative. On 0 and LINK_E_NOFILE the caller owns *ret_message (message_deinit) and
- * *ret_fds (fdset_deinit; may be NULL for links that receive none). */
+/* Receives one message, also after link_send() or link_flush() has said LINK_E_CLOSED: what the other end
+ * sent before it closed (why, perhaps) can still be read. 0, LINK_E_EMPTY, LINK_E_CLOSED, LINK_E_VIOLATION,
+ * LINK_E_NOFILE (the message is valid, the set empty), or negative. On 0 and LINK_E_NOFILE the caller owns
+ * *ret_message (message_deinit) and *ret_fds (fdset_deinit; may be NULL for links that receive none). */
 int link_receive(struct link *link, struct message *ret_message, struct fdset *ret_fds);
 
 /* As link_receive() on a socket with SO_PASSCRED, without room for descriptors: also tells who sent it. Set
- * SO_PASSCRED before asking for the packet: one that was sent earlier counts as sent without credentials, which
- * is a violation. */
+ * SO_PASSCRED before asking for the packet: one that was sent earlier counts as sent without credentials,
+ * which is a violation. */
 int link_receive_credentials(struct link *link, struct message *ret_message, pid_t *ret_pid, uid_t *ret_uid);
 
 /* One sentence about the last violation. */

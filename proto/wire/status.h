@@ -45,8 +45,8 @@ int status_page_new(struct status_page **ret_page, int *ret_fd);
 struct status_page *status_page_free(struct status_page *page); /* unmaps */
 void status_page_write(struct status_page *page, const struct status_values *values);
 
-/* Client: maps a received page read-only after checking its size, seals and magic (-EBADMSG). The descriptor is
- * borrowed. */
+/* Client: maps a received page read-only after checking its size, seals and magic (-EBADMSG). The descriptor
+ * is borrowed. */
 int status_page_map(int fd, const struct status_page **ret_page);
 const struct status_page *status_page_unmap(const struct status_page *page);
 
