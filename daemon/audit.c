@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The audit recomputes from the extents, one by one, everything that the rest keeps as running sums, and says
+ * which of its promises doesn't hold. It trusts no counter, and shares no code with what it checks. It is
+ * slow, and for tests.
+ */
+
+#include <stddef.h>
+
+#include "broker-internal.h"
+
+#define expect(condition, sentence)                                                                          \
+    do {                                                                                                     \
+        if (!(condition))                                                                                    \
+            return sentence;                                                                                 \
+    } while (0)
+
+struct sums {
+    uint64_t bytes[_LEDGER_N];
+    uint64_t charged_bytes, earmarked_bytes, shelved_bytes, warm_bytes, unconfirmed_bytes;
+    uint32_t n_extents, n_descriptors, n_creating, n_exporting_ahead, n_doomed, n_doomed_descriptors;
+    uint32_t n_active;
+};
+
+static enum ledger_state ledger_state_of(const struct extent *extent)
+{
+    switch ((enum extent_state)extent->state) {
+    case EXTENT_CREATING:
+        return LEDGER_CREATING;
+    case EXTENT_SHELVED:
+    case EXTENT_EXPORTING:
+    case EXTENT_EARMARKED:
+        return LEDGER_POOL;
+    case EXTENT_GRANTED:
+        return LEDGER_GRANTED;
+    case EXTENT_LIMBO:
+        return LEDGER_LIMBO;
+    case EXTENT_DOOMED:
+    case EXTENT_UNCONFIRMED:
+        return LEDGER_DESTROYING;
+    case EXTENT_UNUSED:
+    case EXTENT_LOOSE:
+        break;
+    }
+    return _LEDGER_N;
+}
+
+static void add_extent(struct sums *sums, const struct broker *broker, const struct extent *extent)
+{
+    uint64_t bytes = extent_bytes(&broker->pool, extent);
+
+    sums->n_extents++;
+    sums->n_descriptors += extent->descriptor;
+    sums->bytes[ledger_state_of(extent)] += bytes;
+    sums->charged_bytes += extent->charge.account ? bytes : 0;
+    sums->earmarked_bytes += extent->state == EXTENT_EARMARKED ? bytes : 0;
+    sums->shelved_bytes += extent->state == EXTENT_SHELVED ? bytes : 0;
+    sums->warm_bytes += extent->state == EXTENT_SHELVED && extent->descriptor ? bytes : 0;
+    sums->unconfirmed_bytes += extent->state == EXTENT_UNCONFIRMED ? bytes : 0;
+    sums->n_creating += extent->state == EXTENT_CREATING;
+    sums->n_doomed += extent->state == EXTENT_DOOMED;
+    sums->n_doomed_descriptors += extent->state == EXTENT_DOOMED && extent->descriptor;
+    sums->n_exporting_ahead += extent->state == EXTENT_EXPORTING && !extent->holder;
+}
+
+static const char *check_colour(const struct broker *broker, const struct extent *extent)
+{
+    const struct broker_request *request = extent->holder;
+    const struct broker_peer *peer = extent->holder;
+    const struct broker_domain *domain = extent->holder;
+
+    switch ((enum extent_state)extent->state) {
+    case EXTENT_EARMARKED:
+        expect(request->n_ready <= request->n_extents, "a request has more extents than it wanted");
+        expect(extent->shelf == &broker->pool.clean || extent->shelf == &request_domain(request)->shelf,
+               "an extent is earmarked across trust domains");
+        expect(extent->descriptor, "a cold extent is earmarked");
+        break;
+    case EXTENT_GRANTED:
+    case EXTENT_LIMBO:
+        expect(extent->shelf == &peer->instance->domain->shelf, "an extent is held across trust domains");
+        expect(extent->handed, "a granted extent counts as never handed over");
+        expect(peer->lost == (extent->state == EXTENT_LIMBO), "an extent is not where its peer is");
+        break;
+    case EXTENT_EXPORTING:
+        expect(extent->shelf == &broker->pool.clean || !domain || extent->shelf == &domain->shelf,
+               "an extent is exported for another trust domain");
+        break;
+    case EXTENT_SHELVED:
+        expect(extent->shelf != &broker->pool.clean || !extent->handed, "a used extent counts as clean");
+        break;
+    default:
+        break;
+    }
+    return NULL;
+}
+
+static const char *check_extent(const struct broker *broker, const struct extent *extent)
+{
+    const struct ledger_account *account = NULL;
+    const struct broker_peer *peer = extent->holder;
+
+    expect(extent->state != EXTENT_LOOSE, "an extent is nowhere");
+    expect(extent->charge.bytes == extent_bytes(&broker->pool, extent), "a charge is not what its extent is");
+    expect(extent->charge.state == ledger_state_of(extent), "a charge is not in the state of its extent");
+    if (extent->state == EXTENT_GRANTED || extent->state == EXTENT_LIMBO)
+        account = &peer->instance->account;
+    expect(extent->charge.account == account || ledger_state_of(extent) == LEDGER_DESTROYING,
+           "an extent is charged to somebody who doesn't hold it");
+    return check_colour(broker, extent);
+}
+
+static const char *check_request(const struct broker *broker, const struct broker_request *request,
+                                 struct sums *sums)
+{
+    uint32_t n = 0, slot = 0;
+
+    expect(request->charge.bytes == request->bytes &&
+               request->charge.account == &request->peer->instance->account &&
+               request->charge.state == LEDGER_PENDING,
+           "a request that waits is not charged what it asked for");
+    sums->bytes[LEDGER_PENDING] += request->bytes;
+    sums->charged_bytes += request->bytes;
+    sums->n_active += request->state == BROKER_REQUEST_PARKED ? 0 : request->n_extents;
+    for (unsigned i = broker->config.n_classes; i-- > 0; slot += request->counts[i]) {
+        n += request->ready[i];
+        for (uint32_t k = 0; k < request->ready[i]; k++) {
+            const struct extent *extent = pool_extent_find(&broker->pool, request->extents[slot + k]);
+
+            expect(extent && extent->state == EXTENT_EARMARKED && extent->holder == request &&
+                       extent->class_index == i,
+                   "an earmarked extent is not its request's");
+        }
+    }
+    expect(n == request->n_ready, "a request miscounts its extents");
+    expect((request->state == BROKER_REQUEST_READY) == (n == request->n_extents), "a complete request waits");
+    return NULL;
+}
+
+static const char *check_domain(const struct broker *broker, const struct broker_domain *domain)
+{
+    for (unsigned i = 0; i < broker->config.n_classes; i++) {
+        uint32_t missing = 0, parked = 0, incoming = 0;
+
+        list_for_each (it, &domain->queue)
+            missing += request_missing(container_of(it, struct broker_request, link), i);
+        list_for_each (it, &domain->parked)
+            parked += request_missing(container_of(it, struct broker_request, link), i);
+        for (uint32_t k = 0; k < pool_n_slots(&broker->pool); k++) {
+            const struct extent *extent = pool_slot(&broker->pool, k);
+
+            incoming += (extent->state == EXTENT_CREATING || extent->state == EXTENT_EXPORTING) &&
+                        extent->holder == domain && extent->class_index == i;
+        }
+        expect(domain->missing[i] == missing, "a domain miscounts what it misses");
+        expect(domain->wanted[i] == missing + parked, "a domain miscounts what it wants");
+        expect(domain->incoming[i] == incoming, "a domain miscounts what is on its way");
+    }
+    return NULL;
+}
+
+static const char *check_peer(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes)
+{
+    uint64_t held = 0;
+    uint32_t n = 0;
+
+    list_for_each (it, &peer->extents) {
+        const struct extent *extent = container_of(it, struct extent, link);
+
+        expect(extent->holder == peer, "a peer lists an extent of another");
+        held += extent_bytes(&broker->pool, extent);
+        bytes[extent->charge.state] += extent_bytes(&broker->pool, extent);
+        n++;
+    }
+    expect(held == peer->held_bytes && n == peer->n_extents, "a peer miscounts what it holds");
+    return NULL;
+}
+
+static const char *check_instance(const struct broker *broker, const struct broker_instance *instance)
+{
+    uint64_t bytes[_LEDGER_N] = {};
+    const char *failure;
+
+    list_for_each (it, &instance->peers) {
+        failure = check_peer(broker, container_of(it, struct broker_peer, link), bytes);
+        if (failure)
+            return failure;
+    }
+    list_for_each (it, &broker->arrivals) {
+        const struct broker_request *request = container_of(it, struct broker_request, arrival_link);
+
+        bytes[LEDGER_PENDING] += request->peer->instance == instance ? request->bytes : 0;
+    }
+    for (uint32_t i = 0; i < pool_n_slots(&broker->pool); i++) {
+        const struct extent *extent = pool_slot(&broker->pool, i);
+
+        if (ledger_state_of(extent) == LEDGER_DESTROYING && extent->charge.account == &instance->account)
+            bytes[LEDGER_DESTROYING] += extent_bytes(&broker->pool, extent);
+    }
+    for (unsigned state = 0; state < _LEDGER_N; state++)
+        expect(bytes[state] == instance->account.bytes[state], "an account is not the sum of its charges");
+    expect(bytes[LEDGER_PENDING] == 0 ||
+               broker_used(instance) <= policy_limit(instance->has_limit, instance->limit_of, NULL),
+           "more was promised than the limit holds");
+    return NULL;
+}
+
+static const char *check_sums(const struct broker *broker, const struct sums *sums)
+{
+    for (unsigned state = 0; state < _LEDGER_N; state++)
+        expect(sums->bytes[state] == broker->ledger.bytes[state], "the ledger is not the sum of all extents");
+    expect(sums->charged_bytes == broker->ledger.charged_bytes,
+           "what is charged is not the sum of the accounts");
+    expect(sums->bytes[LEDGER_PENDING] == 0 || sums->charged_bytes <= broker->budget.bytes,
+           "more was promised than the budget holds");
+    expect(sums->n_extents == broker->pool.n_extents, "the pool miscounts its extents");
+    expect(sums->n_descriptors == broker->pool.n_descriptors, "the pool miscounts its descriptors");
+    expect(sums->n_descriptors <= broker->config.warm_max, "too many descriptors are kept");
+    expect(sums->shelved_bytes == broker->pool.shelved_bytes, "the pool miscounts what lies on its shelves");
+    expect(sums->warm_bytes == broker->pool.warm_bytes, "the pool miscounts what is warm");
+    expect(sums->earmarked_bytes == broker->earmarked_bytes, "the broker miscounts what is earmarked");
+    expect(sums->unconfirmed_bytes == broker->unconfirmed_bytes,
+           "the broker miscounts what is not confirmed");
+    expect(broker->stuck_bytes <= broker->unconfirmed_bytes, "more is stuck than unconfirmed");
+    expect(sums->n_creating == broker->n_creating, "the broker miscounts creates");
+    expect(sums->n_creating <= broker->config.creating_max, "too many creates are under way");
+    expect(sums->n_exporting_ahead == broker->n_exporting_ahead, "the broker miscounts exports");
+    expect(sums->n_doomed == broker->n_doomed && sums->n_doomed_descriptors == broker->n_doomed_descriptors,
+           "the broker miscounts destroys");
+    expect(sums->n_active == broker->n_active, "the broker miscounts what its requests want");
+    return NULL;
+}
+
+static const char *check_members(const struct broker *broker)
+{
+    const char *failure;
+
+    list_for_each (it, &broker->domains) {
+        failure = check_domain(broker, container_of(it, struct broker_domain, link));
+        if (failure)
+            return failure;
+    }
+    list_for_each (it, &broker->instances) {
+        failure = check_instance(broker, container_of(it, struct broker_instance, link));
+        if (failure)
+            return failure;
+    }
+    return NULL;
+}
+
+const char *broker_check(const struct broker *broker)
+{
+    struct sums sums = {};
+    const char *failure;
+
+    for (uint32_t i = 0; i < pool_n_slots(&broker->pool); i++) {
+        const struct extent *extent = pool_slot(&broker->pool, i);
+
+        if (extent->state == EXTENT_UNUSED)
+            continue;
+        failure = check_extent(broker, extent);
+        if (failure)
+            return failure;
+        add_extent(&sums, broker, extent);
+    }
+    list_for_each (it, &broker->arrivals) {
+        failure = check_request(broker, container_of(it, struct broker_request, arrival_link), &sums);
+        if (failure)
+            return failure;
+    }
+    failure = check_sums(broker, &sums);
+    return failure ? failure : check_members(broker);
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What the parts of the broker share: broker.c (construction, memory, actions and their answers), members.c
+ * (domains, instances, peers, limits), supply.c (requests that wait, and how extents come to them) and
+ * audit.c (the check of all of it).
+ */
+
+#include "broker.h"
+#include "policy.h"
+#include "pool.h"
+
+struct broker_domain {
+    struct list link;        /* of the broker's */
+    struct list hungry_link; /* while it misses extents that are not on their way */
+    struct list parked_link; /* while some of its requests are parked */
+    struct list queue;       /* of waiting requests */
+    struct list parked;
+    struct pool_shelf shelf;
+    uint32_t wanted[BROKER_CLASSES_MAX];   /* missing to waiting and parked requests */
+    uint32_t missing[BROKER_CLASSES_MAX];  /* missing to waiting requests */
+    uint32_t incoming[BROKER_CLASSES_MAX]; /* being created or exported for it */
+    uint32_t n_incoming;
+    uint64_t deficit_bytes; /* of the round robin of creates */
+    uint64_t retry_ns;      /* after a failure of the driver */
+    unsigned n_instances;
+    char name[BROKER_DOMAIN_MAX + 1];
+};
+
+struct broker {
+    struct broker_config config;
+    struct pool pool;
+    struct ledger ledger;
+    struct policy_budget budget;
+    struct policy_demand demand[BROKER_CLASSES_MAX];
+    struct list domains, instances;
+    unsigned n_instances, n_peers;
+    uint64_t serial;
+
+    struct list arrivals;       /* unanswered requests, oldest first */
+    struct list stalled;        /* of these, longest first */
+    struct list hungry, parked; /* domains */
+    uint32_t n_active;          /* extents of waiting and ready requests */
+    uint32_t n_sending;         /* extents of granted requests that are not freed */
+    uint64_t earmarked_bytes;
+    uint32_t n_creating;        /* ordered and not answered */
+    uint32_t n_exporting_ahead; /* of exports that no request waits for */
+    uint32_t n_doomed;          /* ordered and not answered */
+    uint32_t n_doomed_descriptors;
+    struct list unconfirmed; /* extents, oldest first */
+    uint64_t unconfirmed_bytes;
+    uint64_t stuck_bytes; /* of them, what a look has not confirmed */
+
+    struct list answers;                                   /* requests */
+    struct list dirty;                                     /* instances */
+    struct list exports, exports_ahead, creates, destroys; /* extents */
+    struct list ahead; /* extents being created or exported for nobody in particular */
+    bool look_wanted, looking;
+    struct broker_instance *forgotten;
+
+    bool draining;
+    uint64_t now_ns;
+    uint64_t looked_ns;
+    uint64_t active_ns; /* last grant or return */
+};
+
+static inline struct broker_domain *request_domain(const struct broker_request *request)
+{
+    return request->peer->instance->domain;
+}
+
+static inline uint32_t request_missing(const struct broker_request *request, unsigned class_index)
+{
+    return request->counts[class_index] - request->ready[class_index];
+}
+
+/* ---- members.c ---- */
+
+void instance_touch(struct broker *broker, struct broker_instance *instance);
+bool instance_is_vain(const struct broker_instance *instance); /* nothing keeps it */
+struct broker_instance *instance_free(struct broker *broker, struct broker_instance *instance);
+void members_budget_changed(struct broker *broker); /* what no longer fits is refused, everybody told */
+void domain_collect(struct broker *broker, struct broker_domain *domain);
+struct broker_domain *shelf_domain(const struct broker *broker, struct pool_shelf *shelf); /* NULL: clean */
+
+/* ---- supply.c ---- */
+
+void supply_enqueue(struct broker *broker, struct broker_request *request);
+/* Takes an unanswered request out of wherever it is; what was earmarked for it is free again. */
+void supply_withdraw(struct broker *broker, struct broker_request *request);
+void supply_refuse(struct broker *broker, struct broker_request *request, int error);
+/* Takes a loose extent that nobody holds any more. */
+void supply_offer(struct broker *broker, struct broker_domain *domain, struct extent *extent);
+void supply_created(struct broker *broker, struct extent *extent, bool ok);
+void supply_exported(struct broker *broker, struct extent *extent, bool ok);
+/* Starts what can be started now. */
+void supply_settle(struct broker *broker);
+void supply_fill(struct broker *broker);
+bool supply_expects(const struct broker *broker); /* demand for which something is kept ready */
+
+/* ---- broker.c ---- */
+
+/* Destroys a loose extent. Its bytes stay charged to `account`, or to nobody. */
+void extent_doom(struct broker *broker, struct extent *extent, struct ledger_account *account);
+/* Undoes what a request stands for and frees it, without settling. */
+void request_end(struct broker *broker, struct broker_request *request);
+void broker_settle(struct broker *broker, uint64_t now_ns);
+/* Bytes that are on their way out, and may still be expected to arrive. */
+uint64_t broker_coming(const struct broker *broker);
+void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes);

@@ -1,0 +1,616 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The broker's outside: what the server may ask and must report, and the queue of what is to be done.
+ *
+ * Every event changes the state and then settles it: the pool is trimmed where it stands in the way, and what
+ * can be started is started (supply.c). Nothing is done here; the server takes actions from the queues, the
+ * urgent ones first, and reports. An extent whose action is out is in no list until the report.
+ *
+ * Bytes change hands where the action is taken, not where it is queued: a request becomes a grant in the
+ * moment in which the server gets it, so that until then a lost peer's extents are as untouched as they were
+ * in the pool. From then on somebody else may refer to them, and they are gone only when free memory says so.
+ */
+
+#include "broker.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "base/arith.h"
+#include "broker-internal.h"
+#include "reclaim.h"
+
+/* ---- Construction ---- */
+
+static bool config_makes_sense(const struct broker_config *config)
+{
+    if (config->n_classes == 0 || config->n_classes > BROKER_CLASSES_MAX || config->warm_max == 0 ||
+        config->creating_max == 0 || config->look_ns == 0)
+        return false;
+    for (unsigned i = 0; i < config->n_classes; i++) {
+        uint64_t size = config->class_bytes[i], smaller = i ? config->class_bytes[i - 1] : 1;
+
+        if (size == 0 || size > config->total_bytes || size % smaller || (i && size == smaller))
+            return false;
+    }
+    return true;
+}
+
+static uint64_t budget_now(const struct broker *broker)
+{
+    const struct ledger *ledger = &broker->ledger;
+    uint64_t held = ledger_held(ledger) - ledger->bytes[LEDGER_CREATING];
+
+    return policy_budget_now(ledger->total_bytes,
+                             policy_foreign(ledger->total_bytes, ledger->free_bytes, held),
+                             broker->config.utilization_ppm, broker->config.budget_bytes);
+}
+
+int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t now_ns, struct broker **ret)
+{
+    struct broker *broker;
+
+    if (!config_makes_sense(config))
+        return -EINVAL;
+    broker = calloc(1, sizeof(*broker));
+    if (!broker)
+        return -ENOMEM;
+    broker->config = *config;
+    broker->now_ns = broker->looked_ns = broker->active_ns = now_ns;
+    pool_init(&broker->pool, config->n_classes, config->class_bytes);
+    ledger_init(&broker->ledger, config->total_bytes, free_bytes);
+    broker->budget.bytes = budget_now(broker);
+    list_init(&broker->domains);
+    list_init(&broker->instances);
+    list_init(&broker->arrivals);
+    list_init(&broker->stalled);
+    list_init(&broker->hungry);
+    list_init(&broker->parked);
+    list_init(&broker->unconfirmed);
+    list_init(&broker->answers);
+    list_init(&broker->dirty);
+    list_init(&broker->exports);
+    list_init(&broker->exports_ahead);
+    list_init(&broker->creates);
+    list_init(&broker->destroys);
+    list_init(&broker->ahead);
+    *ret = broker;
+    return 0;
+}
+
+static void confirm(struct broker *broker, struct extent *extent)
+{
+    struct ledger_account *account = extent->charge.account;
+
+    broker->unconfirmed_bytes -= extent_bytes(&broker->pool, extent);
+    ledger_charge_deinit(&broker->ledger, &extent->charge);
+    pool_extent_free(&broker->pool, extent);
+    if (account)
+        instance_touch(broker, container_of(account, struct broker_instance, account));
+}
+
+struct broker *broker_free(struct broker *broker)
+{
+    if (!broker)
+        return NULL;
+    assert(broker->n_peers == 0);
+    broker->forgotten = instance_free(broker, broker->forgotten);
+    list_for_each_safe (it, &broker->unconfirmed)
+        confirm(broker, container_of(it, struct extent, link));
+    list_for_each_safe (it, &broker->instances)
+        instance_free(broker, container_of(it, struct broker_instance, link));
+    ledger_deinit(&broker->ledger);
+    pool_deinit(&broker->pool);
+    free(broker);
+    return NULL;
+}
+
+/* ---- Letting go ---- */
+
+void extent_doom(struct broker *broker, struct extent *extent, struct ledger_account *account)
+{
+    assert(extent->state == EXTENT_LOOSE);
+    ledger_charge_move(&broker->ledger, &extent->charge, account, LEDGER_DESTROYING);
+    pool_colour(extent, &broker->pool.clean);
+    extent->state = EXTENT_DOOMED;
+    extent->holder = NULL;
+    broker->n_doomed++;
+    broker->n_doomed_descriptors += extent->descriptor;
+    list_append(&broker->destroys, &extent->link);
+}
+
+uint64_t broker_coming(const struct broker *broker)
+{
+    return broker->ledger.bytes[LEDGER_DESTROYING] - broker->stuck_bytes;
+}
+
+void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes)
+{
+    const struct ledger *ledger = &broker->ledger;
+    uint64_t shortage = policy_shortage(broker->budget.bytes, ledger_held(ledger), ledger->free_bytes,
+                                        ledger->bytes[LEDGER_CREATING], broker->config.headroom_bytes,
+                                        broker_coming(broker), wanted_bytes);
+    struct extent *extent;
+
+    while (shortage && (extent = reclaim_pick(&broker->pool, own, false))) {
+        shortage = u64_sub_floor(shortage, extent_bytes(&broker->pool, extent));
+        pool_remove(&broker->pool, extent);
+        extent_doom(broker, extent, NULL);
+    }
+}
+
+static bool pool_is_idle(const struct broker *broker)
+{
+    return list_is_empty(&broker->arrivals) && broker->now_ns - broker->active_ns >= broker->config.idle_ns;
+}
+
+static void empty_pool(struct broker *broker)
+{
+    struct extent *extent;
+
+    while ((extent = reclaim_pick(&broker->pool, NULL, false))) {
+        pool_remove(&broker->pool, extent);
+        extent_doom(broker, extent, NULL);
+    }
+}
+
+/* ---- Time ---- */
+
+/* While something depends on free memory that others move too. */
+static bool needs_looks(const struct broker *broker)
+{
+    const uint64_t *bytes = broker->ledger.bytes;
+
+    return bytes[LEDGER_LIMBO] || bytes[LEDGER_DESTROYING] || bytes[LEDGER_POOL] ||
+           !list_is_empty(&broker->arrivals) || broker->budget.rising || supply_expects(broker);
+}
+
+void broker_settle(struct broker *broker, uint64_t now_ns)
+{
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    if (broker->draining || pool_is_idle(broker))
+        empty_pool(broker);
+    else
+        broker_trim(broker, NULL, 0);
+    supply_settle(broker);
+    if (needs_looks(broker) && broker->now_ns - broker->looked_ns >= broker->config.look_ns)
+        broker->look_wanted = true;
+}
+
+uint64_t broker_deadline(const struct broker *broker)
+{
+    uint64_t deadline = UINT64_MAX;
+
+    if (!list_is_empty(&broker->stalled)) {
+        const struct broker_request *request =
+            list_first(&broker->stalled, struct broker_request, stall_link);
+        uint64_t end_ns = u64_add_ceil(request->stalled_ns, broker->config.patience_ns);
+
+        /* Past it, something is under way, and its answer will be the next event. */
+        if (end_ns > broker->now_ns)
+            deadline = end_ns;
+    }
+    if (broker->pool.shelved_bytes && list_is_empty(&broker->arrivals))
+        deadline = u64_min(deadline, u64_add_ceil(broker->active_ns, broker->config.idle_ns));
+    if (!broker->looking && needs_looks(broker))
+        deadline = u64_min(deadline, u64_add_ceil(broker->looked_ns, broker->config.look_ns));
+    return deadline;
+}
+
+void broker_tick(struct broker *broker, uint64_t now_ns)
+{
+    broker_settle(broker, now_ns);
+}
+
+/* ---- Actions ---- */
+
+static void hand_over(struct broker *broker, struct broker_request *request)
+{
+    struct broker_peer *peer = request->peer;
+    struct broker_instance *instance = peer->instance;
+
+    ledger_charge_deinit(&broker->ledger, &request->charge);
+    broker->n_active -= request->n_extents;
+    broker->n_sending += request->n_extents;
+    for (uint32_t i = 0; i < request->n_extents; i++) {
+        struct extent *extent = pool_extent_find(&broker->pool, request->extents[i]);
+        uint64_t bytes = extent_bytes(&broker->pool, extent);
+
+        ledger_charge_move(&broker->ledger, &extent->charge, &instance->account, LEDGER_GRANTED);
+        broker->earmarked_bytes -= bytes;
+        extent->state = EXTENT_GRANTED;
+        extent->holder = peer;
+        extent->handed = extent->sending = true;
+        pool_colour(extent, &instance->domain->shelf);
+        list_append(&peer->extents, &extent->link);
+        peer->held_bytes += bytes;
+        policy_demand_add(&broker->demand[extent->class_index], bytes, broker->now_ns);
+    }
+    peer->n_extents += request->n_extents;
+    request->granted = true;
+    broker->active_ns = broker->now_ns;
+    instance_touch(broker, instance);
+}
+
+static bool next_answer(struct broker *broker, struct broker_action *ret)
+{
+    struct broker_request *request = list_first(&broker->answers, struct broker_request, link);
+
+    if (!request)
+        return false;
+    list_unlink(&request->link);
+    list_unlink(&request->arrival_link);
+    if (request->state == BROKER_REQUEST_READY)
+        hand_over(broker, request);
+    *ret = (struct broker_action){
+        .type = request->granted ? BROKER_ACTION_GRANT : BROKER_ACTION_REFUSE,
+        .request = request,
+        .error = request->error,
+    };
+    request->state = BROKER_REQUEST_ANSWERED;
+    return true;
+}
+
+static bool next_status(struct broker *broker, struct broker_action *ret)
+{
+    struct broker_instance *instance = list_first(&broker->dirty, struct broker_instance, dirty_link);
+
+    if (!instance)
+        return false;
+    list_unlink(&instance->dirty_link);
+    *ret = (struct broker_action){.type = BROKER_ACTION_STATUS, .instance = instance};
+    if (instance_is_vain(instance)) {
+        ret->type = BROKER_ACTION_FORGET;
+        broker->forgotten = instance;
+        list_unlink(&instance->link);
+    }
+    return true;
+}
+
+static bool next_of(struct broker *broker, struct list *queue, enum broker_action_type type,
+                    struct broker_action *ret)
+{
+    struct extent *extent = list_first(queue, struct extent, link);
+
+    if (!extent)
+        return false;
+    list_unlink(&extent->link);
+    if (extent->state != EXTENT_DOOMED && !extent->holder)
+        list_append(&broker->ahead, &extent->link);
+    *ret = (struct broker_action){
+        .type = type,
+        .extent = extent_id(extent),
+        .class_index = extent->class_index,
+    };
+    return true;
+}
+
+static bool next_look(struct broker *broker, struct broker_action *ret)
+{
+    if (!broker->look_wanted || broker->looking)
+        return false;
+    broker->look_wanted = false;
+    broker->looking = true;
+    *ret = (struct broker_action){.type = BROKER_ACTION_LOOK};
+    return true;
+}
+
+bool broker_next_action(struct broker *broker, struct broker_action *ret)
+{
+    broker->forgotten = instance_free(broker, broker->forgotten);
+    return next_answer(broker, ret) || next_status(broker, ret) ||
+           next_of(broker, &broker->exports, BROKER_ACTION_EXPORT, ret) ||
+           next_of(broker, &broker->exports_ahead, BROKER_ACTION_EXPORT, ret) ||
+           next_of(broker, &broker->creates, BROKER_ACTION_CREATE, ret) || next_look(broker, ret) ||
+           next_of(broker, &broker->destroys, BROKER_ACTION_DESTROY, ret);
+}
+
+/* ---- Answers ---- */
+
+static struct extent *find_in_state(struct broker *broker, uint64_t id, enum extent_state state)
+{
+    struct extent *extent = pool_extent_find(&broker->pool, id);
+
+    assert(extent && extent->state == state);
+    return extent;
+}
+
+void broker_created(struct broker *broker, uint64_t id, bool ok, uint64_t now_ns)
+{
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    supply_created(broker, find_in_state(broker, id, EXTENT_CREATING), ok);
+    broker_settle(broker, now_ns);
+}
+
+void broker_exported(struct broker *broker, uint64_t id, bool ok, uint64_t now_ns)
+{
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    supply_exported(broker, find_in_state(broker, id, EXTENT_EXPORTING), ok);
+    broker_settle(broker, now_ns);
+}
+
+void broker_destroyed(struct broker *broker, uint64_t id, uint64_t now_ns)
+{
+    struct extent *extent = find_in_state(broker, id, EXTENT_DOOMED);
+
+    broker->n_doomed--;
+    broker->n_doomed_descriptors -= extent->descriptor;
+    pool_set_descriptor(&broker->pool, extent, false);
+    extent->state = EXTENT_UNCONFIRMED;
+    list_unlink(&extent->link);
+    list_append(&broker->unconfirmed, &extent->link);
+    broker->unconfirmed_bytes += extent_bytes(&broker->pool, extent);
+    if (!extent->handed) {
+        ledger_released(&broker->ledger, extent_bytes(&broker->pool, extent));
+        confirm(broker, extent);
+    }
+    if (broker->n_doomed == 0 &&
+        (broker->unconfirmed_bytes > broker->stuck_bytes || !list_is_empty(&broker->arrivals)))
+        broker->look_wanted = true;
+    broker_settle(broker, now_ns);
+}
+
+/* Gives the proof to the oldest. What cannot be there any more ends even where only a part of an extent is
+ * proven. */
+static void confirm_proven(struct broker *broker, struct ledger_proof proof)
+{
+    list_for_each_safe (it, &broker->unconfirmed) {
+        struct extent *extent = container_of(it, struct extent, link);
+        uint64_t bytes = extent_bytes(&broker->pool, extent);
+
+        if (proof.impossible_bytes == 0 && proof.risen_bytes < bytes)
+            continue;
+        proof.impossible_bytes = u64_sub_floor(proof.impossible_bytes, bytes);
+        proof.risen_bytes = u64_sub_floor(proof.risen_bytes, bytes);
+        confirm(broker, extent);
+    }
+}
+
+static void update_budget(struct broker *broker)
+{
+    uint64_t before = broker->budget.bytes;
+
+    policy_budget_update(&broker->budget, budget_now(broker), broker->now_ns, broker->config.budget_rise_ns);
+    if (broker->budget.bytes != before)
+        members_budget_changed(broker);
+}
+
+void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns)
+{
+    struct ledger_proof proof = ledger_look(&broker->ledger, free_bytes, broker->unconfirmed_bytes);
+
+    broker->looking = broker->look_wanted = false;
+    broker->now_ns = broker->looked_ns = u64_max(now_ns, broker->now_ns);
+    confirm_proven(broker, proof);
+    broker->stuck_bytes = broker->unconfirmed_bytes;
+    update_budget(broker);
+    broker_settle(broker, now_ns);
+    supply_fill(broker);
+}
+
+/* ---- Memory ---- */
+
+static int weigh(const struct broker *broker, const uint32_t *counts, uint64_t *ret_bytes, uint32_t *ret_n)
+{
+    uint64_t bytes = 0, part, n = 0;
+
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++) {
+        if (counts[i] && i >= broker->config.n_classes)
+            return BROKER_E_INVALID;
+        n += counts[i];
+        if (counts[i] &&
+            (!u64_mul(counts[i], broker->config.class_bytes[i], &part) || !u64_add(bytes, part, &bytes)))
+            return BROKER_E_INVALID;
+    }
+    if (n == 0 || n > BROKER_REQUEST_EXTENTS_MAX || n > broker->config.warm_max)
+        return BROKER_E_INVALID;
+    *ret_bytes = bytes;
+    *ret_n = n;
+    return 0;
+}
+
+static int admit(const struct broker *broker, const struct broker_peer *peer, uint64_t bytes)
+{
+    const struct broker_instance *instance = peer->instance;
+
+    if (peer->lost)
+        return BROKER_E_INVALID;
+    if (instance->frozen)
+        return BROKER_E_FROZEN;
+    if (broker->draining)
+        return BROKER_E_DRIVER;
+    switch (policy_admit(broker_used(instance), policy_limit(instance->has_limit, instance->limit_of, NULL),
+                         broker->ledger.charged_bytes, broker->budget.bytes, bytes)) {
+    case POLICY_E_LIMIT:
+        return BROKER_E_LIMIT;
+    case POLICY_E_BUDGET:
+        return BROKER_E_BUDGET;
+    }
+    return 0;
+}
+
+static int request_new(struct broker_peer *peer, const uint32_t *counts, uint32_t n,
+                       struct broker_request **ret)
+{
+    _cleanup_free_ struct broker_request *request = calloc(1, sizeof(*request));
+
+    if (!request)
+        return -ENOMEM;
+    request->extents = calloc(n, sizeof(*request->extents));
+    if (!request->extents)
+        return -ENOMEM;
+    list_init(&request->stall_link);
+    request->peer = peer;
+    request->n_extents = n;
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
+        request->counts[i] = counts[i];
+    list_append(&peer->requests, &request->peer_link);
+    *ret = steal_pointer(request);
+    return 0;
+}
+
+/* A budget that others move is looked after while it is used. */
+static void refresh_budget(struct broker *broker)
+{
+    if (!broker->config.budget_bytes && broker->now_ns - broker->looked_ns >= broker->config.look_ns)
+        broker->look_wanted = true;
+}
+
+int broker_take(struct broker *broker, struct broker_peer *peer,
+                const uint32_t counts[static BROKER_CLASSES_MAX], uint64_t now_ns,
+                struct broker_request **ret)
+{
+    struct broker_request *request;
+    uint64_t bytes;
+    uint32_t n;
+    int r;
+
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    r = weigh(broker, counts, &bytes, &n);
+    if (r)
+        return r;
+    refresh_budget(broker);
+    r = admit(broker, peer, bytes);
+    if (r)
+        return r;
+    r = request_new(peer, counts, n, &request);
+    if (r < 0)
+        return r;
+    request->bytes = bytes;
+    request->since_ns = broker->now_ns;
+    ledger_charge_init(&broker->ledger, &request->charge, &peer->instance->account, LEDGER_PENDING, bytes);
+    instance_touch(broker, peer->instance);
+    supply_enqueue(broker, request);
+    broker_settle(broker, now_ns);
+    *ret = request;
+    return 0;
+}
+
+static void close_descriptors(struct broker *broker, struct broker_request *request)
+{
+    broker->n_sending -= request->n_extents;
+    for (uint32_t i = 0; i < request->n_extents; i++) {
+        struct extent *extent = pool_extent_find(&broker->pool, request->extents[i]);
+
+        if (!extent || (extent->state != EXTENT_GRANTED && extent->state != EXTENT_LIMBO))
+            continue;
+        extent->sending = false;
+        pool_set_descriptor(&broker->pool, extent, false);
+    }
+}
+
+void request_end(struct broker *broker, struct broker_request *request)
+{
+    if (request->state != BROKER_REQUEST_ANSWERED)
+        supply_withdraw(broker, request);
+    else if (request->granted)
+        close_descriptors(broker, request);
+    list_unlink(&request->peer_link);
+    free(request->extents);
+    free(request);
+}
+
+struct broker_request *broker_request_free(struct broker *broker, struct broker_request *request)
+{
+    if (!request)
+        return NULL;
+    request_end(broker, request);
+    broker_settle(broker, broker->now_ns);
+    return NULL;
+}
+
+static bool is_returnable(const struct extent *extent, const struct broker_peer *peer)
+{
+    return extent && extent->state == EXTENT_GRANTED && extent->holder == peer && !extent->sending &&
+           !extent->marked;
+}
+
+static void take_back(struct broker *broker, struct broker_peer *peer, struct extent *extent)
+{
+    extent->marked = false;
+    list_unlink(&extent->link);
+    extent->state = EXTENT_LOOSE;
+    peer->held_bytes -= extent_bytes(&broker->pool, extent);
+    peer->n_extents--;
+    ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);
+    supply_offer(broker, NULL, extent);
+}
+
+int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_t *extents, size_t n,
+                  uint64_t now_ns)
+{
+    size_t n_marked = 0;
+    int r = 0;
+
+    for (; n_marked < n; n_marked++) {
+        struct extent *extent = pool_extent_find(&broker->pool, extents[n_marked]);
+
+        if (!is_returnable(extent, peer))
+            break;
+        extent->marked = true;
+    }
+    if (n_marked < n)
+        r = BROKER_E_NOT_HELD;
+    for (size_t i = 0; i < n_marked; i++) {
+        struct extent *extent = pool_extent_find(&broker->pool, extents[i]);
+
+        if (r)
+            extent->marked = false;
+        else
+            take_back(broker, peer, extent);
+    }
+    if (r)
+        return r;
+    broker->active_ns = u64_max(now_ns, broker->now_ns);
+    instance_touch(broker, peer->instance);
+    broker_settle(broker, now_ns);
+    return 0;
+}
+
+void broker_drain(struct broker *broker, uint64_t now_ns)
+{
+    broker->draining = true;
+    while (!list_is_empty(&broker->arrivals)) {
+        struct list *oldest = broker->arrivals.next;
+
+        supply_refuse(broker, container_of(oldest, struct broker_request, arrival_link), BROKER_E_DRIVER);
+    }
+    broker_settle(broker, now_ns);
+}
+
+void broker_reconfigure(struct broker *broker, const struct broker_config *config, uint64_t now_ns)
+{
+    broker->config.budget_bytes = config->budget_bytes;
+    broker->config.utilization_ppm = config->utilization_ppm;
+    broker->config.headroom_bytes = config->headroom_bytes;
+    broker->config.reserve_bytes = config->reserve_bytes;
+    broker->config.idle_ns = config->idle_ns;
+    broker->budget = (struct policy_budget){.bytes = budget_now(broker)};
+    members_budget_changed(broker);
+    broker_settle(broker, now_ns);
+}
+
+void broker_totals(const struct broker *broker, struct broker_totals *ret)
+{
+    const struct ledger *ledger = &broker->ledger;
+    uint64_t held = ledger_held(ledger);
+
+    *ret = (struct broker_totals){
+        .total_bytes = ledger->total_bytes,
+        .free_bytes = ledger->free_bytes,
+        .foreign_bytes =
+            policy_foreign(ledger->total_bytes, ledger->free_bytes, held - ledger->bytes[LEDGER_CREATING]),
+        .budget_bytes = broker->budget.bytes,
+        .headroom_bytes = broker->config.headroom_bytes,
+        .creating_bytes = ledger->bytes[LEDGER_CREATING],
+        .pool_bytes = ledger->bytes[LEDGER_POOL],
+        .warm_bytes = broker->pool.warm_bytes + broker->earmarked_bytes,
+        .granted_bytes = ledger->bytes[LEDGER_GRANTED],
+        .limbo_bytes = ledger->bytes[LEDGER_LIMBO],
+        .destroying_bytes = ledger->bytes[LEDGER_DESTROYING],
+        .held_bytes = held,
+        .n_instances = broker->n_instances,
+        .n_peers = broker->n_peers,
+    };
+}

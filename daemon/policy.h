@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Policy: limits, budget and appetite as arithmetic.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Sources of a limit, strongest first; the last is always there and caps the others. */
+enum policy_source {
+    POLICY_ADMIN = 1,
+    POLICY_CONFIG,
+    POLICY_ENGINE,
+    POLICY_BUDGET,
+    _POLICY_N,
+};
+
+/* The strongest limit that is set, not capped; UINT64_MAX and POLICY_BUDGET where none is. */
+uint64_t policy_limit(const bool has[static _POLICY_N], const uint64_t limit_of[static _POLICY_N],
+                      enum policy_source *ret_source);
+
+enum {
+    _POLICY_E_SUCCESS,
+    POLICY_E_LIMIT,
+    POLICY_E_BUDGET,
+};
+
+/* May an account that uses `used` of `limit` have `bytes` more, where all accounts together use `charged` of
+ * `budget`? */
+int policy_admit(uint64_t used, uint64_t limit, uint64_t charged, uint64_t budget, uint64_t bytes);
+
+/* What others hold on the device: all that is not free and not ours. */
+uint64_t policy_foreign(uint64_t total, uint64_t free, uint64_t held);
+
+/* utilization × total − foreign, or the fixed budget where one is set; at most the device. */
+uint64_t policy_budget_now(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed);
+
+/* A budget that falls at once, and rises only to what it could have been for a while. */
+struct policy_budget {
+    uint64_t bytes;
+    bool rising;
+    uint64_t candidate_bytes;
+    uint64_t since_ns;
+};
+
+void policy_budget_update(struct policy_budget *budget, uint64_t bytes, uint64_t now_ns, uint64_t rise_ns);
+
+/* What may be created now: within the budget, and without touching the headroom. `creating` is part of
+ * `held`, but not yet taken from `free`. */
+uint64_t policy_room(uint64_t budget, uint64_t held, uint64_t free, uint64_t creating, uint64_t headroom);
+
+/* What has to be let go so that `wanted` more can be created, given that `coming` is already on its way out.
+ */
+uint64_t policy_shortage(uint64_t budget, uint64_t held, uint64_t free, uint64_t creating, uint64_t headroom,
+                         uint64_t coming, uint64_t wanted);
+
+/* A quantity that fades to half in every second; it fades when it is read. */
+struct policy_demand {
+    uint64_t bytes;
+    uint64_t since_ns;
+};
+
+void policy_demand_add(struct policy_demand *demand, uint64_t bytes, uint64_t now_ns);
+uint64_t policy_demand_read(const struct policy_demand *demand, uint64_t now_ns);
+
+/* How much to keep ready where lately so much was asked for. */
+uint64_t policy_reserve(uint64_t demand_bytes, uint64_t reserve_bytes);

@@ -1,0 +1,668 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Supply brings extents to the requests that wait for them.
+ *
+ * A request that finds everything warm is ready at once, unless an earlier one of its domain still misses an
+ * extent of the same class. Others queue: within a domain in order of arrival. At most as many extents are
+ * collected at once as the daemon may hold descriptors, or requests that each have half of theirs would wait
+ * for each other forever; beyond that requests are parked, and the domains take turns in getting theirs out.
+ *
+ * What a domain misses is ordered for it: its own cold extents are exported first, then clean ones, and what
+ * is then lacking is created. Exports need a descriptor and no memory, so they are started whenever there is
+ * one. Creates are dealt out by deficit round robin in bytes. When the next create doesn't fit, nobody's is
+ * started: free extents that can't serve are destroyed, and the turn stays where it is, or small requests
+ * would pass a large one forever.
+ *
+ * A domain for which the driver fails pauses for one look. A request that has got nothing for long enough
+ * since then, or since its turn came and there was no room, is refused: everything accepted is answered.
+ *
+ * Who may have how much was decided before; who is refused for lack of a limit, elsewhere.
+ */
+
+#include <assert.h>
+
+#include "base/arith.h"
+#include "broker-internal.h"
+#include "reclaim.h"
+
+static bool is_hungry(const struct broker *broker, const struct broker_domain *domain)
+{
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        if (domain->missing[i] > domain->incoming[i])
+            return true;
+    return false;
+}
+
+static void update_hunger(struct broker *broker, struct broker_domain *domain)
+{
+    bool listed = !list_is_empty(&domain->hungry_link);
+
+    if (is_hungry(broker, domain) == listed)
+        return;
+    if (!listed) {
+        list_append(&broker->hungry, &domain->hungry_link);
+        return;
+    }
+    list_unlink(&domain->hungry_link);
+    domain->deficit_bytes = 0;
+}
+
+static void unstall(struct broker_request *request)
+{
+    list_unlink(&request->stall_link);
+}
+
+static void stall(struct broker *broker, struct broker_request *request)
+{
+    if (!list_is_empty(&request->stall_link))
+        return;
+    request->stalled_ns = broker->now_ns;
+    list_append(&broker->stalled, &request->stall_link);
+}
+
+/* ---- Earmarks ---- */
+
+/* Extents lie largest class first. */
+static uint32_t first_of_class(const struct broker *broker, const struct broker_request *request,
+                               unsigned class_index)
+{
+    uint32_t first = 0;
+
+    for (unsigned i = class_index + 1; i < broker->config.n_classes; i++)
+        first += request->counts[i];
+    return first;
+}
+
+static void note_missing(struct broker *broker, struct broker_request *request, unsigned class_index, int n)
+{
+    struct broker_domain *domain = request_domain(request);
+
+    domain->wanted[class_index] += n;
+    if (request->state == BROKER_REQUEST_WAITING)
+        domain->missing[class_index] += n;
+}
+
+static void become_ready(struct broker *broker, struct broker_request *request)
+{
+    list_unlink(&request->link);
+    unstall(request);
+    request->state = BROKER_REQUEST_READY;
+    list_append(&broker->answers, &request->link);
+}
+
+static void earmark(struct broker *broker, struct broker_request *request, struct extent *extent)
+{
+    unsigned class_index = extent->class_index;
+    uint32_t slot = first_of_class(broker, request, class_index) + request->ready[class_index];
+
+    extent->state = EXTENT_EARMARKED;
+    extent->holder = request;
+    broker->earmarked_bytes += extent_bytes(&broker->pool, extent);
+    request->extents[slot] = extent_id(extent);
+    request->ready[class_index]++;
+    request->n_ready++;
+    note_missing(broker, request, class_index, -1);
+    unstall(request);
+    if (request->n_ready == request->n_extents)
+        become_ready(broker, request);
+}
+
+static struct broker_request *first_missing(struct broker_domain *domain, unsigned class_index)
+{
+    if (domain->missing[class_index] == 0)
+        return NULL;
+    list_for_each (it, &domain->queue) {
+        struct broker_request *request = container_of(it, struct broker_request, link);
+
+        if (request_missing(request, class_index))
+            return request;
+    }
+    return NULL;
+}
+
+static struct broker_domain *first_hungry_for(struct broker *broker, unsigned class_index)
+{
+    list_for_each (it, &broker->hungry) {
+        struct broker_domain *domain = container_of(it, struct broker_domain, hungry_link);
+
+        if (domain->missing[class_index] > domain->incoming[class_index])
+            return domain;
+    }
+    return NULL;
+}
+
+static bool offer_to(struct broker *broker, struct broker_domain *domain, struct extent *extent)
+{
+    struct broker_request *request = first_missing(domain, extent->class_index);
+
+    if (!request)
+        return false;
+    earmark(broker, request, extent);
+    update_hunger(broker, domain);
+    return true;
+}
+
+/* `domain`: for whom it was made, if for anybody. A coloured extent has no choice. */
+void supply_offer(struct broker *broker, struct broker_domain *domain, struct extent *extent)
+{
+    struct broker_domain *owner = shelf_domain(broker, extent->shelf);
+
+    if (broker->draining || (owner && owner->n_instances == 0)) {
+        extent_doom(broker, extent, NULL);
+        return;
+    }
+    if (extent->descriptor) {
+        domain = owner ? owner : domain;
+        if (domain && offer_to(broker, domain, extent))
+            return;
+        domain = owner ? NULL : first_hungry_for(broker, extent->class_index);
+        if (domain && offer_to(broker, domain, extent))
+            return;
+    }
+    pool_put(&broker->pool, extent);
+}
+
+static void release_earmarks(struct broker *broker, struct broker_request *request)
+{
+    for (unsigned class_index = 0; class_index < broker->config.n_classes; class_index++) {
+        uint32_t first = first_of_class(broker, request, class_index);
+
+        for (uint32_t i = 0; i < request->ready[class_index]; i++) {
+            struct extent *extent = pool_extent_find(&broker->pool, request->extents[first + i]);
+
+            broker->earmarked_bytes -= extent_bytes(&broker->pool, extent);
+            extent->state = EXTENT_LOOSE;
+            supply_offer(broker, NULL, extent);
+        }
+        request->ready[class_index] = 0;
+    }
+    request->n_ready = 0;
+}
+
+/* ---- The queue ---- */
+
+static struct extent *take_warm(struct broker *broker, struct broker_domain *domain, unsigned class_index)
+{
+    struct extent *extent = pool_take(&broker->pool, &domain->shelf, true, class_index);
+
+    return extent ? extent : pool_take(&broker->pool, &broker->pool.clean, true, class_index);
+}
+
+static void collect_warm(struct broker *broker, struct broker_domain *domain)
+{
+    for (unsigned i = 0; i < broker->config.n_classes; i++) {
+        struct extent *extent;
+
+        while (domain->missing[i] && (extent = take_warm(broker, domain, i)))
+            earmark(broker, first_missing(domain, i), extent);
+    }
+}
+
+/* Extents under way for nobody in particular are as good as ordered. */
+static void adopt_ahead(struct broker *broker, struct broker_domain *domain)
+{
+    list_for_each_safe (it, &broker->ahead) {
+        struct extent *extent = container_of(it, struct extent, link);
+        struct broker_domain *owner = shelf_domain(broker, extent->shelf);
+        unsigned class_index = extent->class_index;
+
+        if ((owner && owner != domain) || domain->missing[class_index] <= domain->incoming[class_index])
+            continue;
+        if (extent->state == EXTENT_EXPORTING)
+            broker->n_exporting_ahead--;
+        list_unlink(&extent->link);
+        extent->holder = domain;
+        domain->incoming[class_index]++;
+        domain->n_incoming++;
+    }
+}
+
+static void activate(struct broker *broker, struct broker_request *request)
+{
+    struct broker_domain *domain = request_domain(request);
+
+    request->state = BROKER_REQUEST_WAITING;
+    list_append(&domain->queue, &request->link);
+    broker->n_active += request->n_extents;
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        domain->missing[i] += request->counts[i];
+    collect_warm(broker, domain);
+    adopt_ahead(broker, domain);
+    update_hunger(broker, domain);
+}
+
+/* All warm, and nobody in this domain has waited for the same longer? */
+static bool is_at_hand(const struct broker *broker, const struct broker_request *request)
+{
+    const struct broker_domain *domain = request_domain(request);
+
+    for (unsigned i = 0; i < broker->config.n_classes; i++) {
+        uint64_t n = (uint64_t)domain->shelf.n[true][i] + broker->pool.clean.n[true][i];
+
+        if (request->counts[i] && (domain->wanted[i] || n < request->counts[i]))
+            return false;
+    }
+    return true;
+}
+
+static bool fits_descriptors(const struct broker *broker, const struct broker_request *request)
+{
+    return (uint64_t)broker->n_active + broker->n_sending + request->n_extents <= broker->config.warm_max;
+}
+
+static void park(struct broker *broker, struct broker_request *request)
+{
+    struct broker_domain *domain = request_domain(request);
+
+    request->state = BROKER_REQUEST_PARKED;
+    list_append(&domain->parked, &request->link);
+    if (list_is_empty(&domain->parked_link))
+        list_append(&broker->parked, &domain->parked_link);
+}
+
+void supply_enqueue(struct broker *broker, struct broker_request *request)
+{
+    struct broker_domain *domain = request_domain(request);
+    bool at_hand = is_at_hand(broker, request);
+
+    list_append(&broker->arrivals, &request->arrival_link);
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        domain->wanted[i] += request->counts[i];
+    if (at_hand || (list_is_empty(&broker->parked) && fits_descriptors(broker, request)))
+        activate(broker, request);
+    else
+        park(broker, request);
+}
+
+static void unpark(struct broker *broker)
+{
+    while (!list_is_empty(&broker->parked)) {
+        struct broker_domain *domain = list_first(&broker->parked, struct broker_domain, parked_link);
+        struct broker_request *request = list_first(&domain->parked, struct broker_request, link);
+
+        if (!fits_descriptors(broker, request))
+            return;
+        list_unlink(&request->link);
+        list_unlink(&domain->parked_link);
+        if (!list_is_empty(&domain->parked))
+            list_append(&broker->parked, &domain->parked_link);
+        activate(broker, request);
+    }
+}
+
+void supply_withdraw(struct broker *broker, struct broker_request *request)
+{
+    struct broker_domain *domain = request_domain(request);
+
+    list_unlink(&request->link);
+    list_unlink(&request->arrival_link);
+    unstall(request);
+    if (request->state == BROKER_REQUEST_REFUSED)
+        return;
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        note_missing(broker, request, i, -(int)request_missing(request, i));
+    if (request->state == BROKER_REQUEST_PARKED && list_is_empty(&domain->parked))
+        list_unlink(&domain->parked_link);
+    if (request->state != BROKER_REQUEST_PARKED)
+        broker->n_active -= request->n_extents;
+    ledger_charge_deinit(&broker->ledger, &request->charge);
+    instance_touch(broker, request->peer->instance);
+    update_hunger(broker, domain);
+    release_earmarks(broker, request);
+}
+
+void supply_refuse(struct broker *broker, struct broker_request *request, int error)
+{
+    supply_withdraw(broker, request);
+    request->state = BROKER_REQUEST_REFUSED;
+    request->error = error;
+    list_append(&broker->answers, &request->link);
+}
+
+/* ---- Exports ---- */
+
+static void begin_export(struct broker *broker, struct broker_domain *domain, struct extent *extent)
+{
+    pool_set_descriptor(&broker->pool, extent, true);
+    extent->state = EXTENT_EXPORTING;
+    extent->holder = domain;
+    if (domain) {
+        domain->incoming[extent->class_index]++;
+        domain->n_incoming++;
+        update_hunger(broker, domain);
+        list_append(&broker->exports, &extent->link);
+    } else {
+        broker->n_exporting_ahead++;
+        list_append(&broker->exports_ahead, &extent->link);
+    }
+}
+
+static struct pool_shelf *cold_shelf(struct broker *broker, struct broker_domain *domain,
+                                     unsigned class_index)
+{
+    if (domain->shelf.n[false][class_index])
+        return &domain->shelf;
+    return broker->pool.clean.n[false][class_index] ? &broker->pool.clean : NULL;
+}
+
+/* Descriptors are short: some that lie warm and are of no use to those who wait have to go. */
+static void evict_warm(struct broker *broker, const struct broker_domain *domain)
+{
+    struct extent *extent;
+    uint32_t n = 0;
+
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        n += u64_sub_floor(domain->missing[i], domain->incoming[i]);
+    while (broker->n_doomed_descriptors < n && (extent = reclaim_pick(&broker->pool, &domain->shelf, true))) {
+        pool_remove(&broker->pool, extent);
+        extent_doom(broker, extent, NULL);
+    }
+}
+
+static bool start_exports_for(struct broker *broker, struct broker_domain *domain)
+{
+    for (unsigned i = broker->config.n_classes; i-- > 0;) {
+        struct pool_shelf *shelf;
+
+        while (domain->missing[i] > domain->incoming[i] && (shelf = cold_shelf(broker, domain, i))) {
+            if (broker->pool.n_descriptors >= broker->config.warm_max) {
+                evict_warm(broker, domain);
+                return false;
+            }
+            begin_export(broker, domain, pool_take(&broker->pool, shelf, false, i));
+        }
+    }
+    return true;
+}
+
+/* False when descriptors are short; what is cold is not to be taken for useless then. */
+static bool start_exports(struct broker *broker)
+{
+    list_for_each_safe (it, &broker->hungry)
+        if (!start_exports_for(broker, container_of(it, struct broker_domain, hungry_link)))
+            return false;
+    return true;
+}
+
+/* While nobody waits, what is cold is made warm, a few at a time. */
+static void export_ahead(struct broker *broker)
+{
+    while (list_is_empty(&broker->arrivals) && !list_is_empty(&broker->pool.cold_shelves) &&
+           broker->n_exporting_ahead < broker->config.creating_max &&
+           broker->pool.n_descriptors < broker->config.warm_max) {
+        struct pool_shelf *shelf = list_first(&broker->pool.cold_shelves, struct pool_shelf, cold_link);
+        unsigned class_index = 0;
+
+        while (shelf->n[false][class_index] == 0)
+            class_index++;
+        begin_export(broker, NULL, pool_take(&broker->pool, shelf, false, class_index));
+    }
+}
+
+/* ---- Creates ---- */
+
+/* The first request, and of it the largest class, that misses an extent which is not on its way. */
+static struct broker_request *next_item(struct broker *broker, struct broker_domain *domain,
+                                        unsigned *ret_class)
+{
+    uint32_t before[BROKER_CLASSES_MAX] = {};
+
+    list_for_each (it, &domain->queue) {
+        struct broker_request *request = container_of(it, struct broker_request, link);
+
+        for (unsigned i = broker->config.n_classes; i-- > 0;) {
+            before[i] += request_missing(request, i);
+            if (before[i] > domain->incoming[i]) {
+                *ret_class = i;
+                return request;
+            }
+        }
+    }
+    return NULL;
+}
+
+/* Whose turn is it? Each visit adds as much as the largest extent, so a second one always suffices. */
+static struct broker_domain *next_turn(struct broker *broker, struct broker_request **ret_request,
+                                       unsigned *ret_class)
+{
+    uint64_t quantum = broker->config.class_bytes[broker->config.n_classes - 1];
+    bool again = true;
+
+    while (again) {
+        again = false;
+        list_for_each_safe (it, &broker->hungry) {
+            struct broker_domain *domain = container_of(it, struct broker_domain, hungry_link);
+
+            if (domain->retry_ns > broker->now_ns)
+                continue;
+            *ret_request = next_item(broker, domain, ret_class);
+            if (domain->deficit_bytes >= broker->config.class_bytes[*ret_class])
+                return domain;
+            domain->deficit_bytes += quantum;
+            list_unlink(&domain->hungry_link);
+            list_append(&broker->hungry, &domain->hungry_link);
+            again = true;
+        }
+    }
+    return NULL;
+}
+
+static uint64_t bytes_to_create(const struct broker *broker)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (it, &broker->hungry) {
+        const struct broker_domain *domain = container_of(it, struct broker_domain, hungry_link);
+
+        for (unsigned i = 0; i < broker->config.n_classes; i++)
+            bytes += u64_sub_floor(domain->missing[i], domain->incoming[i]) * broker->config.class_bytes[i];
+    }
+    return bytes;
+}
+
+static uint64_t room(const struct broker *broker)
+{
+    return policy_room(broker->budget.bytes, ledger_held(&broker->ledger), broker->ledger.free_bytes,
+                       broker->ledger.bytes[LEDGER_CREATING], broker->config.headroom_bytes);
+}
+
+static bool begin_create(struct broker *broker, struct broker_domain *domain, unsigned class_index)
+{
+    struct extent *extent;
+
+    if (pool_extent_new(&broker->pool, class_index, &extent) < 0)
+        return false;
+    extent->state = EXTENT_CREATING;
+    extent->holder = domain;
+    ledger_charge_init(&broker->ledger, &extent->charge, NULL, LEDGER_CREATING,
+                       extent_bytes(&broker->pool, extent));
+    list_append(&broker->creates, &extent->link);
+    broker->n_creating++;
+    if (domain) {
+        domain->deficit_bytes -= extent_bytes(&broker->pool, extent);
+        domain->incoming[class_index]++;
+        domain->n_incoming++;
+        update_hunger(broker, domain);
+    }
+    return true;
+}
+
+static void driver_failed(struct broker *broker, struct broker_domain *domain, struct broker_request *request)
+{
+    domain->retry_ns = broker->now_ns + broker->config.look_ns;
+    broker->look_wanted = true;
+    if (request)
+        stall(broker, request);
+}
+
+static bool look_is_stale(const struct broker *broker)
+{
+    return broker->now_ns - broker->looked_ns > broker->config.look_ns;
+}
+
+static void start_creates(struct broker *broker)
+{
+    struct broker_request *request;
+    struct broker_domain *domain;
+    unsigned class_index = 0;
+
+    while (broker->n_creating < broker->config.creating_max &&
+           (domain = next_turn(broker, &request, &class_index))) {
+        if (look_is_stale(broker)) {
+            broker->look_wanted = true;
+            return;
+        }
+        if (room(broker) < broker->config.class_bytes[class_index]) {
+            broker_trim(broker, &domain->shelf, bytes_to_create(broker));
+            if (broker_coming(broker) == 0)
+                stall(broker, request);
+            return;
+        }
+        if (!begin_create(broker, domain, class_index))
+            driver_failed(broker, domain, request);
+    }
+}
+
+/* How much of a class is worth keeping ready, while what was asked for lately is not forgotten. */
+static uint64_t reserve(const struct broker *broker, unsigned class_index)
+{
+    uint64_t demand = policy_demand_read(&broker->demand[class_index], broker->now_ns);
+
+    return policy_reserve(demand, broker->config.reserve_bytes);
+}
+
+bool supply_expects(const struct broker *broker)
+{
+    if (broker->draining || broker->config.reserve_bytes == 0 ||
+        broker->now_ns - broker->active_ns >= broker->config.idle_ns)
+        return false;
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        if (reserve(broker, i) >= broker->config.class_bytes[i])
+            return true;
+    return false;
+}
+
+/* Extents for a demand that is only expected: no one gives up anything for them, and one look's worth at a
+ * time, so that the next look can end it. */
+void supply_fill(struct broker *broker)
+{
+    if (!supply_expects(broker) || !list_is_empty(&broker->arrivals) || broker->n_creating ||
+        broker->n_exporting_ahead)
+        return;
+    for (unsigned i = 0; i < broker->config.n_classes; i++) {
+        uint64_t size = broker->config.class_bytes[i];
+        uint64_t lacking = u64_sub_floor(reserve(broker, i), broker->pool.n_shelved[i] * size);
+
+        while (lacking >= size && room(broker) >= size && broker->n_creating < broker->config.creating_max) {
+            if (!begin_create(broker, NULL, i))
+                return;
+            lacking -= size;
+        }
+    }
+}
+
+/* ---- Answers ---- */
+
+/* Of an extent that was being created or exported: for whom? */
+static struct broker_domain *arrive(struct broker *broker, struct extent *extent)
+{
+    struct broker_domain *domain = extent->holder;
+
+    list_unlink(&extent->link);
+    extent->holder = NULL;
+    extent->state = EXTENT_LOOSE;
+    if (domain) {
+        domain->incoming[extent->class_index]--;
+        domain->n_incoming--;
+        update_hunger(broker, domain);
+    }
+    return domain;
+}
+
+static bool still_needs(const struct broker_domain *domain, unsigned class_index)
+{
+    return domain && domain->missing[class_index] > domain->incoming[class_index];
+}
+
+void supply_created(struct broker *broker, struct extent *extent, bool ok)
+{
+    unsigned class_index = extent->class_index;
+    struct broker_domain *domain = arrive(broker, extent);
+
+    broker->n_creating--;
+    if (!ok) {
+        ledger_charge_deinit(&broker->ledger, &extent->charge);
+        pool_extent_free(&broker->pool, extent);
+        if (domain)
+            driver_failed(broker, domain, first_missing(domain, class_index));
+    } else {
+        ledger_created(&broker->ledger, extent_bytes(&broker->pool, extent));
+        ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);
+        if (still_needs(domain, class_index) && broker->pool.n_descriptors < broker->config.warm_max)
+            begin_export(broker, domain, extent);
+        else
+            supply_offer(broker, NULL, extent);
+    }
+    if (domain)
+        domain_collect(broker, domain);
+}
+
+void supply_exported(struct broker *broker, struct extent *extent, bool ok)
+{
+    unsigned class_index = extent->class_index;
+    struct broker_domain *owner = shelf_domain(broker, extent->shelf);
+    struct broker_domain *domain = arrive(broker, extent);
+
+    if (!domain)
+        broker->n_exporting_ahead--;
+    if (ok) {
+        supply_offer(broker, domain, extent);
+    } else {
+        pool_set_descriptor(&broker->pool, extent, false);
+        extent_doom(broker, extent, NULL);
+        if (domain)
+            driver_failed(broker, domain, first_missing(domain, class_index));
+    }
+    if (domain)
+        domain_collect(broker, domain);
+    if (owner && owner != domain)
+        domain_collect(broker, owner);
+}
+
+/* ---- Patience ---- */
+
+static bool help_is_under_way(const struct broker *broker, const struct broker_request *request)
+{
+    const struct broker_domain *domain = request_domain(request);
+
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        if (request_missing(request, i) && domain->incoming[i])
+            return true;
+    return broker_coming(broker) > 0;
+}
+
+static struct broker_request *first_hopeless(struct broker *broker)
+{
+    list_for_each (it, &broker->stalled) {
+        struct broker_request *request = container_of(it, struct broker_request, stall_link);
+
+        if (broker->now_ns - request->stalled_ns < broker->config.patience_ns)
+            return NULL;
+        if (!help_is_under_way(broker, request))
+            return request;
+    }
+    return NULL;
+}
+
+void supply_settle(struct broker *broker)
+{
+    struct broker_request *request;
+
+    while ((request = first_hopeless(broker)))
+        supply_refuse(broker, request, BROKER_E_DRIVER);
+    unpark(broker);
+    if (start_exports(broker))
+        start_creates(broker);
+    export_ahead(broker);
+}
