@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The events of a replay in virtual time. An engine has at most two to come: its next arrival and the end of
+ * its step. They happen by time; at the same time by the engines' order, and an engine's arrival before its
+ * step's end. Nothing else decides, so a run is the same every time.
+ *
+ * Engines that are busy when a step begins slow it down equally: the GPU is shared by time. When a step ends,
+ * memory may have come free, so engines that have found nothing to do look again.
+ */
+
+#include "virtual.h"
+
+#include <errno.h>
+#include <math.h>
+
+struct timeline {
+    struct engine **engines;
+    double *step_ends; /* INFINITY for who is not busy */
+    size_t n;
+};
+
+static int start_step(struct timeline *t, size_t i, double now)
+{
+    unsigned sharing = 0;
+    int r;
+
+    r = engine_step(t->engines[i]);
+    if (r < 0)
+        return r;
+    t->step_ends[i] = (double)INFINITY;
+    if (!engine_is_busy(t->engines[i]))
+        return 0;
+    for (size_t k = 0; k < t->n; k++)
+        sharing += engine_is_busy(t->engines[k]);
+    t->step_ends[i] = now + engine_step_cost(t->engines[i], sharing);
+    return 0;
+}
+
+static int arrive(struct timeline *t, size_t i, double now)
+{
+    engine_arrive(t->engines[i]);
+    return engine_is_busy(t->engines[i]) ? 0 : start_step(t, i, now);
+}
+
+static int finish_step(struct timeline *t, size_t i, double now)
+{
+    int r;
+
+    r = engine_finish(t->engines[i], now);
+    if (r < 0)
+        return r;
+    r = start_step(t, i, now);
+    for (size_t k = 0; r == 0 && k < t->n; k++)
+        if (!engine_is_busy(t->engines[k]) && engine_has_work(t->engines[k]))
+            r = start_step(t, k, now);
+    return r;
+}
+
+struct event {
+    double when;
+    size_t engine;
+    bool is_arrival;
+};
+
+static struct event next_event(const struct timeline *t)
+{
+    struct event first = {.when = (double)INFINITY};
+
+    for (size_t i = 0; i < t->n; i++) {
+        double arrival = engine_next_arrival(t->engines[i]);
+
+        if (arrival < first.when)
+            first = (struct event){.when = arrival, .engine = i, .is_arrival = true};
+        if (t->step_ends[i] < first.when)
+            first = (struct event){.when = t->step_ends[i], .engine = i, .is_arrival = false};
+    }
+    return first;
+}
+
+int virtual_run(struct engine **engines, size_t n, virtual_progress_fn progress, void *data)
+{
+    _cleanup_free_ double *step_ends = calloc(n, sizeof(*step_ends));
+    struct timeline t = {.engines = engines, .step_ends = step_ends, .n = n};
+    int r = 0;
+
+    if (!step_ends)
+        return -ENOMEM;
+    for (size_t i = 0; i < n; i++)
+        step_ends[i] = (double)INFINITY;
+    while (r == 0) {
+        struct event event = next_event(&t);
+
+        if (isinf(event.when))
+            return 0;
+        r = progress(data, event.when);
+        if (r == 0)
+            r = event.is_arrival ? arrive(&t, event.engine, event.when)
+                                 : finish_step(&t, event.engine, event.when);
+    }
+    return r;
+}
