@@ -46,6 +46,8 @@ int command_connect(const struct invocation *invocation, struct control **ret)
     _cleanup_(control_freep) struct control *control = NULL;
     int r;
 
+    if (options.gpu && !control_names_gpu(options.gpu))
+        return command_complain(STATUS_USAGE, "%s is neither the number of a GPU nor a UUID.", options.gpu);
     if (control_new(&control) < 0)
         return command_complain(STATUS_FAILED, "Out of memory.");
     r = control_connect(control, &options);

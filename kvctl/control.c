@@ -306,13 +306,26 @@ static int connect_to(struct control *control, const char *socket_path)
     return 0;
 }
 
+bool control_names_gpu(const char *gpu)
+{
+    size_t n_digits = strspn(gpu, "0123456789");
+
+    if (n_digits > 0 && gpu[n_digits] == '\0')
+        return true;
+    if (strncmp(gpu, "GPU-", 4) != 0 && strncmp(gpu, "MIG-", 4) != 0)
+        return false;
+    return gpu[4] && gpu[4 + strspn(gpu + 4, "0123456789abcdefABCDEF-")] == '\0';
+}
+
+/* Daemons leave a link named by UUID beside the socket named by number. */
 static bool place(char *paths[static PLACES_MAX], size_t *n, const char *folder, const char *subfolder,
                   const char *gpu)
 {
     if (!folder || folder[0] != '/')
         return true;
     /* systemd separates several runtime directories by colons; the first is the daemon's. */
-    if (asprintf(&paths[*n], "%.*s%s/gpu%s.sock", (int)strcspn(folder, ":"), folder, subfolder, gpu) < 0)
+    if (asprintf(&paths[*n], "%.*s%s/%s%s.sock", (int)strcspn(folder, ":"), folder, subfolder,
+                 gpu[0] <= '9' ? "gpu" : "", gpu) < 0)
         return false;
     (*n)++;
     return true;
@@ -334,11 +347,12 @@ static int connect_to_gpu(struct control *control, const char *gpu)
         r = connect_to(control, paths[i]);
     for (size_t i = 0; i < n; i++)
         free(paths[i]);
-    return r == -ENOENT ? fail(control, r,
-                               "No daemon for GPU %s is running: nobody listens in $RUNTIME_DIRECTORY, "
-                               "/run/kvcached or $XDG_RUNTIME_DIR/kvcached.",
-                               gpu)
-                        : r;
+    if (r != -ENOENT)
+        return r;
+    return fail(control, r,
+                "No daemon for GPU %s is running: nobody listens in $RUNTIME_DIRECTORY, /run/kvcached or "
+                "$XDG_RUNTIME_DIR/kvcached.",
+                gpu);
 }
 
 static int greet(struct control *control)

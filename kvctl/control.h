@@ -28,11 +28,14 @@ enum {
 /* Zero-initialised: the daemon that the environment names, or the one of GPU 0. */
 struct control_options {
     const char *socket; /* the daemon's own; its control socket is called the same with ".ctl" appended */
-    const char *gpu;    /* number in PCI bus order, or UUID */
+    const char *gpu;    /* number in PCI bus order, or UUID: control_names_gpu() */
     int timeout_ms;     /* for each answer; 0: CONTROL_TIMEOUT_MS */
 };
 
 struct control;
+
+/* Whether the text has the form of a GPU's number or UUID. */
+bool control_names_gpu(const char *gpu);
 
 /* 0 or -ENOMEM. */
 int control_new(struct control **ret);
@@ -41,8 +44,9 @@ DEFINE_CLEANUP(struct control *, control_free);
 
 /*
  * Finds the daemon, connects, checks that it runs as root, as this user or as the user kvcached, and greets
- * it. Its socket is `socket`; else, unless `gpu` is given, $KVCACHED_SOCKET; else gpu<N>.sock in the first of
- * $RUNTIME_DIRECTORY, /run/kvcached and $XDG_RUNTIME_DIR/kvcached where somebody listens.
+ * it. Its socket is `socket`; else, unless `gpu` is given, $KVCACHED_SOCKET; else gpu<N>.sock (or
+ * <UUID>.sock) in the first of $RUNTIME_DIRECTORY, /run/kvcached and $XDG_RUNTIME_DIR/kvcached where somebody
+ * listens.
  */
 int control_connect(struct control *control, const struct control_options *options);
 

@@ -430,3 +430,32 @@ TEST(the_environment_finds_the_daemon)
     control_free(control);
     stop(&fake);
 }
+
+TEST(names_of_gpus)
+{
+    static const char *const good[] = {"0", "12", "GPU-8a6e0b7c-0000-1111-2222-333344445555", "MIG-8A"};
+    static const char *const bad[] = {"", "-1", "1a", "GPU-", "GPU-x", "../0", "gpu0"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++)
+        check(control_names_gpu(good[i]));
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+        check(!control_names_gpu(bad[i]));
+}
+
+TEST(a_uuid_finds_the_daemon)
+{
+    struct fake fake = {.steps = {GREETING}};
+    const struct control_options options = {.gpu = "GPU-12"};
+    struct control *control;
+    char link_path[64];
+
+    start(&fake);
+    snprintf(link_path, sizeof(link_path), "%s/GPU-12.sock.ctl", fake.folder);
+    check_eq(symlink("gpu0.sock.ctl", link_path), 0);
+    setenv("RUNTIME_DIRECTORY", fake.folder, 1);
+    check_eq(control_new(&control), 0);
+    check_eq(control_connect(control, &options), 0);
+    control_free(control);
+    unlink(link_path);
+    stop(&fake);
+}
