@@ -47,39 +47,20 @@ int command_connect(const struct invocation *invocation, struct control **ret)
     int r;
 
     if (options.gpu && !control_names_gpu(options.gpu))
-        return command_complain(STATUS_USAGE, "%s is neither the number of a GPU nor a UUID.", options.gpu);
+        return command_complain(STATUS_USAGE, "%s is neither the number of a GPU nor a UUID", options.gpu);
     if (control_new(&control) < 0)
-        return command_complain(STATUS_FAILED, "Out of memory.");
+        return command_complain(STATUS_FAILED, "Out of memory");
     r = control_connect(control, &options);
     if (r)
-        return command_fail(control, r, NULL);
+        return command_fail(control, r);
     *ret = steal_pointer(control);
     return STATUS_DONE;
 }
 
-/* Which "domain/name" a bare name could have meant. */
-static int complain_ambiguous(struct control *control, const char *instance)
+int command_fail(const struct control *control, int r)
 {
-    struct control_listing listing;
-    char candidates[TEXT_MAX] = "", name[TEXT_MAX];
-    size_t length = 0;
-
-    if (control_list(control, (char *const[]){(char *)instance}, 1, &listing) != 0)
-        return command_complain(STATUS_FAILED, "Several trust domains have an instance called %s.", instance);
-    for (size_t i = 0; i < listing.n && length < sizeof(candidates); i++)
-        length += (size_t)snprintf(candidates + length, sizeof(candidates) - length, "%s%s", i ? ", " : "",
-                                   text_instance(name, listing.instances[i], true));
-    control_listing_deinit(&listing);
-    return command_complain(STATUS_FAILED, "%s could be any of: %s.", instance, candidates);
-}
-
-int command_fail(struct control *control, int r, const char *instance)
-{
-    if (r == CONTROL_E_NO_DAEMON)
-        return command_complain(STATUS_NO_DAEMON, "%s", control_reason(control));
-    if (r == CONTROL_E_REFUSED && instance && control_refusal(control) == KVCACHED__ERROR__ERROR_AMBIGUOUS)
-        return complain_ambiguous(control, instance);
-    return command_complain(STATUS_FAILED, "%s", control_reason(control));
+    return command_complain(r == CONTROL_E_NO_DAEMON ? STATUS_NO_DAEMON : STATUS_FAILED, "%s",
+                            control_reason(control));
 }
 
 int command_print_json(cJSON *value)
@@ -88,7 +69,7 @@ int command_print_json(cJSON *value)
 
     cJSON_Delete(value);
     if (!text)
-        return command_complain(STATUS_FAILED, "Out of memory.");
+        return command_complain(STATUS_FAILED, "Out of memory");
     puts(text);
     cJSON_free(text);
     return STATUS_DONE;

@@ -60,8 +60,8 @@ int command_complain(int status, const char *format, ...) __attribute__((format(
 /* Connects as the options say. Exit status; says itself what went wrong. */
 int command_connect(const struct invocation *invocation, struct control **ret);
 
-/* Says why a call for `instance` (NULL: for none) failed; returns the exit status. */
-int command_fail(struct control *control, int r, const char *instance);
+/* Says why a call failed; returns the exit status. */
+int command_fail(const struct control *control, int r);
 
 /* Prints and deletes the value. */
 int command_print_json(cJSON *value);

@@ -32,9 +32,9 @@ static int complain_busy(struct control *control, const char *instance)
 
     r = control_info(control, instance, &reply);
     if (r)
-        return command_fail(control, r, instance);
+        return command_fail(control, r);
     info = ((const Kvcached__InfoReply *)reply.body)->instance;
-    command_complain(STATUS_FAILED, "%s is in use by %s; --force disconnects them.", instance,
+    command_complain(STATUS_FAILED, "%s is in use by %s; --force disconnects them", instance,
                      info && info->n_peers ? join_peers(peers, info->peers, info->n_peers)
                                            : "processes that just left");
     message_deinit(&reply);
@@ -68,7 +68,7 @@ static int run(const struct invocation *invocation)
     if (r == CONTROL_E_REFUSED && control_refusal(control) == KVCACHED__ERROR__ERROR_BUSY)
         return complain_busy(control, instance);
     if (r)
-        return command_fail(control, r, instance);
+        return command_fail(control, r);
     reply = (const Kvcached__DeleteReply *)message.body;
     if (invocation->options->given & OPTION_JSON)
         status = command_print_json(json_deletion(instance, reply));

@@ -64,7 +64,7 @@ static int run(const struct invocation *invocation)
     }
     command = command_find(invocation->words[0]);
     if (!command)
-        return command_complain(STATUS_USAGE, "There is no command %s; `kvctl help` lists them.",
+        return command_complain(STATUS_USAGE, "There is no command %s; `kvctl help` lists them",
                                 invocation->words[0]);
     command_print_help(stdout, command);
     return STATUS_DONE;

@@ -21,7 +21,7 @@ static int print_daemon(const struct control *control, const Kvcached__InfoReply
 static int print_instance(const Kvcached__InstanceInfo *instance, bool json)
 {
     if (!instance)
-        return command_complain(STATUS_FAILED, "The daemon said nothing about the instance.");
+        return command_complain(STATUS_FAILED, "The daemon said nothing about the instance");
     if (json)
         return command_print_json(json_instance(instance));
     describe_instance(stdout, instance);
@@ -42,7 +42,7 @@ static int run(const struct invocation *invocation)
         return status;
     r = control_info(control, instance, &message);
     if (r)
-        return command_fail(control, r, instance);
+        return command_fail(control, r);
     reply = (const Kvcached__InfoReply *)message.body;
     if (instance)
         status = print_instance(reply->instance, json);

@@ -17,14 +17,14 @@ static int run(const struct invocation *invocation)
     int status, r;
 
     if (parse_size(invocation->words[1], &bytes) < 0)
-        return command_complain(STATUS_USAGE, "%s is not a size; write for example 512M, 2G or 1.5T.",
+        return command_complain(STATUS_USAGE, "%s is not a size; write for example 512M, 2G or 1.5T",
                                 invocation->words[1]);
     status = command_connect(invocation, &control);
     if (status)
         return status;
     r = control_set_limit_bytes(control, instance, bytes, &reply);
     if (r)
-        return command_fail(control, r, instance);
+        return command_fail(control, r);
     return limit_report(invocation, bytes, &reply);
 }
 

@@ -37,14 +37,14 @@ static int run(const struct invocation *invocation)
     int status, r;
 
     if (!parse_percent(invocation->words[1], &ppm))
-        return command_complain(STATUS_USAGE, "%s is not a percentage; write a number from 0 to 100.",
+        return command_complain(STATUS_USAGE, "%s is not a percentage; write a number from 0 to 100",
                                 invocation->words[1]);
     status = command_connect(invocation, &control);
     if (status)
         return status;
     r = control_set_limit_ppm(control, instance, ppm, &reply);
     if (r)
-        return command_fail(control, r, instance);
+        return command_fail(control, r);
     return limit_report(invocation, share(control_welcome(control)->total_bytes, ppm), &reply);
 }
 

@@ -5,7 +5,6 @@
  */
 
 #include <stdio.h>
-#include <string.h>
 #include <sys/ioctl.h>
 
 #include "command.h"
@@ -26,51 +25,23 @@ static struct table_style terminal_style(void)
     return style;
 }
 
-static bool is_called(const Kvcached__InstanceInfo *instance, const char *name)
-{
-    size_t domain_length = strlen(instance->domain);
-
-    if (strcmp(instance->instance, name) == 0)
-        return true;
-    return strncmp(instance->domain, name, domain_length) == 0 && name[domain_length] == '/' &&
-           strcmp(instance->instance, name + domain_length + 1) == 0;
-}
-
-/* Whoever asks for a name wants to hear that there is none. */
-static int check_found(const struct invocation *invocation, const struct control_listing *listing)
-{
-    int status = STATUS_DONE;
-
-    for (int w = 0; w < invocation->n_words; w++) {
-        bool found = false;
-
-        for (size_t i = 0; !found && i < listing->n; i++)
-            found = is_called(listing->instances[i], invocation->words[w]);
-        if (!found)
-            status = command_complain(STATUS_FAILED, "There is no instance called %s.", invocation->words[w]);
-    }
-    return status;
-}
-
 static int run(const struct invocation *invocation)
 {
     _cleanup_(control_freep) struct control *control = NULL;
     _cleanup_(control_listing_deinit) struct control_listing listing = {0};
     struct table_style style = terminal_style();
-    int status, found, r;
+    int status, r;
 
     status = command_connect(invocation, &control);
     if (status)
         return status;
     r = control_list(control, invocation->words, (size_t)invocation->n_words, &listing);
     if (r)
-        return command_fail(control, r, NULL);
-    found = check_found(invocation, &listing);
+        return command_fail(control, r);
     if (invocation->options->given & OPTION_JSON)
-        status = command_print_json(json_instances(listing.instances, listing.n));
-    else if (listing.n > 0 || invocation->n_words == 0)
-        table_print(stdout, &style, listing.instances, listing.n);
-    return found ? found : status;
+        return command_print_json(json_instances(listing.instances, listing.n));
+    table_print(stdout, &style, listing.instances, listing.n);
+    return STATUS_DONE;
 }
 
 const struct command command_list = {

@@ -107,23 +107,23 @@ static int wait_ready(struct control *control, uint64_t deadline_ms)
     uint64_t now = now_ms();
 
     if (now >= deadline_ms)
-        return fail(control, CONTROL_E_FAILED, "The daemon at %s has not answered for %g s.",
+        return fail(control, CONTROL_E_FAILED, "The daemon at %s has not answered for %g s",
                     control->address.sun_path, control->timeout_ms / 1000.0);
     pollfd.events = POLLIN | (link_wants_write(control->link) ? POLLOUT : 0);
     if (poll(&pollfd, 1, (int)(deadline_ms - now)) < 0 && errno != EINTR)
-        return fail(control, -errno, "Waiting for the daemon failed: %s.", strerror(errno));
+        return fail(control, -errno, "Waiting for the daemon failed: %s", strerror(errno));
     return 0;
 }
 
 static int fail_link(struct control *control, int r)
 {
     if (r == LINK_E_CLOSED)
-        return fail(control, CONTROL_E_FAILED, "The daemon at %s closed the connection.",
+        return fail(control, CONTROL_E_FAILED, "The daemon at %s closed the connection",
                     control->address.sun_path);
     if (r == LINK_E_VIOLATION)
         return fail(control, CONTROL_E_FAILED, "What answered at %s does not speak our protocol: %s",
                     control->address.sun_path, link_reason(control->link));
-    return fail(control, r < 0 ? r : CONTROL_E_FAILED, "Talking to the daemon failed: %s.",
+    return fail(control, r < 0 ? r : CONTROL_E_FAILED, "Talking to the daemon failed: %s",
                 r < 0 ? strerror(-r) : "its socket takes no more");
 }
 
@@ -149,7 +149,7 @@ static int take_refusal(struct control *control, const Kvcached__Refused *refuse
 {
     control->refusal = refused->error;
     return fail(control, CONTROL_E_REFUSED, "%s",
-                refused->reason[0] ? refused->reason : "The daemon refused without saying why.");
+                refused->reason[0] ? refused->reason : "The daemon refused without saying why");
 }
 
 /* The answer to a request, whatever its type. */
@@ -165,7 +165,7 @@ static int await_answer(struct control *control, uint32_t request, struct messag
     if (message.type == MESSAGE_REFUSED && (message.request == request || message.request == 0))
         r = take_refusal(control, (const Kvcached__Refused *)message.body);
     else if (message.request != request)
-        r = fail(control, CONTROL_E_FAILED, "The daemon answered something that was not asked.");
+        r = fail(control, CONTROL_E_FAILED, "The daemon answered something that was not asked");
     if (r)
         message_deinit(&message);
     else
@@ -178,7 +178,7 @@ static int say(struct control *control, uint16_t type, uint32_t request, const P
     int r = link_send(control->link, type, request, body, NULL);
 
     if (r == -EMSGSIZE)
-        return fail(control, CONTROL_E_FAILED, "That is more than fits into one request.");
+        return fail(control, CONTROL_E_FAILED, "That is more than fits into one request");
     /* A daemon that has hung up may have left its reason in the socket. */
     return r == 0 || r == LINK_E_CLOSED ? 0 : fail_link(control, r);
 }
@@ -189,7 +189,7 @@ static int check_type(struct control *control, struct message *answer, uint16_t 
 
     if (answer->type == type)
         return 0;
-    r = fail(control, CONTROL_E_FAILED, "The daemon answered %s where %s was due.",
+    r = fail(control, CONTROL_E_FAILED, "The daemon answered %s where %s was due",
              codec_type_name(answer->type), codec_type_name(type));
     message_deinit(answer);
     return r;
@@ -233,11 +233,11 @@ static int check_listener(struct control *control, int fd)
     socklen_t size = sizeof(credentials);
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0)
-        return fail(control, -errno, "The kernel doesn't say who listens at %s: %s.",
+        return fail(control, -errno, "The kernel doesn't say who listens at %s: %s",
                     control->address.sun_path, strerror(errno));
     if (!is_trusted(credentials.uid))
         return fail(control, CONTROL_E_NO_DAEMON,
-                    "%s belongs to user %u, who is neither root, nor you, nor the user " SERVICE_USER ".",
+                    "%s belongs to user %u, who is neither root, nor you, nor the user " SERVICE_USER,
                     control->address.sun_path, credentials.uid);
     return 0;
 }
@@ -251,18 +251,18 @@ static int fail_connect(struct control *control, int error)
     case ENOENT:
     case ENOTDIR:
     case ECONNREFUSED:
-        return fail(control, -ENOENT, "No daemon listens at %s.", path);
+        return fail(control, -ENOENT, "No daemon listens at %s", path);
     case ENOTSOCK:
     case EPROTOTYPE:
-        return fail(control, CONTROL_E_NO_DAEMON, "%s is not the socket of a daemon.", path);
+        return fail(control, CONTROL_E_NO_DAEMON, "%s is not the socket of a daemon", path);
     case EACCES:
     case EPERM:
         return fail(control, CONTROL_E_FAILED,
-                    "You may not connect to %s: that is for root, the daemon's user and its group.", path);
+                    "You may not connect to %s: that is for root, the daemon's user and its group", path);
     case EAGAIN:
-        return fail(control, CONTROL_E_FAILED, "The daemon at %s accepts no connection.", path);
+        return fail(control, CONTROL_E_FAILED, "The daemon at %s accepts no connection", path);
     default:
-        return fail(control, -error, "Connecting to %s failed: %s.", path, strerror(error));
+        return fail(control, -error, "Connecting to %s failed: %s", path, strerror(error));
     }
 }
 
@@ -273,7 +273,7 @@ static int set_address(struct control *control, const char *socket_path)
     control->address.sun_family = AF_UNIX;
     n = snprintf(control->address.sun_path, sizeof(control->address.sun_path), "%s" SUFFIX, socket_path);
     if (n < 0 || (size_t)n >= sizeof(control->address.sun_path))
-        return fail(control, CONTROL_E_NO_DAEMON, "%s" SUFFIX " is longer than the path of a socket can be.",
+        return fail(control, CONTROL_E_NO_DAEMON, "%s" SUFFIX " is longer than the path of a socket can be",
                     socket_path);
     return 0;
 }
@@ -291,7 +291,7 @@ static int connect_to(struct control *control, const char *socket_path)
         return r;
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0)
-        return fail(control, -errno, "There is no socket to be had: %s.", strerror(errno));
+        return fail(control, -errno, "There is no socket to be had: %s", strerror(errno));
     /* A listener that never accepts would hold connect() for ever once its backlog is full. */
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     if (connect(fd, (const struct sockaddr *)&control->address, sizeof(control->address)) < 0)
@@ -301,7 +301,7 @@ static int connect_to(struct control *control, const char *socket_path)
         return r;
     r = link_new(fd, false, QUEUE_MAX, &control->link);
     if (r)
-        return fail(control, r, "Talking to the daemon failed: %s.", strerror(-r));
+        return fail(control, r, "Talking to the daemon failed: %s", strerror(-r));
     steal_fd(&fd);
     return 0;
 }
@@ -342,7 +342,7 @@ static int connect_to_gpu(struct control *control, const char *gpu)
          place(paths, &n, "/run/kvcached", "", gpu) &&
          place(paths, &n, getenv("XDG_RUNTIME_DIR"), "/kvcached", gpu);
     if (!ok)
-        r = fail(control, -ENOMEM, "Out of memory.");
+        r = fail(control, -ENOMEM, "Out of memory");
     for (size_t i = 0; ok && i < n && r == -ENOENT; i++)
         r = connect_to(control, paths[i]);
     for (size_t i = 0; i < n; i++)
@@ -351,7 +351,7 @@ static int connect_to_gpu(struct control *control, const char *gpu)
         return r;
     return fail(control, r,
                 "No daemon for GPU %s is running: nobody listens in $RUNTIME_DIRECTORY, /run/kvcached or "
-                "$XDG_RUNTIME_DIR/kvcached.",
+                "$XDG_RUNTIME_DIR/kvcached",
                 gpu);
 }
 
@@ -445,7 +445,7 @@ static int list_page(struct control *control, char *const *names, size_t n_names
     r = keep_page(listing, &page);
     if (r) {
         message_deinit(&page);
-        return fail(control, r, "Out of memory.");
+        return fail(control, r, "Out of memory");
     }
     return 0;
 }

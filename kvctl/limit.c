@@ -36,7 +36,7 @@ int limit_report(const struct invocation *invocation, uint64_t asked_bytes, stru
     int status = STATUS_DONE;
 
     if (!reply->instance)
-        status = command_complain(STATUS_FAILED, "The daemon didn't say which limit it has set.");
+        status = command_complain(STATUS_FAILED, "The daemon didn't say which limit it has set");
     else if (invocation->options->given & OPTION_JSON)
         status = command_print_json(json_instance(reply->instance));
     else

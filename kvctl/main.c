@@ -15,11 +15,11 @@ static int complain_option(int r, const char *offender)
 {
     switch (r) {
     case OPTIONS_E_MISSING:
-        return command_complain(STATUS_USAGE, "%s needs a value.", offender);
+        return command_complain(STATUS_USAGE, "%s needs a value", offender);
     case OPTIONS_E_UNWANTED:
-        return command_complain(STATUS_USAGE, "%s: this option takes no value.", offender);
+        return command_complain(STATUS_USAGE, "%s: this option takes no value", offender);
     default:
-        return command_complain(STATUS_USAGE, "There is no option %s; `kvctl help` lists them.", offender);
+        return command_complain(STATUS_USAGE, "There is no option %s; `kvctl help` lists them", offender);
     }
 }
 
@@ -28,10 +28,10 @@ static int check_options(const struct command *command, unsigned given)
     unsigned stray = given & ~(command->options | OPTION_HELP);
 
     if (stray)
-        return command_complain(STATUS_USAGE, "`kvctl %s` has no option %s.", command->name,
+        return command_complain(STATUS_USAGE, "`kvctl %s` has no option %s", command->name,
                                 options_name(stray & -stray));
     if ((given & OPTIONS_DAEMON) == OPTIONS_DAEMON)
-        return command_complain(STATUS_USAGE, "Give either --socket or --gpu.");
+        return command_complain(STATUS_USAGE, "Give either --socket or --gpu");
     return STATUS_DONE;
 }
 
@@ -53,7 +53,7 @@ static int run_command(const struct options *options)
     int status;
 
     if (!command)
-        return command_complain(STATUS_USAGE, "There is no command %s; `kvctl help` lists them.",
+        return command_complain(STATUS_USAGE, "There is no command %s; `kvctl help` lists them",
                                 options->words[0]);
     if (options->given & OPTION_HELP) {
         command_print_help(stdout, command);
@@ -98,7 +98,7 @@ int main(int argc, char **argv)
 
     errno = 0;
     if (fclose(stdout) != 0 || !written)
-        return command_complain(STATUS_FAILED, "The output could not be written%s%s.", errno ? ": " : "",
+        return command_complain(STATUS_FAILED, "The output could not be written%s%s", errno ? ": " : "",
                                 errno ? strerror(errno) : "");
     return status;
 }

@@ -213,7 +213,7 @@ TEST(silence)
 
     start(&fake);
     control = connect_expecting(&fake, CONTROL_E_FAILED);
-    snprintf(reason, sizeof(reason), "The daemon at %s.ctl has not answered for 0.2 s.", fake.path);
+    snprintf(reason, sizeof(reason), "The daemon at %s.ctl has not answered for 0.2 s", fake.path);
     check_str(control_reason(control), reason);
     control_free(control);
     stop(&fake);
@@ -247,9 +247,9 @@ TEST(wrong_answers)
     start(&fake);
     control = connect_expecting(&fake, 0);
     check_eq(control_delete(control, "a", false, &reply), CONTROL_E_FAILED);
-    check_str(control_reason(control), "The daemon answered Returned where DeleteReply was due.");
+    check_str(control_reason(control), "The daemon answered Returned where DeleteReply was due");
     check_eq(control_delete(control, "a", false, &reply), CONTROL_E_FAILED);
-    check_str(control_reason(control), "The daemon answered something that was not asked.");
+    check_str(control_reason(control), "The daemon answered something that was not asked");
     control_free(control);
     stop(&fake);
 }
@@ -304,7 +304,7 @@ TEST(a_later_page_is_refused)
     control = connect_expecting(&fake, 0);
     check_eq(control_list(control, NULL, 0, &listing), CONTROL_E_REFUSED);
     check_eq(listing.n, 42);
-    check_str(control_reason(control), "The daemon refused without saying why.");
+    check_str(control_reason(control), "The daemon refused without saying why");
     control_free(control);
     stop(&fake);
 }
@@ -321,7 +321,7 @@ TEST(requests_too_long)
     start(&fake);
     control = connect_expecting(&fake, 0);
     check_eq(control_info(control, name, &reply), CONTROL_E_FAILED);
-    check_str(control_reason(control), "That is more than fits into one request.");
+    check_str(control_reason(control), "That is more than fits into one request");
     control_free(control);
     stop(&fake);
     free(name);
@@ -421,7 +421,7 @@ TEST(the_environment_finds_the_daemon)
     setenv("KVCACHED_SOCKET", "/nowhere/gpu0.sock", 1);
     check_eq(control_new(&control), 0);
     check_eq(control_connect(control, &none), CONTROL_E_NO_DAEMON);
-    check_str(control_reason(control), "No daemon listens at /nowhere/gpu0.sock.ctl.");
+    check_str(control_reason(control), "No daemon listens at /nowhere/gpu0.sock.ctl");
     check_eq(control_connect(control, &gpu1), CONTROL_E_NO_DAEMON);
     check(strstr(control_reason(control), "No daemon for GPU 1 is running"));
     setenv("RUNTIME_DIRECTORY", fake.folder, 1);
