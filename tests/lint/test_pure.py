@@ -31,6 +31,7 @@ ALLOWED = {
     *("snprintf", "vsnprintf", "asprintf", "vasprintf", "fnmatch", "ini_parse_string"),
     *("floor", "ceil", "log2", "lround", "llround", "fmod", "exp", "pow"),
     *("__assert_fail", "__stack_chk_fail", "__ctype_b_loc", "__isoc99_sscanf", "__errno_location"),
+    *("__divti3", "__modti3", "__multi3", "__udivti3", "__umodti3"),
     "_GLOBAL_OFFSET_TABLE_",
 }
 

@@ -13,13 +13,16 @@ PURE_MODULES = [
     "proto/base/parse",
     "proto/wire/frame",
     "proto/wire/codec",
+    "daemon/audit",
     "daemon/broker",
     "daemon/config",
     "daemon/ledger",
+    "daemon/members",
     "daemon/policy",
     "daemon/pool",
     "daemon/reclaim",
     "daemon/snapshot",
+    "daemon/supply",
     "libclient/page_cache",
 ]
 
