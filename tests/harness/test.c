@@ -8,6 +8,7 @@
 #include "test.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -18,6 +19,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "cuda/emulator.h"
 
 #define EXIT_SKIP 77
 
@@ -60,17 +63,47 @@ void test_skip(const char *reason)
     _exit(EXIT_SKIP);
 }
 
+/* The GPU driver's own are not the test's to close. */
+static bool belongs_to_driver(DIR *dir, const char *name)
+{
+    char target[16] = "";
+
+    return readlinkat(dirfd(dir), name, target, sizeof(target) - 1) > 0 &&
+           strncmp(target, "/dev/nvidia", 11) == 0;
+}
+
 static unsigned count_descriptors(void)
 {
     DIR *dir = opendir("/proc/self/fd");
+    struct dirent *entry;
     unsigned n = 0;
 
     if (!dir)
         return 0;
-    while (readdir(dir))
-        n++;
+    while ((entry = readdir(dir)))
+        n += !belongs_to_driver(dir, entry->d_name);
     closedir(dir);
     return n;
+}
+
+/* An emulated driver that the test has loaded must be left as it was found. */
+static void leave_emulator(const struct test *test)
+{
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    __typeof__(&cuemuGetStats) get_stats;
+    __typeof__(&cuemuLeave) leave;
+    struct cuemu_stats stats;
+
+    if (!library)
+        return;
+    get_stats = (__typeof__(get_stats))dlsym(library, "cuemuGetStats");
+    leave = (__typeof__(leave))dlsym(library, "cuemuLeave");
+    if (get_stats && get_stats(&stats) == 0 && (stats.handles || stats.mappings))
+        test_fail(__FILE__, __LINE__, "%s: %" PRIu64 " driver handles and %" PRIu64 " mappings are left",
+                  test->name, stats.handles, stats.mappings);
+    if (leave)
+        leave();
+    dlclose(library);
 }
 
 /* Our own call, not exit handlers, ends the process: a sanitizer's leak check runs from exit(). */
@@ -79,6 +112,7 @@ static void run_one(const struct test *test)
     unsigned before = count_descriptors(), after;
 
     test->run();
+    leave_emulator(test);
     after = count_descriptors();
     if (after != before)
         test_fail(__FILE__, __LINE__, "%s: %u descriptors before, %u after", test->name, before, after);

@@ -10,8 +10,9 @@
  *     }
  *
  * Every test runs in its own process with a time limit. It fails when a check fails, when it dies or exceeds
- * the limit, when it leaves descriptors open that it did not find open, or when children outlive it. Output
- * is TAP. Arguments: names of tests to run (default all), --list, --no-fork (for debuggers).
+ * the limit, when it leaves descriptors open that it did not find open, when it leaves handles or mappings of
+ * the emulated driver, or when children outlive it. Output is TAP. Arguments: names of tests to run (default
+ * all), --list, --no-fork (for debuggers).
  */
 
 #include <inttypes.h>
