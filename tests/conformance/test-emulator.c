@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What only the emulator can show, or only it must bear: accounts that come back to zero whatever kills whom,
+ * its limits, and its knobs. Where a case stands for the driver's own behaviour it names the item of
+ * docs/DRIVER.md.
+ */
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cuda/emulator.h"
+#include "support.h"
+
+static struct cuemu_stats stats(void)
+{
+    struct cuemu_stats now;
+
+    check_eq(cuemuGetStats(&now), 0);
+    return now;
+}
+
+static unsigned count_files(const char *prefix)
+{
+    DIR *dir = opendir(support_folder());
+    struct dirent *entry;
+    unsigned n = 0;
+
+    check(dir);
+    while ((entry = readdir(dir)))
+        n += strncmp(entry->d_name, prefix, strlen(prefix)) == 0;
+    closedir(dir);
+    return n;
+}
+
+/* Bytes of host memory behind the devices. */
+static uint64_t host_bytes(void)
+{
+    char path[128];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/memory.0", support_folder());
+    check_eq(stat(path, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+TEST(folder_is_gone_after_the_last)
+{
+    support_devices(NULL);
+    support_start();
+    check_eq(access(support_folder(), F_OK), 0);
+    support_finish();
+    cuemuLeave();
+    check_eq(access(support_folder(), F_OK), -1);
+    expect(CUDA_ERROR_DEINITIALIZED, cuInit(0));
+}
+
+static void create_and_hang(void *argument)
+{
+    int ready = *(int *)argument;
+    CUdeviceptr address;
+
+    support_start();
+    address = support_reserve(4 * GRANULE);
+    support_map(address, 4 * GRANULE, support_create(4 * GRANULE));
+    support_create(GRANULE);
+    ok(cuMemAlloc(&address, 3 * GRANULE));
+    check_eq(write(ready, "x", 1), 1);
+    for (;;)
+        pause();
+}
+
+/* Item 12: a process's references end with it. */
+TEST(killed_process_gives_back)
+{
+    int ready[2];
+    size_t all;
+    pid_t pid;
+    char c;
+
+    support_devices("1G");
+    check_eq(pipe(ready), 0);
+    pid = support_spawn(create_and_hang, &ready[1]);
+    check_eq(read(ready[0], &c, 1), 1);
+    support_start();
+    all = GIB;
+    check_eq(support_free_bytes(), all - 8 * GRANULE);
+    support_kill(pid);
+    support_expect_free(all);
+    check_eq(count_files("slot."), 1);
+    close(ready[0]);
+    close(ready[1]);
+    support_finish();
+}
+
+static void export_and_die(void *argument)
+{
+    int socket = *(int *)argument;
+    CUmemGenericAllocationHandle handle;
+
+    support_start();
+    handle = support_create(8 * GRANULE);
+    support_send(socket, support_export(handle));
+    raise(SIGKILL);
+}
+
+/* Item 12: memory lives while a descriptor waits in a socket's queue, and ends with it. */
+TEST(descriptor_in_flight_holds)
+{
+    int pair[2], status;
+    pid_t pid;
+
+    support_devices("1G");
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    pid = support_spawn(export_and_die, &pair[1]);
+    check_eq(waitpid(pid, &status, 0), pid);
+    support_start();
+    check_eq(support_free_bytes(), GIB - 8 * GRANULE);
+    check_eq(stats().exported, 1);
+    close(pair[0]);
+    close(pair[1]);
+    support_expect_free(GIB);
+    check_eq(count_files("extent."), 0);
+    support_finish();
+}
+
+/* Item 12: and it can be taken out of the queue after the exporter's death, and used. */
+TEST(descriptor_outlives_exporter)
+{
+    CUmemGenericAllocationHandle handle;
+    CUdeviceptr address;
+    int pair[2], status, fd;
+    pid_t pid;
+
+    support_devices("1G");
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    pid = support_spawn(export_and_die, &pair[1]);
+    check_eq(waitpid(pid, &status, 0), pid);
+    support_start();
+    fd = support_receive(pair[0]);
+    ok(cuMemImportFromShareableHandle(&handle, (void *)(uintptr_t)fd,
+                                      CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+    close(fd);
+    address = support_reserve(8 * GRANULE);
+    support_map(address, 8 * GRANULE, handle);
+    ok(cuMemRelease(handle));
+    ok(cuMemsetD8(address, 1, 8 * GRANULE));
+    check_eq(support_free_bytes(), GIB - 8 * GRANULE);
+    support_unmap(address, 8 * GRANULE);
+    check_eq(support_free_bytes(), GIB);
+    support_free(address, 8 * GRANULE);
+    close(pair[0]);
+    close(pair[1]);
+    support_finish();
+}
+
+static void fork_and_die(void *argument)
+{
+    const int *fds = argument;
+    char c;
+
+    support_start();
+    support_create(8 * GRANULE);
+    if (fork() == 0) {
+        /* Item 13: nothing works here, and nothing must be harmed. */
+        CUmemAllocationProp prop = support_prop(0, false);
+        CUmemGenericAllocationHandle handle;
+
+        expect(CUDA_ERROR_NOT_INITIALIZED, cuMemCreate(&handle, GRANULE, &prop, 0));
+        expect(CUDA_ERROR_NOT_INITIALIZED, cuInit(0));
+        close(fds[3]);
+        check_eq(write(fds[1], "x", 1), 1);
+        check_eq(read(fds[2], &c, 1), 0);
+        exit(0);
+    }
+    for (;;)
+        pause();
+}
+
+/* Item 13: a forked child has no driver, and keeps its parent's memory while it lives. */
+TEST(forked_child_holds)
+{
+    int fds[4];
+    pid_t pid;
+    char c;
+
+    support_devices("1G");
+    check_eq(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+    check_eq(pipe(fds), 0);
+    check_eq(pipe(fds + 2), 0);
+    pid = support_spawn(fork_and_die, fds);
+    check_eq(read(fds[0], &c, 1), 1);
+    support_start();
+    check_eq(support_free_bytes(), GIB - 8 * GRANULE);
+    support_kill(pid);
+    check_eq(support_free_bytes(), GIB - 8 * GRANULE);
+    for (int i = 0; i < 4; i++)
+        close(fds[i]);
+    support_wait(-1);
+    check_eq(support_free_bytes(), GIB);
+    support_finish();
+}
+
+/* One of the storm: everything that changes the registry, as fast as it goes, until killed. */
+static void rage(void *argument)
+{
+    int socket = *(int *)argument;
+    uint64_t random = (uint64_t)getpid() * 2654435761u + 1;
+    CUmemGenericAllocationHandle handles[16] = {0};
+    CUdeviceptr address;
+
+    support_start();
+    address = support_reserve(16 * GRANULE);
+    for (;;) {
+        unsigned i = test_random(&random) % 16;
+
+        if (!handles[i]) {
+            handles[i] = support_create(GRANULE);
+            support_map(address + i * GRANULE, GRANULE, handles[i]);
+            *(volatile char *)(address + i * GRANULE) = 1;
+            continue;
+        }
+        if (test_random(&random) % 2) {
+            CUmemGenericAllocationHandle imported;
+            int fd = support_export(handles[i]);
+
+            ok(cuMemImportFromShareableHandle(&imported, (void *)(uintptr_t)fd,
+                                              CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+            if (test_random(&random) % 8 == 0)
+                support_try_send(socket, fd);
+            close(fd);
+            ok(cuMemRelease(imported));
+        }
+        support_unmap(address + i * GRANULE, GRANULE);
+        ok(cuMemRelease(handles[i]));
+        handles[i] = 0;
+    }
+}
+
+#define RAGERS 6
+
+/* Item 12, at any instruction: hundreds are killed, and the account is exact and the folder flat after each.
+ */
+TEST_LIMIT(sigkill_storm, 60)
+{
+    uint64_t seed = test_seed(), started = now_ms();
+    pid_t pids[RAGERS] = {0};
+    unsigned killed = 0;
+    int pair[2];
+
+    support_devices("1G");
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    while (killed < 300 && now_ms() - started < 12000) {
+        unsigned i = test_random(&seed) % RAGERS;
+        struct timespec pause = {.tv_nsec = (long)(test_random(&seed) % 10000000)};
+
+        if (pids[i] == 0) {
+            pids[i] = support_spawn(rage, &pair[1]);
+            continue;
+        }
+        nanosleep(&pause, NULL);
+        support_kill(pids[i]);
+        pids[i] = 0;
+        killed++;
+    }
+    check(killed > 50);
+    for (unsigned i = 0; i < RAGERS; i++)
+        if (pids[i])
+            support_kill(pids[i]);
+    close(pair[0]);
+    close(pair[1]);
+    support_start();
+    support_expect_free(GIB);
+    check_eq(count_files("slot."), 1);
+    check_eq(count_files("extent."), 0);
+    check_eq(host_bytes(), 0);
+    support_finish();
+}
+
+#define MANY 30000
+
+/* Handles that are not exported cost no descriptor, and mapped ones two of the host's mappings at most. */
+TEST_LIMIT(thirty_thousand_extents, 60)
+{
+    CUmemGenericAllocationHandle *handles = calloc(MANY, sizeof(*handles));
+    const struct rlimit limit = {20000, 20000};
+    CUdeviceptr address;
+
+    check(handles);
+    support_devices("80G");
+    check_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    support_start();
+    address = support_reserve(2 * MANY * GRANULE);
+    for (unsigned i = 0; i < MANY; i++) {
+        handles[i] = support_create(GRANULE);
+        support_map(address + 2 * i * GRANULE, GRANULE, handles[i]);
+    }
+    check_eq(support_free_bytes(), 80 * GIB - MANY * GRANULE);
+    check(host_bytes() < 64 * MIB);
+    for (unsigned i = 0; i < MANY; i++)
+        close(support_export(handles[i]));
+    check_eq(stats().exported, 0);
+    for (unsigned i = 0; i < MANY; i++) {
+        support_unmap(address + 2 * i * GRANULE, GRANULE);
+        ok(cuMemRelease(handles[i]));
+    }
+    support_free(address, 2 * MANY * GRANULE);
+    check_eq(support_free_bytes(), 80 * GIB);
+    check_eq(count_files("extent."), 0);
+    support_finish();
+    free(handles);
+}
+
+/* Devices larger than the machine: memory that nobody writes to costs nothing, clearing included. */
+TEST(device_of_192_gib)
+{
+    CUmemGenericAllocationHandle handles[8];
+    CUdeviceptr address;
+
+    support_devices("192G");
+    support_start();
+    address = support_reserve(192 * GIB);
+    for (unsigned i = 0; i < 8; i++) {
+        handles[i] = support_create(24 * GIB);
+        support_map(address + i * 24 * GIB, 24 * GIB, handles[i]);
+    }
+    check_eq(support_free_bytes(), 0);
+    ok(cuMemsetD8(address, 0, 192 * GIB));
+    check(host_bytes() < 16 * MIB);
+    ok(cuMemsetD8(address + 192 * GIB - 1, 7, 1));
+    check_eq(*(volatile char *)(address + 192 * GIB - 1), 7);
+    ok(cuMemsetD8(address + 168 * GIB, 0, 24 * GIB));
+    check_eq(host_bytes(), 0);
+    support_unmap(address, 192 * GIB);
+    for (unsigned i = 0; i < 8; i++)
+        ok(cuMemRelease(handles[i]));
+    support_free(address, 192 * GIB);
+    support_finish();
+}
