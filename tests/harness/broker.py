@@ -257,6 +257,8 @@ class Peer:
     The first word of an answer is "ok" or "error".
     """
 
+    program = "tests/harness/kvpeer"
+
     def __init__(
         self,
         site: Site,
@@ -272,7 +274,7 @@ class Peer:
         variables = {"KVCACHED_SOCKET": str(socket_path), "KVCACHED_IPC_NAME": instance} | (environment or {})
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(site.program("tests/harness/kvpeer")), *arguments],
+                [str(site.program(self.program)), *arguments],
                 env=site.environment(**variables),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

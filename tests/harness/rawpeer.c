@@ -12,6 +12,7 @@
  *                               sends a message; fields as in message_text.h
  *     flood N TYPE REQUEST [FIELD=VALUE ...]
  *                               sends a message N times, reading nothing; says how many the socket took
+ *                               before it took no more for a second
  *     receive [MS]              waits for a message: "ok TYPE request=N fds=N FIELD=VALUE ...", or
  *                               "ok nothing", "ok closed", "ok violation REASON"
  *     keep                      descriptors that are received from now on stay open
@@ -42,6 +43,7 @@
 
 #define QUEUE_MAX 16
 #define WAIT_MS 30000
+#define FLOOD_WAIT_MS 1000
 #define FDS_MAX 253 /* more the kernel refuses */
 
 struct peer {
@@ -94,8 +96,8 @@ static bool wait_for(struct link *link, short events, int wait_ms)
     return poll(&pollfd, 1, wait_ms) > 0;
 }
 
-/* Waits for room; a daemon that doesn't read for WAIT_MS is -EAGAIN. */
-static int send_packet(struct link *link, const void *bytes, size_t size, unsigned n_fds)
+/* Waits for room; a daemon that doesn't read for so long is -EAGAIN. */
+static int send_packet(struct link *link, const void *bytes, size_t size, unsigned n_fds, int wait_ms)
 {
     union {
         struct cmsghdr align;
@@ -113,7 +115,7 @@ static int send_packet(struct link *link, const void *bytes, size_t size, unsign
         memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), fds, n_fds * sizeof(int));
     }
     while (sendmsg(link_fd(link), &msg, MSG_NOSIGNAL) < 0) {
-        if (errno != EAGAIN || !wait_for(link, POLLOUT, WAIT_MS))
+        if (errno != EAGAIN || !wait_for(link, POLLOUT, wait_ms))
             return -errno;
     }
     return 0;
@@ -160,7 +162,7 @@ static int run_raw(struct peer *peer, char **words)
 
     if (size < 0 || (words[1] && parse_u64(words[1], &n_fds) < 0) || n_fds > FDS_MAX)
         return answer("error raw HEX [FDS]");
-    r = send_packet(peer->link, words[0], (size_t)size, (unsigned)n_fds);
+    r = send_packet(peer->link, words[0], (size_t)size, (unsigned)n_fds, WAIT_MS);
     return r < 0 ? answer_errno(r) : answer("ok");
 }
 
@@ -197,7 +199,7 @@ static int run_send(struct peer *peer, char **words)
 
     if (encode(words, frame, &size, error) < 0)
         return answer("error %s", error);
-    r = send_packet(peer->link, frame, size, 0);
+    r = send_packet(peer->link, frame, size, 0, WAIT_MS);
     return r < 0 ? answer_errno(r) : answer("ok");
 }
 
@@ -213,7 +215,7 @@ static int run_flood(struct peer *peer, char **words)
     if (encode(words + 1, frame, &size, error) < 0)
         return answer("error %s", error);
     for (sent = 0; sent < n; sent++) {
-        if (send_packet(peer->link, frame, size, 0) < 0)
+        if (send_packet(peer->link, frame, size, 0, FLOOD_WAIT_MS) < 0)
             break;
     }
     return answer("ok %" PRIu64, sent);
@@ -288,6 +290,17 @@ static int run_close(struct peer *peer, char **words)
     return answer("ok");
 }
 
+static int run_become(struct peer *peer, char **words)
+{
+    uint64_t uid;
+
+    if (!words[0] || parse_u64(words[0], &uid) < 0)
+        return answer("error become UID");
+    if (setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0)
+        return answer_errno(-errno);
+    return answer("ok");
+}
+
 /* ---- Cycles ---- */
 
 /* A cycle that cannot do what it should exits, with a number for where. */
@@ -300,7 +313,7 @@ static void cycle_send(struct link *link, const char *line)
     snprintf(text, sizeof(text), "%s", line);
     for (size_t n = 0; n < ARRAY_SIZE(words) - 1 && rest; n++)
         words[n] = strsep(&rest, " ");
-    if (encode(words, frame, &size, error) < 0 || send_packet(link, frame, size, 0) < 0)
+    if (encode(words, frame, &size, error) < 0 || send_packet(link, frame, size, 0, WAIT_MS) < 0)
         _exit(2);
 }
 
@@ -347,7 +360,7 @@ static _Noreturn void cycle_run(const char *path, uint64_t number)
     if (connect_to(path, &link) < 0)
         _exit(1);
     if (stage == CYCLE_GARBAGE)
-        send_packet(link, "garbage", strlen("garbage"), 3);
+        send_packet(link, "garbage", strlen("garbage"), 3, WAIT_MS);
     snprintf(hello, sizeof(hello),
              "Hello 1 min_version=1 max_version=1 role=ROLE_ENGINE instance=cycle-%" PRIu64, number);
     if (stage >= CYCLE_UNHEARD)
@@ -390,10 +403,10 @@ static const struct command {
     bool needs_link;
     int (*run)(struct peer *peer, char **words);
 } commands[] = {
-    {"connect", false, run_connect},  {"more", false, run_more},  {"cycles", false, run_cycles},
-    {"raw", true, run_raw},           {"send", true, run_send},   {"flood", true, run_flood},
-    {"receive", true, run_receive},   {"keep", false, run_keep},  {"fork", true, run_fork},
-    {"shutdown", true, run_shutdown}, {"close", true, run_close},
+    {"connect", false, run_connect}, {"more", false, run_more},        {"cycles", false, run_cycles},
+    {"become", false, run_become},   {"keep", false, run_keep},        {"raw", true, run_raw},
+    {"send", true, run_send},        {"flood", true, run_flood},       {"receive", true, run_receive},
+    {"fork", true, run_fork},        {"shutdown", true, run_shutdown}, {"close", true, run_close},
 };
 
 static int run_line(struct peer *peer, char *line)

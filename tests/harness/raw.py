@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rawpeer as a Python object: packets and messages by hand, decent or not. See rawpeer.c for its commands."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.broker import LIMIT_S, Daemon, Peer, Programs, Site
+
+MAGIC = 0x4443564B
+HEADER_SIZE = 20
+FRAME_SIZE_MAX = 65536
+
+
+def frame(
+    kind: int,
+    body: bytes = b"",
+    *,
+    magic: int = MAGIC,
+    version: int = 1,
+    length: int | None = None,
+    request: int = 1,
+    n_fds: int = 0,
+    reserved: int = 0,
+) -> bytes:
+    """One packet; right unless it is told otherwise."""
+    size = len(body) if length is None else length
+    return struct.pack("<IHHIIHH", magic, version, kind, size, request, n_fds, reserved) + body
+
+
+@dataclass(frozen=True)
+class Message:
+    """What was received. `name` is "closed" at the end of the connection, "nothing" when nothing came."""
+
+    name: str
+    text: str
+
+    def __getitem__(self, field: str) -> str:
+        """A field of the message itself, not of one inside it; `request` and `fds` are fields, too."""
+        outer = self.text
+        while "{" in outer:
+            outer = re.sub(r"\{[^{}]*\}", "", outer)
+        found = re.search(rf" {field}=(\S*)", outer)
+        assert found, f"no {field} in: {self.text}"
+        return found[1]
+
+    def number(self, field: str) -> int:
+        return int(self[field])
+
+    def numbers(self, field: str) -> list[int]:
+        return [int(item) for item in self[field].split(",") if item]
+
+    def check_refused(self, error: str, reason: str = "", request: int | None = None) -> None:
+        """It is a refusal for this error, with a reason that contains these words."""
+        assert self.name == "Refused", self.text
+        assert self["error"] == error, self.text
+        assert reason.lower() in self["reason"].replace("%20", " ").lower(), self.text
+        assert request is None or self.number("request") == request, self.text
+
+
+class RawPeer(Peer):
+    """A process with one connection to a daemon, not yet opened."""
+
+    program = "tests/harness/rawpeer"
+
+    def __init__(self, site: Site, socket_path: Path, instance: str = "raw") -> None:
+        super().__init__(site, socket_path, instance)
+        self.socket_path = socket_path
+        self._requests = 0
+
+    def connect(self, path: Path | None = None) -> None:
+        self.do(f"connect {path or self.socket_path}")
+
+    def packet(self, data: bytes, n_fds: int = 0) -> None:
+        """Sends bytes as they are; a closed connection is no failure (the answer tells why)."""
+        answer = self.ask(f"raw {data.hex()} {n_fds}")
+        assert answer in ("ok", "error Broken pipe", "error Connection reset by peer"), answer
+
+    def post(self, name: str, request: int | None = None, /, **fields: object) -> int:
+        """Sends a message; its request id."""
+        self._requests += 1
+        number = self._requests if request is None else request
+        words = [f"{field}={as_text(value)}" for field, value in fields.items()]
+        answer = self.ask(" ".join(["send", name, str(number), *words]))
+        assert answer in ("ok", "error Broken pipe", "error Connection reset by peer"), answer
+        return number
+
+    def next(self, within: float = LIMIT_S) -> Message:
+        """What arrives next."""
+        text = self.do(f"receive {int(within * 1000)}", within + LIMIT_S)
+        return Message(text.split(" ")[0], text)
+
+    def request(self, name: str, **fields: object) -> Message:
+        """Sends a request and returns the next message, which must be an answer to it."""
+        number = self.post(name, **fields)
+        message = self.next()
+        if message.name not in ("closed", "nothing"):
+            assert message.number("request") in (number, 0), message.text
+        return message
+
+    def hello(self, **fields: object) -> Message:
+        """The answer to a Hello that is right unless it is told otherwise."""
+        given = {"min_version": 1, "max_version": 1, "role": "ROLE_ENGINE", "instance": self.instance}
+        return self.request("Hello", **(given | fields))
+
+    def open(self, **fields: object) -> Message:
+        """Connects and is welcomed."""
+        self.connect()
+        welcome = self.hello(**fields)
+        assert welcome.name == "Welcome", welcome.text
+        return welcome
+
+    def open_region(self, *page_extents: int) -> int:
+        """A region whose page has so many extents of each class; its number."""
+        opened = self.request(
+            "RegionOpen", segments=1, capacity_pages=1 << 20, page_extents=page_extents or (1, 0, 0, 0)
+        )
+        assert opened.name == "RegionOpened", opened.text
+        return opened.number("region")
+
+    def take(self, region: int, pages: int = 1) -> list[int]:
+        """The extents of so many pages; every packet is acknowledged."""
+        extents: list[int] = []
+        grant = self.request("Take", region=region, pages=pages)
+        while True:
+            assert grant.name == "Grant", grant.text
+            got = grant.numbers("extents")
+            assert grant.number("fds") == len(got) > 0
+            extents += got
+            self.post("GrantAck", grant.number("request"))
+            if grant.number("remaining") == 0:
+                return extents
+            grant = self.next()
+
+    def give_back(self, *extents: int) -> Message:
+        return self.request("Return", extents=extents)
+
+    def check_ended(self, error: str, reason: str = "") -> None:
+        """The daemon says why, and nothing more."""
+        self.next().check_refused(error, reason)
+        assert self.next().name == "closed"
+
+
+def as_text(value: object) -> str:
+    """A field's value as rawpeer reads it."""
+    if isinstance(value, tuple | list):
+        return ",".join(as_text(item) for item in value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, str):
+        return "".join(
+            f"%{byte:02x}" if byte <= 32 or byte > 126 or byte in b"%," else chr(byte)
+            for byte in value.encode()
+        )
+    return str(value)
+
+
+def start_raw(programs: Programs, daemon: Daemon, instance: str = "raw") -> RawPeer:
+    """Not yet connected; ends with the test."""
+    peer = RawPeer(daemon.site, daemon.socket, instance)
+    programs.peers.append(peer)
+    return peer
