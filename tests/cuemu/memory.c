@@ -271,7 +271,8 @@ static CUresult copy_to_device(CUdeviceptr to, const void *from, size_t size, CU
     result = check_write(to, size);
     if (result != CUDA_SUCCESS)
         return result;
-    memcpy((void *)to, from, size);
+    if (size > 0)
+        memcpy((void *)to, from, size);
     return copied(stream, asynchronous);
 }
 
@@ -296,7 +297,8 @@ static CUresult copy_to_host(void *to, CUdeviceptr from, size_t size, CUstream s
     result = check_read(from, size);
     if (result != CUDA_SUCCESS)
         return result;
-    memcpy(to, (void *)from, size);
+    if (size > 0)
+        memcpy(to, (void *)from, size);
     return copied(stream, asynchronous);
 }
 
