@@ -16,7 +16,7 @@ LICENSED = re.compile(
     r".*\.(c|h|cc|py|sh|proto|def|map|toml|service|socket)"
     r"|(.*/)?meson\.build|meson_options\.txt|dev|\.ci/run"
 )
-ESSAY = re.compile(r"/\* SPDX[^\n]*\*/\n\s*/\*\n")
+ESSAY = re.compile(r"/\* SPDX[^\n]*\*/\n\s*/\*")
 ESSAY_FOLDERS = (
     "proto/",
     "daemon/",

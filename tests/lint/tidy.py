@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Debian 12's. Each release adds checks and opinions.
 RELEASE = 14
 
+CONFIGURATION = [ROOT / ".clang-tidy", ROOT / "tests/.clang-tidy"]
+
 # The compile commands are gcc's; what clang doesn't know of them is none of the code's fault.
 EXTRA_ARGUMENTS = ["--quiet", "--extra-arg=-Wno-unknown-warning-option"]
 
@@ -73,7 +75,9 @@ def fingerprint(unit: Unit, common: bytes) -> str:
 def check(unit: Unit, build: Path) -> tuple[bool, str]:
     command = ["clang-tidy", *EXTRA_ARGUMENTS, "-p", str(build), str(unit.source)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    return run.returncode == 0, run.stdout
+    # Without the paths by which the analyzer gets there, which can be pages long.
+    findings = [line for line in run.stdout.splitlines() if ": error: " in line or ": warning: " in line]
+    return run.returncode == 0, "\n".join(findings)
 
 
 def main() -> int:
@@ -87,7 +91,7 @@ def main() -> int:
     if f"version {RELEASE}." not in version:
         print(f".clang-tidy is written for release {RELEASE}, and this is another: not run\n{version}")
         return 0
-    common = version.encode() + (ROOT / ".clang-tidy").read_bytes()
+    common = version.encode() + b"".join(path.read_bytes() for path in CONFIGURATION)
     stamps = build / "tidy-stamps"
     stamps.mkdir(exist_ok=True)
     units = {fingerprint(unit, common): unit for unit in read_units(build)}
@@ -105,6 +109,8 @@ def main() -> int:
                 continue
             failed += 1
             print(f"{unit.source.relative_to(ROOT)}:\n{output}", flush=True)
+    if failed:
+        print(f"clang-tidy -p {build.name} FILE shows how it comes to think so")
     print(f"clang-tidy: {len(units)} files, {len(stale)} looked at, {failed} with findings")
     return 1 if failed else 0
 
