@@ -251,22 +251,30 @@ class Daemon:
         return self.process.poll() is None
 
 
-class LineProgram:
-    """A process that reads commands from its stdin and answers each with one line.
+class Peer:
+    """An engine: a kvpeer process, which reads commands from its stdin and answers each with one line.
 
-    The first word of an answer is "ok" or "error". End of input ends the process.
+    The first word of an answer is "ok" or "error".
     """
 
+    program = "tests/harness/kvpeer"
+
     def __init__(
-        self, site: Site, program: str, name: str, arguments: tuple[str, ...], **variables: str
+        self,
+        site: Site,
+        socket_path: Path,
+        instance: str = "engine",
+        *,
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> None:
-        """name: for messages and for the file that takes what the process writes to stderr."""
         self.site = site
-        self.name = name
-        self.log_path = site.run / f"{name}-{time.monotonic_ns()}.log"
+        self.instance = instance
+        self.log_path = site.run / f"peer-{instance}-{time.monotonic_ns()}.log"
+        variables = {"KVCACHED_SOCKET": str(socket_path), "KVCACHED_IPC_NAME": instance} | (environment or {})
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(site.program(program)), *arguments],
+                [str(site.program(self.program)), *arguments],
                 env=site.environment(**variables),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -298,9 +306,9 @@ class LineProgram:
         deadline = time.monotonic() + within
         while b"\n" not in self._buffer:
             left = max(0.0, deadline - time.monotonic())
-            assert select.select([output], [], [], left)[0], f"{self.name}: no answer within {within:g} s"
+            assert select.select([output], [], [], left)[0], f"{self.instance}: no answer within {within:g} s"
             data = os.read(output.fileno(), 65536)
-            assert data, f"{self.name} ended: {describe_end(self.process.wait())}\n{self.log()}"
+            assert data, f"{self.instance} ended: {describe_end(self.process.wait())}\n{self.log()}"
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line.decode()
@@ -314,14 +322,14 @@ class LineProgram:
         """A command that must succeed; returns what follows "ok"."""
         answer = self.ask(command, within)
         verdict, _, rest = answer.partition(" ")
-        assert verdict == "ok", f"{self.name}: {command}: {answer}"
+        assert verdict == "ok", f"{self.instance}: {command}: {answer}"
         return rest
 
     def refused(self, command: str, within: float = LIMIT_S) -> str:
         """A command that must fail; returns what follows "error"."""
         answer = self.ask(command, within)
         verdict, _, rest = answer.partition(" ")
-        assert verdict == "error", f"{self.name}: {command}: {answer}"
+        assert verdict == "error", f"{self.instance}: {command}: {answer}"
         return rest
 
     def close(self) -> None:
@@ -332,8 +340,8 @@ class LineProgram:
             status = self.process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"{self.name} did not end with its input\n{self.log()}") from None
-        assert status == 0, f"{self.name}: {describe_end(status)}\n{self.log()}"
+            raise AssertionError(f"{self.instance} did not end with its input\n{self.log()}") from None
+        assert status == 0, f"{self.instance}: {describe_end(status)}\n{self.log()}"
 
     def kill(self) -> None:
         """SIGKILL, as an engine that the system takes down."""
@@ -347,37 +355,13 @@ class LineProgram:
         return self.process.poll() is None
 
 
-class Peer(LineProgram):
-    """An engine: tests/harness/kvpeer, which is libkvclient with a command line."""
-
-    def __init__(
-        self,
-        site: Site,
-        socket_path: Path,
-        instance: str = "engine",
-        *,
-        arguments: tuple[str, ...] = (),
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        self.instance = instance
-        variables = {"KVCACHED_SOCKET": str(socket_path), "KVCACHED_IPC_NAME": instance} | (environment or {})
-        super().__init__(site, "tests/harness/kvpeer", instance, arguments, **variables)
-
-
-class RawPeer(LineProgram):
-    """tests/harness/rawpeer, which says to the daemon what no decent client would; not connected yet."""
-
-    def __init__(self, site: Site, name: str = "rawpeer") -> None:
-        super().__init__(site, "tests/harness/rawpeer", name, ())
-
-
 @dataclass
 class Programs:
     """Starts programs in a site, and ends at the test's end what the test has not ended itself."""
 
     site: Site
     daemons: list[Daemon] = field(default_factory=list)
-    peers: list[LineProgram] = field(default_factory=list)
+    peers: list[Peer] = field(default_factory=list)
 
     def daemon(self, size: str = "1G", **options: Any) -> Daemon:
         """Arguments as of Daemon."""
@@ -389,13 +373,6 @@ class Programs:
         """Arguments as of Peer."""
         peer = Peer(self.site, daemon.socket, instance, **options)
         self.peers.append(peer)
-        return peer
-
-    def raw_peer(self, daemon: Daemon, name: str = "rawpeer") -> RawPeer:
-        """Connected to the daemon; nothing has been said."""
-        peer = RawPeer(self.site, name)
-        self.peers.append(peer)
-        peer.do(f"connect {daemon.socket}")
         return peer
 
     def kvctl(self, *arguments: str, daemon: Daemon | None = None, **environment: str) -> Result:
@@ -415,7 +392,7 @@ class Programs:
                     daemon.stop()
             self.site.check_clean()
         finally:
-            running: list[LineProgram | Daemon] = [*self.peers, *self.daemons]
+            running: list[Peer | Daemon] = [*self.peers, *self.daemons]
             for program in running:
                 if program.is_running():
                     program.kill()
