@@ -26,7 +26,7 @@
 
 #define BROKER_CLASSES_MAX 8
 #define BROKER_NAME_MAX 64    /* of an instance, without NUL */
-#define BROKER_DOMAIN_MAX 192 /* of a trust domain */
+#define BROKER_DOMAIN_MAX 511 /* of a trust domain; a container has its control group in it */
 #define BROKER_REQUEST_EXTENTS_MAX 65536
 
 enum {
