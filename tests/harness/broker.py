@@ -80,6 +80,7 @@ class Site:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHED_") and k != "NOTIFY_SOCKET"}
         if not on_gpu():
             kept["KVCACHED_EMULATE_DIR"] = str(self.emulate_dir)
+            kept["KVCACHED_EMULATOR_DIR"] = str(self.build / "tests" / "cuemu")
         return kept | extra
 
     def check_clean(self) -> None:
@@ -170,7 +171,7 @@ class Daemon:
         self.log_path = site.run / f"{name}.log"
 
         command = [str(site.program("daemon/kvcachedd")), "--socket", str(self.socket)]
-        command += ["--state-dir", str(self.state_dir), "--metrics-listen", "off"]
+        command += ["--state-dir", str(self.state_dir)]
         if not on_gpu():
             command += ["--emulate", size]
         if budget is not None:
