@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Config: the daemon's configuration file, as text, to a struct. Pure: whoever calls reads the file, and the
+ * command line is laid over the result (options.h).
+ *
+ *     [daemon]                 settings of the whole daemon; see config.c for the keys
+ *     [domain NAME]            a trust domain with a socket of its own: socket=PATH group=NAME mode=OCTAL
+ *     [instance PATTERN]       limit=SIZE or limit=PERCENT%
+ *
+ * PATTERN is a shell pattern for instance names; "DOMAIN/PATTERN" keeps it to the domains that the part
+ * before the last slash matches. The first section of the file that matches an instance decides its limit.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/cleanup.h"
+
+#define CONFIG_ERROR_MAX 256
+#define CONFIG_UNSET UINT64_MAX
+#define CONFIG_DOMAINS_MAX 64
+#define CONFIG_DOMAIN_NAME_MAX 64
+
+struct config_domain {
+    char *name;
+    char *socket;
+    char *group;   /* of the socket; NULL: as [daemon] says */
+    uint64_t mode; /* of the socket; CONFIG_UNSET: as the main one */
+};
+
+/* A limit as people give it: bytes, or a part of the device. */
+struct config_limit {
+    char *pattern;
+    uint64_t bytes; /* CONFIG_UNSET where ppm is meant */
+    uint32_t ppm;   /* millionths of the device's total */
+};
+
+/* Numbers are CONFIG_UNSET and strings NULL where nothing was said. */
+struct config {
+    char *socket;
+    char *state_dir;
+    char *socket_group;
+    char *admin_group;
+    uint64_t budget_bytes;
+    uint64_t utilization_ppm;
+    uint64_t headroom_bytes;
+    uint64_t reserve_bytes;
+    uint64_t warm_extents;
+    uint64_t idle_ns;
+    uint64_t log_level; /* LOG_LEVEL_* */
+    size_t n_domains;
+    struct config_domain *domains;
+    size_t n_limits;
+    struct config_limit *limits;
+};
+
+/* Reads the text of a file called `file`. 0, -EINVAL with one sentence in `error` that begins with
+ * "file:line:", or -ENOMEM. */
+int config_parse(const char *text, const char *file, struct config **ret,
+                 char error[static CONFIG_ERROR_MAX]);
+struct config *config_free(struct config *config);
+DEFINE_CLEANUP(struct config *, config_free);
+
+/* Single values in the forms that the file and the command line share. 0 or -EINVAL. */
+int config_parse_fraction(const char *text, uint64_t *ret_ppm); /* "0.95": above 0, at most 1 */
+int config_parse_level(const char *text, uint64_t *ret_level);  /* "error" to "debug" */
+
+/* The limit that the file gives to an instance of a device with so many bytes; UINT64_MAX: none. */
+uint64_t config_limit(const struct config *config, const char *domain, const char *instance,
+                      uint64_t total_bytes);
+
+/* A part of `total_bytes` in millionths, rounded down. */
+uint64_t config_part(uint64_t total_bytes, uint32_t ppm);
