@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * From a stranger to a member of an instance. The order is: version, device, name; then, if the kernel could
+ * not tell for sure who connected, the challenge; then the broker's word about the name; then Welcome with
+ * the status page. Whatever is refused here ends the connection.
+ */
+
+#include "handshake.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include "base/arith.h"
+#include "instance_status.h"
+#include "request.h"
+#include "server.h"
+
+#define HANDSHAKE_NS (10 * NSEC_PER_SEC)
+
+/* ---- Time ---- */
+
+int handshake_begin(struct peer *peer)
+{
+    int on = 1;
+
+    peer->hello = calloc(1, sizeof(*peer->hello));
+    if (!peer->hello)
+        return -ENOMEM;
+    peer->hello->deadline_ns = server_now() + HANDSHAKE_NS;
+    list_append(&peer->server->handshakes, &peer->hello_link);
+    /* Early, because it holds for what is sent from now on. */
+    if (!peer->identity.proven &&
+        setsockopt(link_fd(peer->conn), SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) < 0)
+        return -errno;
+    return 0;
+}
+
+void handshake_end(struct peer *peer)
+{
+    list_unlink(&peer->hello_link);
+    if (peer->hello)
+        message_deinit(&peer->hello->message);
+    free(peer->hello);
+    peer->hello = NULL;
+}
+
+uint64_t handshake_expire(struct server *server, uint64_t now_ns)
+{
+    list_for_each_safe (it, &server->handshakes) {
+        struct peer *peer = container_of(it, struct peer, hello_link);
+
+        if (peer->hello->deadline_ns > now_ns)
+            return peer->hello->deadline_ns;
+        list_unlink(&peer->hello_link);
+        peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "no handshake within %u seconds",
+                  (unsigned)(HANDSHAKE_NS / NSEC_PER_SEC));
+    }
+    return UINT64_MAX;
+}
+
+/* ---- Judging a Hello ---- */
+
+bool handshake_name_is_valid(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    size_t length = strlen(name);
+
+    return length > 0 && length <= BROKER_NAME_MAX && strspn(name, letters) == length && *name != '.' &&
+           *name != '-';
+}
+
+static int refuse(struct peer *peer, Kvcached__Error error, const char *reason)
+{
+    peer_fail(peer, error, "%s", reason);
+    return REQUEST_E_FAILED;
+}
+
+static int judge_hello(struct peer *peer, const Kvcached__Hello *hello)
+{
+    const struct device_info *info = device_info(peer->server->device);
+
+    if (hello->min_version > FRAME_VERSION || hello->max_version < FRAME_VERSION) {
+        peer_fail(peer, KVCACHED__ERROR__ERROR_VERSION,
+                  "this daemon speaks version %d of the protocol, you speak %u to %u", FRAME_VERSION,
+                  hello->min_version, hello->max_version);
+        return REQUEST_E_FAILED;
+    }
+    if (*hello->gpu_uuid && strcasecmp(hello->gpu_uuid, info->uuid) != 0) {
+        peer_fail(peer, KVCACHED__ERROR__ERROR_DEVICE, "this daemon serves %s", info->uuid);
+        return REQUEST_E_FAILED;
+    }
+    if (peer->kind == LISTENER_CONTROL)
+        return 0;
+    if (hello->role != KVCACHED__ROLE__ROLE_ENGINE && hello->role != KVCACHED__ROLE__ROLE_WORKER &&
+        hello->role != KVCACHED__ROLE__ROLE_SCHEDULER)
+        return refuse(peer, KVCACHED__ERROR__ERROR_INVALID, "the role is unknown");
+    if (!handshake_name_is_valid(hello->instance))
+        return refuse(
+            peer, KVCACHED__ERROR__ERROR_NAME,
+            "an instance name has 1 to 64 of A-Z a-z 0-9 . _ - and begins with a letter or a digit");
+    if (hello->limit_ppm > 1000000)
+        return refuse(peer, KVCACHED__ERROR__ERROR_INVALID, "limit_ppm is above one million");
+    return 0;
+}
+
+static void keep_program(struct peer *peer, const char *program)
+{
+    char *to = peer->facts.program;
+
+    for (size_t i = 0; i < SNAPSHOT_PROGRAM_MAX && program[i]; i++)
+        *to++ = program[i] >= ' ' && program[i] <= '~' ? program[i] : '?';
+    *to = '\0';
+}
+
+/* ---- Joining ---- */
+
+static int find_domain(struct peer *peer)
+{
+    char domain[BROKER_DOMAIN_MAX + 1];
+    const char *reason;
+
+    if (peer->domain)
+        return 0;
+    if (identity_domain(&peer->identity, domain, &reason) != 0)
+        return refuse(peer, KVCACHED__ERROR__ERROR_IDENTITY, reason);
+    peer->domain = strdup(domain);
+    return peer->domain ? 0 : -ENOMEM;
+}
+
+static void initial_limits(const struct peer *peer, const Kvcached__Hello *hello, uint64_t limits[static 5])
+{
+    const struct server *server = peer->server;
+    uint64_t total_bytes = device_info(server->device)->total_bytes;
+    const struct limit *admin = limit_store_find(server->limits, peer->domain, hello->instance);
+
+    for (unsigned i = 0; i < 5; i++)
+        limits[i] = UINT64_MAX;
+    if (admin)
+        limits[BROKER_LIMIT_ADMIN] = limit_bytes(admin, total_bytes);
+    limits[BROKER_LIMIT_CONFIG] = config_limit(server->config, peer->domain, hello->instance, total_bytes);
+    if (hello->limit_ppm)
+        limits[BROKER_LIMIT_ENGINE] = config_part(total_bytes, hello->limit_ppm);
+}
+
+/* A record that was there before anybody opened it (for its limit) has not heard the other sources. */
+static int set_opener_limits(struct peer *peer, const uint64_t limits[static 5])
+{
+    struct broker *broker = peer->server->broker;
+    const struct broker_instance *instance = peer->broker_peer->instance;
+    int r;
+
+    if (instance->peers.next != instance->peers.prev)
+        return 0;
+    r = broker_set_limit(broker, peer->domain, instance->name, BROKER_LIMIT_CONFIG,
+                         limits[BROKER_LIMIT_CONFIG]);
+    if (r == 0)
+        r = broker_set_limit(broker, peer->domain, instance->name, BROKER_LIMIT_ENGINE,
+                             limits[BROKER_LIMIT_ENGINE]);
+    return r;
+}
+
+static int join(struct peer *peer, const Kvcached__Hello *hello)
+{
+    struct server *server = peer->server;
+    uint64_t limits[5];
+    int r;
+
+    r = find_domain(peer);
+    if (r != 0)
+        return r;
+    initial_limits(peer, hello, limits);
+    r = broker_peer_new(server->broker, peer->domain, hello->instance, identity_key(&peer->identity), limits,
+                        &peer->broker_peer);
+    if (r == BROKER_E_IDENTITY)
+        return refuse(peer, KVCACHED__ERROR__ERROR_NAME, "this instance was opened by somebody else");
+    if (r == BROKER_E_FROZEN)
+        return refuse(peer, KVCACHED__ERROR__ERROR_FROZEN, "an administrator froze this instance");
+    if (r != 0)
+        return r;
+    peer->broker_peer->owner = &peer->facts;
+    r = flight_domain_join(&server->flight, peer->domain, &peer->flight);
+    if (r == 0)
+        r = set_opener_limits(peer, limits);
+    return r;
+}
+
+static int attach_status(struct peer *peer, struct fdset *fds)
+{
+    struct instance_status *instance;
+    int r;
+
+    if (peer->kind == LISTENER_CONTROL)
+        return 0;
+    r = instance_status_of(peer->server, peer->broker_peer->instance, &instance);
+    return r < 0 ? r : instance_status_share(instance, fds);
+}
+
+static int welcome(struct peer *peer, uint32_t request)
+{
+    const struct broker_config *config = &peer->server->broker_config;
+    const struct device_info *info = device_info(peer->server->device);
+    Kvcached__Welcome body = KVCACHED__WELCOME__INIT;
+    struct fdset fds = {0};
+    int r;
+
+    r = attach_status(peer, &fds);
+    if (r < 0)
+        return r;
+    body.version = FRAME_VERSION;
+    body.gpu_uuid = (char *)info->uuid;
+    body.emulated_folder = (char *)info->emulated_folder;
+    body.total_bytes = info->total_bytes;
+    body.granularity_bytes = info->granularity_bytes;
+    body.n_class_bytes = config->n_classes;
+    body.class_bytes = (uint64_t *)config->class_bytes;
+    body.daemon_version = (char *)KVCACHED_VERSION;
+    body.gpu_index = info->index;
+    peer_send(peer, MESSAGE_WELCOME, request, &body.base, &fds);
+    fdset_deinit(&fds);
+    return 0;
+}
+
+static int admit(struct peer *peer, const struct message *message)
+{
+    const Kvcached__Hello *hello = (const Kvcached__Hello *)message->body;
+    int r;
+
+    keep_program(peer, hello->program);
+    peer->facts.role = peer->kind == LISTENER_CONTROL ? KVCACHED__ROLE__ROLE_UNSPECIFIED : hello->role;
+    r = peer->kind == LISTENER_CONTROL ? 0 : join(peer, hello);
+    if (r == 0)
+        r = welcome(peer, message->request);
+    if (r != 0)
+        return r;
+    peer->state = PEER_READY;
+    handshake_end(peer);
+    return 0;
+}
+
+/* ---- Messages ---- */
+
+static int challenge(struct peer *peer, struct message *message)
+{
+    Kvcached__Challenge body = KVCACHED__CHALLENGE__INIT;
+    struct peer_hello *hello = peer->hello;
+
+    if (getrandom(hello->nonce, sizeof(hello->nonce), 0) != sizeof(hello->nonce))
+        return -EIO;
+    hello->message = *message;
+    *message = (struct message){0};
+    body.nonce.data = hello->nonce;
+    body.nonce.len = sizeof(hello->nonce);
+    peer->state = PEER_CHALLENGED;
+    peer_send(peer, MESSAGE_CHALLENGE, hello->message.request, &body.base, NULL);
+    return 0;
+}
+
+int handshake_hello(struct peer *peer, struct message *message)
+{
+    int r = judge_hello(peer, (const Kvcached__Hello *)message->body);
+
+    if (r != 0)
+        return r;
+    return peer->identity.proven ? admit(peer, message) : challenge(peer, message);
+}
+
+int handshake_reply(struct peer *peer, struct message *message)
+{
+    const Kvcached__ChallengeReply *reply = (const Kvcached__ChallengeReply *)message->body;
+    const struct peer_hello *hello = peer->hello;
+
+    if (reply->nonce.len != sizeof(hello->nonce) ||
+        memcmp(reply->nonce.data, hello->nonce, sizeof(hello->nonce)) != 0)
+        return refuse(peer, KVCACHED__ERROR__ERROR_IDENTITY, "the challenge was answered wrongly");
+    return admit(peer, &hello->message);
+}

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * One status page per instance, written whenever the broker says that its numbers changed. Peers read it
+ * without a message; they cannot write it.
+ */
+
+#include "instance_status.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "log.h"
+#include "server.h"
+
+static int instance_status_new(struct instance_status **ret)
+{
+    struct instance_status *instance = calloc(1, sizeof(*instance));
+    int r;
+
+    if (!instance)
+        return -ENOMEM;
+    r = status_page_new(&instance->page, &instance->page_fd);
+    if (r < 0) {
+        free(instance);
+        return r;
+    }
+    *ret = instance;
+    return 0;
+}
+
+struct instance_status *instance_status_free(struct instance_status *instance)
+{
+    if (!instance)
+        return NULL;
+    status_page_free(instance->page);
+    close_fd(instance->page_fd);
+    free(instance);
+    return NULL;
+}
+
+int instance_status_of(struct server *server, struct broker_instance *broker_instance,
+                       struct instance_status **ret)
+{
+    struct instance_status *instance;
+    int r;
+
+    if (!broker_instance->owner) {
+        r = instance_status_new(&instance);
+        if (r < 0)
+            return r;
+        broker_instance->owner = instance;
+        instance_status_write(server, broker_instance);
+    }
+    *ret = broker_instance->owner;
+    return 0;
+}
+
+int instance_status_share(const struct instance_status *instance, struct fdset *fds)
+{
+    return fdset_dup(fds, instance->page_fd);
+}
+
+void instance_status_write(struct server *server, const struct broker_instance *broker_instance)
+{
+    struct instance_status *instance = broker_instance->owner;
+    struct broker_totals totals;
+    struct status_values values;
+
+    if (!instance)
+        return;
+    broker_totals(server->broker, &totals);
+    values = (struct status_values){
+        .limit_bytes = broker_limit(server->broker, broker_instance, NULL),
+        .used_bytes = broker_used(broker_instance),
+        .budget_bytes = totals.budget_bytes,
+    };
+    if (values.used_bytes > values.limit_bytes)
+        values.flags |= STATUS_FLAG_OVER_LIMIT;
+    if (broker_instance->frozen)
+        values.flags |= STATUS_FLAG_FROZEN;
+    status_page_write(instance->page, &values);
+}
+
+void instance_status_note_refusal(const struct broker_instance *broker_instance, const char *reason)
+{
+    struct instance_status *instance = broker_instance->owner;
+
+    if (!instance || instance->refused)
+        return;
+    instance->refused = true;
+    log_info("%s/%s was refused memory: %s", broker_domain_name(broker_instance->domain),
+             broker_instance->name, reason);
+}
+
+void instance_status_note_grant(const struct broker_instance *broker_instance)
+{
+    struct instance_status *instance = broker_instance->owner;
+
+    if (instance)
+        instance->refused = false;
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Instance status: what the server keeps beside each instance of the broker (its `owner`): the status page,
+ * and whether a refusal has been logged.
+ */
+
+#include <stdbool.h>
+
+#include "broker.h"
+#include "wire/fdset.h"
+#include "wire/status.h"
+
+struct server;
+
+struct instance_status {
+    struct status_page *page;
+    int page_fd;
+    bool refused; /* since the last grant, and it was logged */
+};
+
+/* Makes the record when there is none yet. 0 or negative. */
+int instance_status_of(struct server *server, struct broker_instance *broker_instance,
+                       struct instance_status **ret);
+struct instance_status *instance_status_free(struct instance_status *instance);
+
+/* Adds a descriptor of the status page. */
+int instance_status_share(const struct instance_status *instance, struct fdset *fds);
+
+/* Writes the status page, if anybody has it. */
+void instance_status_write(struct server *server, const struct broker_instance *broker_instance);
+
+void instance_status_note_refusal(const struct broker_instance *broker_instance, const char *reason);
+void instance_status_note_grant(const struct broker_instance *broker_instance);

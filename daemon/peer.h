@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Peer: one connection, from accept to the proven end of its process, which may come much later.
+ *
+ *     HELLO → (CHALLENGED →) READY → GONE
+ *
+ * A peer that failed is doomed: it stays where it is until server_settle() disconnects it, so that nobody
+ * loses it in the middle of handling it. A disconnected peer that still holds extents waits in limbo for its
+ * process's end.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "flight.h"
+#include "identity.h"
+#include "listener.h"
+#include "snapshot.h"
+#include "wire/link.h"
+
+#define PEER_REGIONS_MAX 256
+#define PEER_TAKES_MAX 64
+
+enum peer_state {
+    PEER_HELLO = 1,
+    PEER_CHALLENGED = 2,
+    PEER_READY = 4,
+    PEER_GONE = 8,
+};
+
+struct region {
+    uint64_t capacity_extents;
+    uint64_t n_extents; /* held or asked for */
+    uint32_t page_extents[BROKER_CLASSES_MAX];
+};
+
+/* What a handshake needs until it is over. */
+struct peer_hello {
+    struct message message; /* the Hello, while the challenge is out */
+    uint8_t nonce[IDENTITY_NONCE_SIZE];
+    uint64_t deadline_ns;
+};
+
+struct peer {
+    struct list link;       /* of server.peers */
+    struct list queue_link; /* of server.doomed */
+    struct list hello_link; /* of server.handshakes */
+    struct list stall_link; /* of server.stalled or server.throttled */
+    struct server *server;
+    enum listener_kind kind;
+    char *domain;
+    struct identity identity;
+    struct snapshot_peer facts;
+    bool is_admin;
+    enum peer_state state;
+    bool doomed, dead; /* to be disconnected; its process has ended */
+
+    struct link *conn; /* NULL once disconnected */
+    uv_poll_t poll, death;
+    unsigned n_handles;
+    int polled; /* events that are watched */
+
+    struct peer_hello *hello; /* NULL after the handshake */
+    struct broker_peer *broker_peer;
+    struct flight_domain *flight;
+    struct flight_charge in_flight; /* of the packet that waits for its acknowledgement */
+    uint32_t ack_request;
+    struct list asked;   /* requests that the broker has not answered */
+    struct list granted; /* and those of which something is still to be sent or acknowledged */
+    unsigned n_takes;
+    struct region *regions[PEER_REGIONS_MAX]; /* the wire's number is one more than the index */
+};
+
+/* A connection of a listener. The descriptor is consumed in every case. */
+void peer_accept(struct server *server, const struct listener *listener, int fd);
+
+/* Answers one request, or everybody (request 0). A failure dooms the peer. */
+void peer_send(struct peer *peer, enum message_type type, uint32_t request, const ProtobufCMessage *body,
+               struct fdset *fds);
+void peer_refuse(struct peer *peer, uint32_t request, Kvcached__Error error, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* Dooms the peer, and tells it why. */
+void peer_fail(struct peer *peer, Kvcached__Error error, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void peer_doom(struct peer *peer);
+
+/* For server_settle(): ends the connection of a doomed peer. */
+void peer_disconnect(struct peer *peer);
+
+/* Tries again what ETOOMANYREFS held back. */
+void peer_flush(struct peer *peer);
+
+/* At the end of the daemon, whoever still lives: everything of the peer is given up. */
+void peer_bury(struct peer *peer);
+
+struct region *peer_region(const struct peer *peer, uint32_t number);

@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What engines ask for: regions, extents, and giving them back. Regions exist for accounting only: how many
+ * extents of which class a page takes, how many the region may have at all, and that none is left when it
+ * closes.
+ */
+
+#include "request.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/arith.h"
+#include "base/parse.h"
+#include "control.h"
+#include "grant.h"
+#include "handshake.h"
+#include "instance_status.h"
+#include "server.h"
+
+#define SEGMENTS_MAX 4096
+#define RETURN_EXTENTS_MAX 4096
+
+/* ---- Refusals ---- */
+
+static int refuse(struct peer *peer, const struct message *message, Kvcached__Error error, const char *reason)
+{
+    peer_refuse(peer, message->request, error, "%s", reason);
+    return 0;
+}
+
+static Kvcached__Error error_of(int broker_error)
+{
+    switch (broker_error) {
+    case BROKER_E_LIMIT:
+        return KVCACHED__ERROR__ERROR_LIMIT;
+    case BROKER_E_BUDGET:
+        return KVCACHED__ERROR__ERROR_BUDGET;
+    case BROKER_E_FROZEN:
+        return KVCACHED__ERROR__ERROR_FROZEN;
+    case BROKER_E_DRIVER:
+        return KVCACHED__ERROR__ERROR_DRIVER;
+    default:
+        return KVCACHED__ERROR__ERROR_INVALID;
+    }
+}
+
+static void describe_shortage(struct peer *peer, int broker_error, uint64_t bytes, Kvcached__Refused *body,
+                              char reason[static SNAPSHOT_REASON_MAX])
+{
+    char wanted[FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX], used[FORMAT_SIZE_MAX];
+    const struct broker_instance *instance = peer->broker_peer->instance;
+    struct broker *broker = peer->server->broker;
+    struct broker_totals totals;
+
+    if (broker_error == BROKER_E_LIMIT) {
+        body->limit_bytes = broker_limit(broker, instance, NULL);
+        body->used_bytes = broker_used(instance);
+    } else {
+        broker_totals(broker, &totals);
+        body->limit_bytes = totals.budget_bytes;
+        body->used_bytes = totals.granted_bytes + totals.limbo_bytes + totals.destroying_bytes;
+    }
+    snprintf(reason, SNAPSHOT_REASON_MAX, "%s more would exceed the %s of %s, of which %s are in use",
+             format_size(wanted, bytes), broker_error == BROKER_E_LIMIT ? "limit" : "budget",
+             format_size(limit, body->limit_bytes), format_size(used, body->used_bytes));
+}
+
+int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error, uint64_t bytes)
+{
+    Kvcached__Refused body = KVCACHED__REFUSED__INIT;
+    char reason[SNAPSHOT_REASON_MAX];
+
+    if (broker_error == BROKER_E_LIMIT || broker_error == BROKER_E_BUDGET)
+        describe_shortage(peer, broker_error, bytes, &body, reason);
+    else if (broker_error == BROKER_E_FROZEN)
+        snprintf(reason, sizeof(reason), "an administrator froze this instance");
+    else if (broker_error == BROKER_E_DRIVER)
+        snprintf(reason, sizeof(reason), "the driver has not given the memory");
+    else
+        snprintf(reason, sizeof(reason), "that is more than can be had in one request");
+    body.error = error_of(broker_error);
+    body.reason = reason;
+    instance_status_note_refusal(peer->broker_peer->instance, reason);
+    peer_send(peer, MESSAGE_REFUSED, request, &body.base, NULL);
+    return 0;
+}
+
+/* ---- Regions ---- */
+
+static int free_number(const struct peer *peer, uint32_t *ret)
+{
+    for (uint32_t i = 0; i < PEER_REGIONS_MAX; i++) {
+        if (!peer->regions[i]) {
+            *ret = i + 1;
+            return 0;
+        }
+    }
+    return -ENOSPC;
+}
+
+static uint64_t page_extents(const struct region *region)
+{
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
+        n += region->page_extents[i];
+    return n;
+}
+
+static uint64_t page_bytes(const struct region *region, const struct broker_config *config)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < config->n_classes; i++)
+        bytes += region->page_extents[i] * config->class_bytes[i];
+    return bytes;
+}
+
+/* NULL when the shape can be served. */
+static const char *judge_shape(const struct server *server, const Kvcached__RegionOpen *body,
+                               struct region *region)
+{
+    if (body->segments < 1 || body->segments > SEGMENTS_MAX)
+        return "a region has 1 to 4096 segments";
+    if (body->flags)
+        return "the region has a flag that this daemon doesn't know";
+    if (body->n_page_extents > server->broker_config.n_classes)
+        return "there are fewer classes of extents";
+    for (size_t i = 0; i < body->n_page_extents; i++)
+        region->page_extents[i] = body->page_extents[i];
+    if (page_extents(region) == 0 || page_extents(region) > BROKER_REQUEST_EXTENTS_MAX)
+        return "a page takes 1 to 65536 extents";
+    if (!u64_mul(page_extents(region), body->capacity_pages, &region->capacity_extents))
+        return "the region has more pages than can be counted";
+    return NULL;
+}
+
+static int region_open(struct peer *peer, struct message *message)
+{
+    const Kvcached__RegionOpen *body = (const Kvcached__RegionOpen *)message->body;
+    Kvcached__RegionOpened answer = KVCACHED__REGION_OPENED__INIT;
+    struct server *server = peer->server;
+    struct region region = {0};
+    struct region *copy;
+    const char *reason;
+
+    reason = judge_shape(server, body, &region);
+    if (reason)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
+    if (page_bytes(&region, &server->broker_config) > server->broker_config.total_bytes)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_BUDGET,
+                      "a page of this region is larger than the GPU");
+    if (free_number(peer, &answer.region) < 0)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_RESOURCES, "a connection may have 256 regions");
+    copy = malloc(sizeof(*copy));
+    if (!copy)
+        return -ENOMEM;
+    *copy = region;
+    peer->regions[answer.region - 1] = copy;
+    peer_send(peer, MESSAGE_REGION_OPENED, message->request, &answer.base, NULL);
+    return 0;
+}
+
+static int region_close(struct peer *peer, struct message *message)
+{
+    const Kvcached__RegionClose *body = (const Kvcached__RegionClose *)message->body;
+    Kvcached__RegionClosed answer = KVCACHED__REGION_CLOSED__INIT;
+    struct region *region = peer_region(peer, body->region);
+
+    if (!region)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "there is no such region");
+    if (region->n_extents > 0)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
+                      "the region's extents have not been returned");
+    free(region);
+    peer->regions[body->region - 1] = NULL;
+    peer_send(peer, MESSAGE_REGION_CLOSED, message->request, &answer.base, NULL);
+    return 0;
+}
+
+/* ---- Extents ---- */
+
+static int take(struct peer *peer, struct message *message)
+{
+    const Kvcached__Take *body = (const Kvcached__Take *)message->body;
+    struct region *region = peer_region(peer, body->region);
+    uint32_t counts[BROKER_CLASSES_MAX];
+    uint64_t n_extents;
+
+    if (!region)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "there is no such region");
+    if (body->pages < 1)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "at least one page must be taken");
+    n_extents = page_extents(region) * body->pages;
+    if (n_extents > region->capacity_extents - region->n_extents)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "the region has not so many pages left");
+    if (n_extents > BROKER_REQUEST_EXTENTS_MAX)
+        return request_refuse_memory(peer, message->request, BROKER_E_INVALID, 0);
+    if (peer->n_takes >= PEER_TAKES_MAX)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_RESOURCES,
+                      "too many requests wait for their answers");
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
+        counts[i] = region->page_extents[i] * body->pages;
+    return grant_ask(peer, body->region, counts, message->request);
+}
+
+static int grant_ack(struct peer *peer, struct message *message)
+{
+    return grant_acknowledged(peer, message->request);
+}
+
+static int give_back(struct peer *peer, struct message *message)
+{
+    const Kvcached__Return *body = (const Kvcached__Return *)message->body;
+    Kvcached__Returned answer = KVCACHED__RETURNED__INIT;
+    struct server *server = peer->server;
+    int r;
+
+    if (body->n_extents == 0 || body->n_extents > RETURN_EXTENTS_MAX)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
+                      "1 to 4096 extents can be returned at once");
+    r = broker_return(server->broker, peer->broker_peer, body->extents, body->n_extents, server_now());
+    if (r == BROKER_E_NOT_HELD)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
+                      "an extent is not yours, or is named twice");
+    if (r != 0)
+        return r < 0 ? r : -EINVAL;
+    for (size_t i = 0; i < body->n_extents; i++)
+        peer_region(peer, slots_find(&server->slots, body->extents[i])->region)->n_extents--;
+    peer_send(peer, MESSAGE_RETURNED, message->request, &answer.base, NULL);
+    return 0;
+}
+
+/* ---- The table ---- */
+
+#define ROLE(name) (1u << KVCACHED__ROLE__ROLE_##name)
+#define NO_ROLE (1u << KVCACHED__ROLE__ROLE_UNSPECIFIED)
+#define MAPPERS (ROLE(ENGINE) | ROLE(WORKER))
+#define BOTH (1u << LISTENER_ENGINE | 1u << LISTENER_CONTROL)
+
+struct request_rule {
+    uint16_t type;
+    unsigned sockets; /* bits of enum listener_kind */
+    unsigned states;  /* enum peer_state */
+    unsigned roles;   /* bits of the Role; before Hello there is none */
+    bool admin;
+    int (*handle)(struct peer *peer, struct message *message);
+};
+
+static const struct request_rule rules[] = {
+    {MESSAGE_HELLO, BOTH, PEER_HELLO, NO_ROLE, false, handshake_hello},
+    {MESSAGE_CHALLENGE_REPLY, BOTH, PEER_CHALLENGED, NO_ROLE, false, handshake_reply},
+    {MESSAGE_REGION_OPEN, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, region_open},
+    {MESSAGE_REGION_CLOSE, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, region_close},
+    {MESSAGE_TAKE, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, take},
+    {MESSAGE_GRANT_ACK, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, grant_ack},
+    {MESSAGE_RETURN, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, give_back},
+    {MESSAGE_LIST, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, false, control_list},
+    {MESSAGE_INFO, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, false, control_info},
+    {MESSAGE_SET_LIMIT, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, true, control_set_limit},
+    {MESSAGE_DELETE, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, true, control_delete},
+};
+
+static const struct request_rule *find_rule(uint16_t type)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(rules); i++) {
+        if (rules[i].type == type)
+            return &rules[i];
+    }
+    return NULL;
+}
+
+static int handle(struct peer *peer, struct message *message)
+{
+    const struct request_rule *rule = find_rule(message->type);
+    const char *name = codec_type_name(message->type);
+
+    if (!rule || !(rule->sockets & (1u << peer->kind)) || !(rule->states & peer->state)) {
+        peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "a %s has no place here", name);
+        return REQUEST_E_FAILED;
+    }
+    if (peer->state == PEER_READY && message->version != FRAME_VERSION) {
+        peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL,
+                  "a %s of version %u came after version %d was agreed on", name, message->version,
+                  FRAME_VERSION);
+        return REQUEST_E_FAILED;
+    }
+    if (message->request == 0) {
+        peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "a %s must have a request number", name);
+        return REQUEST_E_FAILED;
+    }
+    if (!(rule->roles & (1u << peer->facts.role)))
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_PERMISSION, "your role has no use for that");
+    if (rule->admin && !peer->is_admin)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_PERMISSION,
+                      "only root, the daemon's user and the admin group may change things");
+    return rule->handle(peer, message);
+}
+
+void request_dispatch(struct peer *peer, struct message *message)
+{
+    if (handle(peer, message) < 0)
+        peer_fail(peer, KVCACHED__ERROR__ERROR_RESOURCES, "the daemon is short of memory or descriptors");
+}

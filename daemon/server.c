@@ -1,0 +1,614 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The loop: events come in, the broker decides, its actions are carried out. Every event ends in
+ * server_settle(), which runs until nothing is left to do and then sets the few timers that are needed; with
+ * nothing to wait for there are none, and the daemon sleeps.
+ *
+ * Failures of the driver are answers that the broker gets; only a reading of free memory is asked for again
+ * here, since there is no other answer to that question.
+ */
+
+#include "server.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/arith.h"
+#include "grant.h"
+#include "handshake.h"
+#include "instance_status.h"
+#include "lock.h"
+#include "notify.h"
+#include "peer.h"
+#include "places.h"
+#include "sockets.h"
+
+#define LOOK_AGAIN_MS 250
+#define THROTTLE_MS 10
+#define DRAIN_MS 5000
+#define STOP_NS NSEC_PER_SEC
+
+#define N_CLASSES 4
+#define SMALLEST_CLASS_BYTES (2 * MIB)
+#define CREATING_MAX 16
+#define LOOK_NS (250 * NSEC_PER_MSEC)
+#define PATIENCE_NS (5 * NSEC_PER_SEC)
+#define BUDGET_RISE_NS (2 * NSEC_PER_SEC)
+
+#define DEFAULT_UTILIZATION_PPM 950000
+#define DEFAULT_HEADROOM_PARTS 128
+#define DEFAULT_RESERVE_BYTES (256 * MIB)
+#define DEFAULT_IDLE_NS (5 * NSEC_PER_SEC)
+#define DEFAULT_ADMIN_GROUP "kvcached-admin"
+
+uint64_t server_now(void)
+{
+    return uv_hrtime();
+}
+
+/* ---- The driver's answers ---- */
+
+static void on_look_again(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+
+    backing_submit(server->backing, &server->look, BACKING_LOOK);
+}
+
+static void on_looked(struct server *server)
+{
+    if (server->look.r == 0) {
+        server->look_failed = false;
+        broker_look(server->broker, server->look.bytes, server_now());
+        return;
+    }
+    if (!server->look_failed)
+        log_warning("The driver doesn't say how much memory is free: %s", server->look.why);
+    server->look_failed = true;
+    uv_timer_start(&server->look_again, on_look_again, LOOK_AGAIN_MS, 0);
+}
+
+static void drop_slot(struct server *server, struct slot *slot)
+{
+    slot_remove(slot);
+    server->n_slots--;
+}
+
+static void note_failure(struct server *server, const struct slot *slot, const char *what)
+{
+    if (slot->job.r != 0 && slot->job.r != -ENOMEM && log_gate_pass(&server->gate, server_now()))
+        log_warning("The driver did not %s memory: %s", what, slot->job.why);
+}
+
+static void on_slot_done(struct server *server, struct slot *slot)
+{
+    uint64_t id = slot->id, now_ns = server_now();
+    bool ok = slot->job.r == 0;
+
+    switch (slot->job.type) {
+    case BACKING_CREATE:
+        note_failure(server, slot, "create");
+        if (!ok)
+            drop_slot(server, slot);
+        broker_created(server->broker, id, ok, now_ns);
+        break;
+    case BACKING_EXPORT:
+        note_failure(server, slot, "export");
+        broker_exported(server->broker, id, ok, now_ns);
+        break;
+    default:
+        note_failure(server, slot, "release");
+        drop_slot(server, slot);
+        broker_destroyed(server->broker, id, now_ns);
+        break;
+    }
+}
+
+static void on_backing_done(void *userdata)
+{
+    struct server *server = userdata;
+    struct backing_job *job;
+
+    while ((job = backing_next_done(server->backing))) {
+        if (job == &server->look)
+            on_looked(server);
+        else
+            on_slot_done(server, container_of(job, struct slot, job));
+    }
+    server_settle(server);
+}
+
+/* ---- The broker's actions ---- */
+
+static void start_create(struct server *server, const struct broker_action *action)
+{
+    struct slot *slot;
+
+    if (slots_add(&server->slots, action->extent, &slot) < 0) {
+        broker_created(server->broker, action->extent, false, server_now());
+        return;
+    }
+    server->n_slots++;
+    slot->job.bytes = server->broker_config.class_bytes[action->class_index];
+    backing_submit(server->backing, &slot->job, BACKING_CREATE);
+}
+
+static void carry_out(struct server *server, const struct broker_action *action)
+{
+    struct backing *backing = server->backing;
+
+    switch (action->type) {
+    case BROKER_ACTION_CREATE:
+        start_create(server, action);
+        break;
+    case BROKER_ACTION_EXPORT:
+        backing_submit(backing, &slots_find(&server->slots, action->extent)->job, BACKING_EXPORT);
+        break;
+    case BROKER_ACTION_DESTROY:
+        backing_submit(backing, &slots_find(&server->slots, action->extent)->job, BACKING_RELEASE);
+        break;
+    case BROKER_ACTION_LOOK:
+        backing_submit(backing, &server->look, BACKING_LOOK);
+        break;
+    case BROKER_ACTION_GRANT:
+        grant_granted(action->request->owner);
+        break;
+    case BROKER_ACTION_REFUSE:
+        grant_refused(action->request->owner, action->error);
+        break;
+    case BROKER_ACTION_STATUS:
+        instance_status_write(server, action->instance);
+        break;
+    case BROKER_ACTION_FORGET:
+        action->instance->owner = instance_status_free(action->instance->owner);
+        break;
+    }
+}
+
+/* ---- Settling ---- */
+
+/* Each once: those that end up waiting again stand behind the others. */
+static void retry(struct list *waiting, void (*again)(struct peer *peer))
+{
+    unsigned n = 0;
+
+    list_for_each (it, waiting)
+        n++;
+    for (; n > 0 && !list_is_empty(waiting); n--) {
+        struct peer *peer = container_of(waiting->next, struct peer, stall_link);
+
+        list_unlink(&peer->stall_link);
+        again(peer);
+    }
+}
+
+static void retry_all(struct server *server)
+{
+    server->room_grew = false;
+    retry(&server->throttled, peer_flush);
+    retry(&server->stalled, grant_send);
+}
+
+static bool step(struct server *server)
+{
+    struct broker_action action;
+    struct peer *doomed;
+
+    if (broker_next_action(server->broker, &action)) {
+        carry_out(server, &action);
+        return true;
+    }
+    doomed = list_first(&server->doomed, struct peer, queue_link);
+    if (doomed) {
+        peer_disconnect(doomed);
+        return true;
+    }
+    if (server->room_grew) {
+        retry_all(server);
+        return true;
+    }
+    return false;
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+
+    broker_tick(server->broker, server_now());
+    server_settle(server);
+}
+
+static void on_handshake(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+
+    handshake_expire(server, server_now());
+    server_settle(server);
+}
+
+static void on_throttle(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+
+    server->room_grew = true;
+    server_settle(server);
+}
+
+static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline_ns)
+{
+    uint64_t left_ns = u64_sub_floor(deadline_ns, server_now());
+
+    if (deadline_ns == UINT64_MAX)
+        uv_timer_stop(timer);
+    else
+        uv_timer_start(timer, callback, (left_ns + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC, 0);
+}
+
+static void set_timers(struct server *server)
+{
+    const struct peer *oldest = list_first(&server->handshakes, struct peer, hello_link);
+
+    set_timer(&server->tick, on_tick, broker_deadline(server->broker));
+    set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX);
+    if (list_is_empty(&server->throttled))
+        uv_timer_stop(&server->throttle);
+    else if (!uv_is_active((uv_handle_t *)&server->throttle))
+        uv_timer_start(&server->throttle, on_throttle, THROTTLE_MS, 0);
+}
+
+void server_settle(struct server *server)
+{
+    if (server->settling)
+        return;
+    server->settling = true;
+    while (step(server))
+        ;
+    server->settling = false;
+    if (server->draining && server->n_slots == 0)
+        uv_stop(&server->loop);
+    else
+        set_timers(server);
+}
+
+/* ---- Limits of the configuration ---- */
+
+void server_set_config_limit(struct server *server, const struct broker_instance *instance)
+{
+    const char *domain = broker_domain_name(instance->domain);
+    uint64_t bytes =
+        config_limit(server->config, domain, instance->name, device_info(server->device)->total_bytes);
+
+    broker_set_limit(server->broker, domain, instance->name, BROKER_LIMIT_CONFIG, bytes);
+}
+
+/* ---- Reloading ---- */
+
+static uint64_t or_else(uint64_t value, uint64_t otherwise)
+{
+    return value != CONFIG_UNSET ? value : otherwise;
+}
+
+static void apply_config(struct server *server)
+{
+    const struct config *config = server->config;
+    struct broker_config *out = &server->broker_config;
+
+    out->budget_bytes = or_else(config->budget_bytes, 0);
+    out->utilization_ppm = (uint32_t)or_else(config->utilization_ppm, DEFAULT_UTILIZATION_PPM);
+    out->headroom_bytes = or_else(config->headroom_bytes, out->total_bytes / DEFAULT_HEADROOM_PARTS);
+    out->reserve_bytes = or_else(config->reserve_bytes, DEFAULT_RESERVE_BYTES);
+    out->idle_ns = or_else(config->idle_ns, DEFAULT_IDLE_NS);
+    log_set_level((enum log_level)or_else(config->log_level, LOG_LEVEL_NOTICE));
+    server->admin_gid = (gid_t)-1;
+    if (sockets_find_group(config->admin_group ?: DEFAULT_ADMIN_GROUP, &server->admin_gid) < 0 &&
+        config->admin_group)
+        log_warning("There is no group %s; only root and the daemon's user may change limits",
+                    config->admin_group);
+}
+
+static void reload(struct server *server)
+{
+    char error[CONFIG_ERROR_MAX];
+    struct broker_instance *instance = NULL;
+    struct config *config;
+
+    notify_reloading();
+    if (options_load_config(server->options, &config, error) < 0) {
+        log_error("The old configuration stays: %s", error);
+    } else {
+        config_free(server->config);
+        server->config = config;
+        apply_config(server);
+        broker_reconfigure(server->broker, &server->broker_config, server_now());
+        while ((instance = broker_instance_next(server->broker, instance)))
+            server_set_config_limit(server, instance);
+    }
+    notify_ready("Serving");
+    server_settle(server);
+}
+
+/* ---- Ending ---- */
+
+static void on_drain_end(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+
+    log_warning("The driver has not taken everything back in time");
+    server->drain_failed = true;
+    uv_stop(&server->loop);
+}
+
+static void drain(struct server *server)
+{
+    if (server->draining)
+        return;
+    notify_stopping();
+    server->draining = true;
+    sockets_close(server);
+    list_for_each (it, &server->peers) {
+        struct peer *peer = container_of(it, struct peer, link);
+
+        peer_fail(peer, KVCACHED__ERROR__ERROR_SHUTDOWN, "the daemon is stopping");
+        peer_bury(peer);
+    }
+    broker_drain(server->broker, server_now());
+    uv_timer_start(&server->drain_by, on_drain_end, DRAIN_MS, 0);
+    server_settle(server);
+}
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct server *server = handle->data;
+
+    if (number == SIGHUP)
+        reload(server);
+    else
+        drain(server);
+}
+
+static void on_watchdog(uv_timer_t *timer)
+{
+    notify_alive();
+}
+
+/* ---- Starting ---- */
+
+static uint64_t raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return 1024;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    return getrlimit(RLIMIT_NOFILE, &limit) < 0 ? 1024 : u64_min(limit.rlim_cur, 1024 * 1024);
+}
+
+/* A quarter of the table for warm extents and half for peers, each of which takes three: its socket, its
+ * process, its instance's page. */
+static void share_descriptors(struct server *server)
+{
+    uint64_t n = raise_descriptor_limit();
+    uint64_t warm = u64_max(n / 4, 1);
+
+    server->broker_config.warm_max = (unsigned)u64_min(or_else(server->config->warm_extents, warm), warm);
+    server->peers_max = (unsigned)u64_max(n / 6, 1);
+    server->peers_max_per_uid = (unsigned)u64_max(n / 12, 1);
+    flight_init(&server->flight, (unsigned)(n / 2 / device_info(server->device)->n_devices));
+}
+
+static void choose_classes(struct server *server)
+{
+    const struct device_info *info = device_info(server->device);
+    struct broker_config *config = &server->broker_config;
+    uint64_t bytes = u64_max(SMALLEST_CLASS_BYTES, info->granularity_bytes);
+
+    config->total_bytes = info->total_bytes;
+    for (unsigned i = 0; i < N_CLASSES && bytes <= info->total_bytes; i++, bytes *= 4)
+        config->class_bytes[config->n_classes++] = bytes;
+}
+
+static int fail(char *error, int r, const char *what)
+{
+    snprintf(error, SERVER_ERROR_MAX, "%.256s: %s", what, strerror(-r));
+    return r;
+}
+
+static int start_loop(struct server *server, char *error)
+{
+    uv_timer_t *timers[] = {&server->tick,       &server->handshake, &server->throttle,
+                            &server->look_again, &server->drain_by,  &server->watchdog};
+    int r = uv_loop_init(&server->loop);
+
+    if (r < 0)
+        return fail(error, r, "Cannot make an event loop");
+    server->has_loop = true;
+    for (size_t i = 0; i < ARRAY_SIZE(timers); i++) {
+        uv_timer_init(&server->loop, timers[i]);
+        timers[i]->data = server;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(server->signals); i++) {
+        uv_signal_init(&server->loop, &server->signals[i]);
+        server->signals[i].data = server;
+    }
+    return 0;
+}
+
+/* One daemon per GPU, whatever its socket is called. */
+static int lock_device(struct server *server, char *error)
+{
+    const char *uuid = device_info(server->device)->uuid;
+    char dir[PATH_MAX], path[PATH_MAX + CUDA_UUID_MAX + 8];
+    int r;
+
+    r = places_runtime_dir(dir);
+    if (r < 0)
+        return 0; /* a user without a folder of sockets; the socket's own lock remains */
+    r = places_make_dir(dir);
+    if (r < 0)
+        return fail(error, r, dir);
+    snprintf(path, sizeof(path), "%s/%s.lock", dir, uuid);
+    r = lock_take(path, &server->device_lock);
+    if (r == LOCK_E_HELD) {
+        snprintf(error, SERVER_ERROR_MAX, "Another kvcachedd serves %s", uuid);
+        return -EBUSY;
+    }
+    return r < 0 ? fail(error, r, path) : 0;
+}
+
+static int load_limits(struct server *server, char *error)
+{
+    char dir[PATH_MAX], path[PATH_MAX + CUDA_UUID_MAX + 1];
+    int r = 0;
+
+    if (server->config->state_dir)
+        snprintf(dir, sizeof(dir), "%s", server->config->state_dir);
+    else
+        r = places_state_dir(dir);
+    if (r < 0) {
+        snprintf(error, SERVER_ERROR_MAX, "There is no place for state: give --state-dir, or set HOME");
+        return r;
+    }
+    snprintf(path, sizeof(path), "%s/%s", dir, device_info(server->device)->uuid);
+    return limit_store_load(path, &server->limits, error);
+}
+
+static int apply_limits(struct server *server)
+{
+    uint64_t total_bytes = device_info(server->device)->total_bytes;
+
+    list_for_each (it, &server->limits->entries) {
+        const struct limit_entry *entry = container_of(it, struct limit_entry, link);
+        int r = broker_set_limit(server->broker, entry->domain, entry->instance, BROKER_LIMIT_ADMIN,
+                                 limit_bytes(&entry->limit, total_bytes));
+
+        if (r != 0)
+            return r < 0 ? r : -EINVAL;
+    }
+    return 0;
+}
+
+static int start_broker(struct server *server, char *error)
+{
+    uint64_t free_bytes;
+    const char *why;
+    int r;
+
+    r = device_free_bytes(server->device, &free_bytes, &why);
+    if (r < 0) {
+        snprintf(error, SERVER_ERROR_MAX, "The driver doesn't say how much memory is free: %s", why);
+        return r;
+    }
+    r = broker_new(&server->broker_config, free_bytes, server_now(), &server->broker);
+    if (r == 0)
+        r = apply_limits(server);
+    if (r == 0)
+        r = backing_new(&server->loop, server->device, on_backing_done, server, &server->backing);
+    return r < 0 ? fail(error, r, "Cannot start") : 0;
+}
+
+static struct server *server_alloc(const struct options *options, struct config *config,
+                                   struct device *device)
+{
+    struct server *server = calloc(1, sizeof(*server));
+    struct list *lists[] = {&server->listeners, &server->links,     &server->peers, &server->handshakes,
+                            &server->stalled,   &server->throttled, &server->doomed};
+
+    if (!server)
+        return NULL;
+    for (size_t i = 0; i < ARRAY_SIZE(lists); i++)
+        list_init(lists[i]);
+    list_init(&server->look.link);
+    server->look.fd = -1;
+    server->options = options;
+    server->config = config;
+    server->device = device;
+    slots_init(&server->slots);
+    choose_classes(server);
+    apply_config(server);
+    share_descriptors(server);
+    server->broker_config.creating_max = CREATING_MAX;
+    server->broker_config.look_ns = LOOK_NS;
+    server->broker_config.budget_rise_ns = BUDGET_RISE_NS;
+    server->broker_config.patience_ns = PATIENCE_NS;
+    return server;
+}
+
+int server_new(const struct options *options, struct config *config, struct device *device,
+               struct server **ret, char error[static SERVER_ERROR_MAX])
+{
+    struct server *server = server_alloc(options, config, device);
+    int r;
+
+    if (!server) {
+        config_free(config);
+        device_close(device);
+        return fail(error, -ENOMEM, "Cannot start");
+    }
+    r = start_loop(server, error);
+    if (r == 0)
+        r = lock_device(server, error);
+    if (r == 0)
+        r = load_limits(server, error);
+    if (r == 0)
+        r = sockets_open(server, error);
+    if (r == 0)
+        r = start_broker(server, error);
+    if (r < 0) {
+        server_free(server);
+        return r;
+    }
+    *ret = server;
+    return 0;
+}
+
+int server_run(struct server *server)
+{
+    static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+    uint64_t watchdog_ms = notify_watchdog_ms();
+    int r = sockets_start(server);
+
+    for (size_t i = 0; i < ARRAY_SIZE(numbers) && r == 0; i++)
+        r = uv_signal_start(&server->signals[i], on_signal, numbers[i]);
+    if (r < 0)
+        return r;
+    if (watchdog_ms)
+        uv_timer_start(&server->watchdog, on_watchdog, watchdog_ms, watchdog_ms);
+    server_settle(server);
+    notify_ready("Serving");
+    uv_run(&server->loop, UV_RUN_DEFAULT);
+    return 0;
+}
+
+static void close_handle(uv_handle_t *handle, void *arg)
+{
+    if (!uv_is_closing(handle))
+        uv_close(handle, NULL);
+}
+
+bool server_free(struct server *server)
+{
+    sockets_close(server);
+    if (server->drain_failed ||
+        (server->backing && backing_stop(server->backing, server_now() + STOP_NS) < 0))
+        return false;
+    if (server->has_loop) {
+        uv_walk(&server->loop, close_handle, NULL);
+        uv_run(&server->loop, UV_RUN_DEFAULT);
+        uv_loop_close(&server->loop);
+    }
+    backing_free(server->backing);
+    broker_free(server->broker);
+    limit_store_free(server->limits);
+    slots_deinit(&server->slots);
+    flight_deinit(&server->flight);
+    lock_release(server->device_lock);
+    config_free(server->config);
+    device_close(server->device);
+    free(server);
+    return true;
+}

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Server: the daemon's one loop, and what its modules share. Everything here belongs to the loop's thread.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "backing.h"
+#include "broker.h"
+#include "config.h"
+#include "device.h"
+#include "flight.h"
+#include "limit_store.h"
+#include "log.h"
+#include "options.h"
+#include "slots.h"
+
+#define SERVER_ERROR_MAX 512
+
+struct server {
+    uv_loop_t loop;
+    const struct options *options;
+    struct config *config;
+    struct device *device;
+    struct broker_config broker_config;
+    struct broker *broker;
+    struct backing *backing;
+    struct backing_job look;
+    struct slots slots;
+    unsigned n_slots;
+    struct flight flight;
+    struct limit_store *limits;
+    struct lock *device_lock;
+    gid_t admin_gid;
+    unsigned peers_max, peers_max_per_uid;
+
+    struct list listeners;
+    struct list links;      /* symbolic links that name our sockets by UUID */
+    struct list peers;      /* every peer that isn't freed */
+    struct list handshakes; /* those that have not said Hello, oldest first */
+    struct list stalled;    /* those that wait for room in flight */
+    struct list throttled;  /* those whose packet the kernel refused with ETOOMANYREFS */
+    struct list doomed;     /* those that server_settle() disconnects */
+    unsigned n_peers;
+
+    uv_timer_t tick, handshake, throttle, look_again, drain_by, watchdog;
+    uv_signal_t signals[3];
+    bool has_loop;
+    bool settling;
+    bool room_grew;    /* in flight, since the stalled were last looked at */
+    bool look_failed;  /* and it was said */
+    bool draining;     /* a signal has ended it */
+    bool drain_failed; /* the driver still had work when the time was over */
+    struct log_gate gate;
+};
+
+/* Opens sockets and state for a device that is open; takes over config and device, also on failure. 0, or
+ * negative with one sentence in `error`. */
+int server_new(const struct options *options, struct config *config, struct device *device,
+               struct server **ret, char error[static SERVER_ERROR_MAX]);
+
+/* Serves until a signal ends it. 0 or negative. */
+int server_run(struct server *server);
+
+/* False: the driver hangs in a call; the process must end without waiting for it. */
+bool server_free(struct server *server);
+
+uint64_t server_now(void); /* CLOCK_MONOTONIC, nanoseconds */
+
+/* Carries out what the broker has decided and disconnects who has failed, until nothing is left. At the end
+ * of every event. */
+void server_settle(struct server *server);
+
+/* Tells the broker what the configuration file says about an instance. */
+void server_set_config_limit(struct server *server, const struct broker_instance *instance);

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kvcachedd and one engine: the handshake, regions, and extents on their way there and back."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.broker import Daemon, Programs, eventually
+from harness.raw import RawPeer, start_raw
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def engine(programs: Programs, daemon: Daemon) -> RawPeer:
+    return start_raw(programs, daemon, "engine-a")
+
+
+@pytest.fixture
+def control(programs: Programs, daemon: Daemon) -> RawPeer:
+    """A connection to the control socket."""
+    peer = start_raw(programs, daemon)
+    peer.connect(daemon.control)
+    welcome = peer.request("Hello", min_version=1, max_version=1, program="test")
+    assert welcome.name == "Welcome"
+    assert welcome.number("fds") == 0
+    return peer
+
+
+def held(control: RawPeer) -> int:
+    return control.request("Info").number("held_bytes")
+
+
+def test_welcome_describes_the_device(engine: RawPeer, daemon: Daemon) -> None:
+    welcome = engine.open()
+    assert welcome.number("fds") == 1
+    assert welcome.number("version") == 1
+    assert welcome["gpu_uuid"].startswith("GPU-")
+    assert welcome["emulated_folder"] == str(daemon.site.emulate_dir)
+    assert welcome.number("total_bytes") == 1024 * MIB
+    assert welcome.number("granularity_bytes") == 2 * MIB
+    assert welcome.numbers("class_bytes") == [2 * MIB, 8 * MIB, 32 * MIB, 128 * MIB]
+
+
+def test_extents_go_out_and_come_back(engine: RawPeer, control: RawPeer) -> None:
+    engine.open()
+    region = engine.open_region(2, 1)
+    extents = engine.take(region, 3)
+    assert len(set(extents)) == 9
+    info = control.request("Info")
+    assert info.number("granted_bytes") == 3 * (2 * 2 + 8) * MIB
+    engine.give_back(*extents)
+    info = control.request("Info")
+    assert info.number("granted_bytes") == 0
+    assert info.number("pool_bytes") >= 3 * (2 * 2 + 8) * MIB
+
+
+def test_many_extents_take_several_packets(engine: RawPeer) -> None:
+    engine.open()
+    extents = engine.take(engine.open_region(), 200)
+    assert len(set(extents)) == 200
+    assert engine.give_back(*extents).name == "Returned"
+
+
+def test_region_must_be_empty_to_close(engine: RawPeer) -> None:
+    engine.open()
+    region = engine.open_region()
+    extents = engine.take(region, 2)
+    engine.request("RegionClose", region=region).check_refused("ERROR_INVALID", "not been returned")
+    engine.give_back(*extents)
+    assert engine.request("RegionClose", region=region).name == "RegionClosed"
+    engine.request("Take", region=region, pages=1).check_refused("ERROR_INVALID", "no such region")
+
+
+def test_bytes_of_a_killed_engine_are_back(engine: RawPeer, control: RawPeer, daemon: Daemon) -> None:
+    engine.open()
+    engine.do("keep")
+    engine.take(engine.open_region(), 100)
+    assert held(control) >= 200 * MIB
+    engine.kill()
+    eventually(lambda: control.request("Info").number("instances") == 0, within=1)
+    info = control.request("Info")
+    assert info.number("granted_bytes") == info.number("limbo_bytes") == info.number("destroying_bytes") == 0
+    assert info.number("free_bytes") == info.number("total_bytes") - info.number("held_bytes")
+    daemon.site.killed = False
