@@ -16,11 +16,14 @@
 
 static void print_report(uint64_t asked_bytes, const Kvcached__InstanceInfo *instance)
 {
-    char name[TEXT_MAX], size[FORMAT_SIZE_MAX], over[FORMAT_SIZE_MAX];
+    char name[TEXT_MAX], domain[TEXT_MAX], size[FORMAT_SIZE_MAX], over[FORMAT_SIZE_MAX];
 
     text_instance(name, instance, false);
     printf("Updated kv cache limit for %s to %s (%" PRIu64 " bytes)\n", name, format_size(size, asked_bytes),
            asked_bytes);
+    if (instance->n_peers == 0 && instance->used_bytes == 0)
+        printf("Nobody runs under that name now; the limit waits for who will, in the trust domain %s.\n",
+               text_clean(domain, instance->domain));
     if (instance->limit_bytes < asked_bytes)
         printf("The daemon's budget is smaller: at present %s may use %s.\n", name,
                format_size(size, instance->limit_bytes));
