@@ -57,4 +57,16 @@ static inline void list_unlink(struct list *entry)
     for (struct list *it = (head)->next, *it##_next = it->next; it != (head);                                \
          it = it##_next, it##_next = it->next)
 
+/* Moves all entries of `from` behind those of `to`. */
+static inline void list_splice(struct list *to, struct list *from)
+{
+    if (list_is_empty(from))
+        return;
+    from->next->prev = to->prev;
+    to->prev->next = from->next;
+    from->prev->next = to;
+    to->prev = from->prev;
+    list_init(from);
+}
+
 #define list_first(head, type, member) (list_is_empty(head) ? NULL : container_of((head)->next, type, member))
