@@ -144,6 +144,16 @@ struct link *link_free(struct link *link)
     return NULL;
 }
 
+struct link *link_forget(struct link *link)
+{
+    if (!link)
+        return NULL;
+    list_for_each_safe(it, &link->queue)
+        free(container_of(it, struct packet, entry));
+    free(link);
+    return NULL;
+}
+
 int link_fd(const struct link *link)
 {
     return link->fd;

@@ -33,6 +33,10 @@ int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret);
 struct link *link_free(struct link *link);
 DEFINE_CLEANUP(struct link *, link_free);
 
+/* Frees memory only, in a forked child: the descriptors stay as they are, since by now the numbers may be
+ * somebody else's. */
+struct link *link_forget(struct link *link);
+
 int link_fd(const struct link *link); /* borrowed */
 
 /* Queues one message and tries to send. On success `fds` (may be NULL) is emptied into the queue; on failure
