@@ -5,24 +5,26 @@
 /*
  * libkvclient: borrow GPU memory from kvcachedd, page by page.
  *
- * A client is a connection to the daemon of one GPU, under the name of an instance. A region is a reservation of
- * device address space, divided into pages. Mapping a page borrows physical extents from the daemon and puts them
- * behind the page's addresses; unmapping gives them back, or keeps them in the library's own caches.
+ * A client is a connection to the daemon of one GPU, under the name of an instance. A region is a reservation
+ * of device address space, divided into pages. Mapping a page borrows physical extents from the daemon and
+ * puts them behind the page's addresses; unmapping gives them back, or keeps them in the library's own
+ * caches.
  *
  * Units: all sizes are bytes. Addresses are CUDA device addresses (CUdeviceptr).
  *
- * Threads: every function may be called from any thread, except that a handle must not be used while or after it is
- * closed. Calls on one client take turns; kvc_status() never waits.
+ * Threads: every function may be called from any thread, except that a handle must not be used while or after
+ * it is closed. Calls on one client take turns, but not while one waits for the daemon: a map that waits
+ * keeps nobody from unmapping. kvc_status() never waits.
  *
  * CUDA: the library works in the device's primary context, and leaves the calling thread's current context as
  * it found it. It doesn't wait for kernels: unmap a page only when nothing on the GPU uses it any more.
  *
- * Errors: functions that return int return 0 or a negative KVC_E_* value. kvc_last_error() has the details. A call that
- * fails has changed nothing, unless it says otherwise. The library never aborts, installs no signal handler,
- * writes nothing to stdout or stderr.
+ * Errors: functions that return int return 0 or a negative KVC_E_* value. kvc_last_error() has the details. A
+ * call that fails has changed nothing, unless it says otherwise. The library never aborts, installs no signal
+ * handler, raises no SIGPIPE, writes nothing to stdout or stderr.
  *
- * Fork: handles don't work in a forked child; every call there returns KVC_E_FORKED, the close functions free host
- * memory only.
+ * Fork: handles don't work in a forked child; every call there returns KVC_E_FORKED, the close functions free
+ * host memory only.
  */
 
 #include <stddef.h>
@@ -40,31 +42,32 @@ extern "C" {
 
 enum kvc_error {
     KVC_OK = 0,
-    KVC_E_INVALID = -1,       /* an argument is out of range, or not aligned */
-    KVC_E_NOMEM = -2,         /* out of host memory */
-    KVC_E_NOFILE = -3,        /* the process' descriptor table is full; free some and call again */
-    KVC_E_CONNECT = -4,       /* no daemon at that socket, or one that is not to be trusted */
-    KVC_E_VERSION = -5,       /* daemon and library speak no common protocol version */
-    KVC_E_PROTOCOL = -6,      /* the daemon sent something that makes no sense */
-    KVC_E_REFUSED = -7,       /* the daemon does not accept this process, instance name or GPU */
-    KVC_E_LIMIT = -8,         /* the instance's limit cannot hold it */
-    KVC_E_BUDGET = -9,        /* the daemon's budget cannot hold it */
+    KVC_E_INVALID = -1,        /* an argument is out of range, or not aligned */
+    KVC_E_NOMEM = -2,          /* out of host memory */
+    KVC_E_NOFILE = -3,         /* the process' descriptor table is full; free some and call again */
+    KVC_E_CONNECT = -4,        /* no daemon at that socket, or one that is not to be trusted */
+    KVC_E_VERSION = -5,        /* daemon and library speak no common protocol version */
+    KVC_E_PROTOCOL = -6,       /* the daemon sent something that makes no sense; the connection is over */
+    KVC_E_REFUSED = -7,        /* the daemon does not accept this process, instance name or GPU */
+    KVC_E_LIMIT = -8,          /* the instance's limit cannot hold it */
+    KVC_E_BUDGET = -9,         /* the daemon's budget cannot hold it */
     KVC_E_DEVICE_MEMORY = -10, /* the GPU has less free memory than limit and budget allow */
-    KVC_E_DRIVER = -11,       /* a driver call failed, or no driver */
-    KVC_E_DISCONNECTED = -12, /* the connection ended; for good. Mapped pages keep working */
-    KVC_E_TIMEOUT = -13,      /* no answer in time; what arrives later is given back */
-    KVC_E_FORKED = -14,       /* called in a forked child */
-    KVC_E_FROZEN = -15,       /* an administrator froze the instance */
-    KVC_E_ENVIRONMENT = -16,  /* a KVCACHED_* variable has a value that cannot be used */
-    KVC_E_MAPPED = -17,       /* a page is mapped already, or named twice */
-    KVC_E_NOT_MAPPED = -18,   /* a page is not mapped, or named twice */
-    KVC_E_NOSPACE = -19,      /* the driver has no address space of that size */
+    KVC_E_DRIVER = -11,        /* a driver call failed, or no driver */
+    KVC_E_DISCONNECTED = -12,  /* the connection ended; for good. Mapped pages keep working */
+    KVC_E_TIMEOUT = -13,       /* no answer in time; what arrives later is given back */
+    KVC_E_FORKED = -14,        /* called in a forked child */
+    KVC_E_FROZEN = -15,        /* an administrator froze the instance */
+    KVC_E_ENVIRONMENT = -16,   /* a KVCACHED_* variable has a value that cannot be used */
+    KVC_E_MAPPED = -17,        /* a page is mapped already, or named twice */
+    KVC_E_NOT_MAPPED = -18,    /* a page is not mapped, or named twice */
+    KVC_E_NOSPACE = -19,       /* the driver has no address space of that size, or not so many mappings */
 };
 
 /* A short sentence for an error; never NULL. Any thread, any time. */
 KVC_API const char *kvc_strerror(int error);
 
-/* Details of the last failed call of this thread, one sentence; "" when there was none. Valid until the thread's next call. */
+/* Details of the last failed call of this thread, one sentence; "" when there was none. Valid until the
+ * thread's next call. */
 KVC_API const char *kvc_last_error(void);
 
 /* Version of the library, "0.1.0". */
@@ -72,8 +75,8 @@ KVC_API const char *kvc_version(void);
 
 enum kvc_log_level { KVC_LOG_DEBUG, KVC_LOG_INFO, KVC_LOG_WARNING, KVC_LOG_ERROR };
 
-/* Gets one sentence without newline. May be called from any thread that is inside the library, the library's own included;
- * must not call the library. */
+/* Gets one sentence without newline. May be called from any thread that is inside the library, the library's
+ * own included, and while the client is busy: it must not call the library. */
 typedef void (*kvc_log_fn)(void *data, enum kvc_log_level level, const char *sentence);
 
 enum kvc_role {
@@ -83,90 +86,110 @@ enum kvc_role {
 
 /* Zero-initialise, set `size`, set what is needed. */
 struct kvc_options {
-    size_t size;                  /* sizeof(struct kvc_options) */
-    const char *socket;           /* NULL: $KVCACHED_SOCKET, else the GPU's socket under $RUNTIME_DIRECTORY, /run/kvcached or
-                                     $XDG_RUNTIME_DIR/kvcached */
-    const char *instance;         /* NULL: $KVCACHED_IPC_NAME, else kvcached_proc_<process group> */
-    const char *gpu;              /* "GPU-<uuid>" or the number in PCI bus order; NULL: 0, or whatever `socket` serves */
-    enum kvc_role role;           /* 0: KVC_ROLE_ENGINE */
-    int own_thread;               /* not 0: a library thread dispatches and refills caches; else call kvc_dispatch() */
-    int timeout_ms;               /* for the daemon's answer; 0: 60,000; negative: no limit */
-    kvc_log_fn log;               /* NULL: silence */
+    size_t size; /* sizeof(struct kvc_options) */
+
+    /* Path of the daemon's socket. NULL: $KVCACHED_SOCKET, else the first of $RUNTIME_DIRECTORY,
+     * /run/kvcached and $XDG_RUNTIME_DIR/kvcached that has the GPU's socket. */
+    const char *socket;
+
+    /* 1 to 64 of [A-Za-z0-9._-], not starting with '.' or '-'. NULL: $KVCACHED_IPC_NAME, else
+     * kvcached_proc_<process group>. */
+    const char *instance;
+
+    const char *gpu; /* "GPU-<uuid>", or the number in PCI bus order; NULL: 0, or whatever `socket` serves */
+    enum kvc_role role; /* 0: KVC_ROLE_ENGINE */
+    int own_thread;     /* not 0: a library thread dispatches and refills caches; else call kvc_dispatch() */
+    int timeout_ms;     /* for the daemon's answer; 0: 60,000; negative: no limit */
+    kvc_log_fn log;     /* NULL: silence */
     void *log_data;
-    int min_reserved_pages;       /* imported pages kept ready per region; -1: $KVCACHED_MIN_RESERVED_PAGES, else 5;
-                                     0 when $KVCACHED_PAGE_PREALLOC_ENABLED is false */
-    int max_reserved_pages;       /* free pages kept per region at most; -1: $KVCACHED_MAX_RESERVED_PAGES, else 10 */
-    uint64_t max_reserved_bytes;  /* ... and in bytes, over all regions; 0: no further bound */
-    double gpu_utilization;       /* this engine's own wish for a limit, a fraction of the device; 0: $KVCACHED_GPU_UTILIZATION if
-                                     set, else none */
+
+    /* Pages that are kept ready per region, once it has been used; never more than max_reserved_pages. -1:
+     * $KVCACHED_MIN_RESERVED_PAGES, else 5; 0 when $KVCACHED_PAGE_PREALLOC_ENABLED is false. */
+    int min_reserved_pages;
+
+    /* Free pages that are kept per region at most, mapped or not. -1: $KVCACHED_MAX_RESERVED_PAGES, else 10.
+     */
+    int max_reserved_pages;
+
+    uint64_t max_reserved_bytes; /* ... and in bytes, over all regions; 0: no further bound */
+
+    /* This engine's own wish for a limit, a fraction of the device, above 0 and at most 1. 0:
+     * $KVCACHED_GPU_UTILIZATION if set, else none. */
+    double gpu_utilization;
 };
 
 struct kvc_client;
 struct kvc_region;
 
-/* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or $KVCACHED_DAEMON_UID. Loads
- * the CUDA driver, or the emulated one that belongs to this library when the daemon's device is emulated. */
+/* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or the uid in
+ * $KVCACHED_DAEMON_UID. Loads the CUDA driver, or the emulated one that belongs to this library when the
+ * daemon's device is emulated. */
 KVC_API int kvc_open(const struct kvc_options *options, struct kvc_client **ret);
 
 /* Closes the regions that are left, returns their memory, disconnects. NULL is fine; returns NULL. */
 KVC_API struct kvc_client *kvc_close(struct kvc_client *client);
 
-/* For event loops: poll the descriptor for the events (POLLIN, POLLOUT), then dispatch. Stays valid and readable after a
- * disconnect. The timeout is in ms, as poll() takes it: dispatch is wanted then, too. */
+/* For event loops: poll the descriptor for the events (POLLIN, POLLOUT), then dispatch. It stays valid, and
+ * readable, after a disconnect. The timeout is in ms, as poll() takes it: dispatch is wanted then, too. Ask
+ * for events and timeout anew before every poll. */
 KVC_API int kvc_get_fd(const struct kvc_client *client);
-KVC_API int kvc_get_events(const struct kvc_client *client);
-KVC_API int kvc_get_timeout(const struct kvc_client *client);
+KVC_API int kvc_get_events(struct kvc_client *client);
+KVC_API int kvc_get_timeout(struct kvc_client *client);
 
-/* Handles what has arrived and refills caches; never waits. KVC_E_DISCONNECTED again and again once disconnected. */
+/* Handles what has arrived and refills caches; never waits. KVC_E_DISCONNECTED again and again once
+ * disconnected. */
 KVC_API int kvc_dispatch(struct kvc_client *client);
 
 struct kvc_status {
-    size_t size;              /* set by the caller: sizeof(struct kvc_status) */
-    uint64_t limit_bytes;     /* of the instance, in force */
-    uint64_t used_bytes;      /* by the instance, all its peers, caches included; may include promises */
-    uint64_t budget_bytes;    /* of the daemon */
-    uint64_t mapped_bytes;    /* this client's mapped pages */
-    uint64_t cached_bytes;    /* this client's free pages, still mapped or only imported */
-    int over_limit;           /* used is above the limit: nothing is granted */
+    size_t size;           /* set by the caller: sizeof(struct kvc_status) */
+    uint64_t limit_bytes;  /* of the instance, in force */
+    uint64_t used_bytes;   /* by the instance, all its peers, caches included; may include promises */
+    uint64_t budget_bytes; /* of the daemon */
+    uint64_t mapped_bytes; /* this client's mapped pages */
+    uint64_t cached_bytes; /* this client's free pages, still mapped or only imported */
+    int over_limit;        /* used is above the limit: nothing is granted */
     int frozen;
-    int connected;
+    int connected; /* as far as the library has noticed */
 };
 
-/* Copies counters; no message, no lock that anything slow is done under. */
+/* Copies counters; no message, no lock. */
 KVC_API int kvc_status(struct kvc_client *client, struct kvc_status *ret);
 
 #define KVC_CLASSES_MAX 8
 
 struct kvc_device {
-    size_t size;                  /* set by the caller */
-    char uuid[64];                /* "GPU-..." */
+    size_t size;   /* set by the caller: sizeof(struct kvc_device) */
+    char uuid[64]; /* "GPU-..." */
     uint64_t total_bytes;
-    uint64_t granularity_bytes;   /* of pages, segments, extents */
+    uint64_t granularity_bytes; /* of pages, segments, extents */
     uint32_t n_classes;
     uint64_t class_bytes[KVC_CLASSES_MAX]; /* extent sizes, smallest first */
     int emulated;
-    int ordinal;                  /* CUdevice of this process */
+    int ordinal; /* CUdevice of this process */
 };
 KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret);
 
-/* The driver library that this client uses, for dlopen() by who wants to make further driver calls on the same device. Lives as long as
- * the client. */
+/* The driver library that this client uses, for dlopen() by who wants to make further driver calls on the
+ * same device. Lives as long as the client. */
 KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 
-/* Gives all cached free pages back to the daemon. */
+/* Gives all cached free pages back to the daemon, and refills no cache before the region's next map. */
 KVC_API int kvc_trim(struct kvc_client *client);
 
 struct kvc_region_options {
-    size_t size;                  /* sizeof(struct kvc_region_options) */
-    uint32_t segments;            /* 0: 1. Parts in which every page has its share (for instance one per layer) */
-    uint64_t page_bytes;          /* of one page in one segment; a multiple of the granularity */
-    uint64_t pages;               /* capacity */
-    uint64_t stride_bytes;        /* from one segment to the next; 0: pages × page_bytes; a multiple of the granularity */
-    const uint64_t *extent_bytes; /* classes that make up page_bytes in order; NULL: largest first */
+    size_t size;         /* sizeof(struct kvc_region_options) */
+    uint32_t segments;   /* 0: 1. Parts in which every page has its share (for instance one per layer) */
+    uint64_t page_bytes; /* of one page in one segment; a multiple of the granularity */
+    uint64_t pages;      /* capacity */
+    uint64_t
+        stride_bytes; /* from one segment to the next; 0: pages × page_bytes; a multiple of the granularity */
+
+    /* Classes that make up page_bytes, in order. NULL: largest first. */
+    const uint64_t *extent_bytes;
     size_t n_extents;
 };
 
-/* Reserves address space. Costs no memory. */
+/* Reserves address space. Costs no memory. KVC_E_BUDGET when not even one page could be backed. */
 KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_options *options,
                             struct kvc_region **ret);
 
@@ -177,14 +200,17 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region);
 KVC_API uint64_t kvc_region_address(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region);
 
-/* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain left). Waits for the
- * daemon if its memory has to be made first. KVC_E_MAPPED, KVC_E_LIMIT, KVC_E_BUDGET, KVC_E_DEVICE_MEMORY, KVC_E_FROZEN,
- * KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT, KVC_E_DISCONNECTED. */
+/* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain
+ * left). Waits for the daemon if its memory has to be made first. KVC_E_MAPPED, KVC_E_LIMIT, KVC_E_BUDGET,
+ * KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT, KVC_E_DISCONNECTED.
+ * KVC_E_DRIVER, too, for a page that an earlier failure of the driver has left in a state nobody knows: such
+ * a page is unusable until its region is closed. */
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow and
- * the instance is within its limit; the rest is with the daemon when the call returns. A cached page may stay accessible until it is
- * reused. KVC_E_NOT_MAPPED, KVC_E_DRIVER, KVC_E_DISCONNECTED (the pages are unmapped all the same). */
+ * the instance is within its limit; the rest is with the daemon when the call returns. A cached page may stay
+ * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_DRIVER; KVC_E_DISCONNECTED and KVC_E_TIMEOUT when
+ * the daemon has not confirmed what was given back (the pages are unmapped all the same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 #ifdef __cplusplus

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Borrowing: extents from the daemon, and back to it.
+ */
+
+#include "client.h"
+
+struct kvc_region;
+
+enum extent_state {
+    EXTENT_NONE,     /* nothing, or not ours any more */
+    EXTENT_GRANTED,  /* ours by the daemon's books */
+    EXTENT_IMPORTED, /* ... and we have a handle */
+    EXTENT_MAPPED,   /* ... and it is mapped */
+};
+
+struct extent {
+    uint64_t id;
+    CUmemGenericAllocationHandle handle;
+    enum extent_state state;
+};
+
+/* The memory of one page. */
+struct backing {
+    struct page_cache_entry entry; /* its link is the owner's when it is in no cache */
+    uint64_t n_extents;
+    struct extent extents[];
+};
+
+/* Whether all of its extents are in a state. */
+bool backing_is(const struct backing *backing, enum extent_state state);
+
+/* Frees host memory only. */
+void backing_free_all(struct list *backings);
+
+/* An unanswered question for memory. */
+struct take {
+    struct request request;
+    struct list link; /* of the client's takes */
+    struct kvc_client *client;
+    struct kvc_region *region; /* NULL: nobody wants it any more, it goes back when it comes */
+    uint32_t region_id;
+    struct backing *arrived; /* extents in the order of their arrival */
+    uint64_t n_arrived;
+    int error; /* of importing what arrived */
+    char reason[ERROR_SENTENCE_MAX];
+    uint32_t n_pages;
+    struct backing *pages[]; /* still empty: so that success needs no memory */
+};
+
+/* Asks for `n_pages` pages of a region and waits. 0: appends that many imported backings to *backings. Or
+ * what kvc_region_map() returns; all that came goes back. */
+int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backings);
+
+/* Asks without waiting; reserve_arrived() gets the answer. 0 or KVC_E_*. */
+int borrow_later(struct kvc_region *region, uint32_t n_pages, struct take **ret);
+
+/* Nobody wants the answer any more: what it brings goes back. */
+void borrow_abandon(struct take *take);
+
+/* Gives all imported or granted extents back and frees the backings; the list is empty afterwards. With
+ * `wait`, returns when the daemon has confirmed. 0; KVC_E_TIMEOUT, KVC_E_DISCONNECTED: they are given up all
+ * the same; KVC_E_DRIVER, KVC_E_NOMEM: what could not be given back stays with the client, and is tried again
+ * by the next call of this. */
+int borrow_return(struct kvc_client *client, struct list *backings, bool wait);
+
+/* Abandons what has been asked for a region, and waits until it has come and is on its way back. True when
+ * nothing is outstanding any more. */
+bool borrow_settle(struct kvc_region *region);

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Opening and closing, and the frame of every call: fork check, lock, and on the way out the host's log and
+ * the library's thread.
+ *
+ * A forked child is recognised by a word in a page that the kernel wipes there. (A process id can be cached,
+ * faked or equal in another namespace, and asking for it is a system call.) In the child the lock may be held
+ * by a thread that doesn't exist, so nothing but that word is looked at.
+ */
+
+#include "client.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "borrow.h"
+#include "discovery.h"
+#include "hello.h"
+#include "region.h"
+#include "reserve.h"
+#include "worker.h"
+
+#define FORK_PAGE_SIZE 4096
+
+KVC_API const char *kvc_version(void)
+{
+    return KVCACHED_VERSION;
+}
+
+/* ---- The frame of a call ---- */
+
+bool client_is_forked(const struct kvc_client *client)
+{
+    return *client->ours == 0;
+}
+
+int client_enter(struct kvc_client *client)
+{
+    if (!client)
+        return error_set(KVC_E_INVALID, "No client");
+    if (client_is_forked(client))
+        return error_set(KVC_E_FORKED,
+                         "The handle belongs to the process that opened it, not to its forked child");
+    pthread_mutex_lock(&client->conn->lock);
+    return 0;
+}
+
+static void tell_death(struct kvc_client *client)
+{
+    if (client->conn->alive || client->told_death)
+        return;
+    client->told_death = true;
+    client_log(client, KVC_LOG_WARNING, "The connection to kvcachedd has ended: %s", client->conn->reason);
+}
+
+void client_leave(struct kvc_client *client)
+{
+    tell_death(client);
+    client->cached_bytes = client->cached.bytes;
+    if (client->worker)
+        worker_poke(client->worker);
+    pthread_mutex_unlock(&client->conn->lock);
+}
+
+void client_log(struct kvc_client *client, enum kvc_log_level level, const char *format, ...)
+{
+    char sentence[ERROR_SENTENCE_MAX];
+    va_list args;
+
+    if (!client->log)
+        return;
+    va_start(args, format);
+    vsnprintf(sentence, sizeof(sentence), format, args);
+    va_end(args);
+    client->log(client->log_data, level, sentence);
+}
+
+bool client_must_shrink(const struct kvc_client *client)
+{
+    struct status_values status;
+
+    status_page_read(client->status, &status);
+    return status.flags != 0;
+}
+
+bool client_has_work(const struct kvc_client *client)
+{
+    list_for_each (it, &client->regions)
+        if (reserve_wants_refill(container_of(it, struct kvc_region, link)))
+            return true;
+    return false;
+}
+
+void client_work(struct kvc_client *client)
+{
+    conn_dispatch(client->conn);
+    list_for_each (it, &client->regions)
+        reserve_refill(container_of(it, struct kvc_region, link));
+    client->cached_bytes = client->cached.bytes;
+    tell_death(client);
+}
+
+/* ---- Opening ---- */
+
+static int mark_process(struct kvc_client *client)
+{
+    uint32_t *word = mmap(NULL, FORK_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (word == MAP_FAILED)
+        return error_nomem();
+    if (madvise(word, FORK_PAGE_SIZE, MADV_WIPEONFORK) < 0) {
+        munmap(word, FORK_PAGE_SIZE);
+        return error_set(KVC_E_NOMEM, "This kernel cannot wipe memory on fork: Linux 4.14 is needed");
+    }
+    *word = 1;
+    client->ours = word;
+    return 0;
+}
+
+static int connect_daemon(struct kvc_client *client, const struct settings *settings, struct welcome *welcome)
+{
+    int fd = -1, r;
+
+    r = discovery_connect(settings, &fd);
+    if (r == 0)
+        r = conn_new(fd, settings->timeout_ns, &client->conn);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&client->conn->lock);
+    r = hello_exchange(client, settings, welcome);
+    pthread_mutex_unlock(&client->conn->lock);
+    return r;
+}
+
+static int open_device(struct kvc_client *client, const struct settings *settings,
+                       const struct welcome *welcome)
+{
+    int r;
+
+    r = gpu_open(welcome->device.uuid, welcome->emulated_folder[0] ? welcome->emulated_folder : NULL,
+                 settings->emulator_dir, &client->gpu);
+    if (r < 0)
+        return r;
+    client->device = welcome->device;
+    client->device.size = sizeof(client->device);
+    client->device.ordinal = client->gpu->device;
+    return 0;
+}
+
+static struct kvc_client *client_new(const struct settings *settings)
+{
+    struct kvc_client *client = calloc(1, sizeof(*client));
+
+    if (!client)
+        return NULL;
+    list_init(&client->regions);
+    list_init(&client->takes);
+    list_init(&client->leaving);
+    client->log = settings->log;
+    client->log_data = settings->log_data;
+    client->min_reserved_pages = settings->min_reserved_pages;
+    client->max_reserved_pages = settings->max_reserved_pages;
+    client->cached.max_bytes = settings->max_reserved_bytes;
+    return client;
+}
+
+static struct kvc_client *client_free(struct kvc_client *client)
+{
+    client->conn = conn_free(client->conn);
+    client->gpu = gpu_close(client->gpu);
+    status_page_unmap(client->status);
+    backing_free_all(&client->leaving);
+    if (client->ours)
+        munmap((void *)client->ours, FORK_PAGE_SIZE);
+    free(client);
+    return NULL;
+}
+
+static int client_start(struct kvc_client *client, const struct settings *settings)
+{
+    _cleanup_free_ struct welcome *welcome = calloc(1, sizeof(*welcome));
+    int r;
+
+    if (!welcome)
+        return error_nomem();
+    r = mark_process(client);
+    if (r == 0)
+        r = connect_daemon(client, settings, welcome);
+    if (r == 0)
+        r = open_device(client, settings, welcome);
+    if (r == 0 && settings->own_thread)
+        r = worker_start(client, &client->worker);
+    return r;
+}
+
+KVC_API int kvc_open(const struct kvc_options *options, struct kvc_client **ret)
+{
+    struct kvc_client *client;
+    struct settings settings;
+    int r;
+
+    if (!ret)
+        return error_set(KVC_E_INVALID, "Nowhere to put the handle");
+    r = settings_resolve(options, &settings);
+    if (r < 0)
+        return r;
+    client = client_new(&settings);
+    if (!client)
+        return error_nomem();
+    r = client_start(client, &settings);
+    if (r < 0) {
+        error_hold();
+        client_free(client);
+        error_release();
+        return r;
+    }
+    *ret = client;
+    return 0;
+}
+
+/* ---- Closing ---- */
+
+/* In a forked child: neither socket nor driver is touched. */
+static struct kvc_client *client_forget(struct kvc_client *client)
+{
+    list_for_each_safe (it, &client->regions)
+        region_forget(container_of(it, struct kvc_region, link));
+    backing_free_all(&client->leaving);
+    worker_forget(client->worker);
+    conn_forget(client->conn);
+    gpu_forget(client->gpu);
+    status_page_unmap(client->status);
+    munmap((void *)client->ours, FORK_PAGE_SIZE);
+    free(client);
+    return NULL;
+}
+
+KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
+{
+    struct list none = LIST_INIT(none);
+
+    if (!client)
+        return NULL;
+    if (client_is_forked(client))
+        return client_forget(client);
+    client->worker = worker_stop(client->worker);
+    while (!list_is_empty(&client->regions))
+        kvc_region_close(list_first(&client->regions, struct kvc_region, link));
+    client_enter(client);
+    borrow_return(client, &none, true);
+    client_leave(client);
+    return client_free(client);
+}
+
+/* ---- Event loops ---- */
+
+KVC_API int kvc_get_fd(const struct kvc_client *client)
+{
+    if (!client)
+        return error_set(KVC_E_INVALID, "No client");
+    return link_fd(client->conn->link);
+}
+
+KVC_API int kvc_get_events(struct kvc_client *client)
+{
+    int events, r = client_enter(client);
+
+    if (r < 0)
+        return r;
+    events = conn_events(client->conn);
+    client_leave(client);
+    return events;
+}
+
+KVC_API int kvc_get_timeout(struct kvc_client *client)
+{
+    int timeout, r = client_enter(client);
+
+    if (r < 0)
+        return r;
+    timeout = client_has_work(client) ? 0 : -1;
+    client_leave(client);
+    return timeout;
+}
+
+KVC_API int kvc_dispatch(struct kvc_client *client)
+{
+    int r = client_enter(client);
+
+    if (r < 0)
+        return r;
+    client_work(client);
+    r = conn_check(client->conn);
+    client_leave(client);
+    return r;
+}
+
+KVC_API int kvc_trim(struct kvc_client *client)
+{
+    int r = client_enter(client);
+
+    if (r < 0)
+        return r;
+    r = reserve_trim(client, NULL);
+    client_leave(client);
+    return r;
+}
+
+/* ---- What there is to know ---- */
+
+/* Fills the caller's structure as far as the caller knows it. */
+static int fill(void *to, size_t first_size, const void *from, size_t from_size)
+{
+    size_t size;
+
+    memcpy(&size, to, sizeof(size));
+    if (size < first_size)
+        return error_set(KVC_E_INVALID, "The structure has a size that this library does not know");
+    memcpy((char *)to + sizeof(size), (const char *)from + sizeof(size),
+           (size < from_size ? size : from_size) - sizeof(size));
+    return 0;
+}
+
+KVC_API int kvc_status(struct kvc_client *client, struct kvc_status *ret)
+{
+    struct kvc_status status = {0};
+    struct status_values values;
+
+    if (!client || !ret)
+        return error_set(KVC_E_INVALID, "No client, or nowhere to put its status");
+    if (client_is_forked(client))
+        return error_set(KVC_E_FORKED,
+                         "The handle belongs to the process that opened it, not to its forked child");
+    status_page_read(client->status, &values);
+    status.limit_bytes = values.limit_bytes;
+    status.used_bytes = values.used_bytes;
+    status.budget_bytes = values.budget_bytes;
+    status.mapped_bytes = client->mapped_bytes;
+    status.cached_bytes = client->cached_bytes;
+    status.over_limit = (values.flags & STATUS_FLAG_OVER_LIMIT) != 0;
+    status.frozen = (values.flags & STATUS_FLAG_FROZEN) != 0;
+    status.connected = client->conn->alive;
+    return fill(ret, sizeof(status), &status, sizeof(status));
+}
+
+KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret)
+{
+    if (!client || !ret)
+        return error_set(KVC_E_INVALID, "No client, or nowhere to describe its device");
+    return fill(ret, sizeof(client->device), &client->device, sizeof(client->device));
+}
+
+KVC_API const char *kvc_driver_path(const struct kvc_client *client)
+{
+    return client ? client->gpu->path : NULL;
+}

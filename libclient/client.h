@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The client: what belongs to one handle of kvc_open(). All of it is touched under the connection's lock,
+ * except for what kvc_status() reads.
+ */
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/list.h"
+#include "conn.h"
+#include "gpu.h"
+#include "options.h"
+#include "page_cache.h"
+#include "shape.h"
+#include "wire/status.h"
+
+struct worker;
+
+struct kvc_client {
+    const volatile uint32_t *ours; /* a word that reads as zero in a forked child */
+    struct conn *conn;
+    struct gpu *gpu;
+    struct worker *worker; /* NULL: the host dispatches */
+    const struct status_page *status;
+    kvc_log_fn log;
+    void *log_data;
+    bool told_death;
+
+    struct kvc_device device;
+    uint64_t min_reserved_pages, max_reserved_pages;
+
+    struct list regions;
+    struct list takes;   /* unanswered, see borrow.h */
+    struct list leaving; /* memory that could not be given back yet, see borrow.h */
+    unsigned n_takers;   /* threads that wait for memory: reserves are not filled meanwhile */
+    struct page_cache_bytes cached;
+    _Atomic uint64_t mapped_bytes, cached_bytes; /* for kvc_status() */
+};
+
+/* True in a child of the process that made the client. */
+bool client_is_forked(const struct kvc_client *client);
+
+/* Every call begins and ends with these. 0 with the lock held, or KVC_E_INVALID (no handle), KVC_E_FORKED. */
+int client_enter(struct kvc_client *client);
+void client_leave(struct kvc_client *client);
+
+/* What there is to do without a caller: receive, send, refill reserves. */
+void client_work(struct kvc_client *client);
+
+/* Whether client_work() would start something. */
+bool client_has_work(const struct kvc_client *client);
+
+/* True while nothing should be kept: the instance is above its limit, or frozen. */
+bool client_must_shrink(const struct kvc_client *client);
+
+void client_log(struct kvc_client *client, enum kvc_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));

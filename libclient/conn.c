@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Several threads may wait for answers on the one socket. One of them leads: it alone polls and receives,
+ * with the lock released while it polls, and hands each packet to the request that it answers, whoever waits
+ * for that. When its own answer is complete it resigns, and another waiting thread takes over. Threads that
+ * do not wait (an event loop's dispatch, the library's own thread) receive only while there is no leader; so
+ * an answer is never taken away from under a thread that sleeps in poll().
+ *
+ * The leader keeps everybody's time. A deadline counts only after the socket has been found empty: a process
+ * that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an answer
+ * starts the time anew.
+ *
+ * A request that is given up stays in the table: its answer, when it comes, is recognised, and what it
+ * carries goes back to the daemon.
+ *
+ * Death is sticky. The socket is shut down but stays open, so the descriptor that an event loop polls stays
+ * valid, and readable.
+ */
+
+#include "conn.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/arith.h"
+
+/* Packets that may wait to be sent. Questions leave room for what an exchange has to say. */
+#define QUEUE_MAX 1024
+#define QUEUE_QUESTIONS_MAX 512
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec;
+}
+
+/* Rounded up, so that a wait never ends just before its deadline. */
+static int poll_timeout(uint64_t deadline_ns)
+{
+    uint64_t left_ms;
+
+    if (deadline_ns == UINT64_MAX)
+        return -1;
+    left_ms = (u64_sub_floor(deadline_ns, now_ns()) + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC;
+    return (int)u64_min(left_ms, INT32_MAX);
+}
+
+int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
+{
+    struct conn *conn = calloc(1, sizeof(*conn));
+
+    if (!conn || link_new(fd, true, QUEUE_MAX, &conn->link) != 0) {
+        free(conn);
+        close_fd(fd);
+        return error_nomem();
+    }
+    pthread_mutex_init(&conn->lock, NULL);
+    pthread_cond_init(&conn->changed, NULL);
+    list_init(&conn->requests);
+    conn->timeout_ns = timeout_ns;
+    conn->alive = true;
+    *ret = conn;
+    return 0;
+}
+
+struct conn *conn_free(struct conn *conn)
+{
+    if (!conn)
+        return NULL;
+    conn_die(conn, KVC_E_DISCONNECTED, "The client was closed");
+    link_free(conn->link);
+    pthread_cond_destroy(&conn->changed);
+    pthread_mutex_destroy(&conn->lock);
+    free(conn);
+    return NULL;
+}
+
+struct conn *conn_forget(struct conn *conn)
+{
+    if (!conn)
+        return NULL;
+    link_forget(conn->link);
+    free(conn);
+    return NULL;
+}
+
+/* ---- Requests ---- */
+
+static struct request *find_request(struct conn *conn, uint32_t id)
+{
+    list_for_each (it, &conn->requests) {
+        struct request *request = container_of(it, struct request, link);
+
+        if (request->id == id)
+            return request;
+    }
+    return NULL;
+}
+
+int request_violated(struct request *request, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(request->reason, sizeof(request->reason), format, args);
+    va_end(args);
+    return KVC_E_PROTOCOL;
+}
+
+static void complete(struct request *request, int result, const char *reason)
+{
+    list_unlink(&request->link);
+    request->done = true;
+    request->result = result;
+    memmove(request->reason, reason, strnlen(reason, sizeof(request->reason) - 1) + 1);
+    request->reason[sizeof(request->reason) - 1] = 0;
+    pthread_cond_broadcast(&request->conn->changed);
+    if (!request->waited)
+        request->finish(request);
+}
+
+void conn_die(struct conn *conn, int error, const char *format, ...)
+{
+    va_list args;
+
+    if (!conn->alive)
+        return;
+    conn->alive = false;
+    va_start(args, format);
+    vsnprintf(conn->reason, sizeof(conn->reason), format, args);
+    va_end(args);
+    link_shutdown(conn->link);
+    while (!list_is_empty(&conn->requests))
+        complete(list_first(&conn->requests, struct request, link), error, conn->reason);
+}
+
+int conn_check(struct conn *conn)
+{
+    if (conn->alive)
+        return 0;
+    return error_set(KVC_E_DISCONNECTED, "The connection to kvcachedd has ended: %s", conn->reason);
+}
+
+short conn_events(const struct conn *conn)
+{
+    return (short)(POLLIN | (link_wants_write(conn->link) ? POLLOUT : 0));
+}
+
+bool conn_has_background(const struct conn *conn)
+{
+    list_for_each (it, &conn->requests)
+        if (!container_of(it, struct request, link)->waited)
+            return true;
+    return false;
+}
+
+/* ---- Sending ---- */
+
+static int send_failed(struct conn *conn, int r)
+{
+    if (r == LINK_E_FULL)
+        return error_set(KVC_E_TIMEOUT, "kvcachedd does not read what it is sent");
+    if (r == -ENOMEM)
+        return error_nomem();
+    if (r == LINK_E_CLOSED)
+        conn_die(conn, KVC_E_DISCONNECTED, "kvcachedd closed the connection");
+    else
+        conn_die(conn, KVC_E_DISCONNECTED, "sending failed: %s", strerror(-r));
+    return conn_check(conn);
+}
+
+static uint32_t next_id(struct conn *conn)
+{
+    do
+        conn->last_id++;
+    while (conn->last_id == 0 || find_request(conn, conn->last_id));
+    return conn->last_id;
+}
+
+int conn_ask(struct conn *conn, struct request *request, uint16_t type, const ProtobufCMessage *body)
+{
+    int r;
+
+    r = conn_check(conn);
+    if (r < 0)
+        return r;
+    if (link_queued(conn->link) >= QUEUE_QUESTIONS_MAX)
+        return send_failed(conn, LINK_E_FULL);
+    request->conn = conn;
+    request->deadline_ns = UINT64_MAX;
+    request->id = next_id(conn);
+    r = link_send(conn->link, type, request->id, body, NULL);
+    if (r == LINK_E_CLOSED)
+        conn_dispatch(conn); /* the daemon may have said why */
+    if (r != 0)
+        return send_failed(conn, r);
+    list_append(&conn->requests, &request->link);
+    return 0;
+}
+
+void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const ProtobufCMessage *body)
+{
+    int r;
+
+    if (!conn->alive)
+        return;
+    r = link_send(conn->link, type, request, body, NULL);
+    if (r == LINK_E_FULL || r == -ENOMEM)
+        conn_die(conn, KVC_E_DISCONNECTED, "an answer to kvcachedd could not be sent");
+    else if (r != 0)
+        send_failed(conn, r);
+}
+
+static void flush(struct conn *conn)
+{
+    int r = conn->alive ? link_flush(conn->link) : 0;
+
+    /* What the daemon said last may still be unread: the end is noticed behind it. */
+    if (r < 0)
+        send_failed(conn, r);
+}
+
+/* ---- Receiving ---- */
+
+static int error_of(Kvcached__Error error)
+{
+    switch (error) {
+    case KVCACHED__ERROR__ERROR_VERSION:
+        return KVC_E_VERSION;
+    case KVCACHED__ERROR__ERROR_PROTOCOL:
+        return KVC_E_PROTOCOL;
+    case KVCACHED__ERROR__ERROR_LIMIT:
+        return KVC_E_LIMIT;
+    case KVCACHED__ERROR__ERROR_BUDGET:
+        return KVC_E_BUDGET;
+    case KVCACHED__ERROR__ERROR_DRIVER:
+        return KVC_E_DEVICE_MEMORY;
+    case KVCACHED__ERROR__ERROR_FROZEN:
+        return KVC_E_FROZEN;
+    case KVCACHED__ERROR__ERROR_INVALID:
+        return KVC_E_INVALID;
+    case KVCACHED__ERROR__ERROR_SHUTDOWN:
+        return KVC_E_DISCONNECTED;
+    default:
+        return KVC_E_REFUSED;
+    }
+}
+
+/* The daemon's own sentence, or ours where it has none. */
+static const char *reason_of(const Kvcached__Refused *refused)
+{
+    return refused->reason[0] ? refused->reason : kvc_strerror(error_of(refused->error));
+}
+
+static void handle_answer(struct conn *conn, struct request *request, const struct message *message,
+                          struct fdset *fds, bool truncated)
+{
+    int r = request->receive(request, message, fds, truncated);
+
+    if (!conn->alive)
+        return;
+    if (r < 0)
+        conn_die(conn, r, "%s", request->reason);
+    else if (r == 0)
+        complete(request, 0, "");
+    else if (request->deadline_ns != UINT64_MAX)
+        conn_start_time(conn, request);
+}
+
+static void handle_refusal(struct conn *conn, struct request *request, const Kvcached__Refused *refused)
+{
+    int error = error_of(refused->error);
+
+    if (request)
+        complete(request, error, reason_of(refused));
+    else
+        conn_die(conn, error, "%s", reason_of(refused));
+}
+
+static void handle(struct conn *conn, const struct message *message, struct fdset *fds, bool truncated)
+{
+    struct request *request = message->request ? find_request(conn, message->request) : NULL;
+
+    if (conn->welcomed && message->version != FRAME_VERSION)
+        conn_die(conn, KVC_E_PROTOCOL, "kvcachedd changed the protocol version in mid-connection");
+    else if (message->request && !request)
+        conn_die(conn, KVC_E_PROTOCOL, "kvcachedd answered question %" PRIu32 ", which nobody asked",
+                 message->request);
+    else if (message->type == MESSAGE_REFUSED)
+        handle_refusal(conn, request, (const Kvcached__Refused *)message->body);
+    else if (!request)
+        conn_die(conn, KVC_E_PROTOCOL, "kvcachedd sent a message of type %u out of the blue", message->type);
+    else
+        handle_answer(conn, request, message, fds, truncated);
+}
+
+static void receive_all(struct conn *conn)
+{
+    while (conn->alive) {
+        struct message message;
+        struct fdset fds = {0};
+        int r = link_receive(conn->link, &message, &fds);
+
+        if (r == LINK_E_EMPTY)
+            return;
+        if (r == 0 || r == LINK_E_NOFILE) {
+            handle(conn, &message, &fds, r == LINK_E_NOFILE);
+            message_deinit(&message);
+            fdset_deinit(&fds);
+        } else if (r == LINK_E_CLOSED) {
+            conn_die(conn, KVC_E_DISCONNECTED, "kvcachedd closed the connection");
+        } else if (r == LINK_E_VIOLATION) {
+            conn_die(conn, KVC_E_PROTOCOL, "%s", link_reason(conn->link));
+        } else {
+            conn_die(conn, KVC_E_DISCONNECTED, "receiving failed: %s", strerror(-r));
+        }
+    }
+}
+
+void conn_dispatch(struct conn *conn)
+{
+    if (conn->has_leader)
+        return;
+    flush(conn);
+    receive_all(conn);
+}
+
+/* ---- Waiting ---- */
+
+static uint64_t next_deadline(struct conn *conn)
+{
+    uint64_t earliest = UINT64_MAX;
+
+    list_for_each (it, &conn->requests)
+        earliest = u64_min(earliest, container_of(it, struct request, link)->deadline_ns);
+    return earliest;
+}
+
+static void expire(struct conn *conn)
+{
+    uint64_t now = now_ns();
+
+    list_for_each (it, &conn->requests) {
+        struct request *request = container_of(it, struct request, link);
+
+        if (request->deadline_ns > now)
+            continue;
+        request->expired = true;
+        request->deadline_ns = UINT64_MAX;
+        pthread_cond_broadcast(&conn->changed);
+    }
+}
+
+static void lead(struct conn *conn)
+{
+    struct pollfd pfd = {.fd = link_fd(conn->link), .events = conn_events(conn)};
+    int timeout = poll_timeout(next_deadline(conn));
+
+    pthread_mutex_unlock(&conn->lock);
+    poll(&pfd, 1, timeout);
+    pthread_mutex_lock(&conn->lock);
+    flush(conn);
+    receive_all(conn);
+    expire(conn);
+}
+
+/* A thread that follows sees to its own question, if the socket didn't take it at once: the leader may have
+ * gone to sleep before there was anything to send. */
+static void push(struct conn *conn)
+{
+    struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLOUT};
+    int timeout = poll_timeout(next_deadline(conn));
+
+    pthread_mutex_unlock(&conn->lock);
+    poll(&pfd, 1, timeout);
+    pthread_mutex_lock(&conn->lock);
+    flush(conn);
+}
+
+void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
+{
+    while (pending(data)) {
+        if (conn->has_leader && conn->alive && link_wants_write(conn->link))
+            push(conn);
+        else if (conn->has_leader)
+            pthread_cond_wait(&conn->changed, &conn->lock);
+        else {
+            conn->has_leader = true;
+            while (pending(data))
+                lead(conn);
+            conn->has_leader = false;
+            pthread_cond_broadcast(&conn->changed);
+        }
+    }
+}
+
+void conn_start_time(struct conn *conn, struct request *request)
+{
+    request->expired = false;
+    request->deadline_ns = u64_add_ceil(now_ns(), conn->timeout_ns);
+}
+
+static bool is_unanswered(const void *data)
+{
+    const struct request *request = data;
+
+    return !request->done && !request->expired;
+}
+
+int conn_wait(struct conn *conn, struct request *request)
+{
+    if (!request->done) {
+        request->waited = true;
+        conn_start_time(conn, request);
+    }
+    conn_wait_while(conn, is_unanswered, request);
+    request->waited = false;
+    if (!request->done)
+        return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
+    return request->result < 0 ? error_set(request->result, "%s", request->reason) : 0;
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Connection: one socket to the daemon, shared by all threads of the process, and the requests that wait for
+ * an answer on it. Its lock is the client's lock: everything that belongs to a client is touched with it
+ * held.
+ */
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/cleanup.h"
+#include "base/list.h"
+#include "error.h"
+#include "wire/link.h"
+
+enum {
+    _REQUEST_SUCCESS,
+    REQUEST_MORE, /* packets of the answer are still to come */
+};
+
+struct conn;
+
+/* A question to the daemon. Whoever embeds it sets `receive` and `finish` and leaves the rest alone. */
+struct request {
+    /* Takes one packet of the answer. 0: the answer is complete; REQUEST_MORE; request_violated(): it makes
+     * no sense, and the connection ends. `truncated`: the packet's descriptors did not fit the process'
+     * descriptor table. */
+    int (*receive)(struct request *request, const struct message *message, struct fdset *fds, bool truncated);
+
+    /* The answer is complete, or there will be none, and no thread waits for it: frees the request. */
+    void (*finish)(struct request *request);
+
+    struct list link; /* of the connection's requests, until done */
+    struct conn *conn;
+    uint32_t id;
+    uint64_t deadline_ns; /* UINT64_MAX: none */
+    bool waited;          /* a thread takes it over when it is done: no finish() */
+    bool expired;
+    bool done;
+    int result; /* once done: 0 or KVC_E_* */
+    char reason[ERROR_SENTENCE_MAX];
+};
+
+/* For receive(): says what is wrong with the packet. Returns KVC_E_PROTOCOL. */
+int request_violated(struct request *request, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+struct conn {
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* a request is done or has expired, or the leader resigned */
+    struct link *link;
+    struct list requests;
+    uint64_t timeout_ns;
+    uint32_t last_id;
+    bool has_leader;
+    bool welcomed; /* from now on packets must have the version that we speak */
+    atomic_bool alive;
+    char reason[ERROR_SENTENCE_MAX]; /* why it is not */
+};
+
+/* Takes the socket over, on success and on failure. */
+int conn_new(int fd, uint64_t timeout_ns, struct conn **ret);
+struct conn *conn_free(struct conn *conn);
+DEFINE_CLEANUP(struct conn *, conn_free);
+
+/* Frees host memory only, in a forked child: the descriptor stays open, the lock may be anybody's. */
+struct conn *conn_forget(struct conn *conn);
+
+/* All below: with the lock held. */
+
+/* Sends the question; from then on the request is the connection's. On failure (KVC_E_DISCONNECTED,
+ * KVC_E_TIMEOUT, KVC_E_NOMEM) it stays the caller's. */
+int conn_ask(struct conn *conn, struct request *request, uint16_t type, const ProtobufCMessage *body);
+
+/* Waits until the request is done: then it is the caller's again, and the result is returned (the sentence is
+ * set). Or KVC_E_TIMEOUT: the request stays the connection's, which will finish() it. Releases the lock while
+ * it waits. */
+int conn_wait(struct conn *conn, struct request *request);
+
+/* Waits as long as pending(data) is true, receiving for everybody; for things that change when some request
+ * is done, expires, or the connection ends. */
+void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data);
+
+/* Starts the time for a request's answer anew; `expired` becomes true when it is over. */
+void conn_start_time(struct conn *conn, struct request *request);
+
+/* Sends a message that is part of an exchange already going on. A failure ends the connection. */
+void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const ProtobufCMessage *body);
+
+/* Sends and receives what it can without waiting, unless a waiting thread does that already. */
+void conn_dispatch(struct conn *conn);
+
+/* Ends the connection, for good, with a KVC_E_* and a sentence for who is waiting. */
+void conn_die(struct conn *conn, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* 0, or KVC_E_DISCONNECTED with the reason. */
+int conn_check(struct conn *conn);
+
+/* What poll() should wait for on the socket when nobody waits for an answer. */
+short conn_events(const struct conn *conn);
+
+/* Whether there are requests that no thread takes over. */
+bool conn_has_background(const struct conn *conn);

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Errors: a KVC_E_* value that is returned, and one sentence for the thread that made the call.
+ */
+
+#include "kvclient.h"
+
+#define ERROR_SENTENCE_MAX 384
+
+/* Keeps the sentence for kvc_last_error() and returns `error`. No newline, no full stop. */
+int error_set(int error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Out of host memory, as everybody says it. */
+int error_nomem(void);
+
+/* Between the two the sentence stays as it is: what fails while a failure is undone must not hide why. They
+ * nest. */
+void error_hold(void);
+void error_release(void);

@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Opening checks everything that can be told before memory is asked for: the arithmetic of the shape, what
+ * the daemon could ever grant, and how many mappings the driver allows one context. Past that ceiling access
+ * to a mapping fails with "out of memory", which would send people looking in the wrong place.
+ *
+ * Closing must come to an end whatever fails. Memory that cannot be unmapped, even at a second try, is not
+ * given back: it stays on the instance's bill until the process ends, and so does the reservation.
+ */
+
+#include "region.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include "base/arith.h"
+#include "base/parse.h"
+#include "reserve.h"
+
+#define DRIVER_MAPPINGS_MAX 520000
+#define CLOSE_BATCH 64
+
+/* ---- States of pages ---- */
+
+void region_page_mapped(struct kvc_region *region, uint64_t page, struct backing *backing)
+{
+    region->pages[page] = (struct page){.backing = backing, .state = PAGE_MAPPED};
+    region->n_mapped++;
+    region->client->mapped_bytes += region->shape->slot_bytes;
+}
+
+void region_count_unmapped(struct kvc_region *region, uint64_t n)
+{
+    region->n_mapped -= n;
+    region->client->mapped_bytes -= n * region->shape->slot_bytes;
+}
+
+void region_page_empty(struct kvc_region *region, uint64_t page)
+{
+    region->pages[page] = (struct page){.state = PAGE_EMPTY};
+}
+
+void region_page_broken(struct kvc_region *region, uint64_t page, struct backing *backing)
+{
+    if (region->pages[page].state == PAGE_MAPPED)
+        region_count_unmapped(region, 1);
+    region->pages[page] = (struct page){.backing = backing, .state = PAGE_BROKEN};
+    client_log(region->client, KVC_LOG_ERROR,
+               "Page %" PRIu64 " is unusable from now on: the driver failed while a failure was undone",
+               page);
+}
+
+/* ---- Opening ---- */
+
+static int explain_shape(int r, const struct shape_request *q, uint64_t granularity)
+{
+    char page[FORMAT_SIZE_MAX], grain[FORMAT_SIZE_MAX], stride[FORMAT_SIZE_MAX];
+
+    format_size(page, q->page_bytes);
+    format_size(grain, granularity);
+    format_size(stride, q->stride_bytes);
+    switch (r) {
+    case -ENOMEM:
+        return error_nomem();
+    case SHAPE_E_SEGMENTS:
+        return error_set(KVC_E_INVALID, "A region has at most %u segments, not %" PRIu64, SHAPE_SEGMENTS_MAX,
+                         q->segments);
+    case SHAPE_E_PAGE:
+        return error_set(KVC_E_INVALID,
+                         "A page of %" PRIu64 " bytes is not a multiple of the granularity, %s",
+                         q->page_bytes, grain);
+    case SHAPE_E_STRIDE:
+        return error_set(KVC_E_INVALID,
+                         "A stride of %" PRIu64 " bytes is smaller than a segment, or not a multiple of %s",
+                         q->stride_bytes, grain);
+    case SHAPE_E_CAPACITY:
+        return error_set(KVC_E_INVALID, "A region needs at least one page");
+    case SHAPE_E_CLASS:
+        return error_set(KVC_E_INVALID, "The daemon lends no extents of one of the listed sizes");
+    case SHAPE_E_SUM:
+        return error_set(KVC_E_INVALID, "The daemon's extents do not add up to a page of %s", page);
+    case SHAPE_E_SLOTS:
+        return error_set(KVC_E_INVALID, "A page takes more than %u extents", SHAPE_SLOTS_MAX);
+    default:
+        return error_set(KVC_E_NOSPACE,
+                         "A region of %" PRIu64 " segments with %" PRIu64
+                         " pages of %s is larger than any address space",
+                         q->segments, q->pages, page);
+    }
+}
+
+static int make_shape(struct kvc_region *region, const struct kvc_region_options *options)
+{
+    const struct kvc_device *device = &region->client->device;
+    struct shape_request request = {
+        .segments = options->segments,
+        .pages = options->pages,
+        .page_bytes = options->page_bytes,
+        .stride_bytes = options->stride_bytes,
+        .extent_bytes = options->extent_bytes,
+        .n_extents = options->n_extents,
+    };
+    int r;
+
+    r = shape_new(&request, device->granularity_bytes, device->class_bytes, device->n_classes,
+                  &region->shape);
+    return r != 0 ? explain_shape(r, &request, device->granularity_bytes) : 0;
+}
+
+/* What could be backed at once is bounded by the device, however much address space is wanted. */
+static int check_size(const struct kvc_region *region)
+{
+    const struct shape *shape = region->shape;
+    uint64_t total = region->client->device.total_bytes, n_mappings;
+    char page[FORMAT_SIZE_MAX], budget[FORMAT_SIZE_MAX];
+    struct status_values status;
+
+    status_page_read(region->client->status, &status);
+    if (shape->slot_bytes > status.budget_bytes)
+        return error_set(KVC_E_BUDGET,
+                         "A page of %s over all segments is larger than the daemon's budget of %s",
+                         format_size(page, shape->slot_bytes), format_size(budget, status.budget_bytes));
+    n_mappings = u64_min(shape->pages, total / shape->slot_bytes) * shape->n_slots;
+    if (n_mappings > DRIVER_MAPPINGS_MAX)
+        return error_set(KVC_E_NOSPACE,
+                         "The region could need %" PRIu64
+                         " mappings and the driver has %u; use larger extents",
+                         n_mappings, DRIVER_MAPPINGS_MAX);
+    return 0;
+}
+
+static int reserve_addresses(struct kvc_region *region)
+{
+    struct gpu *gpu = region->client->gpu;
+    char size[FORMAT_SIZE_MAX];
+    CUcontext previous;
+    CUresult result;
+    int r;
+
+    r = gpu_enter(gpu, &previous);
+    if (r < 0)
+        return r;
+    result = gpu->driver->cuMemAddressReserve(&region->address, region->shape->total_bytes, 0, 0, 0);
+    gpu_leave(gpu, previous);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY)
+        return error_set(KVC_E_NOSPACE, "The driver has no %s of address space",
+                         format_size(size, region->shape->total_bytes));
+    if (result != CUDA_SUCCESS)
+        region->address = 0;
+    return gpu_result(gpu, result, "cuMemAddressReserve");
+}
+
+/* A question with one packet for an answer. */
+struct region_request {
+    struct request request;
+    uint16_t answer;
+    uint32_t region_id;
+    struct kvc_client *client;
+};
+
+static int region_receive(struct request *request, const struct message *message, struct fdset *fds,
+                          bool truncated)
+{
+    struct region_request *question = container_of(request, struct region_request, request);
+
+    if (message->type != question->answer)
+        return request_violated(request, "kvcachedd answered with %s where %s was due",
+                                codec_type_name(message->type), codec_type_name(question->answer));
+    if (message->type == MESSAGE_REGION_OPENED)
+        question->region_id = ((const Kvcached__RegionOpened *)message->body)->region;
+    return 0;
+}
+
+static void close_remote(struct kvc_client *client, uint32_t region_id, bool wait);
+
+/* Nobody waits any more: a region that was opened too late is closed. */
+static void region_finish(struct request *request)
+{
+    struct region_request *question = container_of(request, struct region_request, request);
+
+    if (request->result == 0 && question->answer == MESSAGE_REGION_OPENED)
+        close_remote(question->client, question->region_id, false);
+    free(question);
+}
+
+/* *ret: the question when it is done and the caller's, or NULL. */
+static int ask(struct kvc_client *client, uint16_t type, uint16_t answer, const ProtobufCMessage *body,
+               bool wait, struct region_request **ret)
+{
+    struct region_request *question = calloc(1, sizeof(*question));
+    int r;
+
+    *ret = NULL;
+    if (!question)
+        return error_nomem();
+    question->request.receive = region_receive;
+    question->request.finish = region_finish;
+    question->answer = answer;
+    question->client = client;
+    r = conn_ask(client->conn, &question->request, type, body);
+    if (r < 0) {
+        free(question);
+        return r;
+    }
+    if (!wait)
+        return 0;
+    r = conn_wait(client->conn, &question->request);
+    if (question->request.done)
+        *ret = question;
+    return r;
+}
+
+static void close_remote(struct kvc_client *client, uint32_t region_id, bool wait)
+{
+    Kvcached__RegionClose body = KVCACHED__REGION_CLOSE__INIT;
+    struct region_request *question;
+
+    body.region = region_id;
+    ask(client, MESSAGE_REGION_CLOSE, MESSAGE_REGION_CLOSED, &body.base, wait, &question);
+    free(question);
+}
+
+static int open_remote(struct kvc_region *region)
+{
+    Kvcached__RegionOpen body = KVCACHED__REGION_OPEN__INIT;
+    struct region_request *question;
+    int r;
+
+    body.segments = (uint32_t)region->shape->segments;
+    body.capacity_pages = region->shape->pages;
+    body.n_page_extents = region->shape->n_classes;
+    body.page_extents = region->shape->class_counts;
+    r = ask(region->client, MESSAGE_REGION_OPEN, MESSAGE_REGION_OPENED, &body.base, true, &question);
+    if (r == 0)
+        region->id = question->region_id;
+    free(question);
+    return r;
+}
+
+static int prepare(struct kvc_region *region, const struct kvc_region_options *options)
+{
+    struct kvc_client *client = region->client;
+    int r;
+
+    r = make_shape(region, options);
+    if (r == 0)
+        r = check_size(region);
+    if (r < 0)
+        return r;
+    region->pages = calloc(region->shape->pages, sizeof(*region->pages));
+    if (!region->pages)
+        return error_nomem();
+    region->take_max = SHAPE_SLOTS_MAX / region->shape->n_slots;
+    page_cache_init(&region->cache, &client->cached, region->shape->slot_bytes, client->max_reserved_pages);
+    return reserve_addresses(region);
+}
+
+static void free_addresses(struct kvc_region *region)
+{
+    struct gpu *gpu = region->client->gpu;
+    CUcontext previous;
+    CUresult result;
+
+    if (region->address == 0 || gpu_enter(gpu, &previous) < 0)
+        return;
+    result = gpu->driver->cuMemAddressFree(region->address, region->shape->total_bytes);
+    if (result != CUDA_SUCCESS)
+        result = gpu->driver->cuMemAddressFree(region->address, region->shape->total_bytes);
+    gpu_leave(gpu, previous);
+    if (result != CUDA_SUCCESS)
+        client_log(region->client, KVC_LOG_ERROR, "The address space of a region stays reserved: %s",
+                   cuda_error_name(gpu->driver, result));
+}
+
+static int open_region(struct kvc_client *client, const struct kvc_region_options *options,
+                       struct kvc_region **ret)
+{
+    struct kvc_region *region = calloc(1, sizeof(*region));
+    int r;
+
+    if (!region)
+        return error_nomem();
+    list_init(&region->link);
+    region->client = client;
+    r = prepare(region, options);
+    if (r == 0)
+        r = open_remote(region);
+    if (r < 0) {
+        error_hold();
+        free_addresses(region);
+        error_release();
+        region_forget(region);
+        return r;
+    }
+    list_append(&client->regions, &region->link);
+    *ret = region;
+    return 0;
+}
+
+KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_options *options,
+                            struct kvc_region **ret)
+{
+    struct kvc_region_options copy;
+    int r;
+
+    if (!ret || !options || !options_copy(&copy, sizeof(copy), sizeof(copy), options))
+        return error_set(KVC_E_INVALID, "kvc_region_options has a size that this library does not know");
+    r = client_enter(client);
+    if (r < 0)
+        return r;
+    r = conn_check(client->conn);
+    if (r == 0)
+        r = open_region(client, &copy, ret);
+    client_leave(client);
+    return r;
+}
+
+KVC_API uint64_t kvc_region_address(const struct kvc_region *region)
+{
+    return region ? region->address : 0;
+}
+
+KVC_API uint64_t kvc_region_stride(const struct kvc_region *region)
+{
+    return region ? region->shape->stride_bytes : 0;
+}
+
+/* ---- Closing ---- */
+
+struct kvc_region *region_forget(struct kvc_region *region)
+{
+    if (!region)
+        return NULL;
+    list_unlink(&region->link);
+    if (region->pages && region->shape)
+        for (uint64_t i = 0; i < region->shape->pages; i++)
+            free(region->pages[i].backing);
+    if (region->address)
+        backing_free_all(&region->cache.imported);
+    free(region->pages);
+    shape_free(region->shape);
+    free(region);
+    return NULL;
+}
+
+/* From page *next on; fewer than CLOSE_BATCH when that was all. */
+static size_t gather(struct kvc_region *region, uint64_t *next, struct placement *places)
+{
+    size_t n = 0;
+
+    for (; *next < region->shape->pages && n < CLOSE_BATCH; ++*next) {
+        struct page *page = &region->pages[*next];
+
+        if (!page->backing)
+            continue;
+        if (page->state == PAGE_CACHED)
+            page_cache_remove(&region->cache, &page->backing->entry);
+        if (page->state == PAGE_MAPPED)
+            region_count_unmapped(region, 1);
+        page->state = PAGE_BROKEN;
+        places[n++] = (struct placement){.page = *next, .backing = page->backing};
+    }
+    return n;
+}
+
+static void detach_batch(struct kvc_region *region, const struct placement *places, size_t n,
+                         struct list *leaving)
+{
+    if (space_detach(region, places, n) < 0)
+        space_detach(region, places, n);
+    for (size_t i = 0; i < n; i++) {
+        if (!backing_is(places[i].backing, EXTENT_IMPORTED))
+            continue;
+        region_page_empty(region, places[i].page);
+        list_append(leaving, &places[i].backing->entry.link);
+    }
+}
+
+static void detach_all(struct kvc_region *region, struct list *leaving)
+{
+    struct placement places[CLOSE_BATCH];
+    struct page_cache_entry *entry;
+    uint64_t next = 0;
+    CUcontext previous;
+    size_t n;
+
+    if (gpu_enter(region->client->gpu, &previous) < 0 && gpu_enter(region->client->gpu, &previous) < 0)
+        return;
+    while ((n = gather(region, &next, places)) > 0)
+        detach_batch(region, places, n, leaving);
+    gpu_leave(region->client->gpu, previous);
+    while ((entry = page_cache_empty(&region->cache)))
+        list_append(leaving, &entry->link);
+}
+
+static void close_region(struct kvc_region *region)
+{
+    struct kvc_client *client = region->client;
+    struct list leaving = LIST_INIT(leaving);
+
+    if (region->refill)
+        borrow_abandon(region->refill);
+    region->refill = NULL;
+    region->refill_wanted = false;
+    detach_all(region, &leaving);
+    borrow_return(client, &leaving, true);
+    if (borrow_settle(region) && client->conn->alive)
+        close_remote(client, region->id, true);
+    free_addresses(region);
+    region_forget(region);
+}
+
+KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
+{
+    struct kvc_client *client;
+
+    if (!region)
+        return NULL;
+    client = region->client;
+    if (client_is_forked(client))
+        return region_forget(region);
+    client_enter(client);
+    close_region(region);
+    client_leave(client);
+    return NULL;
+}

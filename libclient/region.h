@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Regions: a reservation of address space and the state of its pages.
+ */
+
+#include "borrow.h"
+
+enum page_state {
+    PAGE_EMPTY,
+    PAGE_CACHED, /* free, but still mapped: its backing is in the region's cache */
+    PAGE_BUSY,   /* some call is at work on it */
+    PAGE_MAPPED, /* the caller's */
+    PAGE_BROKEN, /* the driver failed while a failure was undone: nobody knows what is mapped */
+};
+
+struct page {
+    struct backing *backing;
+    enum page_state state;
+};
+
+struct kvc_region {
+    struct list link; /* of the client's regions */
+    struct kvc_client *client;
+    struct shape *shape;
+    uint32_t id;       /* the daemon's */
+    uint32_t take_max; /* pages to ask for at once */
+    CUdeviceptr address;
+    struct page *pages;
+    uint64_t n_mapped;
+    struct page_cache cache;
+
+    struct take *refill; /* under way */
+    bool refill_wanted;
+    bool refill_refused; /* not to be tried again while the status page shows `refused_at` */
+    struct status_values refused_at;
+};
+
+/* Frees host memory only. */
+struct kvc_region *region_forget(struct kvc_region *region);
+
+/* Changes of a page's state, and of what counts as mapped. */
+void region_page_mapped(struct kvc_region *region, uint64_t page, struct backing *backing);
+void region_page_empty(struct kvc_region *region, uint64_t page);
+void region_page_broken(struct kvc_region *region, uint64_t page, struct backing *backing);
+void region_count_unmapped(struct kvc_region *region, uint64_t n);

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * A reserve is a courtesy to the engine's next call, never its rival: it is asked for only where status page
+ * and bounds have room, not while a call waits for memory, and it is given up when a call would be refused
+ * for it. A refill that was refused is tried again when the status page shows something else, or after the
+ * next map; nothing here ever waits for a clock.
+ */
+
+#include "reserve.h"
+
+#include <string.h>
+
+#include "base/arith.h"
+
+#define TRIM_BATCH 64
+
+/* ---- Filling ---- */
+
+void reserve_want(struct kvc_region *region)
+{
+    region->refill_wanted = region->client->min_reserved_pages > 0;
+    region->refill_refused = false;
+}
+
+/* How many pages to ask for now. */
+static uint64_t missing(const struct kvc_region *region)
+{
+    const struct kvc_client *client = region->client;
+    uint64_t mappable = region->shape->pages - region->n_mapped;
+    uint64_t wanted = u64_min(client->min_reserved_pages, mappable), room_bytes;
+    struct status_values status;
+
+    if (!region->refill_wanted || region->refill || client->n_takers > 0 || !client->conn->alive)
+        return 0;
+    wanted = page_cache_shortfall(&region->cache, wanted);
+    if (wanted == 0)
+        return 0;
+    status_page_read(client->status, &status);
+    if (status.flags || (region->refill_refused && memcmp(&status, &region->refused_at, sizeof(status)) == 0))
+        return 0;
+    room_bytes = u64_sub_floor(status.limit_bytes, status.used_bytes);
+    return u64_min(u64_min(wanted, region->take_max), room_bytes / region->shape->slot_bytes);
+}
+
+bool reserve_wants_refill(const struct kvc_region *region)
+{
+    return missing(region) > 0;
+}
+
+void reserve_refill(struct kvc_region *region)
+{
+    uint64_t n = missing(region);
+
+    if (n > 0 && borrow_later(region, (uint32_t)n, &region->refill) < 0)
+        region->refill_wanted = false;
+}
+
+/* Imported pages go into the cache as far as they fit now. */
+static void keep(struct kvc_region *region, struct list *pages)
+{
+    uint64_t room = client_must_shrink(region->client) ? 0 : page_cache_shortfall(&region->cache, UINT64_MAX);
+
+    for (; room > 0 && !list_is_empty(pages); room--) {
+        struct backing *backing = list_first(pages, struct backing, entry.link);
+
+        list_unlink(&backing->entry.link);
+        page_cache_put(&region->cache, &backing->entry);
+    }
+}
+
+void reserve_arrived(struct kvc_region *region, int result, struct list *pages)
+{
+    region->refill = NULL;
+    if (result < 0) {
+        region->refill_refused = true;
+        status_page_read(region->client->status, &region->refused_at);
+    }
+    keep(region, pages);
+    borrow_return(region->client, pages, false);
+}
+
+/* ---- Emptying ---- */
+
+void reserve_put_back(struct kvc_region *region, const struct placement *place)
+{
+    struct backing *backing = place->backing;
+
+    if (backing_is(backing, EXTENT_MAPPED)) {
+        region->pages[place->page].state = PAGE_CACHED;
+        page_cache_put(&region->cache, &backing->entry);
+    } else if (backing_is(backing, EXTENT_IMPORTED)) {
+        region_page_empty(region, place->page);
+        backing->entry.page = PAGE_NONE;
+        page_cache_put(&region->cache, &backing->entry);
+    } else {
+        region_page_broken(region, place->page, backing);
+    }
+}
+
+/* Takes up to TRIM_BATCH mapped pages out of the cache, and every imported one on the way. */
+static size_t pick(struct kvc_region *region, struct placement *places, struct list *leaving)
+{
+    struct page_cache_entry *entry;
+    size_t n = 0;
+
+    while (n < TRIM_BATCH && (entry = page_cache_empty(&region->cache))) {
+        struct backing *backing = container_of(entry, struct backing, entry);
+
+        if (entry->page == PAGE_NONE)
+            list_append(leaving, &entry->link);
+        else
+            places[n++] = (struct placement){.page = entry->page, .backing = backing};
+    }
+    space_sort(places, n);
+    return n;
+}
+
+static int detach(struct kvc_region *region, const struct placement *places, size_t n, struct list *leaving)
+{
+    struct gpu *gpu = region->client->gpu;
+    CUcontext previous;
+    int r;
+
+    r = gpu_enter(gpu, &previous);
+    if (r == 0) {
+        r = space_detach(region, places, n);
+        gpu_leave(gpu, previous);
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (!backing_is(places[i].backing, EXTENT_IMPORTED)) {
+            reserve_put_back(region, &places[i]);
+            continue;
+        }
+        region_page_empty(region, places[i].page);
+        list_append(leaving, &places[i].backing->entry.link);
+    }
+    return r;
+}
+
+static int trim_region(struct kvc_region *region, struct list *leaving)
+{
+    struct placement places[TRIM_BATCH];
+    size_t n;
+    int r = 0;
+
+    if (region->refill)
+        borrow_abandon(region->refill);
+    region->refill = NULL;
+    region->refill_wanted = false;
+    while (r == 0 && (n = pick(region, places, leaving)) > 0)
+        r = detach(region, places, n, leaving);
+    return r;
+}
+
+int reserve_trim(struct kvc_client *client, const struct kvc_region *except)
+{
+    struct list leaving = LIST_INIT(leaving);
+    int r = 0, one;
+
+    list_for_each (it, &client->regions) {
+        struct kvc_region *region = container_of(it, struct kvc_region, link);
+
+        one = region == except ? 0 : trim_region(region, &leaving);
+        r = r ? r : one;
+    }
+    one = borrow_return(client, &leaving, true);
+    return r ? r : one;
+}
+
+/* ---- Giving way ---- */
+
+static struct take *find_refill(const struct kvc_client *client)
+{
+    list_for_each (it, &client->regions) {
+        struct kvc_region *region = container_of(it, struct kvc_region, link);
+
+        if (region->refill && !region->refill->request.expired)
+            return region->refill;
+    }
+    return NULL;
+}
+
+static bool has_refill(const void *client)
+{
+    return find_refill(client) != NULL;
+}
+
+static void start_time(struct kvc_client *client)
+{
+    list_for_each (it, &client->regions) {
+        struct kvc_region *region = container_of(it, struct kvc_region, link);
+
+        if (region->refill)
+            conn_start_time(client->conn, &region->refill->request);
+    }
+}
+
+bool reserve_yield(struct kvc_region *region)
+{
+    struct kvc_client *client = region->client;
+    bool anything;
+
+    error_hold();
+    start_time(client);
+    conn_wait_while(client->conn, has_refill, client);
+    anything = client->cached.bytes > 0;
+    reserve_trim(client, region);
+    error_release();
+    return anything && client->conn->alive;
+}

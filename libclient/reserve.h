@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Reserves: what fills the caches of free pages without a caller, and what empties them.
+ */
+
+#include "space.h"
+
+/* A map has used the cache: it may be filled again. */
+void reserve_want(struct kvc_region *region);
+
+/* Whether reserve_refill() would ask for something. */
+bool reserve_wants_refill(const struct kvc_region *region);
+void reserve_refill(struct kvc_region *region);
+
+/* A refill's answer: pages (imported), or why there are none. Takes the pages over. */
+void reserve_arrived(struct kvc_region *region, int result, struct list *pages);
+
+/* A cached page that was to be unmapped and may not be: puts it where its extents' states say. */
+void reserve_put_back(struct kvc_region *region, const struct placement *place);
+
+/* Gives back all that the caches of a client's regions hold, but for one region's (or NULL), and what refills
+ * under way bring. Waits for the daemon. 0 or as borrow_return(), or KVC_E_DRIVER. */
+int reserve_trim(struct kvc_client *client, const struct kvc_region *except);
+
+/* For a map that was refused: waits for the refills under way, gives the other regions' reserves back. True
+ * when there was any reserve, this region's own included, so that trying again makes sense. */
+bool reserve_yield(struct kvc_region *region);

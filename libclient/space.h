@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Address space: the driver calls that put extents behind addresses, and take them away again.
+ */
+
+#include "region.h"
+
+/* A page's memory, at a page. */
+struct placement {
+    uint64_t page;
+    struct backing *backing;
+};
+
+/* By page, ascending: what the others expect, so that neighbours become one call. */
+void space_sort(struct placement *places, size_t n);
+
+/* Maps all imported extents and makes everything accessible. Fails without undoing: the extents' states say
+ * how far it got. In the primary context. 0 or KVC_E_DRIVER. */
+int space_attach(struct kvc_region *region, const struct placement *places, size_t n);
+
+/* Unmaps all mapped extents. Goes on after a failure; the states say what is left. 0 or KVC_E_DRIVER. */
+int space_detach(struct kvc_region *region, const struct placement *places, size_t n);
