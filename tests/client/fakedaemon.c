@@ -1,0 +1,706 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * One process, one loop, blocking sends. It is made with fork() before the test touches the driver, because a
+ * driver doesn't survive fork(); and it sends by hand rather than through the link, which refuses to lie.
+ */
+
+#include "fakedaemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include "base/arith.h"
+#include "base/cleanup.h"
+#include "base/list.h"
+#include "cuda/driver.h"
+#include "test.h"
+#include "wire/status.h"
+
+#define PEERS_MAX 16
+#define CLASSES_MAX 4
+#define REGIONS_MAX 64
+
+struct fake {
+    pid_t pid;
+    int control;
+    char folder[64];
+    char socket[96];
+};
+
+struct command {
+    enum { COMMAND_LIE, COMMAND_RELEASE, COMMAND_LIMIT, COMMAND_COUNT } what;
+    uint64_t value;
+    uint32_t at;
+};
+
+struct lent {
+    struct list link;
+    uint64_t id;
+    unsigned class;
+    int fd;
+    bool sent;
+    CUmemGenericAllocationHandle handle;
+};
+
+/* An answer to Take, sent packet by packet. */
+struct grant {
+    struct list link;
+    uint32_t request;
+    bool held; /* until fake_release() */
+    uint64_t n_left;
+    struct list extents; /* struct lent, unsent */
+};
+
+struct peer {
+    int fd;
+    bool awaits_ack;
+    uint32_t hello; /* of a challenged peer */
+    struct list grants;
+    struct list extents; /* lent */
+    uint32_t regions[REGIONS_MAX][CLASSES_MAX];
+    bool region_open[REGIONS_MAX];
+};
+
+struct daemon {
+    struct fake_settings settings;
+    char devices[96];
+    char uuid[CUDA_UUID_MAX];
+    struct cuda_driver *driver;
+    CUdevice device;
+    struct status_page *status;
+    int status_fd, listener, control;
+    unsigned n_classes;
+    uint64_t last_id, limit, used;
+    enum fake_lie lie;
+    uint16_t lie_at;
+    struct fake_counts counts;
+    struct peer *peers[PEERS_MAX];
+};
+
+/* ---- Sending ---- */
+
+static void send_packet(struct peer *peer, const void *bytes, size_t size, const int *fds, unsigned n_fds)
+{
+    struct iovec iov = {.iov_base = (void *)bytes, .iov_len = size};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(128 * sizeof(int))];
+    } control = {0};
+    struct cmsghdr *cmsg;
+
+    if (n_fds) {
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        cmsg = CMSG_FIRSTHDR(&msg);
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+        memcpy(CMSG_DATA(cmsg), fds, n_fds * sizeof(int));
+    }
+    sendmsg(peer->fd, &msg, MSG_NOSIGNAL);
+}
+
+/* Which descriptors really go with a packet that announces `n`. */
+static unsigned bend_fds(enum fake_lie lie, int *fds, unsigned n)
+{
+    if (lie == FAKE_EXTRA_FD)
+        fds[n++] = STDERR_FILENO;
+    if (lie == FAKE_MISSING_FD && n > 0)
+        n--;
+    if (lie == FAKE_NOT_MEMORY)
+        for (unsigned i = 0; i < n; i++)
+            fds[i] = STDERR_FILENO;
+    return n;
+}
+
+static void bend_header(enum fake_lie lie, uint8_t *packet, size_t *size)
+{
+    struct frame_header header;
+
+    frame_read_header(packet, *size, &header);
+    if (lie == FAKE_BAD_VERSION)
+        header.version = 77;
+    if (lie == FAKE_UNKNOWN_TYPE)
+        header.type = 999;
+    if (lie == FAKE_WRONG_ID)
+        header.request += 1000;
+    if (lie == FAKE_UNASKED)
+        header.request = 0;
+    if (lie == FAKE_BAD_LENGTH)
+        header.length++;
+    frame_write_header(packet, &header);
+    if (lie == FAKE_GARBAGE)
+        memset(packet, 0xa5, *size);
+    if (lie == FAKE_BAD_BODY) {
+        header.length = 3;
+        frame_write_header(packet, &header);
+        memset(packet + FRAME_HEADER_SIZE, 0xff, 3);
+        *size = FRAME_HEADER_SIZE + 3;
+    }
+}
+
+static void answer(struct peer *peer, enum fake_lie lie, uint16_t type, uint32_t request,
+                   const ProtobufCMessage *body, const int *with, unsigned n_fds)
+{
+    uint8_t packet[FRAME_SIZE_MAX];
+    int fds[FRAME_FDS_MAX + 1];
+    size_t size;
+
+    if (n_fds)
+        memcpy(fds, with, n_fds * sizeof(*fds));
+    if (lie == FAKE_NO_FDS)
+        n_fds = 0;
+    check_eq(codec_encode(type, request, n_fds, body, packet, &size), 0);
+    bend_header(lie, packet, &size);
+    n_fds = bend_fds(lie, fds, n_fds);
+    send_packet(peer, packet, size, fds, n_fds);
+}
+
+static void refuse(struct peer *peer, uint32_t request, Kvcached__Error error, const char *reason)
+{
+    Kvcached__Refused body = KVCACHED__REFUSED__INIT;
+
+    body.error = error;
+    body.reason = (char *)reason;
+    answer(peer, FAKE_HONEST, MESSAGE_REFUSED, request, &body.base, NULL, 0);
+}
+
+/* ---- Memory ---- */
+
+static void show_status(struct daemon *d)
+{
+    struct status_values values = {
+        .limit_bytes = d->limit,
+        .used_bytes = d->used,
+        .budget_bytes = d->settings.total_bytes,
+        .flags = d->used > d->limit ? STATUS_FLAG_OVER_LIMIT : 0,
+    };
+
+    status_page_write(d->status, &values);
+}
+
+static struct lent *lend(struct daemon *d, unsigned class)
+{
+    CUmemAllocationProp prop = {
+        .type = CU_MEM_ALLOCATION_TYPE_PINNED,
+        .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+        .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = d->device},
+    };
+    struct lent *lent = calloc(1, sizeof(*lent));
+
+    check_eq(d->driver->cuMemCreate(&lent->handle, d->settings.class_bytes[class], &prop, 0), CUDA_SUCCESS);
+    check_eq(d->driver->cuMemExportToShareableHandle(&lent->fd, lent->handle,
+                                                     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+             CUDA_SUCCESS);
+    lent->id = ++d->last_id;
+    lent->class = class;
+    d->used += d->settings.class_bytes[class];
+    d->counts.extents++;
+    return lent;
+}
+
+static void take_back(struct daemon *d, struct lent *lent)
+{
+    list_unlink(&lent->link);
+    close_fd(lent->fd);
+    check_eq(d->driver->cuMemRelease(lent->handle), CUDA_SUCCESS);
+    d->used -= d->settings.class_bytes[lent->class];
+    d->counts.extents--;
+    free(lent);
+}
+
+static void take_all_back(struct daemon *d, struct list *extents)
+{
+    while (!list_is_empty(extents))
+        take_back(d, list_first(extents, struct lent, link));
+}
+
+static void grant_free(struct daemon *d, struct grant *grant)
+{
+    d->counts.late -= grant->held;
+    take_all_back(d, &grant->extents);
+    list_unlink(&grant->link);
+    free(grant);
+}
+
+/* The next packet of the peer's oldest grant, unless one is unacknowledged. */
+static void send_grants(struct daemon *d, struct peer *peer)
+{
+    struct grant *grant = list_first(&peer->grants, struct grant, link);
+    Kvcached__Grant body = KVCACHED__GRANT__INIT;
+    uint64_t ids[FRAME_FDS_MAX];
+    int fds[FRAME_FDS_MAX];
+    struct lent *lent;
+
+    if (!grant || grant->held || peer->awaits_ack)
+        return;
+    body.extents = ids;
+    while (body.n_extents < FRAME_FDS_MAX && (lent = list_first(&grant->extents, struct lent, link))) {
+        ids[body.n_extents] = lent->id;
+        fds[body.n_extents++] = lent->fd;
+        list_unlink(&lent->link);
+        list_append(&peer->extents, &lent->link);
+    }
+    grant->n_left -= body.n_extents;
+    body.remaining = grant->n_left;
+    answer(peer, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds, (unsigned)body.n_extents);
+    peer->awaits_ack = true;
+    d->counts.unacknowledged++;
+    for (size_t i = 0; i < body.n_extents; i++)
+        list_for_each (it, &peer->extents) {
+            lent = container_of(it, struct lent, link);
+            if (lent->id == ids[i])
+                lent->fd = close_fd(lent->fd);
+        }
+    if (grant->n_left == 0)
+        grant_free(d, grant);
+}
+
+/* ---- Answers ---- */
+
+static void lie_about_grant(struct daemon *d, struct peer *peer, enum fake_lie lie, uint32_t request,
+                            uint64_t n)
+{
+    Kvcached__Grant body = KVCACHED__GRANT__INIT;
+    uint64_t ids[FRAME_FDS_MAX];
+    int fds[FRAME_FDS_MAX];
+
+    check(n < FRAME_FDS_MAX - 1);
+    body.n_extents = lie == FAKE_NO_EXTENTS ? 0 : lie == FAKE_TOO_MANY ? n + 1 : n;
+    body.remaining = lie == FAKE_TOO_FEW ? 5 : 0;
+    body.extents = ids;
+    for (size_t i = 0; i < body.n_extents; i++) {
+        struct lent *lent = lend(d, 0);
+
+        list_append(&peer->extents, &lent->link);
+        ids[i] = lent->id;
+        fds[i] = lent->fd;
+    }
+    answer(peer, lie, MESSAGE_GRANT, request, &body.base, fds, (unsigned)body.n_extents);
+    list_for_each (it, &peer->extents)
+        container_of(it, struct lent, link)->fd = close_fd(container_of(it, struct lent, link)->fd);
+}
+
+static void on_take(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
+{
+    const Kvcached__Take *take = (const Kvcached__Take *)m->body;
+    const uint32_t *counts = peer->regions[take->region % REGIONS_MAX];
+    uint64_t n = 0, bytes = 0;
+    struct grant *grant;
+
+    for (unsigned i = 0; i < d->n_classes; i++) {
+        n += (uint64_t)counts[i] * take->pages;
+        bytes += counts[i] * d->settings.class_bytes[i] * take->pages;
+    }
+    d->counts.takes++;
+    if (d->settings.take_max && n > d->settings.take_max) {
+        refuse(peer, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Take");
+        return;
+    }
+    if (d->used + bytes > d->limit) {
+        refuse(peer, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
+        return;
+    }
+    if (lie != FAKE_HONEST && lie != FAKE_LATE) {
+        lie_about_grant(d, peer, lie, m->request, n);
+        return;
+    }
+    grant = calloc(1, sizeof(*grant));
+    list_init(&grant->extents);
+    grant->request = m->request;
+    grant->held = lie == FAKE_LATE;
+    d->counts.late += grant->held;
+    grant->n_left = n;
+    for (unsigned i = d->n_classes; i-- > 0;)
+        for (uint64_t j = 0; j < (uint64_t)counts[i] * take->pages; j++)
+            list_append(&grant->extents, &lend(d, i)->link);
+    list_append(&peer->grants, &grant->link);
+}
+
+static void on_hello(struct daemon *d, struct peer *peer, uint32_t request, enum fake_lie lie)
+{
+    Kvcached__Welcome body = KVCACHED__WELCOME__INIT;
+    Kvcached__Challenge challenge = KVCACHED__CHALLENGE__INIT;
+    int fd = d->status_fd;
+
+    if (lie == FAKE_CHALLENGE || lie == FAKE_CHALLENGE_TWICE) {
+        challenge.nonce = (ProtobufCBinaryData){.len = 16, .data = (uint8_t *)"0123456789abcdef"};
+        answer(peer, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
+        if (lie == FAKE_CHALLENGE_TWICE)
+            answer(peer, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
+        return;
+    }
+    body.version = FRAME_VERSION;
+    body.gpu_uuid = d->settings.uuid ? (char *)d->settings.uuid : d->uuid;
+    body.emulated_folder = d->devices;
+    body.total_bytes = d->settings.told_total;
+    body.granularity_bytes = lie == FAKE_BAD_WELCOME ? 0 : 2 * MIB;
+    body.class_bytes = d->settings.class_bytes;
+    body.n_class_bytes = d->n_classes;
+    body.daemon_version = (char *)"fake";
+    if (lie == FAKE_BAD_STATUS) {
+        fd = memfd_create("short", MFD_CLOEXEC);
+        check_eq(ftruncate(fd, STATUS_PAGE_SIZE), 0);
+    }
+    answer(peer, lie, MESSAGE_WELCOME, request, &body.base, &fd, 1);
+    if (lie == FAKE_BAD_STATUS)
+        close_fd(fd);
+}
+
+static void on_region_open(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
+{
+    const Kvcached__RegionOpen *open = (const Kvcached__RegionOpen *)m->body;
+    Kvcached__RegionOpened body = KVCACHED__REGION_OPENED__INIT;
+
+    check(open->n_page_extents == d->n_classes);
+    while (peer->region_open[body.region])
+        check(++body.region < REGIONS_MAX);
+    peer->region_open[body.region] = true;
+    memcpy(peer->regions[body.region], open->page_extents, d->n_classes * sizeof(uint32_t));
+    d->counts.regions++;
+    answer(peer, lie, MESSAGE_REGION_OPENED, m->request, &body.base, NULL, 0);
+}
+
+static void on_region_close(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
+{
+    const Kvcached__RegionClose *close = (const Kvcached__RegionClose *)m->body;
+    Kvcached__RegionClosed body = KVCACHED__REGION_CLOSED__INIT;
+
+    check(close->region < REGIONS_MAX && peer->region_open[close->region]);
+    peer->region_open[close->region] = false;
+    d->counts.regions--;
+    answer(peer, lie, MESSAGE_REGION_CLOSED, m->request, &body.base, NULL, 0);
+}
+
+static struct lent *find_lent(struct peer *peer, uint64_t id)
+{
+    list_for_each (it, &peer->extents)
+        if (container_of(it, struct lent, link)->id == id)
+            return container_of(it, struct lent, link);
+    return NULL;
+}
+
+static void on_return(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
+{
+    const Kvcached__Return *body = (const Kvcached__Return *)m->body;
+    Kvcached__Returned returned = KVCACHED__RETURNED__INIT;
+
+    d->counts.returns++;
+    for (size_t i = 0; i < body->n_extents; i++) {
+        struct lent *lent = find_lent(peer, body->extents[i]);
+
+        if (!lent)
+            test_fail(__FILE__, __LINE__, "extent %" PRIu64 " is returned and not lent", body->extents[i]);
+        take_back(d, lent);
+    }
+    show_status(d);
+    answer(peer, lie, MESSAGE_RETURNED, m->request, &returned.base, NULL, 0);
+}
+
+/* Lies that are the same whatever was asked. True when that was the answer. */
+static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
+{
+    Kvcached__LimitReply wrong = KVCACHED__LIMIT_REPLY__INIT;
+
+    switch (lie) {
+    case FAKE_SILENCE:
+        return true;
+    case FAKE_DISCONNECT:
+        shutdown(peer->fd, SHUT_RDWR);
+        return true;
+    case FAKE_LAST_WORD:
+        refuse(peer, 0, KVCACHED__ERROR__ERROR_SHUTDOWN, "The daemon is stopping");
+        shutdown(peer->fd, SHUT_RDWR);
+        return true;
+    case FAKE_REFUSE:
+        refuse(peer, m->request, KVCACHED__ERROR__ERROR_RESOURCES, "The daemon is short of descriptors");
+        return true;
+    case FAKE_REFUSE_VERSION:
+        refuse(peer, m->request, KVCACHED__ERROR__ERROR_VERSION, "This daemon speaks version 7");
+        return true;
+    case FAKE_WRONG_TYPE:
+        answer(peer, FAKE_HONEST, MESSAGE_LIMIT_REPLY, m->request, &wrong.base, NULL, 0);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void on_message(struct daemon *d, struct peer *peer, const struct message *m)
+{
+    enum fake_lie lie = m->type == d->lie_at ? d->lie : FAKE_HONEST;
+
+    if (lie != FAKE_HONEST)
+        d->lie_at = 0;
+    if (lie_bluntly(d, peer, m, lie))
+        return;
+    if (m->type == MESSAGE_HELLO || m->type == MESSAGE_CHALLENGE_REPLY)
+        on_hello(d, peer, m->request, lie);
+    else if (m->type == MESSAGE_REGION_OPEN)
+        on_region_open(d, peer, m, lie);
+    else if (m->type == MESSAGE_REGION_CLOSE)
+        on_region_close(d, peer, m, lie);
+    else if (m->type == MESSAGE_TAKE)
+        on_take(d, peer, m, lie);
+    else if (m->type == MESSAGE_RETURN)
+        on_return(d, peer, m, lie);
+    else if (m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
+        peer->awaits_ack = false;
+        d->counts.unacknowledged--;
+    }
+    show_status(d);
+    send_grants(d, peer);
+}
+
+/* ---- The loop ---- */
+
+static struct peer *peer_free(struct daemon *d, struct peer *peer)
+{
+    while (!list_is_empty(&peer->grants))
+        grant_free(d, list_first(&peer->grants, struct grant, link));
+    take_all_back(d, &peer->extents);
+    for (unsigned i = 0; i < REGIONS_MAX; i++)
+        d->counts.regions -= peer->region_open[i];
+    d->counts.unacknowledged -= peer->awaits_ack;
+    d->counts.peers--;
+    close_fd(peer->fd);
+    free(peer);
+    show_status(d);
+    return NULL;
+}
+
+/* NULL when it is gone. */
+static struct peer *serve(struct daemon *d, struct peer *peer)
+{
+    uint8_t packet[FRAME_SIZE_MAX];
+    struct frame_header header;
+    struct message message;
+    ssize_t n = recv(peer->fd, packet, sizeof(packet), 0);
+
+    if (n <= 0)
+        return peer_free(d, peer);
+    check_eq(frame_read_header(packet, (size_t)n, &header), 0);
+    check_eq(codec_decode(packet, &header, &message), 0);
+    on_message(d, peer, &message);
+    message_deinit(&message);
+    return peer;
+}
+
+static void accept_peer(struct daemon *d)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++) {
+        if (d->peers[i])
+            continue;
+        d->peers[i] = calloc(1, sizeof(struct peer));
+        list_init(&d->peers[i]->grants);
+        list_init(&d->peers[i]->extents);
+        d->peers[i]->fd = accept4(d->listener, NULL, NULL, SOCK_CLOEXEC);
+        check(d->peers[i]->fd >= 0);
+        d->counts.peers++;
+        return;
+    }
+    test_fail(__FILE__, __LINE__, "too many peers for a fake daemon");
+}
+
+static void release_held(struct daemon *d)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++) {
+        if (!d->peers[i])
+            continue;
+        list_for_each (it, &d->peers[i]->grants) {
+            struct grant *grant = container_of(it, struct grant, link);
+
+            d->counts.late -= grant->held;
+            grant->held = false;
+        }
+        send_grants(d, d->peers[i]);
+    }
+}
+
+/* False when the test is over. */
+static bool obey(struct daemon *d)
+{
+    struct command command;
+
+    if (recv(d->control, &command, sizeof(command), 0) != sizeof(command))
+        return false;
+    if (command.what == COMMAND_LIE) {
+        d->lie = (enum fake_lie)command.value;
+        d->lie_at = (uint16_t)command.at;
+    } else if (command.what == COMMAND_RELEASE) {
+        release_held(d);
+    } else if (command.what == COMMAND_LIMIT) {
+        d->limit = command.value;
+        show_status(d);
+    }
+    d->counts.bytes = d->used;
+    check_eq(send(d->control, &d->counts, sizeof(d->counts), MSG_NOSIGNAL), sizeof(d->counts));
+    return true;
+}
+
+static bool turn(struct daemon *d)
+{
+    struct pollfd pfds[PEERS_MAX + 2] = {{.fd = d->control, .events = POLLIN},
+                                         {.fd = d->listener, .events = POLLIN}};
+
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        pfds[i + 2] = (struct pollfd){.fd = d->peers[i] ? d->peers[i]->fd : -1, .events = POLLIN};
+    if (poll(pfds, PEERS_MAX + 2, -1) < 0)
+        return errno == EINTR;
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        if (pfds[i + 2].revents)
+            d->peers[i] = serve(d, d->peers[i]);
+    if (pfds[1].revents)
+        accept_peer(d);
+    return !pfds[0].revents || obey(d);
+}
+
+static void open_device(struct daemon *d)
+{
+    char error[CUDA_DRIVER_ERROR_MAX], sizes[32];
+    CUuuid uuid;
+
+    snprintf(sizes, sizeof(sizes), "%" PRIu64, d->settings.total_bytes + 512 * MIB);
+    if (cuda_driver_load_emulated(getenv("KVCACHED_EMULATOR_DIR"), d->devices, sizes, &d->driver, error) < 0)
+        test_fail(__FILE__, __LINE__, "%s", error);
+    check_eq(cuda_device_by_index(d->driver, 0, &d->device), 0);
+    check_eq(d->driver->cuDeviceGetUuid(&uuid, d->device), CUDA_SUCCESS);
+    cuda_uuid_format(d->uuid, &uuid);
+}
+
+_Noreturn static void run(struct daemon *d, const char *ready)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    open_device(d);
+    check_eq(status_page_new(&d->status, &d->status_fd), 0);
+    show_status(d);
+    check_eq(send(d->control, ready, 1, 0), 1);
+    while (turn(d))
+        ;
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        if (d->peers[i])
+            peer_free(d, d->peers[i]);
+    cuda_driver_unload(d->driver);
+    status_page_free(d->status);
+    exit(0);
+}
+
+/* ---- The test's side ---- */
+
+static struct fake_settings complete(const struct fake_settings *given)
+{
+    struct fake_settings s = given ? *given : (struct fake_settings){0};
+
+    s.total_bytes = s.total_bytes ? s.total_bytes : GIB;
+    s.told_total = s.told_total ? s.told_total : s.total_bytes;
+    s.limit_bytes = s.limit_bytes ? s.limit_bytes : s.total_bytes;
+    if (!s.class_bytes[0]) {
+        s.class_bytes[0] = 2 * MIB;
+        s.class_bytes[1] = 8 * MIB;
+    }
+    return s;
+}
+
+static int listen_at(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    check(fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, 8) == 0);
+    return fd;
+}
+
+struct fake *fake_start(const struct fake_settings *settings)
+{
+    struct fake *fake = calloc(1, sizeof(*fake));
+    struct daemon daemon = {.settings = complete(settings)};
+    int pair[2];
+    char ready;
+
+    snprintf(fake->folder, sizeof(fake->folder), "/dev/shm/kvcached-fake-XXXXXX");
+    check(mkdtemp(fake->folder));
+    snprintf(fake->socket, sizeof(fake->socket), "%s/socket", fake->folder);
+    /* Not inside: the last process to leave it removes it, and that may be the test's. */
+    snprintf(daemon.devices, sizeof(daemon.devices), "%s.devices", fake->folder);
+    daemon.limit = daemon.settings.limit_bytes;
+    while (daemon.n_classes < CLASSES_MAX && daemon.settings.class_bytes[daemon.n_classes])
+        daemon.n_classes++;
+    daemon.listener = listen_at(fake->socket);
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    daemon.control = pair[1];
+    fake->control = pair[0];
+    fflush(NULL);
+    fake->pid = fork();
+    if (fake->pid == 0) {
+        close_fd(pair[0]);
+        run(&daemon, "r");
+    }
+    close_fd(pair[1]);
+    close_fd(daemon.listener);
+    check(fake->pid > 0 && recv(fake->control, &ready, 1, 0) == 1);
+    return fake;
+}
+
+void fake_stop(struct fake *fake)
+{
+    int status;
+
+    close_fd(fake->control);
+    check_eq(waitpid(fake->pid, &status, 0), fake->pid);
+    check(WIFEXITED(status) ? WEXITSTATUS(status) == 0 : WTERMSIG(status) == SIGKILL);
+    check_eq(unlink(fake->socket), 0);
+    check_eq(rmdir(fake->folder), 0);
+    free(fake);
+}
+
+const char *fake_socket(const struct fake *fake)
+{
+    return fake->socket;
+}
+
+static struct fake_counts command(struct fake *fake, struct command command)
+{
+    struct fake_counts counts;
+
+    check_eq(send(fake->control, &command, sizeof(command), MSG_NOSIGNAL), sizeof(command));
+    check_eq(recv(fake->control, &counts, sizeof(counts), 0), sizeof(counts));
+    return counts;
+}
+
+void fake_lie(struct fake *fake, enum fake_lie lie, enum message_type at)
+{
+    command(fake, (struct command){.what = COMMAND_LIE, .value = lie, .at = at});
+}
+
+void fake_release(struct fake *fake)
+{
+    command(fake, (struct command){.what = COMMAND_RELEASE});
+}
+
+void fake_set_limit(struct fake *fake, uint64_t bytes)
+{
+    command(fake, (struct command){.what = COMMAND_LIMIT, .value = bytes});
+}
+
+void fake_count(struct fake *fake, struct fake_counts *ret)
+{
+    *ret = command(fake, (struct command){.what = COMMAND_COUNT});
+}
+
+int fake_pid(const struct fake *fake)
+{
+    return fake->pid;
+}

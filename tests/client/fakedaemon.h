@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * A daemon for tests of the library alone: a child process that lends memory of the emulated driver over a
+ * real socket, says how much it has lent, and breaks the protocol in a given way when it is told to. It
+ * trusts its clients and has no policy beyond one limit.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "wire/codec.h"
+
+struct fake;
+
+struct fake_settings {
+    uint64_t total_bytes;    /* 0: 1 GiB */
+    uint64_t told_total;     /* said in Welcome; 0: the truth */
+    uint64_t limit_bytes;    /* 0: the total */
+    uint64_t class_bytes[4]; /* 0, ...: 2 and 8 MiB */
+    unsigned take_max;       /* extents of one Take; 0: any number */
+    const char *uuid;        /* said in Welcome; NULL: the truth */
+};
+
+enum fake_lie {
+    FAKE_HONEST,
+    FAKE_GARBAGE,       /* bytes without sense */
+    FAKE_BAD_LENGTH,    /* a header that is wrong about its body */
+    FAKE_BAD_BODY,      /* a body that is no protobuf */
+    FAKE_BAD_VERSION,   /* another version in the header */
+    FAKE_UNKNOWN_TYPE,  /* a message that doesn't exist */
+    FAKE_WRONG_TYPE,    /* an answer to another question */
+    FAKE_WRONG_ID,      /* an answer to nobody's question */
+    FAKE_UNASKED,       /* request id 0, no Refused */
+    FAKE_EXTRA_FD,      /* one descriptor more than announced */
+    FAKE_MISSING_FD,    /* one descriptor less than announced */
+    FAKE_NO_FDS,        /* announced none, sent none */
+    FAKE_NOT_MEMORY,    /* descriptors of something else */
+    FAKE_SMALL_EXTENTS, /* of the smallest class, whatever was wanted */
+    FAKE_TOO_MANY,      /* more extents than wanted */
+    FAKE_TOO_FEW,       /* an answer that ends before it is complete */
+    FAKE_NO_EXTENTS,    /* an empty grant */
+    FAKE_SILENCE,       /* no answer, now or later */
+    FAKE_LATE,          /* the answer comes with fake_release() */
+    FAKE_DISCONNECT,
+    FAKE_LAST_WORD, /* Refused with request id 0, then end-of-file */
+    FAKE_REFUSE,    /* ERROR_RESOURCES */
+    FAKE_REFUSE_VERSION,
+    FAKE_BAD_WELCOME, /* a GPU with no memory */
+    FAKE_BAD_STATUS,  /* a status page that can be shortened */
+    FAKE_CHALLENGE,   /* asks for a proof first; not a lie */
+    FAKE_CHALLENGE_TWICE,
+    FAKE_LIES,
+};
+
+struct fake_counts {
+    uint64_t peers;
+    uint64_t regions;
+    uint64_t extents; /* lent */
+    uint64_t bytes;
+    uint64_t takes, returns; /* messages so far */
+    uint64_t late;           /* answers held back */
+    uint64_t unacknowledged; /* grants */
+};
+
+/* Fails the test where it cannot start. */
+struct fake *fake_start(const struct fake_settings *settings);
+
+/* Ends it and removes its folder. */
+void fake_stop(struct fake *fake);
+
+const char *fake_socket(const struct fake *fake);
+
+/* The next message of a type is answered with a lie; the ones after it honestly again. */
+void fake_lie(struct fake *fake, enum fake_lie lie, enum message_type at);
+
+/* Sends what was held back. */
+void fake_release(struct fake *fake);
+
+void fake_set_limit(struct fake *fake, uint64_t bytes);
+void fake_count(struct fake *fake, struct fake_counts *ret);
+
+/* For SIGSTOP and SIGKILL. */
+int fake_pid(const struct fake *fake);

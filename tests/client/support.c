@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "support.h"
+
+#include <dlfcn.h>
+#include <poll.h>
+
+struct kvc_options plain_options(struct fake *fake)
+{
+    return (struct kvc_options){
+        .size = sizeof(struct kvc_options),
+        .socket = fake_socket(fake),
+        .instance = "test",
+        .timeout_ms = 20000,
+    };
+}
+
+struct kvc_client *open_plain(struct fake *fake)
+{
+    struct kvc_options options = plain_options(fake);
+    struct kvc_client *client;
+
+    check_ok(kvc_open(&options, &client));
+    return client;
+}
+
+struct kvc_region *open_region(struct kvc_client *client, unsigned segments, uint64_t page_bytes,
+                               uint64_t pages)
+{
+    struct kvc_region_options options = {
+        .size = sizeof(options), .segments = segments, .page_bytes = page_bytes, .pages = pages};
+    struct kvc_region *region;
+
+    check_ok(kvc_region_open(client, &options, &region));
+    return region;
+}
+
+static int for_range(int (*call)(struct kvc_region *, const uint64_t *, size_t), struct kvc_region *region,
+                     uint64_t first, size_t n)
+{
+    uint64_t *pages = calloc(n, sizeof(*pages));
+    int r;
+
+    for (size_t i = 0; i < n; i++)
+        pages[i] = first + i;
+    r = call(region, pages, n);
+    free(pages);
+    return r;
+}
+
+int map_range(struct kvc_region *region, uint64_t first, size_t n)
+{
+    return for_range(kvc_region_map, region, first, n);
+}
+
+int unmap_range(struct kvc_region *region, uint64_t first, size_t n)
+{
+    return for_range(kvc_region_unmap, region, first, n);
+}
+
+struct emulator *emulator_open(struct kvc_client *client)
+{
+    struct emulator *emulator = calloc(1, sizeof(*emulator));
+    char error[CUDA_DRIVER_ERROR_MAX];
+    struct kvc_device device = {.size = sizeof(device)};
+
+    emulator->library = dlopen(kvc_driver_path(client), RTLD_NOW | RTLD_NOLOAD);
+    check(emulator->library);
+    emulator->stats = (__typeof__(emulator->stats))dlsym(emulator->library, "cuemuGetStats");
+    emulator->calls = (__typeof__(emulator->calls))dlsym(emulator->library, "cuemuGetCalls");
+    check(emulator->stats && emulator->calls);
+    if (cuda_driver_load(kvc_driver_path(client), &emulator->driver, error) < 0)
+        test_fail(__FILE__, __LINE__, "%s", error);
+    check_ok(kvc_device(client, &device));
+    check_eq(emulator->driver->cuDevicePrimaryCtxRetain(&emulator->context, device.ordinal), CUDA_SUCCESS);
+    check_eq(emulator->driver->cuCtxSetCurrent(emulator->context), CUDA_SUCCESS);
+    return emulator;
+}
+
+struct emulator *emulator_close(struct emulator *emulator)
+{
+    CUdevice device;
+
+    check_eq(emulator->driver->cuCtxGetDevice(&device), CUDA_SUCCESS);
+    check_eq(emulator->driver->cuCtxSetCurrent(NULL), CUDA_SUCCESS);
+    check_eq(emulator->driver->cuDevicePrimaryCtxRelease(device), CUDA_SUCCESS);
+    cuda_driver_unload(emulator->driver);
+    dlclose(emulator->library);
+    free(emulator);
+    return NULL;
+}
+
+static CUdeviceptr word(struct kvc_region *region, uint64_t page_bytes, unsigned segment, uint64_t page,
+                        bool last)
+{
+    return kvc_region_address(region) + segment * kvc_region_stride(region) + page * page_bytes +
+           (last ? page_bytes - 4 : 0);
+}
+
+void stamp(struct emulator *emulator, struct kvc_region *region, uint64_t page_bytes, unsigned segment,
+           uint64_t page, uint32_t value)
+{
+    for (int last = 0; last < 2; last++)
+        check_eq(emulator->driver->cuMemsetD32(word(region, page_bytes, segment, page, last), value, 1),
+                 CUDA_SUCCESS);
+}
+
+void check_stamp(struct emulator *emulator, struct kvc_region *region, uint64_t page_bytes, unsigned segment,
+                 uint64_t page, uint32_t value)
+{
+    for (int last = 0; last < 2; last++) {
+        uint32_t found = 0;
+
+        check_eq(emulator->driver->cuMemcpyDtoH(&found, word(region, page_bytes, segment, page, last), 4),
+                 CUDA_SUCCESS);
+        check_eq(found, value);
+    }
+}
+
+uint64_t lent_bytes(struct fake *fake)
+{
+    struct fake_counts counts;
+
+    fake_count(fake, &counts);
+    return counts.bytes;
+}
+
+void dispatch_once(struct kvc_client *client)
+{
+    struct pollfd pfd = {.fd = kvc_get_fd(client), .events = (short)kvc_get_events(client)};
+
+    poll(&pfd, 1, kvc_get_timeout(client));
+    check_ok(kvc_dispatch(client));
+}
