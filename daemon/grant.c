@@ -6,8 +6,11 @@
  * is closed as soon as it is sent: the client's copy keeps the memory alive, and ours would only fill the
  * table.
  *
- * What the broker has answered stays its request until the last packet is acknowledged, because only then are
- * the extents the peer's to return.
+ * The broker's request lives until the last packet is acknowledged, because only then are the extents the
+ * peer's to return. Until then it also holds a part of the descriptors that everybody's requests share. So a
+ * client that doesn't acknowledge for a while has its grant turned cold: the descriptors that are not yet
+ * sent are closed, the request ends, and should the client go on after all, they are exported again, one
+ * packet's worth at a time.
  */
 
 #include "grant.h"
@@ -15,15 +18,28 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include <string.h>
+
+#include "base/arith.h"
 #include "instance_status.h"
 #include "request.h"
 #include "server.h"
+
+#define PATIENCE_NS NSEC_PER_SEC
+
+static struct slot *slot_of(const struct grant *grant, uint32_t index)
+{
+    return slots_find(&grant->peer->server->slots, grant->extents[index]);
+}
 
 static void grant_free(struct grant *grant)
 {
     list_unlink(&grant->link);
     grant->peer->n_takes--;
-    broker_request_free(grant->peer->server->broker, grant->request);
+    if (grant->request)
+        broker_request_free(grant->peer->server->broker, grant->request);
+    else
+        free(grant->extents);
     free(grant);
 }
 
@@ -85,30 +101,62 @@ static struct grant *next_granted(struct peer *peer)
     return list_first(&peer->granted, struct grant, link);
 }
 
+/* A peer keeps descriptors waiting while the broker's part of one of its grants lives. Those that turned cold
+ * stand in front of those that came later. */
+static bool keeps_waiting(const struct peer *peer)
+{
+    return !list_is_empty(&peer->granted) &&
+           container_of(peer->granted.prev, struct grant, link)->request != NULL;
+}
+
+static void note_progress(struct peer *peer)
+{
+    list_unlink(&peer->wait_link);
+    if (!keeps_waiting(peer))
+        return;
+    peer->waits_since_ns = server_now();
+    list_append(&peer->server->keep_waiting, &peer->wait_link);
+}
+
 void grant_granted(struct grant *grant)
 {
     const struct broker_request *request = grant->request;
 
-    for (uint32_t i = 0; i < request->n_extents; i++)
-        slots_find(&grant->peer->server->slots, request->extents[i])->region = grant->region;
+    grant->n_extents = request->n_extents;
+    grant->extents = request->extents;
+    for (uint32_t i = 0; i < grant->n_extents; i++) {
+        struct slot *slot = slot_of(grant, i);
+
+        slot->region = grant->region;
+        slot->grant = grant;
+    }
     list_unlink(&grant->link);
     list_append(&grant->peer->granted, &grant->link);
     instance_status_note_grant(request->peer->instance);
+    if (list_is_empty(&grant->peer->wait_link))
+        note_progress(grant->peer);
     grant_send(grant->peer);
 }
 
+bool grant_is_unsent(const struct slot *slot)
+{
+    return slot->grant != NULL;
+}
+
+/* ---- Packets ---- */
+
 static void collect(struct grant *grant, unsigned n, struct fdset *fds)
 {
-    struct slots *slots = &grant->peer->server->slots;
-
     for (unsigned i = 0; i < n; i++) {
-        struct slot *slot = slots_find(slots, grant->request->extents[grant->n_sent + i]);
+        struct slot *slot = slot_of(grant, grant->n_sent + i);
 
         fdset_consume(fds, slot->job.fd);
         slot->job.fd = -1;
+        slot->grant = NULL;
     }
 }
 
+/* So many are charged already. */
 static void send_packet(struct grant *grant, unsigned n)
 {
     struct peer *peer = grant->peer;
@@ -117,13 +165,24 @@ static void send_packet(struct grant *grant, unsigned n)
 
     collect(grant, n, &fds);
     body.n_extents = n;
-    body.extents = grant->request->extents + grant->n_sent;
+    body.extents = grant->extents + grant->n_sent;
     grant->n_sent += n;
-    body.remaining = grant->request->n_extents - grant->n_sent;
+    body.remaining = grant->n_extents - grant->n_sent;
     peer->ack_request = grant->number;
-    flight_charge_init(&peer->in_flight, peer->flight, n);
+    note_progress(peer);
     peer_send(peer, MESSAGE_GRANT, grant->number, &body.base, &fds);
     fdset_deinit(&fds);
+}
+
+static void export_packet(struct grant *grant, unsigned n)
+{
+    grant->n_exporting = n;
+    for (unsigned i = 0; i < n; i++) {
+        struct slot *slot = slot_of(grant, grant->n_sent + i);
+
+        slot->granted_export = true;
+        backing_submit(grant->peer->server->backing, &slot->job, BACKING_EXPORT);
+    }
 }
 
 void grant_send(struct peer *peer)
@@ -139,37 +198,100 @@ void grant_send(struct peer *peer)
             list_append(&peer->server->stalled, &peer->stall_link);
         return;
     }
-    n = grant->request->n_extents - grant->n_sent;
+    n = grant->n_extents - grant->n_sent;
     if (n > FRAME_FDS_MAX)
         n = FRAME_FDS_MAX;
-    send_packet(grant, n < room ? n : room);
+    if (n > room)
+        n = room;
+    flight_charge_init(&peer->in_flight, peer->flight, n);
+    if (grant->request)
+        send_packet(grant, n);
+    else
+        export_packet(grant, n);
 }
 
 int grant_acknowledged(struct peer *peer, uint32_t number)
 {
     struct grant *grant = next_granted(peer);
 
-    if (!peer->in_flight.domain || number != peer->ack_request) {
+    if (!peer->in_flight.domain || number != peer->ack_request || grant->n_exporting) {
         peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "a GrantAck acknowledges nothing that was sent");
         return REQUEST_E_FAILED;
     }
     flight_charge_deinit(&peer->in_flight);
     peer->server->room_grew = true;
-    if (grant->n_sent == grant->request->n_extents)
+    if (grant->n_sent == grant->n_extents)
         grant_free(grant);
+    note_progress(peer);
     grant_send(peer);
     return 0;
 }
 
-/* Extents that were not sent go the way of all that the peer holds; their descriptors go now. */
-static void close_unsent(struct grant *grant)
-{
-    const struct broker_request *request = grant->request;
+/* ---- Cold grants ---- */
 
-    for (uint32_t i = grant->n_sent; i < request->n_extents; i++) {
-        struct slot *slot = slots_find(&grant->peer->server->slots, request->extents[i]);
+static void make_cold(struct grant *grant)
+{
+    size_t size = grant->n_extents * sizeof(*grant->extents);
+    uint64_t *copy;
+
+    if (!grant->request)
+        return;
+    copy = malloc(size);
+    if (!copy)
+        return;
+    memcpy(copy, grant->extents, size);
+    for (uint32_t i = grant->n_sent; i < grant->n_extents; i++) {
+        struct slot *slot = slot_of(grant, i);
 
         slot->job.fd = close_fd(slot->job.fd);
+    }
+    grant->extents = copy;
+    broker_request_free(grant->peer->server->broker, steal_pointer(grant->request));
+}
+
+uint64_t grant_chill_due(const struct server *server)
+{
+    const struct peer *longest = list_first(&server->keep_waiting, struct peer, wait_link);
+
+    return longest ? longest->waits_since_ns + PATIENCE_NS : UINT64_MAX;
+}
+
+void grant_chill(struct server *server, uint64_t now_ns)
+{
+    while (grant_chill_due(server) <= now_ns) {
+        struct peer *peer = container_of(server->keep_waiting.next, struct peer, wait_link);
+
+        list_unlink(&peer->wait_link);
+        list_for_each (it, &peer->granted)
+            make_cold(container_of(it, struct grant, link));
+    }
+}
+
+void grant_exported(struct slot *slot)
+{
+    struct grant *grant = slot->grant;
+    struct peer *peer = grant->peer;
+
+    if (slot->job.r != 0) {
+        peer_fail(peer, KVCACHED__ERROR__ERROR_DRIVER, "the driver did not export memory: %s", slot->job.why);
+        return;
+    }
+    if (--grant->n_exporting == 0 && !peer->doomed)
+        send_packet(grant, peer->in_flight.n);
+}
+
+/* ---- The end ---- */
+
+/* Extents that were not sent go the way of all that the peer holds; their descriptors go now, where they are
+ * ours. */
+static void close_unsent(struct grant *grant)
+{
+    for (uint32_t i = grant->n_sent; i < grant->n_extents; i++) {
+        struct slot *slot = slot_of(grant, i);
+
+        slot->grant = NULL;
+        if (!slot->job.busy)
+            slot->job.fd = close_fd(slot->job.fd);
     }
 }
 

@@ -6,14 +6,17 @@
  */
 
 #include "peer.h"
+#include "slots.h"
 
 struct grant {
     struct list link; /* of its peer */
     struct peer *peer;
     uint32_t region;
     uint32_t number; /* of the Take on the wire */
-    uint32_t n_sent;
-    struct broker_request *request;
+    uint32_t n_extents, n_sent;
+    uint32_t n_exporting;           /* of a cold grant's next packet */
+    struct broker_request *request; /* NULL once the grant is cold */
+    uint64_t *extents;              /* the request's; of a cold grant its own */
 };
 
 /* Asks the broker; the answer is sent when there is one. 0 or negative. */
@@ -29,6 +32,18 @@ int grant_acknowledged(struct peer *peer, uint32_t number);
 
 /* Sends the next packet of the peer's oldest grant, if it may. */
 void grant_send(struct peer *peer);
+
+/* A descriptor that a cold grant had asked for. */
+void grant_exported(struct slot *slot);
+
+/* Whether the extent was granted, and its descriptor is still to be sent. */
+bool grant_is_unsent(const struct slot *slot);
+
+/* Makes grants cold whose client has not acknowledged for too long. */
+void grant_chill(struct server *server, uint64_t now_ns);
+
+/* When that will be wanted next; UINT64_MAX: not at all. */
+uint64_t grant_chill_due(const struct server *server);
 
 /* Withdraws everything of a peer that is gone. */
 void grant_end_all(struct peer *peer);

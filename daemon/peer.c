@@ -238,6 +238,7 @@ void peer_disconnect(struct peer *peer)
 
     list_unlink(&peer->queue_link);
     list_unlink(&peer->stall_link);
+    list_unlink(&peer->wait_link);
     peer->doomed = false;
     peer->state = PEER_GONE;
     peer->facts.connected = false;
@@ -344,6 +345,7 @@ static struct peer *peer_alloc(struct server *server, const struct listener *lis
     list_init(&peer->queue_link);
     list_init(&peer->hello_link);
     list_init(&peer->stall_link);
+    list_init(&peer->wait_link);
     list_init(&peer->asked);
     list_init(&peer->granted);
     peer->server = server;

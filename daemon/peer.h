@@ -49,6 +49,7 @@ struct peer {
     struct list queue_link; /* of server.doomed */
     struct list hello_link; /* of server.handshakes */
     struct list stall_link; /* of server.stalled or server.throttled */
+    struct list wait_link;  /* of server.keep_waiting */
     struct server *server;
     enum listener_kind kind;
     char *domain;
@@ -68,6 +69,7 @@ struct peer {
     struct flight_domain *flight;
     struct flight_charge in_flight; /* of the packet that waits for its acknowledgement */
     uint32_t ack_request;
+    uint64_t waits_since_ns;
     struct list asked;   /* requests that the broker has not answered */
     struct list granted; /* and those of which something is still to be sent or acknowledged */
     unsigned n_takes;

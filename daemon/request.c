@@ -211,6 +211,18 @@ static int grant_ack(struct peer *peer, struct message *message)
     return grant_acknowledged(peer, message->request);
 }
 
+/* Of a cold grant the broker doesn't know what is still to be sent. */
+static bool all_sent(const struct server *server, const Kvcached__Return *body)
+{
+    for (size_t i = 0; i < body->n_extents; i++) {
+        const struct slot *slot = slots_find(&server->slots, body->extents[i]);
+
+        if (!slot || grant_is_unsent(slot))
+            return false;
+    }
+    return true;
+}
+
 static int give_back(struct peer *peer, struct message *message)
 {
     const Kvcached__Return *body = (const Kvcached__Return *)message->body;
@@ -221,7 +233,9 @@ static int give_back(struct peer *peer, struct message *message)
     if (body->n_extents == 0 || body->n_extents > RETURN_EXTENTS_MAX)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
                       "1 to 4096 extents can be returned at once");
-    r = broker_return(server->broker, peer->broker_peer, body->extents, body->n_extents, server_now());
+    r = BROKER_E_NOT_HELD;
+    if (all_sent(server, body))
+        r = broker_return(server->broker, peer->broker_peer, body->extents, body->n_extents, server_now());
     if (r == BROKER_E_NOT_HELD)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
                       "an extent is not yours, or is named twice");

@@ -84,6 +84,16 @@ static void note_failure(struct server *server, const struct slot *slot, const c
         log_warning("The driver did not %s memory: %s", what, slot->job.why);
 }
 
+/* Asked for by a grant, which may be gone by now, and its extent about to go. */
+static void on_granted_export(struct server *server, struct slot *slot)
+{
+    slot->granted_export = false;
+    if (slot->release_wanted)
+        backing_submit(server->backing, &slot->job, BACKING_RELEASE);
+    else if (slot->grant)
+        grant_exported(slot);
+}
+
 static void on_slot_done(struct server *server, struct slot *slot)
 {
     uint64_t id = slot->id, now_ns = server_now();
@@ -98,7 +108,10 @@ static void on_slot_done(struct server *server, struct slot *slot)
         break;
     case BACKING_EXPORT:
         note_failure(server, slot, "export");
-        broker_exported(server->broker, id, ok, now_ns);
+        if (slot->granted_export)
+            on_granted_export(server, slot);
+        else
+            broker_exported(server->broker, id, ok, now_ns);
         break;
     default:
         note_failure(server, slot, "release");
@@ -137,6 +150,14 @@ static void start_create(struct server *server, const struct broker_action *acti
     backing_submit(server->backing, &slot->job, BACKING_CREATE);
 }
 
+static void start_release(struct server *server, struct slot *slot)
+{
+    if (slot->granted_export)
+        slot->release_wanted = true;
+    else
+        backing_submit(server->backing, &slot->job, BACKING_RELEASE);
+}
+
 static void carry_out(struct server *server, const struct broker_action *action)
 {
     struct backing *backing = server->backing;
@@ -149,7 +170,7 @@ static void carry_out(struct server *server, const struct broker_action *action)
         backing_submit(backing, &slots_find(&server->slots, action->extent)->job, BACKING_EXPORT);
         break;
     case BROKER_ACTION_DESTROY:
-        backing_submit(backing, &slots_find(&server->slots, action->extent)->job, BACKING_RELEASE);
+        start_release(server, slots_find(&server->slots, action->extent));
         break;
     case BROKER_ACTION_LOOK:
         backing_submit(backing, &server->look, BACKING_LOOK);
@@ -230,6 +251,14 @@ static void on_handshake(uv_timer_t *timer)
     server_settle(server);
 }
 
+static void on_chill(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+
+    grant_chill(server, server_now());
+    server_settle(server);
+}
+
 static void on_throttle(uv_timer_t *timer)
 {
     struct server *server = timer->data;
@@ -253,6 +282,7 @@ static void set_timers(struct server *server)
     const struct peer *oldest = list_first(&server->handshakes, struct peer, hello_link);
 
     set_timer(&server->tick, on_tick, broker_deadline(server->broker));
+    set_timer(&server->chill, on_chill, grant_chill_due(server));
     set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX);
     if (list_is_empty(&server->throttled))
         uv_timer_stop(&server->throttle);
@@ -420,7 +450,7 @@ static int fail(char *error, int r, const char *what)
 
 static int start_loop(struct server *server, char *error)
 {
-    uv_timer_t *timers[] = {&server->tick,       &server->handshake, &server->throttle,
+    uv_timer_t *timers[] = {&server->tick,       &server->handshake, &server->throttle, &server->chill,
                             &server->look_again, &server->drain_by,  &server->watchdog};
     int r = uv_loop_init(&server->loop);
 
@@ -515,8 +545,9 @@ static struct server *server_alloc(const struct options *options, struct config 
                                    struct device *device)
 {
     struct server *server = calloc(1, sizeof(*server));
-    struct list *lists[] = {&server->listeners, &server->links,     &server->peers, &server->handshakes,
-                            &server->stalled,   &server->throttled, &server->doomed};
+    struct list *lists[] = {&server->listeners,  &server->links,   &server->peers,
+                            &server->handshakes, &server->stalled, &server->keep_waiting,
+                            &server->throttled,  &server->doomed};
 
     if (!server)
         return NULL;

@@ -39,15 +39,16 @@ struct server {
     unsigned peers_max, peers_max_per_uid;
 
     struct list listeners;
-    struct list links;      /* symbolic links that name our sockets by UUID */
-    struct list peers;      /* every peer that isn't freed */
-    struct list handshakes; /* those that have not said Hello, oldest first */
-    struct list stalled;    /* those that wait for room in flight */
-    struct list throttled;  /* those whose packet the kernel refused with ETOOMANYREFS */
-    struct list doomed;     /* those that server_settle() disconnects */
+    struct list links;        /* symbolic links that name our sockets by UUID */
+    struct list peers;        /* every peer that isn't freed */
+    struct list handshakes;   /* those that have not said Hello, oldest first */
+    struct list stalled;      /* those that wait for room in flight */
+    struct list keep_waiting; /* those that keep descriptors waiting, the longest first */
+    struct list throttled;    /* those whose packet the kernel refused with ETOOMANYREFS */
+    struct list doomed;       /* those that server_settle() disconnects */
     unsigned n_peers;
 
-    uv_timer_t tick, handshake, throttle, look_again, drain_by, watchdog;
+    uv_timer_t tick, handshake, throttle, chill, look_again, drain_by, watchdog;
     uv_signal_t signals[3];
     bool has_loop;
     bool settling;

@@ -14,10 +14,15 @@
 
 #define SLOTS_CHUNK 1024
 
+struct grant;
+
 struct slot {
     struct backing_job job; /* job.handle; job.fd is -1 while there is no descriptor */
     uint64_t id;            /* 0: the record is not in use */
+    struct grant *grant;    /* that is still to send it; NULL: there is none */
     uint32_t region;        /* of the peer that holds it */
+    bool granted_export;    /* the export under way is for a cold grant, not the broker's */
+    bool release_wanted;    /* once that is over */
 };
 
 struct slots {

@@ -83,3 +83,41 @@ def test_bytes_of_a_killed_engine_are_back(engine: RawPeer, control: RawPeer, da
     assert info.number("granted_bytes") == info.number("limbo_bytes") == info.number("destroying_bytes") == 0
     assert info.number("free_bytes") == info.number("total_bytes") - info.number("held_bytes")
     daemon.site.killed = False
+
+
+def test_who_does_not_acknowledge_keeps_nobody_waiting(programs: Programs) -> None:
+    """The descriptors that a sleeper doesn't fetch serve others; when it wakes up, it gets what it was granted."""
+    daemon = programs.daemon(config="[daemon]\nwarm=200\nutilization=1\nheadroom=0\n")
+    sleeper, other = start_raw(programs, daemon, "sleeper"), start_raw(programs, daemon, "other")
+    sleeper.open()
+    other.open()
+    first = sleeper.request("Take", region=sleeper.open_region(), pages=160)
+    assert first.number("remaining") == 96
+    region = other.open_region()
+    others = other.take(region, 150)
+
+    extents = first.numbers("extents")
+    sleeper.give_back(extents[0], extents[0] + 100).check_refused("ERROR_INVALID")
+    while True:
+        sleeper.post("GrantAck", first.number("request"))
+        if len(extents) == 160:
+            break
+        grant = sleeper.next()
+        assert grant.number("fds") == len(grant.numbers("extents"))
+        extents += grant.numbers("extents")
+    assert len({*extents, *others}) == 310
+    assert sleeper.give_back(*extents).name == "Returned"
+    assert other.give_back(*others).name == "Returned"
+
+
+def test_cold_grant_of_a_dead_engine(programs: Programs) -> None:
+    daemon = programs.daemon(config="[daemon]\nwarm=200\nutilization=1\nheadroom=0\n")
+    sleeper, other = start_raw(programs, daemon, "sleeper"), start_raw(programs, daemon, "other")
+    sleeper.open()
+    other.open()
+    assert sleeper.request("Take", region=sleeper.open_region(), pages=160).name == "Grant"
+    region = other.open_region()
+    other.give_back(*other.take(region, 150))
+    sleeper.kill()
+    assert len(other.take(region, 200)) == 200
+    daemon.site.killed = False
