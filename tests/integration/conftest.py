@@ -22,6 +22,8 @@ import pytest
 
 from harness import leaks
 from harness.broker import Daemon, Programs, Result, Site, eventually
+from harness.observer import Observer
+from harness.raw import RawPeer, start_raw
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,3 +74,21 @@ def daemon(programs: Programs) -> Daemon:
 def kvctl(programs: Programs, daemon: Daemon) -> Callable[..., Result]:
     """kvctl("list", "--json") against `daemon`."""
     return lambda *arguments: programs.kvctl(*arguments, daemon=daemon)
+
+
+@pytest.fixture
+def observer(programs: Programs, daemon: Daemon) -> Iterator[Observer]:
+    """The daemon with two decent peers; afterwards, that it is as it was."""
+    watching = Observer(programs, daemon)
+    yield watching
+    for peer in programs.peers:
+        if peer.is_running() and peer not in (watching.engine, watching.admin):
+            peer.close()
+    watching.check_nothing_left()
+
+
+@pytest.fixture
+def raw(programs: Programs, daemon: Daemon, observer: Observer) -> RawPeer:
+    """A peer that is about to misbehave, under observation; not connected."""
+    assert observer.daemon is daemon
+    return start_raw(programs, daemon)
