@@ -64,9 +64,10 @@ unsigned link_queued(const struct link *link);
  * *ret_message (message_deinit) and *ret_fds (fdset_deinit; may be NULL for links that receive none). */
 int link_receive(struct link *link, struct message *ret_message, struct fdset *ret_fds);
 
-/* As link_receive() on a socket with SO_PASSCRED, without room for descriptors: also tells who sent it. Set
- * SO_PASSCRED before asking for the packet: one that was sent earlier counts as sent without credentials,
- * which is a violation. */
+/* As link_receive(), without room for descriptors, and also tells who sent the packet. For sockets with
+ * SO_PASSCRED, where link_receive() has no room for what the kernel attaches and takes every packet for a
+ * violation. Set SO_PASSCRED before asking for the packet: one that was sent earlier counts as sent without
+ * credentials, which is a violation too. */
 int link_receive_credentials(struct link *link, struct message *ret_message, pid_t *ret_pid, uid_t *ret_uid);
 
 /* One sentence about the last violation. */
