@@ -26,17 +26,11 @@
 
 int handshake_begin(struct peer *peer)
 {
-    int on = 1;
-
     peer->hello = calloc(1, sizeof(*peer->hello));
     if (!peer->hello)
         return -ENOMEM;
     peer->hello->deadline_ns = server_now() + HANDSHAKE_NS;
     list_append(&peer->server->handshakes, &peer->hello_link);
-    /* Early, because it holds for what is sent from now on. */
-    if (!peer->identity.proven &&
-        setsockopt(link_fd(peer->conn), SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) < 0)
-        return -errno;
     return 0;
 }
 
@@ -244,13 +238,28 @@ static int admit(struct peer *peer, const struct message *message)
 
 /* ---- Messages ---- */
 
+/* For the answer to the challenge only: everything else is received without room for what the kernel
+ * attaches. */
+static int ask_for_credentials(struct peer *peer, bool on)
+{
+    int value = on;
+
+    if (setsockopt(link_fd(peer->conn), SOL_SOCKET, SO_PASSCRED, &value, sizeof(value)) < 0)
+        return -errno;
+    return 0;
+}
+
 static int challenge(struct peer *peer, struct message *message)
 {
     Kvcached__Challenge body = KVCACHED__CHALLENGE__INIT;
     struct peer_hello *hello = peer->hello;
+    int r;
 
     if (getrandom(hello->nonce, sizeof(hello->nonce), 0) != sizeof(hello->nonce))
         return -EIO;
+    r = ask_for_credentials(peer, true);
+    if (r < 0)
+        return r;
     hello->message = *message;
     *message = (struct message){0};
     body.nonce.data = hello->nonce;
@@ -273,9 +282,13 @@ int handshake_reply(struct peer *peer, struct message *message)
 {
     const Kvcached__ChallengeReply *reply = (const Kvcached__ChallengeReply *)message->body;
     const struct peer_hello *hello = peer->hello;
+    int r;
 
     if (reply->nonce.len != sizeof(hello->nonce) ||
         memcmp(reply->nonce.data, hello->nonce, sizeof(hello->nonce)) != 0)
         return refuse(peer, KVCACHED__ERROR__ERROR_IDENTITY, "the challenge was answered wrongly");
+    r = ask_for_credentials(peer, false);
+    if (r < 0)
+        return r;
     return admit(peer, &hello->message);
 }
