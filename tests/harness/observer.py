@@ -22,8 +22,7 @@ class Observer:
         self.engine.open()
         self.region = self.engine.open_region()
         self.admin = start_raw(programs, daemon, "admin")
-        self.admin.connect(daemon.control)
-        assert self.admin.hello().name == "Welcome"
+        self.admin.open(daemon.control)
         self.is_served()
         self.connections = self.count_connections()
 

@@ -106,10 +106,17 @@ class RawPeer(Peer):
         given = {"min_version": 1, "max_version": 1, "role": "ROLE_ENGINE", "instance": self.instance}
         return self.request("Hello", **(given | fields))
 
-    def open(self, **fields: object) -> Message:
+    def prove(self, challenge: Message) -> Message:
+        """The answer to the proof that a daemon asks for where its kernel doesn't know who connected."""
+        self.post("ChallengeReply", challenge.number("request"), nonce=bytes.fromhex(challenge["nonce"]))
+        return self.next()
+
+    def open(self, path: Path | None = None, **fields: object) -> Message:
         """Connects and is welcomed."""
-        self.connect()
+        self.connect(path)
         welcome = self.hello(**fields)
+        if welcome.name == "Challenge":
+            welcome = self.prove(welcome)
         assert welcome.name == "Welcome", welcome.text
         return welcome
 

@@ -15,6 +15,7 @@
  *                               before it took no more for a second
  *     receive [MS]              waits for a message: "ok TYPE request=N fds=N FIELD=VALUE ...", or
  *                               "ok nothing", "ok closed", "ok violation REASON"
+ *     child COMMAND             a child carries it out and ends
  *     keep                      descriptors that are received from now on stay open
  *     fork                      leaves a child with the socket (and with what was kept) that waits to be
  * killed shutdown                  no more packets will be sent close cycles N PATH             N processes
@@ -278,6 +279,27 @@ static int run_fork(struct peer *peer, char **words)
         pause();
 }
 
+static int run_line(struct peer *peer, char *line);
+
+/* The words are still one line but for the zeros between them. */
+static int run_child(struct peer *peer, char **words)
+{
+    pid_t child;
+
+    for (char **word = words; word[0] && word[1]; word++)
+        word[0][strlen(word[0])] = ' ';
+    child = words[0] ? fork() : -1;
+    if (child < 0)
+        return answer("error child COMMAND");
+    if (child == 0) {
+        run_line(peer, words[0]);
+        _exit(0);
+    }
+    while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+        ;
+    return 0;
+}
+
 static int run_shutdown(struct peer *peer, char **words)
 {
     shutdown(link_fd(peer->link), SHUT_WR);
@@ -403,10 +425,11 @@ static const struct command {
     bool needs_link;
     int (*run)(struct peer *peer, char **words);
 } commands[] = {
-    {"connect", false, run_connect}, {"more", false, run_more},        {"cycles", false, run_cycles},
-    {"become", false, run_become},   {"keep", false, run_keep},        {"raw", true, run_raw},
-    {"send", true, run_send},        {"flood", true, run_flood},       {"receive", true, run_receive},
-    {"fork", true, run_fork},        {"shutdown", true, run_shutdown}, {"close", true, run_close},
+    {"connect", false, run_connect}, {"more", false, run_more},  {"cycles", false, run_cycles},
+    {"become", false, run_become},   {"keep", false, run_keep},  {"raw", true, run_raw},
+    {"send", true, run_send},        {"flood", true, run_flood}, {"receive", true, run_receive},
+    {"fork", true, run_fork},        {"child", true, run_child}, {"shutdown", true, run_shutdown},
+    {"close", true, run_close},
 };
 
 static int run_line(struct peer *peer, char *line)

@@ -139,7 +139,7 @@ def test_strangers_change_nothing(stranger: RawPeer, daemon: Daemon, observer: O
     observer.is_served()
 
 
-@pytest.mark.parametrize("instance", ["", "/", "a b", "decent/", "../x", "x" * 60000])
+@pytest.mark.parametrize("instance", ["", "/", "a b", "decent/", "x" * 60000])
 def test_limit_of_what_cannot_be(raw: RawPeer, daemon: Daemon, instance: str) -> None:
     raw.connect(daemon.control)
     raw.hello()

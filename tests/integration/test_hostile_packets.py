@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from harness.broker import Daemon, eventually
+from harness.broker import Daemon
 from harness.observer import MIB, Observer
 from harness.raw import FRAME_SIZE_MAX, RawPeer, frame
 
@@ -186,12 +186,3 @@ def test_scheduler_owns_no_memory(raw: RawPeer) -> None:
     )
     raw.request("Take", region=1, pages=1).check_refused("ERROR_PERMISSION")
     raw.give_back(1).check_refused("ERROR_PERMISSION")
-
-
-def test_slow_handshakes(raw: RawPeer, observer: Observer) -> None:
-    """Connections that say nothing are ended, and hold up nobody meanwhile."""
-    raw.connect()
-    raw.do(f"more 50 {raw.socket_path}")
-    observer.is_served()
-    raw.check_ended("ERROR_PROTOCOL", "handshake")
-    eventually(lambda: observer.count_connections() == observer.connections)
