@@ -356,3 +356,209 @@ TEST(device_of_192_gib)
     support_free(address, 192 * GIB);
     support_finish();
 }
+
+static void hold_one(void *argument)
+{
+    const int *fds = argument;
+    char c;
+
+    close(fds[3]);
+    ok(cuInit(0));
+    support_create(GRANULE);
+    check_eq(write(fds[1], "x", 1), 1);
+    check_eq(read(fds[2], &c, 1), 0);
+    raise(SIGKILL);
+}
+
+#define CROWD 1000
+
+/* Many processes on one device; a look at free memory finds all of their deaths. */
+TEST_LIMIT(a_thousand_processes, 60)
+{
+    int fds[4], status;
+    char c;
+
+    support_devices("80G");
+    check_eq(pipe(fds), 0);
+    check_eq(pipe(fds + 2), 0);
+    for (unsigned i = 0; i < CROWD; i++)
+        support_spawn(hold_one, fds);
+    for (unsigned i = 0; i < CROWD; i++)
+        check_eq(read(fds[0], &c, 1), 1);
+    support_start();
+    check_eq(support_free_bytes(), 80 * GIB - CROWD * GRANULE);
+    close(fds[3]);
+    for (unsigned i = 0; i < CROWD; i++)
+        check(wait(&status) > 0);
+    check_eq(support_free_bytes(), 80 * GIB);
+    check_eq(count_files("slot."), 1);
+    for (int i = 0; i < 3; i++)
+        close(fds[i]);
+    support_finish();
+}
+
+/* A device is full only when the dead have been looked at. */
+TEST(out_of_memory_sweeps_first)
+{
+    CUmemAllocationProp prop = support_prop(0, false);
+    CUmemGenericAllocationHandle handle;
+    int pair[2], status;
+    pid_t pid;
+
+    support_devices("16M");
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    pid = support_spawn(export_and_die, &pair[1]);
+    check_eq(waitpid(pid, &status, 0), pid);
+    support_start();
+    expect(CUDA_ERROR_OUT_OF_MEMORY, cuMemCreate(&handle, 8 * GRANULE, &prop, 0));
+    close(pair[0]);
+    close(pair[1]);
+    ok(cuMemCreate(&handle, 8 * GRANULE, &prop, 0));
+    ok(cuMemRelease(handle));
+    support_finish();
+}
+
+/* What nobody alive refers to is gone for the next who comes, whatever devices it wants. */
+TEST(next_user_cleans_up)
+{
+    int pair[2], status;
+    pid_t pid;
+
+    support_devices("1G");
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    pid = support_spawn(export_and_die, &pair[1]);
+    check_eq(waitpid(pid, &status, 0), pid);
+    check_eq(count_files("slot."), 1);
+    check_eq(count_files("extent."), 1);
+    close(pair[0]);
+    close(pair[1]);
+    setenv("KVCACHED_EMULATE", "2G", 1);
+    support_start();
+    check_eq(support_free_bytes(), 2 * GIB);
+    check_eq(count_files("extent."), 0);
+    support_finish();
+}
+
+/* Item 6: the host's limit on mappings shows as the driver's does, and leaves everything usable. */
+TEST_LIMIT(mapping_ceiling, 60)
+{
+    CUmemAccessDesc access = support_access(0, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+    CUmemGenericAllocationHandle handle;
+    CUresult result = CUDA_SUCCESS;
+    CUdeviceptr address;
+    size_t n = 0, max = 70000;
+
+    support_devices("1G");
+    support_start();
+    handle = support_create(GRANULE);
+    address = support_reserve(2 * max * GRANULE);
+    while (n < max) {
+        result = cuMemMap(address + 2 * n * GRANULE, GRANULE, 0, handle, 0);
+        if (result != CUDA_SUCCESS)
+            break;
+        result = cuMemSetAccess(address + 2 * n * GRANULE, GRANULE, &access, 1);
+        n++;
+        if (result != CUDA_SUCCESS)
+            break;
+    }
+    expect(CUDA_ERROR_OUT_OF_MEMORY, result);
+    check(n > 30000);
+    for (size_t i = 0; i < n; i++)
+        support_unmap(address + 2 * i * GRANULE, GRANULE);
+    support_map(address, GRANULE, handle);
+    support_unmap(address, GRANULE);
+    ok(cuMemRelease(handle));
+    support_free(address, 2 * max * GRANULE);
+    support_finish();
+}
+
+/* A process that has no descriptor left: errors, not wrong accounts. */
+TEST(no_descriptors_left)
+{
+    const struct rlimit limit = {64, 64};
+    CUmemGenericAllocationHandle handle, other;
+    int fds[64], n = 0, fd;
+
+    support_devices("1G");
+    check_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    support_start();
+    handle = support_create(GRANULE);
+    while (n < 64 && (fds[n] = dup(0)) >= 0)
+        n++;
+    expect(CUDA_ERROR_OPERATING_SYSTEM,
+           cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+    other = support_create(GRANULE);
+    check_eq(support_free_bytes(), GIB - 2 * GRANULE);
+    ok(cuMemRelease(other));
+    while (n > 0)
+        close(fds[--n]);
+    ok(cuMemRelease(handle));
+    check_eq(support_free_bytes(), GIB);
+    support_finish();
+}
+
+static void as_nobody(void *argument)
+{
+    const int *pair = argument;
+    CUmemGenericAllocationHandle handle;
+    CUdeviceptr address;
+    char c;
+    int fd;
+
+    close(pair[0]);
+    check_eq(setgid(65534), 0);
+    check_eq(setuid(65534), 0);
+    umask(077);
+    support_start();
+    fd = support_receive(pair[1]);
+    ok(cuMemImportFromShareableHandle(&handle, (void *)(uintptr_t)fd,
+                                      CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+    close(fd);
+    address = support_reserve(GRANULE);
+    support_map(address, GRANULE, handle);
+    ok(cuMemsetD8(address, 3, GRANULE));
+    fd = support_export(support_create(GRANULE));
+    support_send(pair[1], fd);
+    check_eq(read(pair[1], &c, 1), 0);
+    raise(SIGKILL);
+}
+
+/* Users share a folder if they want to, whatever their umask, and clean up after each other. */
+TEST(two_users)
+{
+    CUmemGenericAllocationHandle handle, theirs;
+    int pair[2], status, fd;
+    CUdeviceptr address;
+    pid_t pid;
+
+    if (geteuid() != 0)
+        test_skip("only root can become somebody else");
+    support_devices("1G");
+    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    pid = support_spawn(as_nobody, pair);
+    umask(077);
+    support_start();
+    handle = support_create(GRANULE);
+    fd = support_export(handle);
+    support_send(pair[0], fd);
+    close(fd);
+    fd = support_receive(pair[0]);
+    ok(cuMemImportFromShareableHandle(&theirs, (void *)(uintptr_t)fd,
+                                      CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+    close(fd);
+    address = support_reserve(GRANULE);
+    support_map(address, GRANULE, handle);
+    check_eq(*(volatile char *)address, 3);
+    support_unmap(address, GRANULE);
+    check_eq(support_free_bytes(), GIB - 2 * GRANULE);
+    close(pair[0]);
+    close(pair[1]);
+    check_eq(waitpid(pid, &status, 0), pid);
+    ok(cuMemRelease(theirs));
+    ok(cuMemRelease(handle));
+    check_eq(support_free_bytes(), GIB);
+    check_eq(count_files("slot."), 1);
+    check_eq(count_files("extent."), 0);
+    support_free(address, GRANULE);
+    support_finish();
+}

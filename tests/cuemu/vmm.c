@@ -45,6 +45,17 @@ int map_host(uint64_t address, uint64_t size, const struct handle *handle, int p
     return 0;
 }
 
+/*
+ * At the limit on mappings the host refuses to replace one, although that would not need more of them; then it is
+ * removed first. In between, another thread's mapping could take the place, so this is not the first choice.
+ */
+static int vacate_host(uint64_t address, uint64_t size)
+{
+    if (map_host(address, size, NULL, PROT_NONE) == 0)
+        return 0;
+    return munmap((void *)address, size) < 0 ? -errno : map_host(address, size, NULL, PROT_NONE);
+}
+
 static void *map_anywhere(uint64_t size, uint64_t hint, int flags)
 {
     return mmap((void *)hint, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
@@ -304,6 +315,7 @@ static CUresult map(CUdeviceptr address, size_t size, size_t offset, CUmemGeneri
         return CUDA_ERROR_OUT_OF_MEMORY;
     if (map_host(address, size, handle, PROT_NONE) < 0) {
         address_unmap(&emu.addresses, mapping);
+        vacate_host(address, size);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     handle->mappings++;
@@ -325,7 +337,7 @@ static CUresult unmap(CUdeviceptr address, size_t size)
 
     if (!range || range->internal)
         return CUDA_ERROR_INVALID_VALUE;
-    if (map_host(address, size, NULL, PROT_NONE) < 0)
+    if (vacate_host(address, size) < 0)
         return CUDA_ERROR_OUT_OF_MEMORY;
     while ((mapping = address_next(&emu.addresses, &at, address + size))) {
         struct handle *handle = mapping->handle;
