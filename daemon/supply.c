@@ -501,6 +501,31 @@ static bool look_is_stale(const struct broker *broker)
     return broker->now_ns - broker->looked_ns > broker->config.look_ns;
 }
 
+/* Extents that arrive and find nobody who wants them become free. */
+static bool surplus_is_under_way(const struct broker *broker)
+{
+    if (!list_is_empty(&broker->ahead) || !list_is_empty(&broker->exports_ahead))
+        return true;
+    list_for_each (it, &broker->domains) {
+        const struct broker_domain *domain = container_of(it, struct broker_domain, link);
+
+        for (unsigned i = 0; i < broker->config.n_classes; i++)
+            if (domain->incoming[i] > domain->missing[i])
+                return true;
+    }
+    return false;
+}
+
+static bool help_is_under_way(const struct broker *broker, const struct broker_request *request)
+{
+    const struct broker_domain *domain = request_domain(request);
+
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        if (request_missing(request, i) && domain->incoming[i])
+            return true;
+    return broker_coming(broker) > 0 || surplus_is_under_way(broker);
+}
+
 static void start_creates(struct broker *broker)
 {
     struct broker_request *request;
@@ -515,7 +540,7 @@ static void start_creates(struct broker *broker)
         }
         if (room(broker) < broker->config.class_bytes[class_index]) {
             broker_trim(broker, &domain->shelf, bytes_to_create(broker));
-            if (broker_coming(broker) == 0)
+            if (!help_is_under_way(broker, request))
                 stall(broker, request);
             return;
         }
@@ -632,16 +657,6 @@ void supply_exported(struct broker *broker, struct extent *extent, bool ok)
 
 /* ---- Patience ---- */
 
-static bool help_is_under_way(const struct broker *broker, const struct broker_request *request)
-{
-    const struct broker_domain *domain = request_domain(request);
-
-    for (unsigned i = 0; i < broker->config.n_classes; i++)
-        if (request_missing(request, i) && domain->incoming[i])
-            return true;
-    return broker_coming(broker) > 0;
-}
-
 static struct broker_request *first_hopeless(struct broker *broker)
 {
     list_for_each (it, &broker->stalled) {
@@ -655,14 +670,23 @@ static struct broker_request *first_hopeless(struct broker *broker)
     return NULL;
 }
 
+/* Judged after everything has been tried: what was lacking may have come this very moment. */
+static bool refuse_hopeless(struct broker *broker)
+{
+    struct broker_request *request = first_hopeless(broker);
+
+    if (!request)
+        return false;
+    supply_refuse(broker, request, BROKER_E_DRIVER);
+    return true;
+}
+
 void supply_settle(struct broker *broker)
 {
-    struct broker_request *request;
-
-    while ((request = first_hopeless(broker)))
-        supply_refuse(broker, request, BROKER_E_DRIVER);
-    unpark(broker);
-    if (start_exports(broker))
-        start_creates(broker);
+    do {
+        unpark(broker);
+        if (start_exports(broker))
+            start_creates(broker);
+    } while (refuse_hopeless(broker));
     export_ahead(broker);
 }

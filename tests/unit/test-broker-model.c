@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Random lives of the broker, each compared with naive books after every event. KVCACHED_TEST_SEED repeats a
+ * run.
+ */
+
+#include "broker-world.h"
+
+#include <stdio.h>
+
+#include "test.h"
+
+#define STEPS 3000
+
+/* How often each thing is done; what is not listed is rare. */
+static const unsigned weights[_WORLD_N] = {
+    [WORLD_JOIN] = 12,    [WORLD_TAKE] = 40,  [WORLD_SENT] = 40,  [WORLD_RETURN] = 16, [WORLD_RETURN_BAD] = 3,
+    [WORLD_WITHDRAW] = 2, [WORLD_DRIVE] = 60, [WORLD_PASS] = 20,  [WORLD_LOSE] = 2,    [WORLD_DIE] = 6,
+    [WORLD_LIMIT] = 3,    [WORLD_DELETE] = 2, [WORLD_BUDGET] = 1, [WORLD_FOREIGN] = 4, [WORLD_FAIL] = 3,
+    [WORLD_LIE] = 3,      [WORLD_FREEZE] = 1,
+};
+
+static enum world_op random_op(uint64_t *state)
+{
+    unsigned sum = 0, pick;
+
+    for (unsigned op = 0; op < _WORLD_N; op++)
+        sum += weights[op];
+    pick = test_random(state) % sum;
+    for (unsigned op = 0;; op++) {
+        if (pick < weights[op])
+            return op;
+        pick -= weights[op];
+    }
+}
+
+static void live(uint64_t seed, bool honest)
+{
+    uint64_t state = seed;
+    struct world *world = world_new(test_random(&state), honest);
+    const char *failure = NULL;
+    unsigned step;
+
+    for (step = 0; !failure && step < STEPS; step++) {
+        failure = world_step(world, random_op(&state), test_random(&state) >> 32);
+        if (!failure && step % 500 == 499)
+            failure = world_quiesce(world);
+    }
+    if (!failure)
+        failure = world_end(world);
+    if (failure)
+        test_fail(__FILE__, __LINE__, "life %" PRIu64 " (%s), step %u: %s", seed,
+                  honest ? "honest" : "hostile", step, failure);
+    world = world_free(world);
+}
+
+static void lives(unsigned n, bool honest)
+{
+    uint64_t state = test_seed();
+
+    for (unsigned i = 0; i < n; i++)
+        live(test_random(&state) | 1, honest);
+}
+
+TEST_LIMIT(honest_lives, 110)
+{
+    lives(40, true);
+}
+
+TEST_LIMIT(hostile_lives, 110)
+{
+    lives(60, false);
+}
