@@ -1,0 +1,733 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * kvpeer: an engine that does what it is told. Reads one command a line from standard input and answers each
+ * with one line: "ok", perhaps with words behind it, or "error", a KVC_E_* name (or E_USAGE) and a sentence.
+ * At the end of input it closes what is open and exits with 0. It makes one client, of libkvclient as it is
+ * installed.
+ *
+ *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker] [thread=0|1] [timeout=MS]
+ *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION]
+ *                                  what is missing is as the environment says; but min and max are 0
+ *     open SOCKET INSTANCE ...     the same, shorter
+ *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...]     ok ADDRESS STRIDE
+ *     map NAME PAGES               PAGES is like 0-15,20
+ *     unmap NAME PAGES
+ *     write NAME PAGE SEGMENT VALUE    to the first and last four bytes; through the driver
+ *     read NAME PAGE SEGMENT           ok VALUE; "torn" where first and last differ
+ *     probe NAME PAGE SEGMENT          ok mapped, or ok fault: looks at the address itself (emulator only)
+ *     status                       ok limit=N used=N budget=N mapped=N cached=N over=0|1 frozen=0|1
+ * connected=0|1 await FIELD=VALUE            dispatches until status has that; for at most 30 s device ok
+ * UUID total=N granularity=N emulated=0|1 ordinal=N classes=N,N... driver                       ok PATH stats
+ * ok handles=N mappings=N reservations=N used=N (emulator only) calls FUNCTION               ok N: how often
+ * this process called it (emulator only) trim dispatch alloc SIZE                   ok ADDRESS: ordinary
+ * device memory, as weights are free ADDRESS close-region NAME close fd-limit N                   this
+ * process may have descriptors below N; 0: as many as at first fork-child                   ok PID: a child
+ * that holds all it inherits until it is killed drop-socket                  ends the connection under the
+ * library, and lives on
+ */
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/arith.h"
+#include "base/cleanup.h"
+#include "base/parse.h"
+#include "cuda/driver.h"
+#include "cuda/emulator.h"
+#include "kvclient.h"
+
+#define WORDS_MAX 32
+#define REGIONS_MAX 64
+#define EXTENTS_MAX 64
+#define AWAIT_LIMIT_S 30
+#define AWAIT_INTERVAL_MS 5
+
+struct named_region {
+    char name[32];
+    struct kvc_region *region;
+    uint64_t page_bytes;
+};
+
+static struct {
+    struct kvc_client *client;
+    struct named_region regions[REGIONS_MAX];
+    struct cuda_driver *driver;
+    CUdevice device;
+    rlim_t first_fd_limit;
+} peer;
+
+struct words {
+    unsigned n;
+    char *word[WORDS_MAX];
+};
+
+/* ---- Answers ---- */
+
+static void ok(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void ok(const char *format, ...)
+{
+    va_list args;
+
+    fputs("ok ", stdout);
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    putchar('\n');
+}
+
+static void done(void)
+{
+    puts("ok");
+}
+
+static void usage(const char *sentence)
+{
+    printf("error E_USAGE %s\n", sentence);
+}
+
+static const char *error_name(int error)
+{
+    static const char *const names[] = {
+        "KVC_OK",
+        "KVC_E_INVALID",
+        "KVC_E_NOMEM",
+        "KVC_E_NOFILE",
+        "KVC_E_CONNECT",
+        "KVC_E_VERSION",
+        "KVC_E_PROTOCOL",
+        "KVC_E_REFUSED",
+        "KVC_E_LIMIT",
+        "KVC_E_BUDGET",
+        "KVC_E_DEVICE_MEMORY",
+        "KVC_E_DRIVER",
+        "KVC_E_DISCONNECTED",
+        "KVC_E_TIMEOUT",
+        "KVC_E_FORKED",
+        "KVC_E_FROZEN",
+        "KVC_E_ENVIRONMENT",
+        "KVC_E_MAPPED",
+        "KVC_E_NOT_MAPPED",
+        "KVC_E_NOSPACE",
+    };
+
+    return error <= 0 && -error < (int)ARRAY_SIZE(names) ? names[-error] : "unknown";
+}
+
+/* The answer to a command that is one call. */
+static void result(int r)
+{
+    if (r == 0)
+        done();
+    else
+        printf("error %s %s\n", error_name(r), kvc_last_error());
+}
+
+static void driver_result(CUresult r)
+{
+    if (r == CUDA_SUCCESS)
+        done();
+    else
+        printf("error KVC_E_DRIVER %s\n", cuda_error_name(peer.driver, r));
+}
+
+/* ---- Words ---- */
+
+/* The value of "KEY=value" among the words, or NULL. */
+static const char *value_of(const struct words *words, const char *key)
+{
+    size_t length = strlen(key);
+
+    for (unsigned i = 1; i < words->n; i++)
+        if (strncmp(words->word[i], key, length) == 0 && words->word[i][length] == '=')
+            return words->word[i] + length + 1;
+    return NULL;
+}
+
+static bool size_value(const struct words *words, const char *key, uint64_t *ret)
+{
+    const char *text = value_of(words, key);
+
+    return !text || parse_size(text, ret) == 0;
+}
+
+static bool int_value(const struct words *words, const char *key, int *ret)
+{
+    const char *text = value_of(words, key);
+    char *end;
+
+    if (!text)
+        return true;
+    *ret = (int)strtol(text, &end, 10);
+    return end != text && !*end;
+}
+
+static bool number(const struct words *words, unsigned i, uint64_t *ret)
+{
+    return i < words->n && parse_u64(words->word[i], ret) == 0;
+}
+
+/* "0-15,20" as a list that the caller frees; NULL for anything else. */
+static uint64_t *parse_pages(const char *text, size_t *ret_n)
+{
+    uint64_t *pages = NULL, first, last;
+    size_t n = 0;
+    char *end;
+
+    while (*text) {
+        first = last = strtoull(text, &end, 10);
+        if (end != text && *end == '-') {
+            text = end + 1;
+            last = strtoull(text, &end, 10);
+        }
+        if (end == text || (*end && *end != ',') || last < first || last - first > 10000000) {
+            free(pages);
+            return NULL;
+        }
+        pages = reallocarray(pages, n + (last - first) + 1, sizeof(*pages));
+        for (; first <= last; first++)
+            pages[n++] = first;
+        text = *end ? end + 1 : end;
+    }
+    *ret_n = n;
+    return pages;
+}
+
+/* ---- Client ---- */
+
+static bool read_options(const struct words *words, struct kvc_options *o)
+{
+    const char *role = value_of(words, "role"), *utilization = value_of(words, "utilization");
+
+    o->socket = value_of(words, "socket");
+    o->instance = value_of(words, "instance");
+    if (words->n > 2 && !strchr(words->word[1], '=') && !strchr(words->word[2], '=')) {
+        o->socket = words->word[1];
+        o->instance = words->word[2];
+    }
+    o->gpu = value_of(words, "gpu");
+    if (role)
+        o->role = strcmp(role, "worker") == 0 ? KVC_ROLE_WORKER : KVC_ROLE_ENGINE;
+    if (utilization && parse_decimal(utilization, &o->gpu_utilization) < 0)
+        return false;
+    return int_value(words, "thread", &o->own_thread) && int_value(words, "timeout", &o->timeout_ms) &&
+           int_value(words, "min", &o->min_reserved_pages) &&
+           int_value(words, "max", &o->max_reserved_pages) &&
+           size_value(words, "max-bytes", &o->max_reserved_bytes);
+}
+
+/* The peer's own driver calls are made in the primary context, too. */
+static void load_driver(void)
+{
+    struct kvc_device device = {.size = sizeof(device)};
+    char error[CUDA_DRIVER_ERROR_MAX];
+    CUcontext context;
+
+    if (kvc_device(peer.client, &device) < 0 ||
+        cuda_driver_load(kvc_driver_path(peer.client), &peer.driver, error) < 0)
+        abort();
+    peer.device = device.ordinal;
+    if (peer.driver->cuDevicePrimaryCtxRetain(&context, peer.device) != CUDA_SUCCESS ||
+        peer.driver->cuCtxSetCurrent(context) != CUDA_SUCCESS)
+        abort();
+}
+
+static void unload_driver(void)
+{
+    if (!peer.driver)
+        return;
+    peer.driver->cuCtxSetCurrent(NULL);
+    peer.driver->cuDevicePrimaryCtxRelease(peer.device);
+    peer.driver = cuda_driver_unload(peer.driver);
+}
+
+static void do_open(const struct words *words)
+{
+    struct kvc_options options = {.size = sizeof(options)};
+    int r;
+
+    if (peer.client) {
+        usage("There is a client already");
+        return;
+    }
+    if (!read_options(words, &options)) {
+        usage("An option has a value that cannot be used");
+        return;
+    }
+    r = kvc_open(&options, &peer.client);
+    if (r == 0)
+        load_driver();
+    result(r);
+}
+
+static void close_all(void)
+{
+    unload_driver();
+    peer.client = kvc_close(peer.client);
+    memset(peer.regions, 0, sizeof(peer.regions));
+}
+
+static void do_close(const struct words *words)
+{
+    close_all();
+    done();
+}
+
+static void do_trim(const struct words *words)
+{
+    result(kvc_trim(peer.client));
+}
+
+static void do_dispatch(const struct words *words)
+{
+    result(kvc_dispatch(peer.client));
+}
+
+static int format_status(char *buf, size_t size)
+{
+    struct kvc_status s = {.size = sizeof(s)};
+    int r = kvc_status(peer.client, &s);
+
+    if (r == 0)
+        snprintf(buf, size,
+                 "limit=%" PRIu64 " used=%" PRIu64 " budget=%" PRIu64 " mapped=%" PRIu64 " cached=%" PRIu64
+                 " over=%d frozen=%d connected=%d",
+                 s.limit_bytes, s.used_bytes, s.budget_bytes, s.mapped_bytes, s.cached_bytes, s.over_limit,
+                 s.frozen, s.connected);
+    return r;
+}
+
+static void do_status(const struct words *words)
+{
+    char text[256];
+    int r = format_status(text, sizeof(text));
+
+    if (r == 0)
+        ok("%s", text);
+    else
+        result(r);
+}
+
+static bool has_word(const char *text, const char *word)
+{
+    size_t length = strlen(word);
+
+    for (const char *p = text; (p = strstr(p, word)); p++)
+        if ((p == text || p[-1] == ' ') && (p[length] == ' ' || !p[length]))
+            return true;
+    return false;
+}
+
+/* The status page changes without a word, so there is nothing to wait for but time. */
+static void do_await(const struct words *words)
+{
+    struct timespec now, end;
+    char text[256];
+
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += AWAIT_LIMIT_S;
+    do {
+        struct pollfd pfd = {.fd = kvc_get_fd(peer.client), .events = (short)kvc_get_events(peer.client)};
+
+        kvc_dispatch(peer.client);
+        if (words->n > 1 && format_status(text, sizeof(text)) == 0 && has_word(text, words->word[1])) {
+            ok("%s", text);
+            return;
+        }
+        poll(&pfd, 1, AWAIT_INTERVAL_MS);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (now.tv_sec < end.tv_sec);
+    printf("error KVC_E_TIMEOUT still %s\n", text);
+}
+
+static void do_device(const struct words *words)
+{
+    struct kvc_device d = {.size = sizeof(d)};
+    char classes[256] = "";
+    int r = kvc_device(peer.client, &d);
+
+    for (uint32_t i = 0; r == 0 && i < d.n_classes; i++)
+        snprintf(classes + strlen(classes), sizeof(classes) - strlen(classes), "%s%" PRIu64, i ? "," : "",
+                 d.class_bytes[i]);
+    if (r == 0)
+        ok("%s total=%" PRIu64 " granularity=%" PRIu64 " emulated=%d ordinal=%d classes=%s", d.uuid,
+           d.total_bytes, d.granularity_bytes, d.emulated, d.ordinal, classes);
+    else
+        result(r);
+}
+
+static void do_driver(const struct words *words)
+{
+    ok("%s", kvc_driver_path(peer.client));
+}
+
+/* ---- Regions ---- */
+
+static struct named_region *find_region(const struct words *words)
+{
+    for (unsigned i = 0; words->n > 1 && i < REGIONS_MAX; i++)
+        if (peer.regions[i].region && strcmp(peer.regions[i].name, words->word[1]) == 0)
+            return &peer.regions[i];
+    usage("There is no such region");
+    return NULL;
+}
+
+static struct named_region *free_region(void)
+{
+    for (unsigned i = 0; i < REGIONS_MAX; i++)
+        if (!peer.regions[i].region)
+            return &peer.regions[i];
+    return NULL;
+}
+
+static bool read_extents(const struct words *words, uint64_t *extents, size_t *ret_n)
+{
+    const char *text = value_of(words, "extents");
+    _cleanup_free_ char *copy = text ? strdup(text) : NULL;
+    char *save = NULL;
+
+    *ret_n = 0;
+    for (char *size = copy ? strtok_r(copy, ",", &save) : NULL; size; size = strtok_r(NULL, ",", &save))
+        if (*ret_n == EXTENTS_MAX || parse_size(size, &extents[(*ret_n)++]) < 0)
+            return false;
+    return true;
+}
+
+static void do_region(const struct words *words)
+{
+    struct kvc_region_options options = {.size = sizeof(options)};
+    struct named_region *slot = free_region();
+    uint64_t extents[EXTENTS_MAX], segments = 1;
+    int r;
+
+    if (words->n < 2 || !slot || !size_value(words, "page", &options.page_bytes) ||
+        !size_value(words, "pages", &options.pages) || !size_value(words, "segments", &segments) ||
+        !size_value(words, "stride", &options.stride_bytes) ||
+        !read_extents(words, extents, &options.n_extents)) {
+        usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...]");
+        return;
+    }
+    options.segments = (uint32_t)segments;
+    options.extent_bytes = options.n_extents ? extents : NULL;
+    r = kvc_region_open(peer.client, &options, &slot->region);
+    if (r < 0) {
+        result(r);
+        return;
+    }
+    snprintf(slot->name, sizeof(slot->name), "%s", words->word[1]);
+    slot->page_bytes = options.page_bytes;
+    ok("%" PRIu64 " %" PRIu64, kvc_region_address(slot->region), kvc_region_stride(slot->region));
+}
+
+static void do_close_region(const struct words *words)
+{
+    struct named_region *slot = find_region(words);
+
+    if (!slot)
+        return;
+    slot->region = kvc_region_close(slot->region);
+    done();
+}
+
+static void on_pages(const struct words *words, int (*call)(struct kvc_region *, const uint64_t *, size_t))
+{
+    struct named_region *slot = find_region(words);
+    _cleanup_free_ uint64_t *pages = NULL;
+    size_t n = 0;
+
+    if (!slot)
+        return;
+    if (words->n > 2)
+        pages = parse_pages(words->word[2], &n);
+    if (pages)
+        result(call(slot->region, pages, n));
+    else
+        usage("Pages are like 0-15,20");
+}
+
+static void do_map(const struct words *words)
+{
+    on_pages(words, kvc_region_map);
+}
+
+static void do_unmap(const struct words *words)
+{
+    on_pages(words, kvc_region_unmap);
+}
+
+/* Address of the first (or last) four bytes that NAME PAGE SEGMENT means; 0 with a complaint. */
+static CUdeviceptr address_of(const struct words *words, bool last)
+{
+    struct named_region *slot = find_region(words);
+    uint64_t page, segment;
+
+    if (!slot)
+        return 0;
+    if (!number(words, 2, &page) || !number(words, 3, &segment)) {
+        usage("A region's name is followed by page and segment");
+        return 0;
+    }
+    return kvc_region_address(slot->region) + segment * kvc_region_stride(slot->region) +
+           page * slot->page_bytes + (last ? slot->page_bytes - sizeof(uint32_t) : 0);
+}
+
+static void do_write(const struct words *words)
+{
+    CUdeviceptr first = address_of(words, false);
+    uint64_t value;
+    CUresult r;
+
+    if (!first)
+        return;
+    if (!number(words, 4, &value)) {
+        usage("write NAME PAGE SEGMENT VALUE");
+        return;
+    }
+    r = peer.driver->cuMemsetD32(first, (unsigned)value, 1);
+    if (r == CUDA_SUCCESS)
+        r = peer.driver->cuMemsetD32(address_of(words, true), (unsigned)value, 1);
+    driver_result(r);
+}
+
+static void do_read(const struct words *words)
+{
+    CUdeviceptr address = address_of(words, false);
+    uint32_t first, last;
+    CUresult r;
+
+    if (!address)
+        return;
+    r = peer.driver->cuMemcpyDtoH(&first, address, sizeof(first));
+    if (r == CUDA_SUCCESS)
+        r = peer.driver->cuMemcpyDtoH(&last, address_of(words, true), sizeof(last));
+    if (r != CUDA_SUCCESS)
+        driver_result(r);
+    else if (first != last)
+        ok("torn");
+    else
+        ok("%" PRIu32, first);
+}
+
+static sigjmp_buf probe_failed;
+
+static void on_fault(int signal)
+{
+    siglongjmp(probe_failed, 1);
+}
+
+static void do_probe(const struct words *words)
+{
+    struct sigaction action = {.sa_handler = on_fault}, segv, bus;
+    CUdeviceptr address = address_of(words, false);
+
+    if (!address)
+        return;
+    sigaction(SIGSEGV, &action, &segv);
+    sigaction(SIGBUS, &action, &bus);
+    if (sigsetjmp(probe_failed, 1) == 0) {
+        (void)*(volatile const uint32_t *)(uintptr_t)address;
+        ok("mapped");
+    } else {
+        ok("fault");
+    }
+    sigaction(SIGSEGV, &segv, NULL);
+    sigaction(SIGBUS, &bus, NULL);
+}
+
+/* ---- Driver and process ---- */
+
+static void *emulator_function(const char *name)
+{
+    void *library = dlopen(kvc_driver_path(peer.client), RTLD_NOW | RTLD_NOLOAD);
+    void *function = library ? dlsym(library, name) : NULL;
+
+    if (library)
+        dlclose(library);
+    if (!function)
+        usage("That needs the emulated driver");
+    return function;
+}
+
+static void do_stats(const struct words *words)
+{
+    __typeof__(&cuemuGetStats) get = (__typeof__(get))emulator_function("cuemuGetStats");
+    struct cuemu_stats s;
+
+    if (!get)
+        return;
+    if (get(&s) < 0)
+        usage("The emulated driver is not initialised");
+    else
+        ok("handles=%" PRIu64 " mappings=%" PRIu64 " reservations=%" PRIu64 " used=%" PRIu64, s.handles,
+           s.mappings, s.reservations, s.used_bytes);
+}
+
+static void do_calls(const struct words *words)
+{
+    __typeof__(&cuemuGetCalls) get = (__typeof__(get))emulator_function("cuemuGetCalls");
+
+    if (get)
+        ok("%" PRIu64, get(words->n > 1 ? words->word[1] : ""));
+}
+
+static void do_alloc(const struct words *words)
+{
+    CUdeviceptr address;
+    uint64_t size;
+    CUresult r;
+
+    if (words->n < 2 || parse_size(words->word[1], &size) < 0) {
+        usage("alloc SIZE");
+        return;
+    }
+    r = peer.driver->cuMemAlloc(&address, size);
+    if (r == CUDA_SUCCESS)
+        ok("%llu", address);
+    else
+        driver_result(r);
+}
+
+static void do_free(const struct words *words)
+{
+    uint64_t address;
+
+    if (number(words, 1, &address))
+        driver_result(peer.driver->cuMemFree(address));
+    else
+        usage("free ADDRESS");
+}
+
+static void do_fd_limit(const struct words *words)
+{
+    struct rlimit limit;
+    uint64_t n;
+
+    if (!number(words, 1, &n) || getrlimit(RLIMIT_NOFILE, &limit) < 0) {
+        usage("fd-limit N");
+        return;
+    }
+    limit.rlim_cur = n ? n : peer.first_fd_limit;
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+        usage(strerror(errno));
+    else
+        done();
+}
+
+static void do_fork_child(const struct words *words)
+{
+    pid_t pid;
+
+    fflush(stdout);
+    pid = fork();
+    if (pid == 0) {
+        /* Not the pipes: whoever reads them waits for their end. */
+        close(STDIN_FILENO);
+        close(STDOUT_FILENO);
+        for (;;)
+            pause();
+    }
+    if (pid < 0)
+        usage(strerror(errno));
+    else
+        ok("%d", pid);
+}
+
+static void do_drop_socket(const struct words *words)
+{
+    if (shutdown(kvc_get_fd(peer.client), SHUT_RDWR) < 0)
+        usage(strerror(errno));
+    else
+        done();
+}
+
+/* ---- Main ---- */
+
+static const struct command {
+    const char *name;
+    void (*run)(const struct words *words);
+    bool needs_client;
+} commands[] = {
+    {"open", do_open, false},
+    {"close", do_close, false},
+    {"region", do_region, true},
+    {"close-region", do_close_region, true},
+    {"map", do_map, true},
+    {"unmap", do_unmap, true},
+    {"write", do_write, true},
+    {"read", do_read, true},
+    {"probe", do_probe, true},
+    {"status", do_status, true},
+    {"await", do_await, true},
+    {"device", do_device, true},
+    {"driver", do_driver, true},
+    {"stats", do_stats, true},
+    {"calls", do_calls, true},
+    {"trim", do_trim, true},
+    {"dispatch", do_dispatch, true},
+    {"alloc", do_alloc, true},
+    {"free", do_free, true},
+    {"fd-limit", do_fd_limit, false},
+    {"fork-child", do_fork_child, false},
+    {"drop-socket", do_drop_socket, true},
+};
+
+static void run(const struct words *words)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        if (strcmp(words->word[0], commands[i].name) != 0)
+            continue;
+        if (commands[i].needs_client && !peer.client)
+            usage("There is no client; open one");
+        else
+            commands[i].run(words);
+        return;
+    }
+    usage("There is no such command");
+}
+
+static struct words split(char *line)
+{
+    struct words words = {0};
+    char *save = NULL;
+
+    for (char *word = strtok_r(line, " \n", &save); word && words.n < WORDS_MAX;
+         word = strtok_r(NULL, " \n", &save))
+        words.word[words.n++] = word;
+    return words;
+}
+
+int main(void)
+{
+    struct rlimit limit;
+    char *line = NULL;
+    size_t size = 0;
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    peer.first_fd_limit = limit.rlim_cur;
+    while (getline(&line, &size, stdin) > 0) {
+        struct words words = split(line);
+
+        if (words.n == 0)
+            usage("An empty line is no command");
+        else
+            run(&words);
+        fflush(stdout);
+    }
+    free(line);
+    close_all();
+    return 0;
+}
