@@ -26,15 +26,16 @@ struct profile {
 };
 
 /*
- * Means of the Azure traces: code 2,048 tokens in and 28 out, 2.6 requests a second; conversation 1,155 in
- * and 211 out, 5.5 a second, both over an hour with peaks several times as high.
+ * Lengths are about those of the Azure traces, where code has 2,048 tokens in and 28 out on average,
+ * conversation 1,155 and 211. Rates are such that a GPU can serve three engines with time to spare, but not
+ * three bursts in a third of its memory each.
  */
 static const struct profile profiles[] = {
     {.name = "code",
      .quiet_s = 45,
      .burst_s = 15,
-     .quiet_rate = 1,
-     .burst_rate = 6,
+     .quiet_rate = 0.5,
+     .burst_rate = 3,
      .context_min = 200,
      .context_max = 7000,
      .output_min = 5,
@@ -42,8 +43,8 @@ static const struct profile profiles[] = {
     {.name = "chat",
      .quiet_s = 45,
      .burst_s = 15,
-     .quiet_rate = 2,
-     .burst_rate = 12,
+     .quiet_rate = 0.5,
+     .burst_rate = 5,
      .context_min = 100,
      .context_max = 4000,
      .output_min = 50,

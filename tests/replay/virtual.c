@@ -78,7 +78,15 @@ static struct event next_event(const struct timeline *t)
     return first;
 }
 
-int virtual_run(struct engine **engines, size_t n, virtual_progress_fn progress, void *data)
+static bool all_done(const struct timeline *t)
+{
+    for (size_t i = 0; i < t->n; i++)
+        if (!engine_is_done(t->engines[i]))
+            return false;
+    return true;
+}
+
+int virtual_run(struct engine **engines, size_t n, virtual_go_on_fn go_on, void *data)
 {
     _cleanup_free_ double *step_ends = calloc(n, sizeof(*step_ends));
     struct timeline t = {.engines = engines, .step_ends = step_ends, .n = n};
@@ -92,11 +100,11 @@ int virtual_run(struct engine **engines, size_t n, virtual_progress_fn progress,
         struct event event = next_event(&t);
 
         if (isinf(event.when))
-            return 0;
-        r = progress(data, event.when);
-        if (r == 0)
-            r = event.is_arrival ? arrive(&t, event.engine, event.when)
-                                 : finish_step(&t, event.engine, event.when);
+            return all_done(&t) ? 0 : VIRTUAL_E_STUCK;
+        if (!go_on(data, event.when))
+            return VIRTUAL_E_STOPPED;
+        r = event.is_arrival ? arrive(&t, event.engine, event.when)
+                             : finish_step(&t, event.engine, event.when);
     }
     return r;
 }

@@ -6,14 +6,19 @@
  * engines' memory does.
  */
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "engine.h"
 
-/*
- * Called before every event with the time that it happens at; anything but 0 ends the run, which returns it.
- */
-typedef int (*virtual_progress_fn)(void *data, double now);
+enum {
+    VIRTUAL_E_STOPPED = 1, /* by `go_on` */
+    VIRTUAL_E_STUCK,       /* nothing more will happen, but not all requests are through */
+};
 
-/* Until all requests of all engines are gone. 0, or what a memory or `progress` returned. */
-int virtual_run(struct engine **engines, size_t n, virtual_progress_fn progress, void *data);
+/* Asked before every event, with the time that it happens at. */
+typedef bool (*virtual_go_on_fn)(void *data, double now);
+
+/* Until all requests of all engines are gone. 0, VIRTUAL_E_*, or a negative errno, as a memory returned it.
+ */
+int virtual_run(struct engine **engines, size_t n, virtual_go_on_fn go_on, void *data);
