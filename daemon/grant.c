@@ -75,7 +75,7 @@ int grant_ask(struct peer *peer, uint32_t region, const uint32_t counts[static B
         free(grant);
         if (r < 0)
             return r;
-        return request_refuse_memory(peer, number, r, bytes_of(&server->broker_config, counts));
+        return request_refuse_memory(peer, number, r, bytes_of(&server->settings.broker, counts));
     }
     grant->request->owner = grant;
     grant->peer = peer;

@@ -196,7 +196,7 @@ static int attach_status(struct peer *peer, struct fdset *fds)
 
 static int welcome(struct peer *peer, uint32_t request)
 {
-    const struct broker_config *config = &peer->server->broker_config;
+    const struct broker_config *config = &peer->server->settings.broker;
     const struct device_info *info = device_info(peer->server->device);
     Kvcached__Welcome body = KVCACHED__WELCOME__INIT;
     struct fdset fds = {0};

@@ -15,6 +15,7 @@
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -228,6 +229,7 @@ int limit_store_load(const char *dir, struct limit_store **ret, char error[stati
 static bool add_entry(cJSON *items, const struct limit_entry *entry)
 {
     cJSON *item = cJSON_CreateObject();
+    char bytes[24];
 
     if (!cJSON_AddItemToArray(items, item)) {
         cJSON_Delete(item);
@@ -236,9 +238,10 @@ static bool add_entry(cJSON *items, const struct limit_entry *entry)
     if (!cJSON_AddStringToObject(item, "domain", entry->domain) ||
         !cJSON_AddStringToObject(item, "instance", entry->instance))
         return false;
-    if (entry->limit.bytes != UINT64_MAX)
-        return cJSON_AddNumberToObject(item, "bytes", (double)entry->limit.bytes);
-    return cJSON_AddNumberToObject(item, "ppm", entry->limit.ppm);
+    if (entry->limit.bytes == UINT64_MAX)
+        return cJSON_AddNumberToObject(item, "ppm", entry->limit.ppm);
+    snprintf(bytes, sizeof(bytes), "%" PRIu64, entry->limit.bytes); /* cJSON's own way rounds the last digit */
+    return cJSON_AddRawToObject(item, "bytes", bytes);
 }
 
 static char *print_all(const struct limit_store *store)

@@ -311,9 +311,9 @@ static unsigned count_of_uid(const struct server *server, uid_t uid)
 
 static const char *check_room(const struct server *server, uid_t uid)
 {
-    if (server->n_peers >= server->peers_max)
+    if (server->n_peers >= server->settings.peers_max)
         return "the daemon has as many connections as it can hold";
-    if (count_of_uid(server, uid) >= server->peers_max_per_uid)
+    if (count_of_uid(server, uid) >= server->settings.peers_max_per_uid)
         return "your user has as many connections as one user may";
     return NULL;
 }

@@ -126,7 +126,7 @@ static const char *judge_shape(const struct server *server, const Kvcached__Regi
         return "a region has 1 to 4096 segments";
     if (body->flags)
         return "the region has a flag that this daemon doesn't know";
-    if (body->n_page_extents > server->broker_config.n_classes)
+    if (body->n_page_extents > server->settings.broker.n_classes)
         return "there are fewer classes of extents";
     for (size_t i = 0; i < body->n_page_extents; i++)
         region->page_extents[i] = body->page_extents[i];
@@ -149,7 +149,7 @@ static int region_open(struct peer *peer, struct message *message)
     reason = judge_shape(server, body, &region);
     if (reason)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
-    if (page_bytes(&region, &server->broker_config) > server->broker_config.total_bytes)
+    if (page_bytes(&region, &server->settings.broker) > server->settings.broker.total_bytes)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_BUDGET,
                       "a page of this region is larger than the GPU");
     if (free_number(peer, &answer.region) < 0)

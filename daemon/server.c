@@ -32,17 +32,6 @@
 #define DRAIN_MS 5000
 #define STOP_NS NSEC_PER_SEC
 
-#define N_CLASSES 4
-#define SMALLEST_CLASS_BYTES (2 * MIB)
-#define CREATING_MAX 16
-#define LOOK_NS (250 * NSEC_PER_MSEC)
-#define PATIENCE_NS (5 * NSEC_PER_SEC)
-#define BUDGET_RISE_NS (2 * NSEC_PER_SEC)
-
-#define DEFAULT_UTILIZATION_PPM 950000
-#define DEFAULT_HEADROOM_PARTS 128
-#define DEFAULT_RESERVE_BYTES (256 * MIB)
-#define DEFAULT_IDLE_NS (5 * NSEC_PER_SEC)
 #define DEFAULT_ADMIN_GROUP "kvcached-admin"
 
 uint64_t server_now(void)
@@ -146,7 +135,7 @@ static void start_create(struct server *server, const struct broker_action *acti
         return;
     }
     server->n_slots++;
-    slot->job.bytes = server->broker_config.class_bytes[action->class_index];
+    slot->job.bytes = server->settings.broker.class_bytes[action->class_index];
     backing_submit(server->backing, &slot->job, BACKING_CREATE);
 }
 
@@ -317,27 +306,15 @@ void server_set_config_limit(struct server *server, const struct broker_instance
 
 /* ---- Reloading ---- */
 
-static uint64_t or_else(uint64_t value, uint64_t otherwise)
-{
-    return value != CONFIG_UNSET ? value : otherwise;
-}
-
 static void apply_config(struct server *server)
 {
     const struct config *config = server->config;
-    struct broker_config *out = &server->broker_config;
+    const char *group = config->admin_group;
 
-    out->budget_bytes = or_else(config->budget_bytes, 0);
-    out->utilization_ppm = (uint32_t)or_else(config->utilization_ppm, DEFAULT_UTILIZATION_PPM);
-    out->headroom_bytes = or_else(config->headroom_bytes, out->total_bytes / DEFAULT_HEADROOM_PARTS);
-    out->reserve_bytes = or_else(config->reserve_bytes, DEFAULT_RESERVE_BYTES);
-    out->idle_ns = or_else(config->idle_ns, DEFAULT_IDLE_NS);
-    log_set_level((enum log_level)or_else(config->log_level, LOG_LEVEL_NOTICE));
+    log_set_level(config->log_level != CONFIG_UNSET ? (enum log_level)config->log_level : LOG_LEVEL_NOTICE);
     server->admin_gid = (gid_t)-1;
-    if (sockets_find_group(config->admin_group ?: DEFAULT_ADMIN_GROUP, &server->admin_gid) < 0 &&
-        config->admin_group)
-        log_warning("There is no group %s; only root and the daemon's user may change limits",
-                    config->admin_group);
+    if (sockets_find_group(group ?: DEFAULT_ADMIN_GROUP, &server->admin_gid) < 0 && group)
+        log_warning("There is no group %s; only root and the daemon's user may change limits", group);
 }
 
 static void reload(struct server *server)
@@ -353,7 +330,8 @@ static void reload(struct server *server)
         config_free(server->config);
         server->config = config;
         apply_config(server);
-        broker_reconfigure(server->broker, &server->broker_config, server_now());
+        settings_reload(&server->settings, config);
+        broker_reconfigure(server->broker, &server->settings.broker, server_now());
         while ((instance = broker_instance_next(server->broker, instance)))
             server_set_config_limit(server, instance);
     }
@@ -416,30 +394,6 @@ static uint64_t raise_descriptor_limit(void)
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
     return getrlimit(RLIMIT_NOFILE, &limit) < 0 ? 1024 : u64_min(limit.rlim_cur, 1024 * 1024);
-}
-
-/* A quarter of the table for warm extents and half for peers, each of which takes three: its socket, its
- * process, its instance's page. */
-static void share_descriptors(struct server *server)
-{
-    uint64_t n = raise_descriptor_limit();
-    uint64_t warm = u64_max(n / 4, 1);
-
-    server->broker_config.warm_max = (unsigned)u64_min(or_else(server->config->warm_extents, warm), warm);
-    server->peers_max = (unsigned)u64_max(n / 6, 1);
-    server->peers_max_per_uid = (unsigned)u64_max(n / 12, 1);
-    flight_init(&server->flight, (unsigned)(n / 2 / device_info(server->device)->n_devices));
-}
-
-static void choose_classes(struct server *server)
-{
-    const struct device_info *info = device_info(server->device);
-    struct broker_config *config = &server->broker_config;
-    uint64_t bytes = u64_max(SMALLEST_CLASS_BYTES, info->granularity_bytes);
-
-    config->total_bytes = info->total_bytes;
-    for (unsigned i = 0; i < N_CLASSES && bytes <= info->total_bytes; i++, bytes *= 4)
-        config->class_bytes[config->n_classes++] = bytes;
 }
 
 static int fail(char *error, int r, const char *what)
@@ -533,7 +487,7 @@ static int start_broker(struct server *server, char *error)
         snprintf(error, SERVER_ERROR_MAX, "The driver doesn't say how much memory is free: %s", why);
         return r;
     }
-    r = broker_new(&server->broker_config, free_bytes, server_now(), &server->broker);
+    r = broker_new(&server->settings.broker, free_bytes, server_now(), &server->broker);
     if (r == 0)
         r = apply_limits(server);
     if (r == 0)
@@ -544,6 +498,7 @@ static int start_broker(struct server *server, char *error)
 static struct server *server_alloc(const struct options *options, struct config *config,
                                    struct device *device)
 {
+    const struct device_info *info = device_info(device);
     struct server *server = calloc(1, sizeof(*server));
     struct list *lists[] = {&server->listeners,  &server->links,   &server->peers,
                             &server->handshakes, &server->stalled, &server->keep_waiting,
@@ -559,13 +514,10 @@ static struct server *server_alloc(const struct options *options, struct config 
     server->config = config;
     server->device = device;
     slots_init(&server->slots);
-    choose_classes(server);
+    settings_init(&server->settings, config, info->total_bytes, info->granularity_bytes, info->n_devices,
+                  raise_descriptor_limit());
+    flight_init(&server->flight, server->settings.in_flight_max);
     apply_config(server);
-    share_descriptors(server);
-    server->broker_config.creating_max = CREATING_MAX;
-    server->broker_config.look_ns = LOOK_NS;
-    server->broker_config.budget_rise_ns = BUDGET_RISE_NS;
-    server->broker_config.patience_ns = PATIENCE_NS;
     return server;
 }
 

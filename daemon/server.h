@@ -17,6 +17,7 @@
 #include "limit_store.h"
 #include "log.h"
 #include "options.h"
+#include "settings.h"
 #include "slots.h"
 
 #define SERVER_ERROR_MAX 512
@@ -26,7 +27,7 @@ struct server {
     const struct options *options;
     struct config *config;
     struct device *device;
-    struct broker_config broker_config;
+    struct settings settings;
     struct broker *broker;
     struct backing *backing;
     struct backing_job look;
@@ -36,7 +37,6 @@ struct server {
     struct limit_store *limits;
     struct lock *device_lock;
     gid_t admin_gid;
-    unsigned peers_max, peers_max_per_uid;
 
     struct list listeners;
     struct list links;        /* symbolic links that name our sockets by UUID */
