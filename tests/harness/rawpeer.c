@@ -70,7 +70,7 @@ static int answer_errno(int error)
     return answer("error %s", strerror(-error));
 }
 
-static int connect_to(const char *path, struct link **ret)
+static int connect_socket(const char *path, int *ret_fd)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd, r;
@@ -81,10 +81,23 @@ static int connect_to(const char *path, struct link **ret)
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
         r = -errno;
-    else
-        r = link_new(fd, true, QUEUE_MAX, ret);
+        close(fd);
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+static int connect_link(const char *path, struct link **ret)
+{
+    int fd, r;
+
+    r = connect_socket(path, &fd);
+    if (r < 0)
+        return r;
+    r = link_new(fd, true, QUEUE_MAX, ret);
     if (r < 0)
         close(fd);
     return r;
@@ -132,7 +145,7 @@ static int run_connect(struct peer *peer, char **words)
     if (!words[0])
         return answer("error connect PATH");
     peer->link = link_free(peer->link);
-    r = connect_to(words[0], &link);
+    r = connect_link(words[0], &link);
     if (r < 0)
         return answer_errno(r);
     peer->link = link;
@@ -141,14 +154,13 @@ static int run_connect(struct peer *peer, char **words)
 
 static int run_more(struct peer *peer, char **words)
 {
-    struct link *link;
     uint64_t n;
-    int r;
+    int fd, r;
 
     if (!words[0] || !words[1] || parse_u64(words[0], &n) < 0)
         return answer("error more N PATH");
     for (uint64_t i = 0; i < n; i++) {
-        r = connect_to(words[1], &link);
+        r = connect_socket(words[1], &fd);
         if (r < 0)
             return answer("error %s at %" PRIu64, strerror(-r), i);
     }
@@ -379,7 +391,7 @@ static _Noreturn void cycle_run(const char *path, uint64_t number)
     struct link *link;
     char hello[128];
 
-    if (connect_to(path, &link) < 0)
+    if (connect_link(path, &link) < 0)
         _exit(1);
     if (stage == CYCLE_GARBAGE)
         send_packet(link, "garbage", strlen("garbage"), 3, WAIT_MS);

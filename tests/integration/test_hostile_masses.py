@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers that come in masses."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from harness.broker import Daemon, Programs, eventually
+from harness.observer import MIB, Observer, descriptors, resident_bytes
+from harness.raw import RawPeer
+
+CYCLES = 10_000
+
+
+@pytest.fixture
+def daemon(programs: Programs) -> Daemon:
+    """One that, where it is built with ASan, doesn't hoard what it frees."""
+    options = os.environ.get("ASAN_OPTIONS", "")
+    return programs.daemon(
+        environment={"ASAN_OPTIONS": f"{options}:quarantine_size_mb=0:thread_local_quarantine_size_kb=0"}
+    )
+
+
+def test_full_descriptor_table(raw: RawPeer, daemon: Daemon, observer: Observer) -> None:
+    """Connections are shed, those that exist go on, and it is over when there is room again."""
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    room = max(int(entry.name) for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()) + 20
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (room, limits[1]))
+    raw.do(f"more 100 {raw.socket_path}")
+    observer.info()
+    assert daemon.is_running()
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    raw.kill()
+    eventually(lambda: observer.count_connections() == observer.connections)
+    observer.is_served()
+
+
+@pytest.mark.emulator
+@pytest.mark.timeout(300)
+def test_ten_thousand_crashes(raw: RawPeer, daemon: Daemon, observer: Observer) -> None:
+    """The daemon's memory, descriptors and device stay as they are, whenever peers crash."""
+    raw.do(f"cycles 600 {daemon.socket}", within=120)
+    observer.check_nothing_left()
+    memory, names, device = resident_bytes(daemon.pid), descriptors(daemon.pid), device_files(daemon)
+    raw.do(f"cycles {CYCLES} {daemon.socket}", within=240)
+    observer.check_nothing_left()
+    assert resident_bytes(daemon.pid) - memory < MIB
+    eventually(lambda: abs(len(descriptors(daemon.pid)) - len(names)) <= 64)
+    eventually(lambda: abs(len(device_files(daemon)) - len(device)) <= 64)
+
+
+def device_files(daemon: Daemon) -> list[Path]:
+    return [path for path in daemon.site.emulate_dir.rglob("*") if path.is_file()]
