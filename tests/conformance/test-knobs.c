@@ -200,6 +200,7 @@ TEST(load_emulated)
     nvmlMemory_t memory;
     CUdevice device;
 
+    check(emulator);
     support_devices(NULL);
     snprintf(folder, sizeof(folder), "%.*s", (int)strcspn(emulator, ":"), emulator);
     setenv("KVCACHED_EMULATE_DIR", "/nonexistent", 1);

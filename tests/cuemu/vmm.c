@@ -46,8 +46,9 @@ int map_host(uint64_t address, uint64_t size, const struct handle *handle, int p
 }
 
 /*
- * At the limit on mappings the host refuses to replace one, although that would not need more of them; then it is
- * removed first. In between, another thread's mapping could take the place, so this is not the first choice.
+ * At the limit on mappings the host refuses to replace one, although that would not need more of them; then
+ * it is removed first. In between, another thread's mapping could take the place, so this is not the first
+ * choice.
  */
 static int vacate_host(uint64_t address, uint64_t size)
 {
