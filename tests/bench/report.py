@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the measurements say: medians, ratios, bounds, and the table for people.
+
+Nothing here runs a program, so that the arithmetic is tested with exact numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SIDES = ("broker", "in-process", "bare", "driver")
+SCHEMA = "kvcached.bench.v1"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one operation, in nanoseconds."""
+
+    p50: int
+    p99: int
+    rounds: int
+
+    @staticmethod
+    def of(samples: list[int]) -> Timing:
+        ranked = sorted(samples)
+        p99 = ranked[math.ceil(0.99 * len(ranked)) - 1]
+        return Timing(round(statistics.median(ranked)), p99, len(ranked))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Under which circumstances something was measured."""
+
+    costs: str
+    cores: int
+    pages: int
+
+
+@dataclass
+class Case:
+    """All sides at one place; timings[side][operation], where the operation is "map" or "unmap"."""
+
+    place: Place
+    timings: dict[str, dict[str, Timing]]
+
+    def p50(self, side: str, operation: str) -> int:
+        return self.timings[side][operation].p50
+
+    def ratio(self, operation: str) -> float:
+        """Broker to in-process."""
+        return self.p50("broker", operation) / self.p50("in-process", operation)
+
+    def round_trips(self) -> float:
+        """What the broker's map takes beyond the driver's calls, in bare round trips."""
+        beyond = self.p50("broker", "map") - self.p50("driver", "map")
+        return beyond / self.p50("bare", "map")
+
+
+def parse_samples(place: Place, lines: Iterable[str]) -> Case:
+    """From what bench-map prints: SIDE map|unmap PAGES NANOSECONDS."""
+    samples: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        side, operation, pages, nanoseconds = line.split()
+        if int(pages) != place.pages:
+            raise ValueError(f"asked for {place.pages} pages, and got {pages}")
+        samples[side][operation].append(int(nanoseconds))
+    return Case(place, {s: {o: Timing.of(t) for o, t in by.items()} for s, by in samples.items()})
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A promise of the design, and whether it was kept here."""
+
+    what: str
+    costs: str
+    cores: int
+    value: float
+    at_most: float
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.at_most
+
+
+def bounds_of(case: Case) -> Iterator[Bound]:
+    place = case.place
+    if place.pages == 1 and place.costs == "none":
+        what = "one page: beyond the driver's calls, in bare round trips"
+        yield Bound(what, place.costs, place.cores, case.round_trips(), 1.5)
+    if place.pages == 64 and place.costs in ("none", "a100"):
+        what = "64 pages in one call, as a part of in-process"
+        yield Bound(what, place.costs, place.cores, case.ratio("map"), 1.2 if place.costs == "none" else 0.4)
+
+
+@dataclass(frozen=True)
+class SystemCalls:
+    """For one page or more, mapped and unmapped once: by name, on either end."""
+
+    pages: int
+    client: dict[str, float]
+    daemon: dict[str, float]
+
+
+@dataclass
+class Report:
+    """Everything that one run found out."""
+
+    version: str
+    gpu: dict[str, Any]
+    machine: dict[str, Any]
+    judged: bool
+    cases: list[Case] = field(default_factory=list)
+    system_calls: list[SystemCalls] = field(default_factory=list)
+
+    def bounds(self) -> list[Bound]:
+        return [bound for case in self.cases for bound in bounds_of(case)]
+
+    def failed(self) -> bool:
+        return self.judged and any(not bound.met for bound in self.bounds())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "gpu": self.gpu,
+            "machine": self.machine,
+            "judged": self.judged,
+            "results": [self._case_json(case) for case in self.cases],
+            "system_calls": [asdict(calls) for calls in self.system_calls],
+            "bounds": [asdict(bound) | {"met": bound.met} for bound in self.bounds()],
+        }
+
+    @staticmethod
+    def _case_json(case: Case) -> dict[str, Any]:
+        sides = {
+            side: {f"{operation}_ns": asdict(timing) for operation, timing in by.items()}
+            for side, by in case.timings.items()
+        }
+        ratios = {
+            "broker_to_in_process_map": case.ratio("map"),
+            "broker_to_in_process_unmap": case.ratio("unmap"),
+            "beyond_driver_in_bare_round_trips": case.round_trips(),
+        }
+        return asdict(case.place) | {"sides": sides, "ratios": ratios}
+
+
+def microseconds(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1000:.1f}"
+
+
+def device_line(gpu: dict[str, Any]) -> str:
+    name = f"GPU {gpu['index']}: {gpu['name']}"
+    return name + (", emulated: no number here is a GPU's" if gpu["emulated"] else "")
+
+
+def case_rows(case: Case) -> Iterator[str]:
+    for operation in ("map", "unmap"):
+        cells = [f"{case.place.pages:>5} {operation:<5}"]
+        for side in SIDES:
+            timing = case.timings[side][operation]
+            cells.append(f"{microseconds(timing.p50):>9} {microseconds(timing.p99):>9}")
+        yield "  ".join(cells) + f"  {case.ratio(operation):8.2f}"
+
+
+def place_lines(cases: list[Case]) -> Iterator[str]:
+    costs, cores = cases[0].place.costs, cases[0].place.cores
+    rounds = ", ".join(f"{c.timings['broker']['map'].rounds} of {c.place.pages}" for c in cases)
+    yield f"driver's costs: {costs}; both ends on {'one core' if cores == 1 else 'a core each'}"
+    yield f"  (microseconds, median and p99; rounds: {rounds} pages)"
+    yield "            " + "  ".join(f"{side:>19}" for side in SIDES) + "  broker ÷"
+    yield "pages       " + "  ".join(f"{'p50':>9} {'p99':>9}" for _ in SIDES) + "  in-proc."
+    for case in cases:
+        yield from case_rows(case)
+
+
+def calls_lines(calls: SystemCalls) -> Iterator[str]:
+    for end, counts in (("client", calls.client), ("daemon", calls.daemon)):
+        names = ", ".join(
+            f"{name} {n:.1f}" for name, n in sorted(counts.items(), key=lambda item: -item[1]) if n >= 0.05
+        )
+        yield f"  {calls.pages:>3} pages, {end}: {sum(counts.values()):.1f} ({names})"
+
+
+def bound_line(bound: Bound, judged: bool) -> str:
+    verdict = ("met" if bound.met else "MISSED") if judged else "not judged"
+    where = f"costs {bound.costs}, {'one core' if bound.cores == 1 else 'two cores'}"
+    return f"  {verdict:<10} {bound.value:5.2f} of {bound.at_most:.1f}  {bound.what} ({where})"
+
+
+def text(report: Report) -> str:
+    lines = [device_line(report.gpu), ""]
+    groups: dict[tuple[str, int], list[Case]] = {}
+    for case in report.cases:
+        groups.setdefault((case.place.costs, case.place.cores), []).append(case)
+    for cases in groups.values():
+        lines += [*place_lines(cases), ""]
+    lines.append("System calls for mapping and unmapping once:")
+    if not report.system_calls:
+        lines.append("  not counted: strace is missing, or may not trace here")
+    for calls in report.system_calls:
+        lines += calls_lines(calls)
+    lines += ["", "Bounds:"]
+    lines += [bound_line(bound, report.judged) for bound in report.bounds()]
+    return "\n".join(lines)

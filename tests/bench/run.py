@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""./dev bench: what mapping and unmapping pages through the broker costs.
+
+Four sides take turns in one process (bench-map), against a daemon of its own:
+
+  broker      libkvclient and kvcachedd, with the library's caches off and the daemon's extents warm
+  in-process  the driver's calls of a program that owns its memory: create, map, set access; unmap, release
+  bare        a request over a socket and an answer that carries as many descriptors, from a uv_poll loop
+  driver      the driver's calls that a borrower cannot do without: import, map, set access; unmap, release
+
+Each page is one extent of 2 MiB, and all pages are mapped, and unmapped, in one call. Both processes are
+pinned: to the same core, and to a core each. Exit status: 0, 1 when a bound was missed or something failed,
+2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import report as reports
+from harness.broker import Daemon, Site, run_program
+
+PAGES_MAX = 200
+COSTS = ("none", "a100", "gb10")
+QUICK_ROUNDS = 20
+COUNTED_PAGES = (1, 64)
+COUNTED_ROUNDS = (5, 45)
+
+
+def progress(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def rounds_for(pages: int) -> int:
+    """Enough for a steady median; a round of many pages takes long, above all with costs."""
+    return 500 if pages <= 16 else 150 if pages <= 64 else 60
+
+
+def parse_numbers(text: str) -> list[int]:
+    numbers = [int(word) for word in text.split(",")]
+    if any(n < 1 or n > PAGES_MAX for n in numbers):
+        raise argparse.ArgumentTypeError(f"from 1 to {PAGES_MAX} pages")
+    return numbers
+
+
+def parse_costs(text: str) -> list[str]:
+    costs = text.split(",")
+    if any(name not in COSTS for name in costs):
+        raise argparse.ArgumentTypeError(f"any of {', '.join(COSTS)}")
+    return costs
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="see in seconds that it works; judges nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--pages", type=parse_numbers, help="default 1,16,64,200")
+    parser.add_argument("--costs", type=parse_costs, help="of the emulated driver; default none,a100")
+    parser.add_argument("--rounds", type=int, help="default by number of pages; at least 20")
+    parser.add_argument(
+        "--gpu", action="store_true", help="measure on the machine's GPU, not an emulated one"
+    )
+    arguments = parser.parse_args()
+    if arguments.rounds is not None and arguments.rounds < QUICK_ROUNDS:
+        parser.error(f"--rounds: at least {QUICK_ROUNDS}")
+    arguments.pages = arguments.pages or ([1, 64] if arguments.quick else [1, 16, 64, 200])
+    arguments.costs = arguments.costs or ["none", "a100"]
+    if arguments.gpu:
+        os.environ["KVCACHED_TEST_DRIVER"] = "gpu"
+        arguments.costs = ["the GPU's"]
+    return arguments
+
+
+@contextlib.contextmanager
+def pinned(processor: int) -> Iterator[None]:
+    """What is started inside runs on that processor."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {processor})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def new_site(build: Path) -> Iterator[Site]:
+    run = Path(tempfile.mkdtemp(prefix="kvb-", dir="/tmp"))
+    memory = Path(tempfile.mkdtemp(prefix="kvcached-bench-", dir="/dev/shm"))
+    try:
+        yield Site(build=build, run=run, emulate_dir=memory / "devices")
+    finally:
+        shutil.rmtree(run)
+        shutil.rmtree(memory)
+
+
+class Rig:
+    """A daemon on one processor, and what runs against it from another (or the same)."""
+
+    def __init__(self, site: Site, costs: str, daemon_processor: int, processor: int) -> None:
+        self.site = site
+        self.processor, self.daemon_processor = processor, daemon_processor
+        self.environment = {} if costs not in COSTS else {"KVCACHED_EMULATE_COSTS": costs}
+        with pinned(daemon_processor):
+            self.daemon = Daemon(site, "80G", environment=self.environment)
+        self.info = self._kvctl("info", "--json")
+
+    def _kvctl(self, *words: str) -> Any:
+        kvctl = str(self.site.program("kvctl/kvctl"))
+        result = run_program([kvctl, "--socket", str(self.daemon.socket), *words], self.site.environment())
+        if result.rc != 0:
+            raise RuntimeError(result.err.strip())
+        return result.json()
+
+    def command(self, pages: int, rounds: int) -> list[str]:
+        words = [str(self.site.program("tests/bench/bench-map")), "--socket", str(self.daemon.socket)]
+        words += ["--uuid", self.info["gpu"]["uuid"], "--pages", str(pages), "--rounds", str(rounds)]
+        words += ["--processor", str(self.processor), "--donor-processor", str(self.daemon_processor)]
+        if self.info["gpu"]["emulated"]:
+            words += ["--driver", str(self.site.program("tests/cuemu/libcuda.so.1"))]
+        return words
+
+    def run(self, command: list[str]) -> str:
+        result = run_program(command, self.site.environment(**self.environment), limit_s=120)
+        if result.rc != 0:
+            raise RuntimeError(result.err.strip() or f"{command[0]}: status {result.rc}")
+        return result.out
+
+
+# ---- System calls ----
+
+
+def parse_summary(summary: str) -> dict[str, int]:
+    """From strace -c: percent, seconds, microseconds a call, calls, perhaps errors, name."""
+    counts = {}
+    for line in summary.splitlines():
+        words = line.split()
+        if len(words) in (5, 6) and words[3].isdigit() and words[-1] != "total":
+            counts[words[-1]] = int(words[3])
+    return counts
+
+
+@contextlib.contextmanager
+def traced(pid: int, output: Path) -> Iterator[None]:
+    """strace's summary of that process for as long as this lasts."""
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-c", "-o", str(output), "-p", str(pid)], stderr=subprocess.PIPE, text=True
+    )
+    assert tracer.stderr is not None
+    try:
+        attached = tracer.stderr.readline()
+        if "attached" not in attached:
+            raise RuntimeError(f"strace: {attached.strip()}")
+        yield
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.communicate()
+
+
+def count_both(rig: Rig, pages: int, rounds: int) -> tuple[dict[str, int], dict[str, int]]:
+    """System calls of a whole run, at the client and at the daemon."""
+    client, daemon = rig.site.run / "client.calls", rig.site.run / "daemon.calls"
+    command = [*rig.command(pages, rounds), "--count", "broker"]
+    with traced(rig.daemon.pid, daemon):
+        rig.run(["strace", "-c", "-o", str(client), *command])
+    return parse_summary(client.read_text()), parse_summary(daemon.read_text())
+
+
+def difference(few: dict[str, int], many: dict[str, int], operations: int) -> dict[str, float]:
+    names = sorted(few.keys() | many.keys())
+    calls = {name: (many.get(name, 0) - few.get(name, 0)) / operations for name in names}
+    return {name: n for name, n in calls.items() if n > 0}
+
+
+def count_system_calls(rig: Rig, pages: int) -> reports.SystemCalls:
+    """By the difference of two runs, so that starting and ending don't count."""
+    few, many = (count_both(rig, pages, rounds) for rounds in COUNTED_ROUNDS)
+    operations = COUNTED_ROUNDS[1] - COUNTED_ROUNDS[0]
+    return reports.SystemCalls(
+        pages, difference(few[0], many[0], operations), difference(few[1], many[1], operations)
+    )
+
+
+def can_trace() -> bool:
+    if not shutil.which("strace"):
+        return False
+    return (
+        subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False).returncode
+        == 0
+    )
+
+
+# ---- The whole ----
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "processors": len(os.sched_getaffinity(0)),
+    }
+
+
+def layouts(quick: bool) -> list[tuple[int, int]]:
+    """(daemon's processor, client's): the same one, and where there are two, one each."""
+    processors = sorted(os.sched_getaffinity(0))
+    same = (processors[0], processors[0])
+    return [same] if quick or len(processors) < 2 else [same, (processors[0], processors[1])]
+
+
+def measure_place(rig: Rig, arguments: argparse.Namespace, costs: str, cores: int) -> Iterator[reports.Case]:
+    for pages in arguments.pages:
+        progress(f"costs {costs}, {cores} core{'s' * (cores - 1)}, {pages} pages")
+        rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds or rounds_for(pages)
+        output = rig.run(rig.command(pages, rounds))
+        yield reports.parse_samples(reports.Place(costs, cores, pages), output.splitlines())
+
+
+def measure_all(site: Site, arguments: argparse.Namespace) -> reports.Report:
+    report: reports.Report | None = None
+    for costs in arguments.costs:
+        for daemon_processor, processor in layouts(arguments.quick):
+            rig = Rig(site, costs, daemon_processor, processor)
+            cores = 1 if daemon_processor == processor else 2
+            try:
+                if report is None:
+                    info = rig.info
+                    report = reports.Report(
+                        info["daemon_version"], info["gpu"], machine(), judged=not arguments.quick
+                    )
+                    if can_trace():
+                        for pages in COUNTED_PAGES:
+                            progress(f"counting system calls, {pages} pages")
+                            report.system_calls.append(count_system_calls(rig, pages))
+                report.cases += measure_place(rig, arguments, costs, cores)
+            finally:
+                rig.daemon.stop()
+    assert report is not None
+    return report
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    root = Path(__file__).resolve().parents[2]
+    build = Path(os.environ.get("KVCACHED_BUILD_DIR", root / "build")).resolve()
+    started = time.monotonic()
+    try:
+        with new_site(build) as site:
+            report = measure_all(site, arguments)
+    except (AssertionError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    progress(f"done in {time.monotonic() - started:.0f} s")
+    print(reports.text(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    return 1 if report.failed() else 0

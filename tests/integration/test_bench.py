@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark works, and its arithmetic is right. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import report as reports
+from bench.run import difference, parse_summary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def case(pages: int = 1, costs: str = "none", cores: int = 1, **p50: int) -> reports.Case:
+    """Medians of mapping by side; unmapping takes 1 us everywhere."""
+    values = {"broker": 1000, "in-process": 1000, "bare": 1000, "driver": 1000} | {
+        name.replace("_", "-"): n for name, n in p50.items()
+    }
+    timings = {
+        side: {"map": reports.Timing(n, 2 * n, 20), "unmap": reports.Timing(1000, 2000, 20)}
+        for side, n in values.items()
+    }
+    return reports.Case(reports.Place(costs, cores, pages), timings)
+
+
+def report(*cases: reports.Case, judged: bool = True) -> reports.Report:
+    gpu = {"index": 0, "name": "Emulated", "emulated": True}
+    return reports.Report("0.1.0", gpu, {}, judged, list(cases))
+
+
+def test_timings() -> None:
+    assert reports.Timing.of([5]) == reports.Timing(5, 5, 1)
+    assert reports.Timing.of([30, 10, 20]) == reports.Timing(20, 30, 3)
+    assert reports.Timing.of([1, 2]) == reports.Timing(2, 2, 2)
+    assert reports.Timing.of(list(range(1, 201))) == reports.Timing(100, 198, 200)
+
+
+def test_samples() -> None:
+    lines = [
+        f"{side} {operation} 16 {ns}"
+        for side in reports.SIDES
+        for operation, ns in (("map", 3), ("unmap", 4))
+    ]
+    parsed = reports.parse_samples(reports.Place("none", 1, 16), [*lines, "broker map 16 5"])
+    assert parsed.timings["broker"]["map"] == reports.Timing(4, 5, 2)
+    assert parsed.timings["bare"]["unmap"] == reports.Timing(4, 4, 1)
+    with pytest.raises(ValueError, match="asked for 1 pages, and got 16"):
+        reports.parse_samples(reports.Place("none", 1, 1), lines)
+
+
+@pytest.mark.parametrize(
+    ("measured", "value", "at_most", "met"),
+    [
+        (case(1, broker=5500, driver=1000, bare=3000), 1.5, 1.5, True),
+        (case(1, broker=5600, driver=1000, bare=3000), 4600 / 3000, 1.5, False),
+        (case(64, broker=1200), 1.2, 1.2, True),
+        (case(64, broker=1201), 1.201, 1.2, False),
+        (case(64, "a100", broker=400), 0.4, 0.4, True),
+        (case(64, "a100", broker=401), 0.401, 0.4, False),
+    ],
+)
+def test_bounds(measured: reports.Case, value: float, at_most: float, met: bool) -> None:
+    (bound,) = reports.bounds_of(measured)
+    assert bound.value == pytest.approx(value)
+    assert bound.at_most == at_most
+    assert bound.met == met
+    assert report(measured).failed() != met
+    assert not report(measured, judged=False).failed()
+    assert ("met" if met else "MISSED") in reports.text(report(measured))
+
+
+def test_unbounded_cases() -> None:
+    for measured in (case(16), case(1, "a100"), case(200), case(64, "the GPU's")):
+        assert not list(reports.bounds_of(measured))
+
+
+def test_table() -> None:
+    lines = reports.text(report(case(1, broker=12345), case(64, "a100"))).splitlines()
+    assert lines[0] == "GPU 0: Emulated, emulated: no number here is a GPU's"
+    assert any(
+        line.split() == ["1", "map", "12.3", "24.7", "1.0", "2.0", "1.0", "2.0", "1.0", "2.0", "12.35"]
+        for line in lines
+    )
+    assert "System calls for mapping and unmapping once:" in lines
+
+
+STRACE = """\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.000600           3       200           sendmsg
+ 40.00    0.000400           2       180        20 recvmsg
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.001000           2       380        20 total
+"""
+
+
+def test_system_calls() -> None:
+    many = parse_summary(STRACE)
+    assert many == {"sendmsg": 200, "recvmsg": 180}
+    assert difference({"sendmsg": 20, "openat": 3}, many, 40) == {"sendmsg": 4.5, "recvmsg": 4.5}
+
+
+def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
+    output = tmp_run / "bench.json"
+    done = subprocess.run(
+        [ROOT / "tests/bench/bench", "--quick", "--json", output],
+        env={"PATH": "/usr/bin:/bin", "KVCACHED_BUILD_DIR": str(build_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(output.read_text())
+    assert result["schema"] == reports.SCHEMA
+    places = {(r["costs"], r["cores"], r["pages"]) for r in result["results"]}
+    assert places == {("none", 1, 1), ("none", 1, 64), ("a100", 1, 1), ("a100", 1, 64)}
+    for measured in result["results"]:
+        assert set(measured["sides"]) == set(reports.SIDES)
+        for side in measured["sides"].values():
+            assert 0 < side["map_ns"]["p50"] <= side["map_ns"]["p99"]
+            assert side["map_ns"]["rounds"] == 20
+    assert not result["judged"]
+    assert f"GPU {result['gpu']['index']}: {result['gpu']['name']}" in done.stdout
+    assert "64 pages" in done.stderr
