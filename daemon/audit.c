@@ -140,22 +140,25 @@ static const char *check_request(const struct broker *broker, const struct broke
 
 static const char *check_domain(const struct broker *broker, const struct broker_domain *domain)
 {
+    uint32_t incoming[BROKER_CLASSES_MAX] = {};
+
+    for (uint32_t k = 0; k < pool_n_slots(&broker->pool); k++) {
+        const struct extent *extent = pool_slot(&broker->pool, k);
+
+        if ((extent->state == EXTENT_CREATING || extent->state == EXTENT_EXPORTING) &&
+            extent->holder == domain)
+            incoming[extent->class_index]++;
+    }
     for (unsigned i = 0; i < broker->config.n_classes; i++) {
-        uint32_t missing = 0, parked = 0, incoming = 0;
+        uint32_t missing = 0, parked = 0;
 
         list_for_each (it, &domain->queue)
             missing += request_missing(container_of(it, struct broker_request, link), i);
         list_for_each (it, &domain->parked)
             parked += request_missing(container_of(it, struct broker_request, link), i);
-        for (uint32_t k = 0; k < pool_n_slots(&broker->pool); k++) {
-            const struct extent *extent = pool_slot(&broker->pool, k);
-
-            incoming += (extent->state == EXTENT_CREATING || extent->state == EXTENT_EXPORTING) &&
-                        extent->holder == domain && extent->class_index == i;
-        }
         expect(domain->missing[i] == missing, "a domain miscounts what it misses");
         expect(domain->wanted[i] == missing + parked, "a domain miscounts what it wants");
-        expect(domain->incoming[i] == incoming, "a domain miscounts what is on its way");
+        expect(domain->incoming[i] == incoming[i], "a domain miscounts what is on its way");
     }
     return NULL;
 }
@@ -192,7 +195,8 @@ static const char *check_instance(const struct broker *broker, const struct brok
 
         bytes[LEDGER_PENDING] += request->peer->instance == instance ? request->bytes : 0;
     }
-    for (uint32_t i = 0; i < pool_n_slots(&broker->pool); i++) {
+    /* Where nothing is, nothing is looked for: the sum of all accounts is checked too. */
+    for (uint32_t i = 0; instance->account.bytes[LEDGER_DESTROYING] && i < pool_n_slots(&broker->pool); i++) {
         const struct extent *extent = pool_slot(&broker->pool, i);
 
         if (ledger_state_of(extent) == LEDGER_DESTROYING && extent->charge.account == &instance->account)
@@ -235,6 +239,7 @@ static const char *check_sums(const struct broker *broker, const struct sums *su
 static const char *check_members(const struct broker *broker)
 {
     const char *failure;
+    uint64_t used = 0;
 
     list_for_each (it, &broker->domains) {
         failure = check_domain(broker, container_of(it, struct broker_domain, link));
@@ -242,10 +247,14 @@ static const char *check_members(const struct broker *broker)
             return failure;
     }
     list_for_each (it, &broker->instances) {
-        failure = check_instance(broker, container_of(it, struct broker_instance, link));
+        const struct broker_instance *instance = container_of(it, struct broker_instance, link);
+
+        failure = check_instance(broker, instance);
         if (failure)
             return failure;
+        used += broker_used(instance);
     }
+    expect(used == broker->ledger.charged_bytes, "bytes are charged to nobody who is listed");
     return NULL;
 }
 

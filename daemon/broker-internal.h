@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * What the parts of the broker share: broker.c (construction, memory, actions and their answers), members.c
- * (domains, instances, peers, limits), supply.c (requests that wait, and how extents come to them) and
- * audit.c (the check of all of it).
+ * What the parts of the broker share: broker.c (construction, actions and their answers), lending.c (take and
+ * return), members.c (domains, instances, peers, limits), queue.c (requests that wait, and their extents),
+ * supply.c (what is ordered from the driver for them) and audit.c (the check of all of it).
  */
 
 #include "broker.h"
@@ -84,17 +84,27 @@ void members_budget_changed(struct broker *broker); /* what no longer fits is re
 void domain_collect(struct broker *broker, struct broker_domain *domain);
 struct broker_domain *shelf_domain(const struct broker *broker, struct pool_shelf *shelf); /* NULL: clean */
 
+/* ---- queue.c ---- */
+
+void queue_enqueue(struct broker *broker, struct broker_request *request);
+/* Takes an unanswered request out of wherever it is; what was earmarked for it is free again. */
+void queue_withdraw(struct broker *broker, struct broker_request *request);
+void queue_refuse(struct broker *broker, struct broker_request *request, int error);
+/* Takes a loose extent that nobody holds any more. `domain`: for whom it was made, if for anybody; one that
+ * is coloured has no choice. */
+void queue_offer(struct broker *broker, struct broker_domain *domain, struct extent *extent);
+void queue_unpark(struct broker *broker);
+/* To be called when what a domain misses, or what is on its way to it, has changed. */
+void queue_update_hunger(struct broker *broker, struct broker_domain *domain);
+struct broker_request *queue_first_missing(struct broker_domain *domain, unsigned class_index);
+/* Nothing under way can help this one. It lasts until it gets something. */
+void queue_stall(struct broker *broker, struct broker_request *request);
+
 /* ---- supply.c ---- */
 
-void supply_enqueue(struct broker *broker, struct broker_request *request);
-/* Takes an unanswered request out of wherever it is; what was earmarked for it is free again. */
-void supply_withdraw(struct broker *broker, struct broker_request *request);
-void supply_refuse(struct broker *broker, struct broker_request *request, int error);
-/* Takes a loose extent that nobody holds any more. */
-void supply_offer(struct broker *broker, struct broker_domain *domain, struct extent *extent);
 void supply_created(struct broker *broker, struct extent *extent, bool ok);
 void supply_exported(struct broker *broker, struct extent *extent, bool ok);
-/* Starts what can be started now. */
+/* Starts what can be started now, and gives up on requests that have waited too long in vain. */
 void supply_settle(struct broker *broker);
 void supply_fill(struct broker *broker);
 bool supply_expects(const struct broker *broker); /* demand for which something is kept ready */
@@ -103,6 +113,7 @@ bool supply_expects(const struct broker *broker); /* demand for which something 
 
 /* Destroys a loose extent. Its bytes stay charged to `account`, or to nobody. */
 void extent_doom(struct broker *broker, struct extent *extent, struct ledger_account *account);
+void shelf_empty(struct broker *broker, struct pool_shelf *shelf);
 /* Undoes what a request stands for and frees it, without settling. */
 void request_end(struct broker *broker, struct broker_request *request);
 void broker_settle(struct broker *broker, uint64_t now_ns);

@@ -145,14 +145,22 @@ static bool pool_is_idle(const struct broker *broker)
     return list_is_empty(&broker->arrivals) && broker->now_ns - broker->active_ns >= broker->config.idle_ns;
 }
 
-static void empty_pool(struct broker *broker)
+void shelf_empty(struct broker *broker, struct pool_shelf *shelf)
 {
     struct extent *extent;
 
-    while ((extent = reclaim_pick(&broker->pool, NULL, false))) {
-        pool_remove(&broker->pool, extent);
-        extent_doom(broker, extent, NULL);
-    }
+    for (unsigned i = 0; i < broker->config.n_classes; i++)
+        while ((extent = pool_take(&broker->pool, shelf, true, i)) ||
+               (extent = pool_take(&broker->pool, shelf, false, i)))
+            extent_doom(broker, extent, NULL);
+}
+
+static void empty_pool(struct broker *broker)
+{
+    struct pool_shelf *shelf;
+
+    while ((shelf = list_first(&broker->pool.shelves, struct pool_shelf, link)))
+        shelf_empty(broker, shelf);
 }
 
 /* ---- Time ---- */
@@ -389,184 +397,7 @@ void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns)
     supply_fill(broker);
 }
 
-/* ---- Memory ---- */
-
-static int weigh(const struct broker *broker, const uint32_t *counts, uint64_t *ret_bytes, uint32_t *ret_n)
-{
-    uint64_t bytes = 0, part, n = 0;
-
-    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++) {
-        if (counts[i] && i >= broker->config.n_classes)
-            return BROKER_E_INVALID;
-        n += counts[i];
-        if (counts[i] &&
-            (!u64_mul(counts[i], broker->config.class_bytes[i], &part) || !u64_add(bytes, part, &bytes)))
-            return BROKER_E_INVALID;
-    }
-    if (n == 0 || n > BROKER_REQUEST_EXTENTS_MAX || n > broker->config.warm_max)
-        return BROKER_E_INVALID;
-    *ret_bytes = bytes;
-    *ret_n = n;
-    return 0;
-}
-
-static int admit(const struct broker *broker, const struct broker_peer *peer, uint64_t bytes)
-{
-    const struct broker_instance *instance = peer->instance;
-
-    if (peer->lost)
-        return BROKER_E_INVALID;
-    if (instance->frozen)
-        return BROKER_E_FROZEN;
-    if (broker->draining)
-        return BROKER_E_DRIVER;
-    switch (policy_admit(broker_used(instance), policy_limit(instance->has_limit, instance->limit_of, NULL),
-                         broker->ledger.charged_bytes, broker->budget.bytes, bytes)) {
-    case POLICY_E_LIMIT:
-        return BROKER_E_LIMIT;
-    case POLICY_E_BUDGET:
-        return BROKER_E_BUDGET;
-    }
-    return 0;
-}
-
-static int request_new(struct broker_peer *peer, const uint32_t *counts, uint32_t n,
-                       struct broker_request **ret)
-{
-    _cleanup_free_ struct broker_request *request = calloc(1, sizeof(*request));
-
-    if (!request)
-        return -ENOMEM;
-    request->extents = calloc(n, sizeof(*request->extents));
-    if (!request->extents)
-        return -ENOMEM;
-    list_init(&request->stall_link);
-    request->peer = peer;
-    request->n_extents = n;
-    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
-        request->counts[i] = counts[i];
-    list_append(&peer->requests, &request->peer_link);
-    *ret = steal_pointer(request);
-    return 0;
-}
-
-/* A budget that others move is looked after while it is used. */
-static void refresh_budget(struct broker *broker)
-{
-    if (!broker->config.budget_bytes && broker->now_ns - broker->looked_ns >= broker->config.look_ns)
-        broker->look_wanted = true;
-}
-
-int broker_take(struct broker *broker, struct broker_peer *peer,
-                const uint32_t counts[static BROKER_CLASSES_MAX], uint64_t now_ns,
-                struct broker_request **ret)
-{
-    struct broker_request *request;
-    uint64_t bytes;
-    uint32_t n;
-    int r;
-
-    broker->now_ns = u64_max(now_ns, broker->now_ns);
-    r = weigh(broker, counts, &bytes, &n);
-    if (r)
-        return r;
-    refresh_budget(broker);
-    r = admit(broker, peer, bytes);
-    if (r)
-        return r;
-    r = request_new(peer, counts, n, &request);
-    if (r < 0)
-        return r;
-    request->bytes = bytes;
-    request->since_ns = broker->now_ns;
-    ledger_charge_init(&broker->ledger, &request->charge, &peer->instance->account, LEDGER_PENDING, bytes);
-    instance_touch(broker, peer->instance);
-    supply_enqueue(broker, request);
-    broker_settle(broker, now_ns);
-    *ret = request;
-    return 0;
-}
-
-static void close_descriptors(struct broker *broker, struct broker_request *request)
-{
-    broker->n_sending -= request->n_extents;
-    for (uint32_t i = 0; i < request->n_extents; i++) {
-        struct extent *extent = pool_extent_find(&broker->pool, request->extents[i]);
-
-        if (!extent || (extent->state != EXTENT_GRANTED && extent->state != EXTENT_LIMBO))
-            continue;
-        extent->sending = false;
-        pool_set_descriptor(&broker->pool, extent, false);
-    }
-}
-
-void request_end(struct broker *broker, struct broker_request *request)
-{
-    if (request->state != BROKER_REQUEST_ANSWERED)
-        supply_withdraw(broker, request);
-    else if (request->granted)
-        close_descriptors(broker, request);
-    list_unlink(&request->peer_link);
-    free(request->extents);
-    free(request);
-}
-
-struct broker_request *broker_request_free(struct broker *broker, struct broker_request *request)
-{
-    if (!request)
-        return NULL;
-    request_end(broker, request);
-    broker_settle(broker, broker->now_ns);
-    return NULL;
-}
-
-static bool is_returnable(const struct extent *extent, const struct broker_peer *peer)
-{
-    return extent && extent->state == EXTENT_GRANTED && extent->holder == peer && !extent->sending &&
-           !extent->marked;
-}
-
-static void take_back(struct broker *broker, struct broker_peer *peer, struct extent *extent)
-{
-    extent->marked = false;
-    list_unlink(&extent->link);
-    extent->state = EXTENT_LOOSE;
-    peer->held_bytes -= extent_bytes(&broker->pool, extent);
-    peer->n_extents--;
-    ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);
-    supply_offer(broker, NULL, extent);
-}
-
-int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_t *extents, size_t n,
-                  uint64_t now_ns)
-{
-    size_t n_marked = 0;
-    int r = 0;
-
-    for (; n_marked < n; n_marked++) {
-        struct extent *extent = pool_extent_find(&broker->pool, extents[n_marked]);
-
-        if (!is_returnable(extent, peer))
-            break;
-        extent->marked = true;
-    }
-    if (n_marked < n)
-        r = BROKER_E_NOT_HELD;
-    for (size_t i = 0; i < n_marked; i++) {
-        struct extent *extent = pool_extent_find(&broker->pool, extents[i]);
-
-        if (r)
-            extent->marked = false;
-        else
-            take_back(broker, peer, extent);
-    }
-    if (r)
-        return r;
-    broker->active_ns = u64_max(now_ns, broker->now_ns);
-    instance_touch(broker, peer->instance);
-    broker_settle(broker, now_ns);
-    return 0;
-}
+/* ---- The whole ---- */
 
 void broker_drain(struct broker *broker, uint64_t now_ns)
 {
@@ -574,7 +405,7 @@ void broker_drain(struct broker *broker, uint64_t now_ns)
     while (!list_is_empty(&broker->arrivals)) {
         struct list *oldest = broker->arrivals.next;
 
-        supply_refuse(broker, container_of(oldest, struct broker_request, arrival_link), BROKER_E_DRIVER);
+        queue_refuse(broker, container_of(oldest, struct broker_request, arrival_link), BROKER_E_DRIVER);
     }
     broker_settle(broker, now_ns);
 }

@@ -79,13 +79,7 @@ static void domain_drop_instance(struct broker *broker, struct broker_domain *do
 {
     if (--domain->n_instances)
         return;
-    for (unsigned warm = 0; warm < 2; warm++)
-        for (unsigned i = 0; i < broker->config.n_classes; i++) {
-            struct extent *extent;
-
-            while ((extent = pool_take(&broker->pool, &domain->shelf, warm, i)))
-                extent_doom(broker, extent, NULL);
-        }
+    shelf_empty(broker, &domain->shelf);
     domain_collect(broker, domain);
 }
 
@@ -222,7 +216,7 @@ void broker_instance_freeze(struct broker *broker, struct broker_instance *insta
 
     instance->frozen = true;
     while ((request = youngest(broker, instance)))
-        supply_refuse(broker, request, BROKER_E_FROZEN);
+        queue_refuse(broker, request, BROKER_E_FROZEN);
     instance_touch(broker, instance);
     broker_settle(broker, broker->now_ns);
 }
@@ -253,7 +247,7 @@ static void enforce_limit(struct broker *broker, struct broker_instance *instanc
 
     while (broker_used(instance) > policy_limit(instance->has_limit, instance->limit_of, NULL) &&
            (request = youngest(broker, instance)))
-        supply_refuse(broker, request, BROKER_E_LIMIT);
+        queue_refuse(broker, request, BROKER_E_LIMIT);
 }
 
 void members_budget_changed(struct broker *broker)
@@ -261,7 +255,7 @@ void members_budget_changed(struct broker *broker)
     struct broker_request *request;
 
     while (broker->ledger.charged_bytes > broker->budget.bytes && (request = youngest(broker, NULL)))
-        supply_refuse(broker, request, BROKER_E_BUDGET);
+        queue_refuse(broker, request, BROKER_E_BUDGET);
     list_for_each (it, &broker->instances)
         instance_touch(broker, container_of(it, struct broker_instance, link));
 }

@@ -1,324 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Supply brings extents to the requests that wait for them.
+ * Supply orders from the driver what the queue misses.
  *
- * A request that finds everything warm is ready at once, unless an earlier one of its domain still misses an
- * extent of the same class. Others queue: within a domain in order of arrival. At most as many extents are
- * collected at once as the daemon may hold descriptors, or requests that each have half of theirs would wait
- * for each other forever; beyond that requests are parked, and the domains take turns in getting theirs out.
- *
- * What a domain misses is ordered for it: its own cold extents are exported first, then clean ones, and what
- * is then lacking is created. Exports need a descriptor and no memory, so they are started whenever there is
- * one. Creates are dealt out by deficit round robin in bytes. When the next create doesn't fit, nobody's is
- * started: free extents that can't serve are destroyed, and the turn stays where it is, or small requests
- * would pass a large one forever.
+ * A domain's own cold extents are exported first, then clean ones, and what is then lacking is created.
+ * Exports need a descriptor and no memory, so they are started whenever there is one. Creates are dealt out
+ * by deficit round robin in bytes. When the next create doesn't fit, nobody's is started: free extents that
+ * can't serve are destroyed, and the turn stays where it is, or small requests would pass a large one
+ * forever.
  *
  * A domain for which the driver fails pauses for one look. A request that has got nothing for long enough
  * since then, or since its turn came and there was no room, is refused: everything accepted is answered.
  *
- * Who may have how much was decided before; who is refused for lack of a limit, elsewhere.
+ * While nobody waits, what is cold is exported ahead, and where a reserve is configured, what was asked for
+ * lately is kept ready. Both take only what nobody needs.
  */
-
-#include <assert.h>
 
 #include "base/arith.h"
 #include "broker-internal.h"
 #include "reclaim.h"
-
-static bool is_hungry(const struct broker *broker, const struct broker_domain *domain)
-{
-    for (unsigned i = 0; i < broker->config.n_classes; i++)
-        if (domain->missing[i] > domain->incoming[i])
-            return true;
-    return false;
-}
-
-static void update_hunger(struct broker *broker, struct broker_domain *domain)
-{
-    bool listed = !list_is_empty(&domain->hungry_link);
-
-    if (is_hungry(broker, domain) == listed)
-        return;
-    if (!listed) {
-        list_append(&broker->hungry, &domain->hungry_link);
-        return;
-    }
-    list_unlink(&domain->hungry_link);
-    domain->deficit_bytes = 0;
-}
-
-static void unstall(struct broker_request *request)
-{
-    list_unlink(&request->stall_link);
-}
-
-static void stall(struct broker *broker, struct broker_request *request)
-{
-    if (!list_is_empty(&request->stall_link))
-        return;
-    request->stalled_ns = broker->now_ns;
-    list_append(&broker->stalled, &request->stall_link);
-}
-
-/* ---- Earmarks ---- */
-
-/* Extents lie largest class first. */
-static uint32_t first_of_class(const struct broker *broker, const struct broker_request *request,
-                               unsigned class_index)
-{
-    uint32_t first = 0;
-
-    for (unsigned i = class_index + 1; i < broker->config.n_classes; i++)
-        first += request->counts[i];
-    return first;
-}
-
-static void note_missing(struct broker *broker, struct broker_request *request, unsigned class_index, int n)
-{
-    struct broker_domain *domain = request_domain(request);
-
-    domain->wanted[class_index] += n;
-    if (request->state == BROKER_REQUEST_WAITING)
-        domain->missing[class_index] += n;
-}
-
-static void become_ready(struct broker *broker, struct broker_request *request)
-{
-    list_unlink(&request->link);
-    unstall(request);
-    request->state = BROKER_REQUEST_READY;
-    list_append(&broker->answers, &request->link);
-}
-
-static void earmark(struct broker *broker, struct broker_request *request, struct extent *extent)
-{
-    unsigned class_index = extent->class_index;
-    uint32_t slot = first_of_class(broker, request, class_index) + request->ready[class_index];
-
-    extent->state = EXTENT_EARMARKED;
-    extent->holder = request;
-    broker->earmarked_bytes += extent_bytes(&broker->pool, extent);
-    request->extents[slot] = extent_id(extent);
-    request->ready[class_index]++;
-    request->n_ready++;
-    note_missing(broker, request, class_index, -1);
-    unstall(request);
-    if (request->n_ready == request->n_extents)
-        become_ready(broker, request);
-}
-
-static struct broker_request *first_missing(struct broker_domain *domain, unsigned class_index)
-{
-    if (domain->missing[class_index] == 0)
-        return NULL;
-    list_for_each (it, &domain->queue) {
-        struct broker_request *request = container_of(it, struct broker_request, link);
-
-        if (request_missing(request, class_index))
-            return request;
-    }
-    return NULL;
-}
-
-static struct broker_domain *first_hungry_for(struct broker *broker, unsigned class_index)
-{
-    list_for_each (it, &broker->hungry) {
-        struct broker_domain *domain = container_of(it, struct broker_domain, hungry_link);
-
-        if (domain->missing[class_index] > domain->incoming[class_index])
-            return domain;
-    }
-    return NULL;
-}
-
-static bool offer_to(struct broker *broker, struct broker_domain *domain, struct extent *extent)
-{
-    struct broker_request *request = first_missing(domain, extent->class_index);
-
-    if (!request)
-        return false;
-    earmark(broker, request, extent);
-    update_hunger(broker, domain);
-    return true;
-}
-
-/* `domain`: for whom it was made, if for anybody. A coloured extent has no choice. */
-void supply_offer(struct broker *broker, struct broker_domain *domain, struct extent *extent)
-{
-    struct broker_domain *owner = shelf_domain(broker, extent->shelf);
-
-    if (broker->draining || (owner && owner->n_instances == 0)) {
-        extent_doom(broker, extent, NULL);
-        return;
-    }
-    if (extent->descriptor) {
-        domain = owner ? owner : domain;
-        if (domain && offer_to(broker, domain, extent))
-            return;
-        domain = owner ? NULL : first_hungry_for(broker, extent->class_index);
-        if (domain && offer_to(broker, domain, extent))
-            return;
-    }
-    pool_put(&broker->pool, extent);
-}
-
-static void release_earmarks(struct broker *broker, struct broker_request *request)
-{
-    for (unsigned class_index = 0; class_index < broker->config.n_classes; class_index++) {
-        uint32_t first = first_of_class(broker, request, class_index);
-
-        for (uint32_t i = 0; i < request->ready[class_index]; i++) {
-            struct extent *extent = pool_extent_find(&broker->pool, request->extents[first + i]);
-
-            broker->earmarked_bytes -= extent_bytes(&broker->pool, extent);
-            extent->state = EXTENT_LOOSE;
-            supply_offer(broker, NULL, extent);
-        }
-        request->ready[class_index] = 0;
-    }
-    request->n_ready = 0;
-}
-
-/* ---- The queue ---- */
-
-static struct extent *take_warm(struct broker *broker, struct broker_domain *domain, unsigned class_index)
-{
-    struct extent *extent = pool_take(&broker->pool, &domain->shelf, true, class_index);
-
-    return extent ? extent : pool_take(&broker->pool, &broker->pool.clean, true, class_index);
-}
-
-static void collect_warm(struct broker *broker, struct broker_domain *domain)
-{
-    for (unsigned i = 0; i < broker->config.n_classes; i++) {
-        struct extent *extent;
-
-        while (domain->missing[i] && (extent = take_warm(broker, domain, i)))
-            earmark(broker, first_missing(domain, i), extent);
-    }
-}
-
-/* Extents under way for nobody in particular are as good as ordered. */
-static void adopt_ahead(struct broker *broker, struct broker_domain *domain)
-{
-    list_for_each_safe (it, &broker->ahead) {
-        struct extent *extent = container_of(it, struct extent, link);
-        struct broker_domain *owner = shelf_domain(broker, extent->shelf);
-        unsigned class_index = extent->class_index;
-
-        if ((owner && owner != domain) || domain->missing[class_index] <= domain->incoming[class_index])
-            continue;
-        if (extent->state == EXTENT_EXPORTING)
-            broker->n_exporting_ahead--;
-        list_unlink(&extent->link);
-        extent->holder = domain;
-        domain->incoming[class_index]++;
-        domain->n_incoming++;
-    }
-}
-
-static void activate(struct broker *broker, struct broker_request *request)
-{
-    struct broker_domain *domain = request_domain(request);
-
-    request->state = BROKER_REQUEST_WAITING;
-    list_append(&domain->queue, &request->link);
-    broker->n_active += request->n_extents;
-    for (unsigned i = 0; i < broker->config.n_classes; i++)
-        domain->missing[i] += request->counts[i];
-    collect_warm(broker, domain);
-    adopt_ahead(broker, domain);
-    update_hunger(broker, domain);
-}
-
-/* All warm, and nobody in this domain has waited for the same longer? */
-static bool is_at_hand(const struct broker *broker, const struct broker_request *request)
-{
-    const struct broker_domain *domain = request_domain(request);
-
-    for (unsigned i = 0; i < broker->config.n_classes; i++) {
-        uint64_t n = (uint64_t)domain->shelf.n[true][i] + broker->pool.clean.n[true][i];
-
-        if (request->counts[i] && (domain->wanted[i] || n < request->counts[i]))
-            return false;
-    }
-    return true;
-}
-
-static bool fits_descriptors(const struct broker *broker, const struct broker_request *request)
-{
-    return (uint64_t)broker->n_active + broker->n_sending + request->n_extents <= broker->config.warm_max;
-}
-
-static void park(struct broker *broker, struct broker_request *request)
-{
-    struct broker_domain *domain = request_domain(request);
-
-    request->state = BROKER_REQUEST_PARKED;
-    list_append(&domain->parked, &request->link);
-    if (list_is_empty(&domain->parked_link))
-        list_append(&broker->parked, &domain->parked_link);
-}
-
-void supply_enqueue(struct broker *broker, struct broker_request *request)
-{
-    struct broker_domain *domain = request_domain(request);
-    bool at_hand = is_at_hand(broker, request);
-
-    list_append(&broker->arrivals, &request->arrival_link);
-    for (unsigned i = 0; i < broker->config.n_classes; i++)
-        domain->wanted[i] += request->counts[i];
-    if (at_hand || (list_is_empty(&broker->parked) && fits_descriptors(broker, request)))
-        activate(broker, request);
-    else
-        park(broker, request);
-}
-
-static void unpark(struct broker *broker)
-{
-    while (!list_is_empty(&broker->parked)) {
-        struct broker_domain *domain = list_first(&broker->parked, struct broker_domain, parked_link);
-        struct broker_request *request = list_first(&domain->parked, struct broker_request, link);
-
-        if (!fits_descriptors(broker, request))
-            return;
-        list_unlink(&request->link);
-        list_unlink(&domain->parked_link);
-        if (!list_is_empty(&domain->parked))
-            list_append(&broker->parked, &domain->parked_link);
-        activate(broker, request);
-    }
-}
-
-void supply_withdraw(struct broker *broker, struct broker_request *request)
-{
-    struct broker_domain *domain = request_domain(request);
-
-    list_unlink(&request->link);
-    list_unlink(&request->arrival_link);
-    unstall(request);
-    if (request->state == BROKER_REQUEST_REFUSED)
-        return;
-    for (unsigned i = 0; i < broker->config.n_classes; i++)
-        note_missing(broker, request, i, -(int)request_missing(request, i));
-    if (request->state == BROKER_REQUEST_PARKED && list_is_empty(&domain->parked))
-        list_unlink(&domain->parked_link);
-    if (request->state != BROKER_REQUEST_PARKED)
-        broker->n_active -= request->n_extents;
-    ledger_charge_deinit(&broker->ledger, &request->charge);
-    instance_touch(broker, request->peer->instance);
-    update_hunger(broker, domain);
-    release_earmarks(broker, request);
-}
-
-void supply_refuse(struct broker *broker, struct broker_request *request, int error)
-{
-    supply_withdraw(broker, request);
-    request->state = BROKER_REQUEST_REFUSED;
-    request->error = error;
-    list_append(&broker->answers, &request->link);
-}
 
 /* ---- Exports ---- */
 
@@ -330,7 +30,7 @@ static void begin_export(struct broker *broker, struct broker_domain *domain, st
     if (domain) {
         domain->incoming[extent->class_index]++;
         domain->n_incoming++;
-        update_hunger(broker, domain);
+        queue_update_hunger(broker, domain);
         list_append(&broker->exports, &extent->link);
     } else {
         broker->n_exporting_ahead++;
@@ -483,7 +183,7 @@ static bool begin_create(struct broker *broker, struct broker_domain *domain, un
         domain->deficit_bytes -= extent_bytes(&broker->pool, extent);
         domain->incoming[class_index]++;
         domain->n_incoming++;
-        update_hunger(broker, domain);
+        queue_update_hunger(broker, domain);
     }
     return true;
 }
@@ -493,7 +193,7 @@ static void driver_failed(struct broker *broker, struct broker_domain *domain, s
     domain->retry_ns = broker->now_ns + broker->config.look_ns;
     broker->look_wanted = true;
     if (request)
-        stall(broker, request);
+        queue_stall(broker, request);
 }
 
 static bool look_is_stale(const struct broker *broker)
@@ -541,7 +241,7 @@ static void start_creates(struct broker *broker)
         if (room(broker) < broker->config.class_bytes[class_index]) {
             broker_trim(broker, &domain->shelf, bytes_to_create(broker));
             if (!help_is_under_way(broker, request))
-                stall(broker, request);
+                queue_stall(broker, request);
             return;
         }
         if (!begin_create(broker, domain, class_index))
@@ -600,7 +300,7 @@ static struct broker_domain *arrive(struct broker *broker, struct extent *extent
     if (domain) {
         domain->incoming[extent->class_index]--;
         domain->n_incoming--;
-        update_hunger(broker, domain);
+        queue_update_hunger(broker, domain);
     }
     return domain;
 }
@@ -620,14 +320,14 @@ void supply_created(struct broker *broker, struct extent *extent, bool ok)
         ledger_charge_deinit(&broker->ledger, &extent->charge);
         pool_extent_free(&broker->pool, extent);
         if (domain)
-            driver_failed(broker, domain, first_missing(domain, class_index));
+            driver_failed(broker, domain, queue_first_missing(domain, class_index));
     } else {
         ledger_created(&broker->ledger, extent_bytes(&broker->pool, extent));
         ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);
         if (still_needs(domain, class_index) && broker->pool.n_descriptors < broker->config.warm_max)
             begin_export(broker, domain, extent);
         else
-            supply_offer(broker, NULL, extent);
+            queue_offer(broker, NULL, extent);
     }
     if (domain)
         domain_collect(broker, domain);
@@ -642,12 +342,12 @@ void supply_exported(struct broker *broker, struct extent *extent, bool ok)
     if (!domain)
         broker->n_exporting_ahead--;
     if (ok) {
-        supply_offer(broker, domain, extent);
+        queue_offer(broker, domain, extent);
     } else {
         pool_set_descriptor(&broker->pool, extent, false);
         extent_doom(broker, extent, NULL);
         if (domain)
-            driver_failed(broker, domain, first_missing(domain, class_index));
+            driver_failed(broker, domain, queue_first_missing(domain, class_index));
     }
     if (domain)
         domain_collect(broker, domain);
@@ -677,14 +377,14 @@ static bool refuse_hopeless(struct broker *broker)
 
     if (!request)
         return false;
-    supply_refuse(broker, request, BROKER_E_DRIVER);
+    queue_refuse(broker, request, BROKER_E_DRIVER);
     return true;
 }
 
 void supply_settle(struct broker *broker)
 {
     do {
-        unpark(broker);
+        queue_unpark(broker);
         if (start_exports(broker))
             start_creates(broker);
     } while (refuse_hopeless(broker));

@@ -65,10 +65,10 @@ static void lives(unsigned n, bool honest)
 
 TEST_LIMIT(honest_lives, 110)
 {
-    lives(40, true);
+    lives(30, true);
 }
 
 TEST_LIMIT(hostile_lives, 110)
 {
-    lives(60, false);
+    lives(40, false);
 }

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ledger.h"
+
+#include "base/arith.h"
+#include "test.h"
+
+TEST(charges_move_between_states_and_accounts)
+{
+    struct ledger_account account = {};
+    struct ledger_charge pending, extent;
+    struct ledger ledger;
+
+    ledger_init(&ledger, 100 * MIB, 90 * MIB);
+    ledger_charge_init(&ledger, &pending, &account, LEDGER_PENDING, 8 * MIB);
+    ledger_charge_init(&ledger, &extent, NULL, LEDGER_CREATING, 8 * MIB);
+    check_eq(ledger_account_used(&account), 8 * MIB);
+    check_eq(ledger.charged_bytes, 8 * MIB);
+    check_eq(ledger_held(&ledger), 8 * MIB);
+    ledger_charge_move(&ledger, &extent, NULL, LEDGER_POOL);
+    check_eq(ledger.bytes[LEDGER_CREATING], 0);
+    check_eq(ledger.bytes[LEDGER_POOL], 8 * MIB);
+    check_eq(ledger.charged_bytes, 8 * MIB);
+    ledger_charge_deinit(&ledger, &pending);
+    check_eq(ledger.charged_bytes, 0);
+    ledger_charge_move(&ledger, &extent, &account, LEDGER_GRANTED);
+    check_eq(account.bytes[LEDGER_GRANTED], 8 * MIB);
+    check_eq(ledger.charged_bytes, 8 * MIB);
+    check_eq(ledger_held(&ledger), 8 * MIB);
+    ledger_charge_move(&ledger, &extent, &account, LEDGER_LIMBO);
+    ledger_charge_move(&ledger, &extent, &account, LEDGER_DESTROYING);
+    check_eq(ledger_account_used(&account), 8 * MIB);
+    ledger_charge_deinit(&ledger, &extent);
+    ledger_account_deinit(&account);
+    ledger_deinit(&ledger);
+}
+
+TEST(a_rise_proves_what_came_free)
+{
+    struct ledger_charge charge;
+    struct ledger_proof proof;
+    struct ledger ledger;
+
+    ledger_init(&ledger, 100 * MIB, 50 * MIB);
+    ledger_charge_init(&ledger, &charge, NULL, LEDGER_DESTROYING, 20 * MIB);
+    proof = ledger_look(&ledger, 58 * MIB, 20 * MIB);
+    check_eq(proof.risen_bytes, 8 * MIB);
+    check_eq(proof.impossible_bytes, 0);
+    proof = ledger_look(&ledger, 58 * MIB, 12 * MIB);
+    check_eq(proof.risen_bytes, 0);
+    proof = ledger_look(&ledger, 40 * MIB, 12 * MIB);
+    check_eq(proof.risen_bytes, 0);
+    ledger_charge_deinit(&ledger, &charge);
+    ledger_deinit(&ledger);
+}
+
+TEST(creates_and_releases_in_between_are_counted)
+{
+    struct ledger_charge charge;
+    struct ledger_proof proof;
+    struct ledger ledger;
+
+    ledger_init(&ledger, 100 * MIB, 50 * MIB);
+    ledger_charge_init(&ledger, &charge, NULL, LEDGER_DESTROYING, 20 * MIB);
+    ledger_created(&ledger, 8 * MIB);
+    check_eq(ledger.free_bytes, 42 * MIB);
+    ledger_released(&ledger, 2 * MIB);
+    check_eq(ledger.free_bytes, 44 * MIB);
+    /* Unchanged, though we took 6: somebody gave up 6. */
+    proof = ledger_look(&ledger, 50 * MIB, 20 * MIB);
+    check_eq(proof.risen_bytes, 6 * MIB);
+    ledger_charge_deinit(&ledger, &charge);
+    ledger_deinit(&ledger);
+}
+
+TEST(what_cannot_be_there_is_gone)
+{
+    struct ledger_charge granted, creating, leaving, gone;
+    struct ledger_proof proof;
+    struct ledger ledger;
+
+    ledger_init(&ledger, 100 * MIB, 68 * MIB);
+    ledger_charge_init(&ledger, &granted, NULL, LEDGER_GRANTED, 16 * MIB);
+    ledger_charge_init(&ledger, &leaving, NULL, LEDGER_DESTROYING, 8 * MIB);
+    ledger_charge_init(&ledger, &gone, NULL, LEDGER_DESTROYING, 8 * MIB);
+    /* Not carried out when the reading was taken, so no part of it. */
+    ledger_charge_init(&ledger, &creating, NULL, LEDGER_CREATING, 32 * MIB);
+    /* Of the 32 MiB in use 16 are granted and 8 wait for their release: the other 8 may be there. */
+    proof = ledger_look(&ledger, 68 * MIB, 8 * MIB);
+    check_eq(proof.impossible_bytes, 0);
+    proof = ledger_look(&ledger, 71 * MIB, 8 * MIB);
+    check_eq(proof.risen_bytes, 3 * MIB);
+    check_eq(proof.impossible_bytes, 3 * MIB);
+    proof = ledger_look(&ledger, 80 * MIB, 8 * MIB);
+    check_eq(proof.impossible_bytes, 8 * MIB);
+    ledger_charge_deinit(&ledger, &granted);
+    ledger_charge_deinit(&ledger, &creating);
+    ledger_charge_deinit(&ledger, &leaving);
+    ledger_charge_deinit(&ledger, &gone);
+    ledger_deinit(&ledger);
+}
+
+TEST(readings_beyond_the_device_are_the_device)
+{
+    struct ledger_proof proof;
+    struct ledger ledger;
+
+    ledger_init(&ledger, 100 * MIB, 200 * MIB);
+    check_eq(ledger.free_bytes, 100 * MIB);
+    ledger_created(&ledger, 120 * MIB);
+    check_eq(ledger.free_bytes, 0);
+    ledger_released(&ledger, UINT64_MAX);
+    check_eq(ledger.free_bytes, 100 * MIB);
+    proof = ledger_look(&ledger, UINT64_MAX, 0);
+    check_eq(proof.risen_bytes, 0);
+    check_eq(ledger.free_bytes, 100 * MIB);
+    ledger_deinit(&ledger);
+}

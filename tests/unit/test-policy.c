@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "policy.h"
+
+#include "base/arith.h"
+#include "test.h"
+
+TEST(the_strongest_limit_counts)
+{
+    uint64_t limits[_POLICY_N] = {0, 10, 20, 30, 40};
+    bool has[_POLICY_N] = {};
+    enum policy_source source;
+
+    check(policy_limit(has, limits, &source) == UINT64_MAX);
+    check_eq(source, POLICY_BUDGET);
+    has[POLICY_ENGINE] = true;
+    check_eq(policy_limit(has, limits, &source), 30);
+    check_eq(source, POLICY_ENGINE);
+    has[POLICY_CONFIG] = true;
+    check_eq(policy_limit(has, limits, &source), 20);
+    check_eq(source, POLICY_CONFIG);
+    has[POLICY_ADMIN] = true;
+    limits[POLICY_ADMIN] = 0;
+    check_eq(policy_limit(has, limits, &source), 0);
+    check_eq(source, POLICY_ADMIN);
+}
+
+TEST(admission_is_exact)
+{
+    check_eq(policy_admit(60, 100, 60, 100, 40), 0);
+    check_eq(policy_admit(60, 100, 60, 200, 41), POLICY_E_LIMIT);
+    check_eq(policy_admit(60, 200, 60, 100, 41), POLICY_E_BUDGET);
+    check_eq(policy_admit(60, 100, 60, 100, 41), POLICY_E_LIMIT);
+    check_eq(policy_admit(10, UINT64_MAX, 60, 100, 40), 0);
+    check_eq(policy_admit(0, 0, 0, 100, 1), POLICY_E_LIMIT);
+    check_eq(policy_admit(50, 20, 50, 100, 1), POLICY_E_LIMIT);
+    check_eq(policy_admit(0, 100, 150, 100, 1), POLICY_E_BUDGET);
+    check_eq(policy_admit(1, UINT64_MAX, 1, UINT64_MAX, UINT64_MAX), POLICY_E_LIMIT);
+    check_eq(policy_admit(0, UINT64_MAX, 1, UINT64_MAX, UINT64_MAX), POLICY_E_BUDGET);
+}
+
+TEST(foreign_is_what_is_left)
+{
+    check_eq(policy_foreign(100, 30, 50), 20);
+    check_eq(policy_foreign(100, 30, 90), 0);
+    check_eq(policy_foreign(100, 120, 0), 0);
+}
+
+TEST(budgets)
+{
+    check_eq(policy_budget_now(80 * GIB, 0, 950000, 0), 76 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 6 * GIB, 950000, 0), 70 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 77 * GIB, 950000, 0), 0);
+    check_eq(policy_budget_now(80 * GIB, 77 * GIB, 950000, 12 * GIB), 12 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 0, 950000, 100 * GIB), 80 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 0, 2000000, 0), 80 * GIB);
+    check_eq(policy_budget_now(3, 0, 500000, 0), 1);
+    check(policy_budget_now(UINT64_MAX, 0, 1000000, 0) == UINT64_MAX);
+}
+
+TEST(a_budget_falls_at_once_and_rises_when_stable)
+{
+    struct policy_budget budget = {.bytes = 100};
+
+    policy_budget_update(&budget, 60, 0, 10);
+    check_eq(budget.bytes, 60);
+    policy_budget_update(&budget, 90, 1, 10);
+    check_eq(budget.bytes, 60);
+    check(budget.rising);
+    policy_budget_update(&budget, 80, 5, 10);
+    policy_budget_update(&budget, 95, 10, 10);
+    check_eq(budget.bytes, 60);
+    /* The lowest that was seen for so long. */
+    policy_budget_update(&budget, 95, 11, 10);
+    check_eq(budget.bytes, 80);
+    check(budget.rising);
+    policy_budget_update(&budget, 95, 20, 10);
+    check_eq(budget.bytes, 80);
+    policy_budget_update(&budget, 95, 21, 10);
+    check_eq(budget.bytes, 95);
+    check(!budget.rising);
+}
+
+TEST(a_budget_that_falls_again_has_not_been_stable)
+{
+    struct policy_budget budget = {.bytes = 60};
+
+    policy_budget_update(&budget, 90, 0, 10);
+    policy_budget_update(&budget, 60, 9, 10);
+    check(!budget.rising);
+    policy_budget_update(&budget, 90, 10, 10);
+    check_eq(budget.bytes, 60);
+    policy_budget_update(&budget, 90, 19, 10);
+    check_eq(budget.bytes, 60);
+    policy_budget_update(&budget, 90, 20, 10);
+    check_eq(budget.bytes, 90);
+}
+
+TEST(room_is_within_budget_and_outside_the_headroom)
+{
+    check_eq(policy_room(100, 60, 200, 0, 0), 40);
+    check_eq(policy_room(100, 60, 50, 0, 20), 30);
+    check_eq(policy_room(100, 60, 50, 10, 20), 20);
+    check_eq(policy_room(100, 160, 50, 0, 0), 0);
+    check_eq(policy_room(100, 0, 50, 0, 60), 0);
+    check_eq(policy_room(100, 0, 50, UINT64_MAX, 60), 0);
+}
+
+TEST(shortage_counts_what_is_coming)
+{
+    /* Budget: 90 held + 20 wanted of 100. */
+    check_eq(policy_shortage(100, 90, 200, 0, 0, 0, 20), 10);
+    check_eq(policy_shortage(100, 90, 200, 0, 0, 4, 20), 6);
+    check_eq(policy_shortage(100, 90, 200, 0, 0, 10, 20), 0);
+    /* Free memory: 10 being created + 5 headroom + 20 wanted of 30. */
+    check_eq(policy_shortage(1000, 90, 30, 10, 5, 0, 20), 5);
+    check_eq(policy_shortage(1000, 90, 30, 10, 5, 2, 20), 3);
+    /* Pressure alone. */
+    check_eq(policy_shortage(1000, 90, 3, 0, 5, 0, 0), 2);
+    check_eq(policy_shortage(80, 90, 100, 0, 5, 0, 0), 10);
+    check_eq(policy_shortage(100, 90, 100, 0, 5, 0, 0), 0);
+    check_eq(policy_shortage(UINT64_MAX, UINT64_MAX, 0, 0, 0, 0, UINT64_MAX) == UINT64_MAX, 1);
+}
+
+TEST(demand_fades_to_half_in_a_second)
+{
+    struct policy_demand demand = {};
+
+    check_eq(policy_demand_read(&demand, 0), 0);
+    policy_demand_add(&demand, 1000, NSEC_PER_SEC);
+    check_eq(policy_demand_read(&demand, NSEC_PER_SEC), 1000);
+    check_eq(policy_demand_read(&demand, NSEC_PER_SEC * 3 / 2), 750);
+    check_eq(policy_demand_read(&demand, 2 * NSEC_PER_SEC), 500);
+    check_eq(policy_demand_read(&demand, 3 * NSEC_PER_SEC), 250);
+    check_eq(policy_demand_read(&demand, 200 * NSEC_PER_SEC), 0);
+    policy_demand_add(&demand, 1000, 2 * NSEC_PER_SEC);
+    check_eq(policy_demand_read(&demand, 2 * NSEC_PER_SEC), 1500);
+    /* A clock that is read late changes nothing. */
+    check_eq(policy_demand_read(&demand, 0), 1500);
+    policy_demand_add(&demand, UINT64_MAX, 2 * NSEC_PER_SEC);
+    check(policy_demand_read(&demand, 2 * NSEC_PER_SEC) == UINT64_MAX);
+}
+
+TEST(reserves_are_bounded)
+{
+    check_eq(policy_reserve(100, 40), 40);
+    check_eq(policy_reserve(10, 40), 10);
+    check_eq(policy_reserve(100, 0), 0);
+}
