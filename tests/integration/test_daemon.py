@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from harness.broker import Daemon, Programs, eventually
+from harness.control import open_control
 from harness.raw import RawPeer, start_raw
 
 MIB = 1 << 20
@@ -18,13 +19,7 @@ def engine(programs: Programs, daemon: Daemon) -> RawPeer:
 
 @pytest.fixture
 def control(programs: Programs, daemon: Daemon) -> RawPeer:
-    """A connection to the control socket."""
-    peer = start_raw(programs, daemon)
-    peer.connect(daemon.control)
-    welcome = peer.request("Hello", min_version=1, max_version=1, program="test")
-    assert welcome.name == "Welcome"
-    assert welcome.number("fds") == 0
-    return peer
+    return open_control(programs, daemon)
 
 
 def held(control: RawPeer) -> int:
