@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kvcachedd as a service: idling, reloading, being activated, watched, crowded, and told to end."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.broker import Daemon, Programs, Site, eventually
+from harness.control import info, open_control
+from harness.raw import RawPeer, start_raw
+
+MIB = 1 << 20
+IDLE_S = 10
+
+
+def switches(pid: int) -> dict[str, tuple[str, ...]]:
+    """How often each thread has been scheduled."""
+    counts = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        counts[task.name] = tuple(line for line in lines if "ctxt_switches" in line)
+    return counts
+
+
+def test_idle_costs_nothing(programs: Programs) -> None:
+    """With engines that hold memory, one that only is connected, and an administrator who watches nothing, but
+    with the pool given back, no thread of the daemon runs once."""
+    daemon = programs.daemon(config="[daemon]\nidle=0.2\n")
+    engines = [start_raw(programs, daemon, f"engine-{i}") for i in range(3)]
+    for engine in engines:
+        engine.open()
+    for engine in engines[1:]:
+        extents = engine.take(engine.open_region(), 20)
+        engine.give_back(*extents[:10])
+    control = open_control(programs, daemon)
+    eventually(lambda: info(control).number("held_bytes") == 40 * MIB)
+    eventually(lambda: info(control).number("destroying_bytes") == 0)
+
+    def is_quiet() -> bool:
+        before = switches(daemon.pid)
+        time.sleep(0.5)
+        return switches(daemon.pid) == before
+
+    eventually(is_quiet)
+    before = switches(daemon.pid)
+    time.sleep(IDLE_S)
+    assert switches(daemon.pid) == before
+    assert engines[0].take(engines[0].open_region(), 1)
+
+
+# ---- Ending ----
+
+
+def test_sigterm_while_busy(programs: Programs) -> None:
+    """Engines hold memory, wait for some, don't read, or have just connected. All are told or cut off; the daemon
+    ends although they live on, and what they have keeps existing until they end, too."""
+    daemon = programs.daemon(budget="512M")
+    holder, greedy, deaf, fresh = (start_raw(programs, daemon, n) for n in ("holder", "greedy", "deaf", "fresh"))
+    holder.open()
+    holder.do("keep")
+    holder.take(holder.open_region(), 100)
+    greedy.open()
+    greedy.post("Take", region=greedy.open_region(), pages=150)
+    deaf.open()
+    deaf.do(f"flood 200 Take 9 region={deaf.open_region()} pages=1")
+    fresh.connect()
+    daemon.stop()
+    holder.check_ended("ERROR_SHUTDOWN", "stopping")
+    fresh.check_ended("ERROR_SHUTDOWN", "stopping")
+    assert holder.is_running()
+    daemon.site.killed = True  # what holds the device now is no user of it, and doesn't clean up
+
+
+def test_sigterm_twice(programs: Programs) -> None:
+    daemon = programs.daemon()
+    engine = start_raw(programs, daemon)
+    engine.open()
+    engine.take(engine.open_region(), 100)
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.wait() == 0
+
+
+@pytest.mark.emulator
+def test_a_driver_that_takes_long_does_not_hold_up_the_end(programs: Programs, site: Site) -> None:
+    """Creating takes nine seconds here, but talking and ending don't."""
+    costs = site.run / "costs"
+    costs.write_text("cuMemCreate call:9000000\n")
+    daemon = programs.daemon(environment={"KVCACHED_EMULATE_COSTS": str(costs)})
+    engine = start_raw(programs, daemon)
+    engine.open()
+    engine.post("Take", region=engine.open_region(), pages=1)
+    control = open_control(programs, daemon)
+    started = time.monotonic()
+    assert info(control).number("creating_bytes") > 0
+    assert time.monotonic() - started < 1
+    daemon.site.killed = True  # its device goes with the process, in the middle of the call
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.wait(within=8) == 0
+    assert "has not taken everything back in time" in daemon.log()
+
+
+# ---- Reloading ----
+
+
+def test_reload(programs: Programs, site: Site) -> None:
+    daemon = programs.daemon(budget=None, config="[daemon]\nbudget=512M\n[instance a*]\nlimit=64M\n")
+    engine = start_raw(programs, daemon, "a1")
+    engine.open()
+    region = engine.open_region()
+    engine.request("Take", region=region, pages=33).check_refused("ERROR_LIMIT", "limit of 64.00 MB")
+    config = site.run / "gpu0.conf"
+
+    config.write_text("[daemon]\nbudget=256M\n[instance a*]\nlimit=128M\n")
+    reload(daemon)
+    assert len(engine.take(region, 64)) == 64
+    engine.request("Take", region=region, pages=1).check_refused("ERROR_LIMIT", "limit of 128.00 MB")
+
+    config.write_text("[daemon]\nbudget=256M\n[instance a*]\nlimit=lots\n")
+    reload(daemon)
+    assert "The old configuration stays: " in daemon.log()
+    assert "gpu0.conf:4: limit=lots" in daemon.log()
+    engine.request("Take", region=region, pages=1).check_refused("ERROR_LIMIT", "limit of 128.00 MB")
+
+    config.write_text("[daemon]\nbudget=256M\n")
+    reload(daemon)
+    assert len(engine.take(region, 64)) == 64
+    engine.request("Take", region=region, pages=1).check_refused("ERROR_BUDGET", "budget of 256.00 MB")
+
+
+def reload(daemon: Daemon) -> None:
+    daemon.notifications.receive()
+    daemon.notifications.received.clear()
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for("READY=1")
+    assert any(line.startswith("RELOADING=1") for line in daemon.notifications.received)
+
+
+# ---- The service manager ----
+
+
+def test_watchdog(programs: Programs) -> None:
+    daemon = programs.daemon(environment={"WATCHDOG_USEC": "200000"})
+    for _ in range(3):
+        daemon.notifications.received.clear()
+        daemon.wait_for("WATCHDOG=1", within=5)
+
+
+def test_no_watchdog_when_nobody_asks(daemon: Daemon) -> None:
+    daemon.notifications.receive()
+    assert "WATCHDOG=1" not in daemon.notifications.received
+
+
+class Activator:
+    """Listens, and starts the daemon with the sockets as systemd would."""
+
+    def __init__(self, site: Site, *names: str) -> None:
+        self.site = site
+        self.paths = {name: site.run / f"{name}.sock" for name in names}
+        self.sockets = {name: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for name in names}
+        for name, listener in self.sockets.items():
+            listener.bind(str(self.paths[name]))
+            listener.listen()
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        names = ":".join(self.sockets)
+        descriptors = [listener.fileno() for listener in self.sockets.values()]
+
+        def place_descriptors() -> None:
+            for i, fd in enumerate([os.dup(fd) for fd in descriptors]):
+                os.dup2(fd, 3 + i, inheritable=True)
+            os.environ["LISTEN_PID"] = str(os.getpid())
+            os.execve(command[0], command, environment | {"LISTEN_PID": str(os.getpid())})
+
+        command = [str(self.site.program("daemon/kvcachedd")), "--emulate", "1G", *arguments]
+        command += ["--state-dir", str(self.site.run / "state")]
+        environment = self.site.environment(LISTEN_FDS=str(len(descriptors)), LISTEN_FDNAMES=names)
+        with (self.site.run / "activated.log").open("ab") as log:
+            return subprocess.Popen(command, preexec_fn=place_descriptors, close_fds=False, stderr=log)
+
+    def close(self) -> None:
+        for listener in self.sockets.values():
+            listener.close()
+
+
+def test_socket_activation(programs: Programs, site: Site) -> None:
+    """Connections wait for the daemon, and its sockets stay when it goes."""
+    config = site.run / "x.conf"
+    config.write_text("[domain tenant]\nsocket=/nowhere/at/all\n")
+    activator = Activator(site, "control", "tenant", "engine")
+    early = RawPeer(site, activator.paths["engine"])
+    programs.peers.append(early)
+    early.connect()
+    process = activator.start("--config", str(config))
+    try:
+        assert early.hello().name == "Welcome"
+        tenant = RawPeer(site, activator.paths["tenant"], "t")
+        programs.peers.append(tenant)
+        tenant.open()
+        control = RawPeer(site, activator.paths["control"])
+        programs.peers.append(control)
+        control.connect()
+        assert control.hello().name == "Welcome"
+        listing = control.request("List").text
+        assert "domain=tenant instance=t" in listing
+        assert f"domain=uid:{os.getuid()} instance=raw" in listing
+    finally:
+        process.terminate()
+        status = process.wait(30)
+        activator.close()
+    assert status == 0
+    assert all(path.is_socket() for path in activator.paths.values())
+    assert (site.run / "activated.log").read_text() == ""
+
+
+def test_activation_with_an_unknown_name(site: Site) -> None:
+    activator = Activator(site, "engine", "what")
+    process = activator.start()
+    assert process.wait(30) == 1
+    activator.close()
+    assert 'A socket named "what" was passed' in (site.run / "activated.log").read_text()
+
+
+# ---- A full descriptor table ----
+
+
+def test_a_full_descriptor_table(programs: Programs) -> None:
+    """Connections are dropped, nobody who is there is hurt, and it ends with its cause."""
+    daemon = programs.daemon()
+    engine = start_raw(programs, daemon, "old")
+    engine.open()
+    region = engine.open_region()
+    kept = engine.take(region, 4)
+    n_used = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (n_used, before[1]))
+
+    crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(40)]
+    for member in crowd:
+        member.connect(str(daemon.socket))
+    for member in crowd:
+        assert select.select([member], [], [], 30)[0]
+        member.close()
+    assert daemon.is_running()
+    assert "Connections to" in daemon.log()
+    assert daemon.log().count("\n") < 10
+    assert engine.give_back(*kept).name == "Returned"
+
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+    assert len(engine.take(region, 4)) == 4
+    assert start_raw(programs, daemon, "new").open().name == "Welcome"
+
+
+def test_idle_with_a_full_descriptor_table(programs: Programs) -> None:
+    """Whoever cannot be accepted is dropped rather than left to wake the daemon up for ever."""
+    daemon = programs.daemon()
+    n_used = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (n_used, before[1]))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as member:
+        member.connect(str(daemon.socket))
+        assert select.select([member], [], [], 30)[0]
+        before_counts = switches(daemon.pid)
+        time.sleep(1)
+        assert switches(daemon.pid) == before_counts
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
