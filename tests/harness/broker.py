@@ -275,7 +275,7 @@ class Peer:
         variables = {"KVCACHED_SOCKET": str(socket_path), "KVCACHED_IPC_NAME": instance} | (environment or {})
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(site.program(self.program)), *arguments],
+                [*self.command(), *arguments],
                 env=site.environment(**variables),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -283,6 +283,10 @@ class Peer:
                 bufsize=0,
             )
         self._buffer = b""
+
+    def command(self) -> list[str]:
+        """What is run."""
+        return [str(self.site.program(self.program))]
 
     @property
     def pid(self) -> int:

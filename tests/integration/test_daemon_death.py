@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What engines leave behind when they end, and when only their connection does."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from harness.broker import Daemon, Peer, Programs, eventually
+from harness.control import books_are_right, info, open_control
+from harness.raw import RawPeer, start_raw
+
+MIB = 1 << 20
+
+
+def mapper(programs: Programs, daemon: Daemon, pages: int = 50) -> Peer:
+    """An engine that has mapped so many pages of 2 MiB."""
+    engine = programs.peer(daemon, "mapper")
+    engine.do("open")
+    engine.do(f"region r page=2M pages={pages}")
+    engine.do(f"map r 0-{pages - 1}")
+    return engine
+
+
+def accounts(control: RawPeer) -> dict[str, int]:
+    now = info(control)
+    return {name: now.number(f"{name}_bytes") // MIB for name in ("granted", "limbo", "destroying")}
+
+
+def test_sigkill(programs: Programs, daemon: Daemon) -> None:
+    control = open_control(programs, daemon)
+    engine = mapper(programs, daemon)
+    assert accounts(control) == {"granted": 100, "limbo": 0, "destroying": 0}
+    engine.kill()
+    eventually(lambda: info(control).number("instances") == 0, within=1)
+    eventually(lambda: books_are_right(control), within=1)
+    daemon.site.killed = False
+
+
+def test_a_stopped_engine_keeps_what_it_has(programs: Programs, daemon: Daemon) -> None:
+    control = open_control(programs, daemon)
+    engine = mapper(programs, daemon)
+    other = start_raw(programs, daemon, "other")
+    other.open()
+    engine.process.send_signal(signal.SIGSTOP)
+    other.give_back(*other.take(other.open_region(), 10))
+    assert accounts(control)["granted"] == 100
+    engine.process.send_signal(signal.SIGCONT)
+    engine.do("unmap r 0-49")
+    assert accounts(control)["granted"] == 0
+
+
+def test_a_connection_that_ends_while_the_process_lives(programs: Programs, daemon: Daemon) -> None:
+    """What it holds stays charged to its instance, and nobody gets it, until the process is gone."""
+    control = open_control(programs, daemon)
+    engine = start_raw(programs, daemon, "leaver")
+    engine.open()
+    engine.do("keep")
+    engine.take(engine.open_region(), 50)
+    engine.do("close")
+    eventually(lambda: accounts(control) == {"granted": 0, "limbo": 100, "destroying": 0})
+    (line,) = [part for part in control.request("List").text.split(" instances=") if "instance=leaver" in part]
+    assert "used_bytes=104857600" in line
+    assert "limbo_bytes=104857600" in line
+    assert f"pid={engine.pid}" in line
+    assert "connected=1" not in line
+    engine.kill()
+    eventually(lambda: info(control).number("instances") == 0, within=1)
+    eventually(lambda: books_are_right(control), within=1)
+    daemon.site.killed = False
+
+
+def test_a_connection_that_ends_with_nothing_in_hand_is_forgotten(programs: Programs, daemon: Daemon) -> None:
+    control = open_control(programs, daemon)
+    engine = start_raw(programs, daemon, "leaver")
+    engine.open()
+    engine.give_back(*engine.take(engine.open_region(), 5))
+    engine.do("close")
+    eventually(lambda: info(control).number("instances") == 0)
+    assert info(control).number("limbo_bytes") == 0
+
+
+def test_an_instance_comes_back_beside_its_past(programs: Programs, daemon: Daemon) -> None:
+    """A new process of the name is charged for what the old one's child still holds."""
+    control = open_control(programs, daemon)
+    engine = start_raw(programs, daemon, "phoenix")
+    engine.open()
+    engine.do("keep")
+    engine.take(engine.open_region(), 50)
+    child = int(engine.do("fork"))
+    engine.kill()
+    eventually(lambda: accounts(control) == {"granted": 0, "limbo": 0, "destroying": 100})
+
+    again = start_raw(programs, daemon, "phoenix")
+    again.open()
+    again.take(again.open_region(), 10)
+    (line,) = [part for part in control.request("List").text.split(" instances=") if "instance=phoenix" in part]
+    assert f"used_bytes={120 * MIB}" in line
+    os.kill(child, signal.SIGKILL)
+    eventually(lambda: accounts(control) == {"granted": 20, "limbo": 0, "destroying": 0}, within=2)
+    daemon.site.killed = False
+
+
+def test_a_forked_child_keeps_the_bytes_charged(programs: Programs, daemon: Daemon) -> None:
+    """The process is dead, but the driver does not show its memory free while a child holds descriptors."""
+    control = open_control(programs, daemon)
+    engine = start_raw(programs, daemon, "parent")
+    engine.open()
+    engine.do("keep")
+    engine.take(engine.open_region(), 50)
+    child = int(engine.do("fork"))
+    engine.kill()
+    eventually(lambda: accounts(control) == {"granted": 0, "limbo": 0, "destroying": 100})
+    assert info(control).number("free_bytes") <= 1024 * MIB - 100 * MIB
+    other = start_raw(programs, daemon, "other")
+    other.open()
+    region = other.open_region()
+    budget = info(control).number("budget_bytes")
+    other.request("Take", region=region, pages=budget // (2 * MIB)).check_refused("ERROR_BUDGET")
+    os.kill(child, signal.SIGKILL)
+    eventually(lambda: accounts(control) == {"granted": 0, "limbo": 0, "destroying": 0}, within=1)
+    eventually(lambda: books_are_right(control))
+    daemon.site.killed = False
+
+
+def test_descriptors_that_nobody_fetched_die_with_their_socket(programs: Programs, daemon: Daemon) -> None:
+    control = open_control(programs, daemon)
+    engine = start_raw(programs, daemon, "deaf")
+    engine.open()
+    engine.post("Take", region=engine.open_region(), pages=50)
+    eventually(lambda: accounts(control)["granted"] == 100)
+    engine.kill()
+    eventually(lambda: info(control).number("instances") == 0, within=1)
+    eventually(lambda: books_are_right(control), within=1)
+    daemon.site.killed = False
