@@ -397,6 +397,37 @@ TEST_LIMIT(a_thousand_processes, 60)
     support_finish();
 }
 
+static void hold_until_closed(const int *fds, pid_t *ret_pid)
+{
+    char c;
+
+    *ret_pid = support_spawn(hold_one, (void *)fds);
+    check_eq(read(fds[0], &c, 1), 1);
+}
+
+/* Nobody asks for free memory, and yet the dead do not pile up. */
+TEST(dead_slots_do_not_pile_up)
+{
+    int fds[4], status;
+    pid_t first, pid;
+
+    support_devices("1G");
+    check_eq(pipe(fds), 0);
+    check_eq(pipe(fds + 2), 0);
+    hold_until_closed(fds, &first);
+    for (unsigned i = 0; i < 300; i++) {
+        hold_until_closed(fds, &pid);
+        support_kill(pid);
+        check(count_files("slot.") <= 8);
+    }
+    for (int i = 0; i < 4; i++)
+        close(fds[i]);
+    check_eq(waitpid(first, &status, 0), first);
+    support_start();
+    check_eq(support_free_bytes(), GIB);
+    support_finish();
+}
+
 /* A device is full only when the dead have been looked at. */
 TEST(out_of_memory_sweeps_first)
 {

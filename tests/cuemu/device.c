@@ -32,7 +32,7 @@ static CUresult get_version(int *version)
 
 EXPORT CUresult cuDriverGetVersion(int *version)
 {
-    return CALL(cuDriverGetVersion, NEEDS_NOTHING, get_version(version));
+    return CALL_ANYWHERE(cuDriverGetVersion, get_version(version));
 }
 
 static const struct {
@@ -57,12 +57,12 @@ static CUresult describe(CUresult error, const char **ret, bool name)
 
 EXPORT CUresult cuGetErrorName(CUresult error, const char **name)
 {
-    return CALL(cuGetErrorName, NEEDS_NOTHING, describe(error, name, true));
+    return CALL_ANYWHERE(cuGetErrorName, describe(error, name, true));
 }
 
 EXPORT CUresult cuGetErrorString(CUresult error, const char **text)
 {
-    return CALL(cuGetErrorString, NEEDS_NOTHING, describe(error, text, false));
+    return CALL_ANYWHERE(cuGetErrorString, describe(error, text, false));
 }
 
 static CUresult get_count(int *count)

@@ -6,7 +6,8 @@
  *
  * A forked child has the parent's memory, and would give away the parent's references if it acted on it. So a
  * word in a page that the kernel wipes on fork tells the two apart, at the cost of one load; everything but
- * asking for a name or a version fails in the child with the error that the real driver gives there.
+ * asking for an error's name or the version fails in the child with the error that the real driver gives
+ * there.
  *
  * The process leaves its folder when the library's destructors run. Until then, or after SIGKILL, the kernel
  * holds the locks that tell others whether it lives.
@@ -56,8 +57,15 @@ static struct {
 static uint64_t counts[CALL_N], count_overall;
 static uint64_t call_start_ns, call_cost_ns, call_wait_ns;
 
-/* 1 in the process that joined, 0 in its forked children. */
-static volatile uint32_t *here;
+/* In a page that the kernel clears in forked children: 1 in the process that joined. NULL before. */
+static uint32_t *here;
+
+bool in_forked_child(void)
+{
+    const uint32_t *word = __atomic_load_n(&here, __ATOMIC_ACQUIRE);
+
+    return word && !*word;
+}
 
 uint64_t now_ns(void)
 {
@@ -192,8 +200,8 @@ static void mark_here(void)
 
     if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0)
         abort();
-    here = page;
-    *here = 1;
+    *(uint32_t *)page = 1;
+    __atomic_store_n(&here, page, __ATOMIC_RELEASE);
 }
 
 static void look_at_devices(void)
@@ -247,7 +255,7 @@ EXPORT int cuemuConfigure(const char *folder, const char *sizes, char *error, si
     char sentence[EMU_ERROR_MAX] = "Emulated devices: this process already uses others";
     int r = -EBUSY;
 
-    if (here && !*here)
+    if (in_forked_child())
         return -ECHILD;
     pthread_mutex_lock(&emu.lock);
     if (emu.state == EMULATOR_FRESH) {
@@ -313,7 +321,7 @@ CUresult call_enter(enum call_id call, enum need need)
 {
     CUresult result;
 
-    if (here && !*here)
+    if (in_forked_child())
         return CUDA_ERROR_NOT_INITIALIZED;
     pthread_mutex_lock(&emu.lock);
     read_settings();
@@ -368,7 +376,9 @@ static void write_stats(void)
 
 EXPORT void cuemuLeave(void)
 {
-    if (emu.state == EMULATOR_FRESH || (here && !*here))
+    /* Who never joined, or is the child of who did, has nothing to leave, and may have inherited a locked
+     * mutex. */
+    if (!__atomic_load_n(&here, __ATOMIC_ACQUIRE) || in_forked_child())
         return;
     pthread_mutex_lock(&emu.lock);
     if (emu.state == EMULATOR_JOINED || emu.state == EMULATOR_READY) {

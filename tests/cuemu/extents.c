@@ -76,6 +76,9 @@ static bool try_create(struct registry *registry, unsigned device, uint64_t size
     return true;
 }
 
+/* A reaper that takes longer than this is stopped, not slow. */
+#define REAPER_MOMENTS 100
+
 /* Sleeps until some reaper has finished, or a moment later, in case that it was killed. */
 static void wait_for_reaper(struct registry *registry, uint32_t reaped)
 {
@@ -88,11 +91,10 @@ int registry_create(struct registry *registry, unsigned device, uint64_t size,
                     const struct extent_props *props, uint32_t *ret_id)
 {
     struct device_shared *d = &registry->shared->devices[device];
-    bool swept = false;
 
     if (size > d->total)
         return REGISTRY_E_FULL;
-    for (;;) {
+    for (unsigned tries = 0;; tries++) {
         uint32_t reaped = __atomic_load_n(&registry->shared->reaped, __ATOMIC_ACQUIRE);
         bool created, dying;
 
@@ -102,12 +104,11 @@ int registry_create(struct registry *registry, unsigned device, uint64_t size,
         shared_unlock(registry);
         if (created)
             return 0;
-        if (swept && !dying)
+        if (tries > 0 && (!dying || tries > REAPER_MOMENTS))
             return REGISTRY_E_FULL;
-        if (swept)
+        if (tries > 0)
             wait_for_reaper(registry, reaped);
         registry_sweep(registry);
-        swept = true;
     }
 }
 
@@ -168,20 +169,23 @@ static int write_note(int fd, unsigned device, uint32_t id, uint64_t generation,
     return 0;
 }
 
-/* The first export of an extent makes its lock file. */
+/*
+ * The first export of an extent makes its lock file. The record says that there may be one before there is,
+ * so that it goes with the extent whenever we are killed.
+ */
 static int make_lock_file(struct registry *registry, unsigned device, uint32_t id)
 {
     struct extent *extent = &registry->extents[device][id];
     _cleanup_close_ int fd = -1;
     char name[FOLDER_NAME_MAX];
-    uint64_t ino;
+    uint64_t ino = 0;
     int r;
 
+    extent->export_ino = UINT64_MAX;
     r = folder_open_file(registry->dir, extent_file_name(name, device, id), O_RDWR | O_CREAT | O_TRUNC, &fd);
     if (r == 0)
         r = write_note(fd, device, id, extent->generation, &ino);
-    if (r == 0)
-        extent->export_ino = ino;
+    extent->export_ino = ino;
     return r;
 }
 

@@ -55,6 +55,8 @@ struct emulator {
 
 extern struct emulator emu;
 
+bool in_forked_child(void);
+
 /* The start and the end of every entry point; see CALL. */
 CUresult call_enter(enum call_id call, enum need need);
 CUresult call_leave(CUresult result);
@@ -66,6 +68,10 @@ CUresult call_leave(CUresult result);
                                                                                                              \
         call_result == CUDA_SUCCESS ? call_leave(expression) : call_result;                                  \
     })
+
+/* For what touches no state, and works in a forked child too. */
+#define CALL_ANYWHERE(symbol, expression)                                                                    \
+    (in_forked_child() ? (expression) : CALL(symbol, NEEDS_NOTHING, expression))
 
 /* Adds to the duration of the call in progress. */
 void call_charge(enum cost cost, uint64_t bytes);

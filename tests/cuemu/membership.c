@@ -273,6 +273,24 @@ static struct registry *registry_new(void)
     return registry;
 }
 
+/*
+ * Every joiner looks at two others, so that the dead do not pile up where nobody asks for free memory. Under
+ * the mutex.
+ */
+static void look_at_others(struct registry *registry)
+{
+    struct shared *shared = registry->shared;
+
+    for (unsigned i = 0; i < 2; i++) {
+        unsigned slot = shared->looked = (shared->looked + 1) % shared->n_slots;
+
+        if (shared->slots[slot].taken && slot_is_dead(registry, slot)) {
+            slot_sweep(registry, slot);
+            slot_bury(registry, slot);
+        }
+    }
+}
+
 static int join_inside(struct registry *registry, char *error)
 {
     int r;
@@ -282,6 +300,8 @@ static int join_inside(struct registry *registry, char *error)
         return fail(error, r, registry->path, "%s", strerror(-r));
     shared_lock(registry);
     r = take_slot(registry);
+    if (r == 0)
+        look_at_others(registry);
     shared_unlock(registry);
     if (r == -EUSERS)
         return fail(error, r, registry->path, "more than %d processes", EMU_MAX_SLOTS);

@@ -51,7 +51,7 @@ static struct {
     bool faults_read, faults_bad;
     struct fault_plan faults;
     uint64_t counts[CALL_N], count_overall;
-    volatile uint32_t *here; /* 1 in the process that joined, 0 in its forked children */
+    uint32_t *here; /* in a page that the kernel clears in forked children: 1 in the process that joined */
 } state = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static void read_faults(void)
@@ -65,11 +65,18 @@ static void read_faults(void)
     state.faults_bad = text && faults_parse(text, &state.faults, &offset) < 0;
 }
 
+static bool in_forked_child(void)
+{
+    const uint32_t *word = __atomic_load_n(&state.here, __ATOMIC_ACQUIRE);
+
+    return word && !*word;
+}
+
 static nvmlReturn_t call_enter(enum call_id call, bool needs_init)
 {
     nvmlReturn_t result;
 
-    if (state.here && !*state.here)
+    if (in_forked_child())
         return NVML_ERROR_UNINITIALIZED;
     pthread_mutex_lock(&state.lock);
     read_faults();
@@ -120,8 +127,8 @@ static void mark_here(void)
     page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0)
         abort();
-    state.here = page;
-    *state.here = 1;
+    *(uint32_t *)page = 1;
+    __atomic_store_n(&state.here, page, __ATOMIC_RELEASE);
 }
 
 static void folder_path(char *path, size_t size)
@@ -159,6 +166,8 @@ EXPORT int nvemuConfigure(const char *folder, const char *sizes, char *error, si
     char sentence[EMU_ERROR_MAX] = "Emulated devices: this process already uses others";
     int r = 0;
 
+    if (in_forked_child())
+        return -ECHILD;
     pthread_mutex_lock(&state.lock);
     if (!state.registry) {
         snprintf(state.folder, sizeof(state.folder), "%s", folder ?: "");
@@ -434,7 +443,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device,
 
 __attribute__((destructor)) static void on_unload(void)
 {
-    if (!state.registry || (state.here && !*state.here))
+    if (!state.here || in_forked_child())
         return;
     pthread_mutex_lock(&state.lock);
     state.registry = registry_leave(state.registry);

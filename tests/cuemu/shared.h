@@ -30,7 +30,7 @@ struct extent {
     uint32_t refs; /* derived: over all slots */
     uint64_t size;
     uint64_t generation; /* of this use of the record; tells an old descriptor from a new one */
-    uint64_t export_ino; /* inode of its lock file, 0 while it was never exported */
+    uint64_t export_ino; /* inode of its lock file, 0 while there is none */
     uint64_t creator;    /* serial of a slot's use */
     uint32_t reaper;     /* slot */
     uint32_t next;       /* derived: in the free list or the reaper's list */
@@ -66,6 +66,7 @@ struct shared {
     uint32_t n_devices;
     uint32_t n_slots; /* slots ever used: [0, n_slots) */
     uint32_t reaped;  /* futex: grows when dying extents have become free */
+    uint32_t looked;  /* the slot that a joiner looked at last */
     pthread_mutex_t mutex;
     struct device_shared devices[EMU_MAX_DEVICES];
     struct slot slots[EMU_MAX_SLOTS];

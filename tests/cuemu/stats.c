@@ -26,6 +26,8 @@ EXPORT int cuemuGetStats(struct cuemu_stats *ret)
 {
     int r = -ENOTCONN;
 
+    if (in_forked_child())
+        return r;
     pthread_mutex_lock(&emu.lock);
     if (emu.state == EMULATOR_READY) {
         registry_sweep(emu.registry);
