@@ -307,6 +307,8 @@ KVC_API int kvc_trim(struct kvc_client *client)
     if (r < 0)
         return r;
     r = reserve_trim(client, NULL);
+    if (r == 0)
+        r = conn_check(client->conn);
     client_leave(client);
     return r;
 }

@@ -285,12 +285,20 @@ static void handle_refusal(struct conn *conn, struct request *request, const Kvc
         conn_die(conn, error, "%s", reason_of(refused));
 }
 
+/* Until Welcome has named a version, the daemon can only speak its own. */
+static bool is_our_version(const struct message *message)
+{
+    return message->version == FRAME_VERSION || message->type == MESSAGE_REFUSED ||
+           message->type == MESSAGE_CHALLENGE;
+}
+
 static void handle(struct conn *conn, const struct message *message, struct fdset *fds, bool truncated)
 {
     struct request *request = message->request ? find_request(conn, message->request) : NULL;
 
-    if (conn->welcomed && message->version != FRAME_VERSION)
-        conn_die(conn, KVC_E_PROTOCOL, "kvcachedd changed the protocol version in mid-connection");
+    if (!is_our_version(message))
+        conn_die(conn, KVC_E_PROTOCOL, "kvcachedd sent %s in protocol version %u",
+                 codec_type_name(message->type), message->version);
     else if (message->request && !request)
         conn_die(conn, KVC_E_PROTOCOL, "kvcachedd answered question %" PRIu32 ", which nobody asked",
                  message->request);

@@ -56,7 +56,6 @@ struct conn {
     uint64_t timeout_ns;
     uint32_t last_id;
     bool has_leader;
-    bool welcomed; /* from now on packets must have the version that we speak */
     atomic_bool alive;
     char reason[ERROR_SENTENCE_MAX]; /* why it is not */
 };

@@ -83,7 +83,6 @@ static int accept_welcome(struct hello *hello, const Kvcached__Welcome *w, struc
     r = read_welcome(hello, w);
     if (r < 0)
         return r;
-    hello->request.conn->welcomed = true;
     hello->truncated = truncated;
     if (truncated)
         return 0;

@@ -394,6 +394,16 @@ static int give_back(struct kvc_region *region, struct leaving *leaving)
     return borrow_return(region->client, &leaving->imported, true);
 }
 
+/* What the driver will not release, or the host has no memory to talk about, goes back later: the pages are
+ * unmapped, so the caller must not be told otherwise. */
+static bool is_only_late(struct kvc_client *client, int r)
+{
+    if (r != KVC_E_DRIVER && r != KVC_E_NOMEM)
+        return false;
+    client_log(client, KVC_LOG_WARNING, "Memory cannot be given back yet: %s", kvc_last_error());
+    return true;
+}
+
 static int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     _cleanup_free_ struct leaving *leaving = NULL;
@@ -422,7 +432,7 @@ static int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t 
     r = give_back(region, leaving);
     if (r == 0 && !keep)
         r = reserve_trim(client, region);
-    return r;
+    return is_only_late(client, r) ? 0 : r;
 }
 
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n)

@@ -256,13 +256,19 @@ static int prepare(struct kvc_region *region, const struct kvc_region_options *o
     return reserve_addresses(region);
 }
 
+/* Closing has no second chance later, so it takes one at once. */
+static int enter_again(struct gpu *gpu, CUcontext *ret_previous)
+{
+    return gpu_enter(gpu, ret_previous) == 0 ? 0 : gpu_enter(gpu, ret_previous);
+}
+
 static void free_addresses(struct kvc_region *region)
 {
     struct gpu *gpu = region->client->gpu;
     CUcontext previous;
     CUresult result;
 
-    if (region->address == 0 || gpu_enter(gpu, &previous) < 0)
+    if (region->address == 0 || enter_again(gpu, &previous) < 0)
         return;
     result = gpu->driver->cuMemAddressFree(region->address, region->shape->total_bytes);
     if (result != CUDA_SUCCESS)
@@ -385,7 +391,7 @@ static void detach_all(struct kvc_region *region, struct list *leaving)
     CUcontext previous;
     size_t n;
 
-    if (gpu_enter(region->client->gpu, &previous) < 0 && gpu_enter(region->client->gpu, &previous) < 0)
+    if (enter_again(region->client->gpu, &previous) < 0)
         return;
     while ((n = gather(region, &next, places)) > 0)
         detach_batch(region, places, n, leaving);

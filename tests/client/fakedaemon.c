@@ -235,16 +235,27 @@ static void grant_free(struct daemon *d, struct grant *grant)
     free(grant);
 }
 
+static struct grant *next_grant(struct peer *peer)
+{
+    list_for_each (it, &peer->grants) {
+        struct grant *grant = container_of(it, struct grant, link);
+
+        if (!grant->held)
+            return grant;
+    }
+    return NULL;
+}
+
 /* The next packet of the peer's oldest grant, unless one is unacknowledged. */
 static void send_grants(struct daemon *d, struct peer *peer)
 {
-    struct grant *grant = list_first(&peer->grants, struct grant, link);
+    struct grant *grant = next_grant(peer);
     Kvcached__Grant body = KVCACHED__GRANT__INIT;
     uint64_t ids[FRAME_FDS_MAX];
     int fds[FRAME_FDS_MAX];
     struct lent *lent;
 
-    if (!grant || grant->held || peer->awaits_ack)
+    if (!grant || peer->awaits_ack)
         return;
     body.extents = ids;
     while (body.n_extents < FRAME_FDS_MAX && (lent = list_first(&grant->extents, struct lent, link))) {

@@ -23,6 +23,18 @@ struct kvc_client *open_plain(struct fake *fake)
     return client;
 }
 
+struct kvc_client *open_caching(struct fake *fake, int min, int max, uint64_t max_bytes)
+{
+    struct kvc_options options = plain_options(fake);
+    struct kvc_client *client;
+
+    options.min_reserved_pages = min;
+    options.max_reserved_pages = max;
+    options.max_reserved_bytes = max_bytes;
+    check_ok(kvc_open(&options, &client));
+    return client;
+}
+
 struct kvc_region *open_region(struct kvc_client *client, unsigned segments, uint64_t page_bytes,
                                uint64_t pages)
 {

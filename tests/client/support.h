@@ -34,6 +34,7 @@
 struct kvc_options plain_options(struct fake *fake);
 
 struct kvc_client *open_plain(struct fake *fake);
+struct kvc_client *open_caching(struct fake *fake, int min, int max, uint64_t max_bytes);
 struct kvc_region *open_region(struct kvc_client *client, unsigned segments, uint64_t page_bytes,
                                uint64_t pages);
 
