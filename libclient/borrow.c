@@ -317,6 +317,17 @@ bool borrow_settle(struct kvc_region *region)
     return true;
 }
 
+void borrow_forget(struct kvc_client *client)
+{
+    list_for_each_safe (it, &client->takes) {
+        struct take *take = container_of(it, struct take, link);
+
+        list_unlink(&take->request.link);
+        take_free(take);
+    }
+    backing_free_all(&client->leaving);
+}
+
 /* ---- Giving back ---- */
 
 static int return_receive(struct request *request, const struct message *message, struct fdset *fds,

@@ -6,7 +6,7 @@
  *
  * A forked child is recognised by a word in a page that the kernel wipes there. (A process id can be cached,
  * faked or equal in another namespace, and asking for it is a system call.) In the child the lock may be held
- * by a thread that doesn't exist, so nothing but that word is looked at.
+ * by a thread that doesn't exist, so that word is all that is looked at.
  */
 
 #include "client.h"
@@ -37,6 +37,14 @@ KVC_API const char *kvc_version(void)
 bool client_is_forked(const struct kvc_client *client)
 {
     return *client->ours == 0;
+}
+
+bool client_is_at_rest(struct kvc_client *client)
+{
+    if (pthread_mutex_trylock(&client->conn->lock) != 0)
+        return false;
+    pthread_mutex_unlock(&client->conn->lock);
+    return true;
 }
 
 int client_enter(struct kvc_client *client)
@@ -228,9 +236,11 @@ KVC_API int kvc_open(const struct kvc_options *options, struct kvc_client **ret)
 /* In a forked child: neither socket nor driver is touched. */
 static struct kvc_client *client_forget(struct kvc_client *client)
 {
+    if (!client_is_at_rest(client))
+        return NULL;
     list_for_each_safe (it, &client->regions)
         region_forget(container_of(it, struct kvc_region, link));
-    backing_free_all(&client->leaving);
+    borrow_forget(client);
     worker_forget(client->worker);
     conn_forget(client->conn);
     gpu_forget(client->gpu);

@@ -44,6 +44,10 @@ struct kvc_client {
 /* True in a child of the process that made the client. */
 bool client_is_forked(const struct kvc_client *client);
 
+/* In such a child: whether memory can be freed. If some thread of the parent was at work when it forked, its
+ * work is half done for ever. */
+bool client_is_at_rest(struct kvc_client *client);
+
 /* Every call begins and ends with these. 0 with the lock held, or KVC_E_INVALID (no handle), KVC_E_FORKED. */
 int client_enter(struct kvc_client *client);
 void client_leave(struct kvc_client *client);

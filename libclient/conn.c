@@ -87,6 +87,8 @@ struct conn *conn_forget(struct conn *conn)
 {
     if (!conn)
         return NULL;
+    list_for_each_safe (it, &conn->requests)
+        free(container_of(it, struct request, link));
     link_forget(conn->link);
     free(conn);
     return NULL;

@@ -24,7 +24,8 @@ enum {
 
 struct conn;
 
-/* A question to the daemon. Whoever embeds it sets `receive` and `finish` and leaves the rest alone. */
+/* A question to the daemon. Whoever embeds it, as the first member of something from malloc(), sets `receive`
+ * and `finish` and leaves the rest alone. */
 struct request {
     /* Takes one packet of the answer. 0: the answer is complete; REQUEST_MORE; request_violated(): it makes
      * no sense, and the connection ends. `truncated`: the packet's descriptors did not fit the process'
@@ -65,7 +66,8 @@ int conn_new(int fd, uint64_t timeout_ns, struct conn **ret);
 struct conn *conn_free(struct conn *conn);
 DEFINE_CLEANUP(struct conn *, conn_free);
 
-/* Frees host memory only, in a forked child: the descriptor stays open, the lock may be anybody's. */
+/* Frees host memory only, in a forked child: the descriptor stays open. What the requests have beside
+ * themselves is their owners' to free before. */
 struct conn *conn_forget(struct conn *conn);
 
 /* All below: with the lock held. */

@@ -248,12 +248,14 @@ static int prepare(struct kvc_region *region, const struct kvc_region_options *o
         r = check_size(region);
     if (r < 0)
         return r;
-    region->pages = calloc(region->shape->pages, sizeof(*region->pages));
-    if (!region->pages)
-        return error_nomem();
     region->take_max = SHAPE_SLOTS_MAX / region->shape->n_slots;
     page_cache_init(&region->cache, &client->cached, region->shape->slot_bytes, client->max_reserved_pages);
-    return reserve_addresses(region);
+    /* First: what the driver accepts bounds what the table of pages takes. */
+    r = reserve_addresses(region);
+    if (r < 0)
+        return r;
+    region->pages = calloc(region->shape->pages, sizeof(*region->pages));
+    return region->pages ? 0 : error_nomem();
 }
 
 /* Closing has no second chance later, so it takes one at once. */
@@ -425,7 +427,7 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
         return NULL;
     client = region->client;
     if (client_is_forked(client))
-        return region_forget(region);
+        return client_is_at_rest(client) ? region_forget(region) : NULL;
     client_enter(client);
     close_region(region);
     client_leave(client);

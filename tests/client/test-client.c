@@ -147,7 +147,7 @@ TEST(regions_that_cannot_be)
     refused_region(client, (struct kvc_region_options){.page_bytes = 2 * GIB, .pages = 1}, KVC_E_BUDGET);
     check(strstr(kvc_last_error(), "budget"));
     refused_region(client, (struct kvc_region_options){.page_bytes = PAGE, .pages = UINT64_MAX / PAGE},
-                   KVC_E_NOMEM);
+                   KVC_E_NOSPACE);
     refused_region(client, (struct kvc_region_options){.page_bytes = PAGE, .pages = UINT64_MAX / 2},
                    KVC_E_NOSPACE);
     refused_region(
