@@ -140,14 +140,16 @@ static const char *check_request(const struct broker *broker, const struct broke
 
 static const char *check_domain(const struct broker *broker, const struct broker_domain *domain)
 {
-    uint32_t incoming[BROKER_CLASSES_MAX] = {};
+    uint32_t incoming[BROKER_CLASSES_MAX] = {}, exporting[BROKER_CLASSES_MAX] = {};
 
     for (uint32_t k = 0; k < pool_n_slots(&broker->pool); k++) {
         const struct extent *extent = pool_slot(&broker->pool, k);
 
-        if ((extent->state == EXTENT_CREATING || extent->state == EXTENT_EXPORTING) &&
-            extent->holder == domain)
-            incoming[extent->class_index]++;
+        if ((extent->state != EXTENT_CREATING && extent->state != EXTENT_EXPORTING) ||
+            extent->holder != domain)
+            continue;
+        incoming[extent->class_index]++;
+        exporting[extent->class_index] += extent->state == EXTENT_EXPORTING;
     }
     for (unsigned i = 0; i < broker->config.n_classes; i++) {
         uint32_t missing = 0, parked = 0;
@@ -158,6 +160,7 @@ static const char *check_domain(const struct broker *broker, const struct broker
             parked += request_missing(container_of(it, struct broker_request, link), i);
         expect(domain->missing[i] == missing, "a domain miscounts what it misses");
         expect(domain->wanted[i] == missing + parked, "a domain miscounts what it wants");
+        expect(domain->exporting[i] == exporting[i], "a domain miscounts what is exported for it");
         expect(domain->incoming[i] == incoming[i], "a domain miscounts what is on its way");
     }
     return NULL;

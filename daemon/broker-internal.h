@@ -18,9 +18,10 @@ struct broker_domain {
     struct list queue;       /* of waiting requests */
     struct list parked;
     struct pool_shelf shelf;
-    uint32_t wanted[BROKER_CLASSES_MAX];   /* missing to waiting and parked requests */
-    uint32_t missing[BROKER_CLASSES_MAX];  /* missing to waiting requests */
-    uint32_t incoming[BROKER_CLASSES_MAX]; /* being created or exported for it */
+    uint32_t wanted[BROKER_CLASSES_MAX];    /* missing to waiting and parked requests */
+    uint32_t missing[BROKER_CLASSES_MAX];   /* missing to waiting requests */
+    uint32_t incoming[BROKER_CLASSES_MAX];  /* being created or exported for it */
+    uint32_t exporting[BROKER_CLASSES_MAX]; /* of these */
     uint32_t n_incoming;
     uint64_t deficit_bytes; /* of the round robin of creates */
     uint64_t retry_ns;      /* after a failure of the driver */
@@ -97,11 +98,16 @@ void queue_unpark(struct broker *broker);
 /* To be called when what a domain misses, or what is on its way to it, has changed. */
 void queue_update_hunger(struct broker *broker, struct broker_domain *domain);
 struct broker_request *queue_first_missing(struct broker_domain *domain, unsigned class_index);
+/* Is a cold extent of use, whatever has been ordered? It is sooner warm than what has yet to be created. */
+bool queue_wants_export(const struct broker_domain *domain_or_null, unsigned class_index);
 /* Nothing under way can help this one. It lasts until it gets something. */
 void queue_stall(struct broker *broker, struct broker_request *request);
 
 /* ---- supply.c ---- */
 
+/* Begins to make an extent warm that is loose and cold, for a domain or (NULL) for whoever comes; false when
+ * descriptors are short. */
+bool supply_export(struct broker *broker, struct broker_domain *domain, struct extent *extent);
 void supply_created(struct broker *broker, struct extent *extent, bool ok);
 void supply_exported(struct broker *broker, struct extent *extent, bool ok);
 /* Starts what can be started now, and gives up on requests that have waited too long in vain. */

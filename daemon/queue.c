@@ -123,6 +123,11 @@ static struct broker_domain *first_hungry_for(struct broker *broker, unsigned cl
     return NULL;
 }
 
+bool queue_wants_export(const struct broker_domain *domain, unsigned class_index)
+{
+    return domain && domain->missing[class_index] > domain->exporting[class_index];
+}
+
 static bool offer_to(struct broker *broker, struct broker_domain *domain, struct extent *extent)
 {
     struct broker_request *request = queue_first_missing(domain, extent->class_index);
@@ -143,6 +148,9 @@ void queue_offer(struct broker *broker, struct broker_domain *domain, struct ext
         extent_doom(broker, extent, NULL);
         return;
     }
+    if (!extent->descriptor && queue_wants_export(owner, extent->class_index) &&
+        supply_export(broker, owner, extent))
+        return;
     if (extent->descriptor) {
         domain = owner ? owner : domain;
         if (domain && offer_to(broker, domain, extent))
@@ -200,8 +208,10 @@ static void adopt_ahead(struct broker *broker, struct broker_domain *domain)
 
         if ((owner && owner != domain) || domain->missing[class_index] <= domain->incoming[class_index])
             continue;
-        if (extent->state == EXTENT_EXPORTING)
+        if (extent->state == EXTENT_EXPORTING) {
             broker->n_exporting_ahead--;
+            domain->exporting[class_index]++;
+        }
         list_unlink(&extent->link);
         extent->holder = domain;
         domain->incoming[class_index]++;

@@ -22,12 +22,15 @@
 
 /* ---- Exports ---- */
 
-static void begin_export(struct broker *broker, struct broker_domain *domain, struct extent *extent)
+bool supply_export(struct broker *broker, struct broker_domain *domain, struct extent *extent)
 {
+    if (broker->pool.n_descriptors >= broker->config.warm_max)
+        return false;
     pool_set_descriptor(&broker->pool, extent, true);
     extent->state = EXTENT_EXPORTING;
     extent->holder = domain;
     if (domain) {
+        domain->exporting[extent->class_index]++;
         domain->incoming[extent->class_index]++;
         domain->n_incoming++;
         queue_update_hunger(broker, domain);
@@ -36,6 +39,7 @@ static void begin_export(struct broker *broker, struct broker_domain *domain, st
         broker->n_exporting_ahead++;
         list_append(&broker->exports_ahead, &extent->link);
     }
+    return true;
 }
 
 static struct pool_shelf *cold_shelf(struct broker *broker, struct broker_domain *domain,
@@ -70,7 +74,7 @@ static bool start_exports_for(struct broker *broker, struct broker_domain *domai
                 evict_warm(broker, domain);
                 return false;
             }
-            begin_export(broker, domain, pool_take(&broker->pool, shelf, false, i));
+            supply_export(broker, domain, pool_take(&broker->pool, shelf, false, i));
         }
     }
     return true;
@@ -96,7 +100,7 @@ static void export_ahead(struct broker *broker)
 
         while (shelf->n[false][class_index] == 0)
             class_index++;
-        begin_export(broker, NULL, pool_take(&broker->pool, shelf, false, class_index));
+        supply_export(broker, NULL, pool_take(&broker->pool, shelf, false, class_index));
     }
 }
 
@@ -294,20 +298,16 @@ static struct broker_domain *arrive(struct broker *broker, struct extent *extent
 {
     struct broker_domain *domain = extent->holder;
 
-    list_unlink(&extent->link);
-    extent->holder = NULL;
-    extent->state = EXTENT_LOOSE;
     if (domain) {
+        domain->exporting[extent->class_index] -= extent->state == EXTENT_EXPORTING;
         domain->incoming[extent->class_index]--;
         domain->n_incoming--;
         queue_update_hunger(broker, domain);
     }
+    list_unlink(&extent->link);
+    extent->holder = NULL;
+    extent->state = EXTENT_LOOSE;
     return domain;
-}
-
-static bool still_needs(const struct broker_domain *domain, unsigned class_index)
-{
-    return domain && domain->missing[class_index] > domain->incoming[class_index];
 }
 
 void supply_created(struct broker *broker, struct extent *extent, bool ok)
@@ -324,9 +324,7 @@ void supply_created(struct broker *broker, struct extent *extent, bool ok)
     } else {
         ledger_created(&broker->ledger, extent_bytes(&broker->pool, extent));
         ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);
-        if (still_needs(domain, class_index) && broker->pool.n_descriptors < broker->config.warm_max)
-            begin_export(broker, domain, extent);
-        else
+        if (!queue_wants_export(domain, class_index) || !supply_export(broker, domain, extent))
             queue_offer(broker, NULL, extent);
     }
     if (domain)
