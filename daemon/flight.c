@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The arithmetic of descriptors in flight. A domain's share shrinks when another domain comes; what it
- * already has in flight stays, and it may send again when it is below its share. Every domain may always have
- * one descriptor in flight, however many domains there are, unless the whole is used up.
+ * The arithmetic of descriptors in flight. Whoever doesn't acknowledge keeps what was sent to it, perhaps for
+ * ever, so nobody may ever use up what the next one needs:
+ *   - A domain has at most half of what the others leave. Those that want more than there is end up with
+ * equal shares; those that come while others sit on theirs find less, never nothing.
+ *   - A packet takes at most half of what its domain has left, for the domain's other peers.
+ *   - A third of the whole is for packets of one descriptor, to which everybody has a right: a peer has one
+ *     packet in flight, and there are no more peers than that (settings.c).
  */
 
 #include "flight.h"
@@ -60,17 +64,26 @@ struct flight_domain *flight_domain_leave(struct flight_domain *domain)
     return NULL;
 }
 
+static unsigned half(unsigned n)
+{
+    return n / 2 + n % 2;
+}
+
+static unsigned sub_floor(unsigned a, unsigned b)
+{
+    return a > b ? a - b : 0;
+}
+
 unsigned flight_room(const struct flight_domain *domain)
 {
     const struct flight *flight = domain->flight;
-    unsigned share = flight->max / flight->n_domains;
-    unsigned left = flight->max > flight->n_in_flight ? flight->max - flight->n_in_flight : 0;
+    unsigned shared = flight->max - flight->max / 3;
+    unsigned others = flight->n_in_flight - domain->n_in_flight;
+    unsigned room = half(sub_floor(half(sub_floor(shared, others)), domain->n_in_flight));
 
-    if (share == 0)
-        share = 1;
-    if (domain->n_in_flight >= share)
-        return 0;
-    return share - domain->n_in_flight < left ? share - domain->n_in_flight : left;
+    if (room == 0 && flight->n_in_flight < flight->max)
+        return 1;
+    return room;
 }
 
 void flight_charge_init(struct flight_charge *charge, struct flight_domain *domain, unsigned n)

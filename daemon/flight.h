@@ -3,8 +3,8 @@
 
 /*
  * Flight: descriptors that have been sent and not yet acknowledged. The kernel counts those per sending user,
- * so one receiver that doesn't read could use up everybody's. The daemon's share is divided equally between
- * the trust domains that have peers now. Pure.
+ * so one receiver that doesn't read could use up everybody's. They are shared between the trust domains.
+ * Pure.
  */
 
 #include "base/cleanup.h"
@@ -40,7 +40,7 @@ int flight_domain_join(struct flight *flight, const char *name, struct flight_do
 /* One user less; the last one frees the domain. Charges must have ended. NULL is fine. Returns NULL. */
 struct flight_domain *flight_domain_leave(struct flight_domain *domain);
 
-/* How many more descriptors may go out to a domain now. */
+/* How many descriptors the next packet to a domain may carry. */
 unsigned flight_room(const struct flight_domain *domain);
 
 void flight_charge_init(struct flight_charge *charge, struct flight_domain *domain, unsigned n);

@@ -222,9 +222,12 @@ static void close_handles(struct peer *peer)
         uv_close((uv_handle_t *)&peer->poll, on_poll_closed);
 }
 
-/* Nothing is left that the process could hold. */
+/* Nothing is left that the process could hold. What it never received was in flight until now. */
 static void forget(struct peer *peer)
 {
+    flight_charge_deinit(&peer->in_flight);
+    peer->flight = flight_domain_leave(peer->flight);
+    peer->server->room_grew = true;
     if (peer->broker_peer)
         broker_peer_dead(peer->server->broker, peer->broker_peer, server_now());
     peer->broker_peer = NULL;
@@ -246,9 +249,6 @@ void peer_disconnect(struct peer *peer)
     link_shutdown(peer->conn);
     close_handles(peer);
     grant_end_all(peer);
-    flight_charge_deinit(&peer->in_flight);
-    peer->flight = flight_domain_leave(peer->flight);
-    server->room_grew = true;
     for (unsigned i = 0; i < PEER_REGIONS_MAX; i++) {
         free(peer->regions[i]);
         peer->regions[i] = NULL;

@@ -13,20 +13,33 @@ static struct flight_domain *join(struct flight *flight, const char *name)
     return domain;
 }
 
-TEST(one_domain_has_everything)
+/* Sends as much as may be; how much that was. */
+static unsigned send_packet(struct flight_domain *domain, struct flight_charge *charge)
 {
-    struct flight_charge charge;
+    unsigned n = flight_room(domain);
+
+    if (n > 0)
+        flight_charge_init(charge, domain, n);
+    return n;
+}
+
+/* Of 200, two thirds are shared; half of that is this domain's while it is alone; half of that a packet's. */
+TEST(one_domain_leaves_room_for_the_next)
+{
+    struct flight_charge charges[2];
     struct flight flight;
     struct flight_domain *domain;
 
-    flight_init(&flight, 100);
+    flight_init(&flight, 200);
     domain = join(&flight, "a");
-    check_eq(flight_room(domain), 100);
-    flight_charge_init(&charge, domain, 64);
-    check_eq(flight_room(domain), 36);
-    flight_charge_deinit(&charge);
-    flight_charge_deinit(&charge);
-    check_eq(flight_room(domain), 100);
+    check_eq(send_packet(domain, &charges[0]), 34);
+    check_eq(send_packet(domain, &charges[1]), 17);
+    check_eq(flight_room(domain), 8);
+    flight_charge_deinit(&charges[1]);
+    flight_charge_deinit(&charges[1]);
+    check_eq(flight_room(domain), 17);
+    flight_charge_deinit(&charges[0]);
+    check_eq(flight_room(domain), 34);
     flight_domain_leave(domain);
     flight_deinit(&flight);
 }
@@ -49,50 +62,95 @@ TEST(users_of_a_domain_share)
     flight_deinit(&flight);
 }
 
-/* Who was there first keeps what is on its way, and gets no more than its share from then on. */
-TEST(shares_shrink_when_a_domain_comes)
+/* However many packets the peers of whatever domains leave unread, the next peer gets its answer. */
+TEST(nobody_is_ever_left_without)
 {
-    struct flight_charge a_charge, b_charge;
-    struct flight flight;
-    struct flight_domain *a, *b;
-
-    flight_init(&flight, 100);
-    a = join(&flight, "a");
-    flight_charge_init(&a_charge, a, 80);
-    b = join(&flight, "b");
-    check_eq(flight_room(a), 0);
-    check_eq(flight_room(b), 20);
-    flight_charge_init(&b_charge, b, 20);
-    check_eq(flight_room(b), 0);
-    flight_charge_deinit(&a_charge);
-    check_eq(flight_room(a), 50);
-    check_eq(flight_room(b), 30);
-    flight_charge_deinit(&b_charge);
-    flight_domain_leave(a);
-    check_eq(flight_room(b), 100);
-    flight_domain_leave(b);
-    flight_deinit(&flight);
-}
-
-TEST(more_domains_than_descriptors)
-{
-    struct flight_domain *domains[8];
-    struct flight_charge charge;
+    static struct flight_charge charges[100];
+    struct flight_domain *domains[5];
     struct flight flight;
     char name[8];
 
-    flight_init(&flight, 4);
-    for (unsigned i = 0; i < 8; i++) {
-        snprintf(name, sizeof(name), "%u", i);
-        domains[i] = join(&flight, name);
+    flight_init(&flight, 300);
+    for (unsigned i = 0; i < 100; i++) {
+        snprintf(name, sizeof(name), "%u", i / 20);
+        if (i % 20 == 0)
+            domains[i / 20] = join(&flight, name);
+        check(send_packet(domains[i / 20], &charges[i]) > 0);
+        check(flight.n_in_flight <= flight.max);
     }
-    for (unsigned i = 0; i < 8; i++)
-        check_eq(flight_room(domains[i]), 1);
-    flight_charge_init(&charge, domains[3], 1);
-    check_eq(flight_room(domains[3]), 0);
-    check_eq(flight_room(domains[4]), 1);
-    flight_charge_deinit(&charge);
-    for (unsigned i = 0; i < 8; i++)
+    for (unsigned i = 0; i < 100; i++)
+        flight_charge_deinit(&charges[i]);
+    for (unsigned i = 0; i < 5; i++)
         flight_domain_leave(domains[i]);
+    flight_deinit(&flight);
+}
+
+TEST(later_domains_get_less_but_not_nothing)
+{
+    struct flight_charge charges[3][8];
+    struct flight_domain *domains[3];
+    struct flight flight;
+    unsigned sent[3] = {0};
+
+    flight_init(&flight, 3000);
+    for (unsigned d = 0; d < 3; d++) {
+        domains[d] = join(&flight, (const char *[]){"a", "b", "c"}[d]);
+        for (unsigned i = 0; i < 8; i++)
+            sent[d] += send_packet(domains[d], &charges[d][i]);
+    }
+    check(sent[0] > 990 && sent[0] <= 1000);
+    check(sent[1] > 490 && sent[1] <= 505);
+    check(sent[2] > 240 && sent[2] <= 255);
+    for (unsigned d = 0; d < 3; d++) {
+        for (unsigned i = 0; i < 8; i++)
+            flight_charge_deinit(&charges[d][i]);
+        flight_domain_leave(domains[d]);
+    }
+    flight_deinit(&flight);
+}
+
+/* Who acknowledges and sends again converges to what the other has. */
+TEST(busy_domains_end_up_equal)
+{
+    struct flight_charge charges[2][50] = {0};
+    struct flight_domain *domains[2];
+    struct flight flight;
+
+    flight_init(&flight, 1500);
+    domains[0] = join(&flight, "a");
+    for (unsigned i = 0; i < 50; i++)
+        send_packet(domains[0], &charges[0][i]);
+    domains[1] = join(&flight, "b");
+    for (unsigned round = 0; round < 20; round++) {
+        for (unsigned i = 0; i < 50; i++) {
+            for (unsigned d = 0; d < 2; d++) {
+                flight_charge_deinit(&charges[d][i]);
+                send_packet(domains[d], &charges[d][i]);
+            }
+        }
+    }
+    check(domains[0]->n_in_flight < domains[1]->n_in_flight + 50);
+    check(domains[1]->n_in_flight < domains[0]->n_in_flight + 50);
+    for (unsigned d = 0; d < 2; d++) {
+        for (unsigned i = 0; i < 50; i++)
+            flight_charge_deinit(&charges[d][i]);
+        flight_domain_leave(domains[d]);
+    }
+    flight_deinit(&flight);
+}
+
+TEST(nothing_is_left_of_the_smallest)
+{
+    struct flight_charge charge;
+    struct flight flight;
+    struct flight_domain *domain;
+
+    flight_init(&flight, 0);
+    domain = join(&flight, "a");
+    check_eq(send_packet(domain, &charge), 1);
+    check_eq(flight_room(domain), 0);
+    flight_charge_deinit(&charge);
+    check_eq(flight_room(domain), 1);
+    flight_domain_leave(domain);
     flight_deinit(&flight);
 }
