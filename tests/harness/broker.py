@@ -121,6 +121,7 @@ class Notifications:
         self.received: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.bind(str(path))
+        path.chmod(0o666)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -155,13 +156,14 @@ class Daemon:
         budget: str | None = None,
         config: str | None = None,
         arguments: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
         socket_path: Path | None = None,
         state_dir: Path | None = None,
     ) -> None:
         """size: of the emulated devices, as --emulate takes it (a GPU has the size it has). name: tells
-        several daemons of one site apart. config: text of the configuration file. environment: added to the
-        site's."""
+        several daemons of one site apart. config: text of the configuration file. prefix: a command that
+        executes the daemon under other circumstances. environment: added to the site's."""
         self.site = site
         self.name = name
         self.socket = socket_path or site.run / f"{name}.sock"
@@ -180,7 +182,7 @@ class Daemon:
             config_path = site.run / f"{name}.conf"
             config_path.write_text(config)
             command += ["--config", str(config_path)]
-        self.command = [*command, *arguments]
+        self.command = [*prefix, *command, *arguments]
 
         self.notifications = Notifications(site.run / f"{name}.notify")
         variables = site.environment(NOTIFY_SOCKET=str(self.notifications.path)) | (environment or {})
