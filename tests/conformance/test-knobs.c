@@ -5,6 +5,7 @@
  * tests/ cuemu/README.md describes them.
  */
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -152,6 +153,35 @@ TEST(other_sizes)
         close(fds[i]);
     support_wait(pid);
     support_finish();
+}
+
+/* A folder that a library of another format uses is left alone, and the reason said. */
+TEST(other_format)
+{
+    char error[CUDA_DRIVER_ERROR_MAX] = "", path[128];
+    int fds[4], fd;
+    unsigned format;
+    pid_t pid;
+    char c;
+
+    support_devices("1G");
+    check_eq(pipe(fds), 0);
+    check_eq(pipe(fds + 2), 0);
+    pid = support_spawn(hold, fds);
+    check_eq(read(fds[0], &c, 1), 1);
+    snprintf(path, sizeof(path), "%s/registry", support_folder());
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    check_eq(pread(fd, &format, sizeof(format), 8), sizeof(format));
+    format += 41;
+    check_eq(pwrite(fd, &format, sizeof(format), 8), sizeof(format));
+    check_eq(cuemuConfigure(NULL, NULL, error, sizeof(error)), -EPROTO);
+    check(strstr(error, "format"));
+    format -= 41;
+    check_eq(pwrite(fd, &format, sizeof(format), 8), sizeof(format));
+    close(fd);
+    for (int i = 3; i >= 0; i--)
+        close(fds[i]);
+    support_wait(pid);
 }
 
 static void expect_bad_setting(const char *name, const char *value)
@@ -356,6 +386,70 @@ TEST(fault_at_every_index)
     support_finish();
 }
 
+static const struct {
+    const char *name, *symbol;
+} entry_points[] = {
+#define CUDA_FUNCTION(name, symbol, parameters) {#name, #symbol},
+#include "cuda/driver.def"
+#undef CUDA_FUNCTION
+};
+
+/* None of them looks at its arguments before it fails, so any will do. */
+TEST(every_entry_point_can_fail)
+{
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+
+    support_devices(NULL);
+    setenv("KVCACHED_EMULATE_FAULTS", "*:1+=UNKNOWN", 1);
+    check(library);
+    for (size_t i = 0; i < ARRAY_SIZE(entry_points); i++) {
+        CUresult (*call)(long, long, long, long, long, long) =
+            (__typeof__(call))dlsym(library, entry_points[i].symbol);
+
+        if (!call || call(0, 0, 0, 0, 0, 0) != CUDA_ERROR_UNKNOWN || cuemuGetCalls(entry_points[i].name) != 1)
+            test_fail(__FILE__, __LINE__, "%s does not fail", entry_points[i].name);
+    }
+    dlclose(library);
+}
+
+/* Item 20: which of several functions of one name, by the caller's toolkit. */
+TEST(entry_points_by_version)
+{
+    static const struct {
+        const char *name;
+        int toolkit;
+        const char *symbol;
+        CUdriverProcAddressQueryResult status;
+    } cases[] = {
+        {"cuCtxCreate", 11040, "cuCtxCreate_v2", CU_GET_PROC_ADDRESS_SUCCESS},
+        {"cuCtxCreate", 13000, "cuCtxCreate_v4", CU_GET_PROC_ADDRESS_SUCCESS},
+        {"cuDeviceGetUuid", 11030, "cuDeviceGetUuid", CU_GET_PROC_ADDRESS_SUCCESS},
+        {"cuDeviceGetUuid", 12000, "cuDeviceGetUuid_v2", CU_GET_PROC_ADDRESS_SUCCESS},
+        {"cuGetProcAddress", 12000, "cuGetProcAddress_v2", CU_GET_PROC_ADDRESS_SUCCESS},
+        {"cuMemAlloc", 12000, "cuMemAlloc_v2", CU_GET_PROC_ADDRESS_SUCCESS},
+        {"cuMemAlloc_v2", 12000, "cuMemAlloc_v2", CU_GET_PROC_ADDRESS_SUCCESS},
+        {"cuCtxGetId", 11040, NULL, CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT},
+        {"cuMemAll", 12000, NULL, CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND},
+        {"cuemuLeave", 12000, NULL, CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND},
+        {"", 12000, NULL, CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND},
+    };
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+
+    support_devices(NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        CUdriverProcAddressQueryResult status;
+        void *function;
+
+        expect(cases[i].symbol ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND,
+               cuGetProcAddress(cases[i].name, &function, cases[i].toolkit, CU_GET_PROC_ADDRESS_DEFAULT,
+                                &status));
+        if (status != cases[i].status ||
+            function != (cases[i].symbol ? dlsym(library, cases[i].symbol) : NULL))
+            test_fail(__FILE__, __LINE__, "%s for %d: status %d", cases[i].name, cases[i].toolkit, status);
+    }
+    dlclose(library);
+}
+
 static void allocate_and_leave(void *argument)
 {
     support_start();
@@ -546,6 +640,7 @@ TEST(management_library)
 
     support_devices("1G,2G");
     setenv("CUDA_VISIBLE_DEVICES", "1", 1);
+    setenv("KVCACHED_EMULATE_FAULTS", "nvmlDeviceGetCount:2=999", 1);
     check_eq(pipe(fds), 0);
     check_eq(pipe(fds + 2), 0);
     pid = support_spawn(export_and_wait, fds);
@@ -553,6 +648,7 @@ TEST(management_library)
     check_eq(nvml_driver_load(NULL, &nvml, error), 0);
     check_eq(nvml->nvmlDeviceGetCount(&n), NVML_SUCCESS);
     check_eq(n, 2);
+    check_eq(nvml->nvmlDeviceGetCount(&n), NVML_ERROR_UNKNOWN);
     check_eq(nvml->nvmlDeviceGetHandleByIndex(2, &device), NVML_ERROR_INVALID_ARGUMENT);
     check_eq(nvml->nvmlDeviceGetHandleByIndex(1, &device), NVML_SUCCESS);
     check_eq(nvml->nvmlDeviceGetUUID(device, uuid, sizeof(uuid)), NVML_SUCCESS);

@@ -262,6 +262,8 @@ EXPORT int cuemuConfigure(const char *folder, const char *sizes, char *error, si
         snprintf(configured.folder, sizeof(configured.folder), "%s", folder ?: "");
         snprintf(configured.sizes, sizeof(configured.sizes), "%s", sizes ?: "");
         r = join(sentence);
+        if (r < 0)
+            configured.folder[0] = configured.sizes[0] = '\0';
     } else if (emu.state != EMULATOR_GONE &&
                same_setting(configured.folder, sizeof(configured.folder), folder) &&
                same_setting(configured.sizes, sizeof(configured.sizes), sizes)) {

@@ -173,6 +173,8 @@ EXPORT int nvemuConfigure(const char *folder, const char *sizes, char *error, si
         snprintf(state.folder, sizeof(state.folder), "%s", folder ?: "");
         snprintf(state.sizes, sizeof(state.sizes), "%s", sizes ?: "");
         r = join(sentence);
+        if (r < 0)
+            state.folder[0] = state.sizes[0] = '\0';
     } else if ((folder && strcmp(folder, state.folder) != 0) || (sizes && strcmp(sizes, state.sizes) != 0)) {
         r = -EBUSY;
     }
