@@ -202,7 +202,7 @@ static int read_limit(const char *value, void *field)
     digits[length - 1] = '\0';
     if (parse_decimal(digits, &percent) < 0 || percent > 100)
         return -EINVAL;
-    limit->ppm = (uint32_t)(percent * (PPM_ONE / 100) + 0.5);
+    limit->ppm = (uint32_t)(percent * PPM_ONE / 100 + 0.5);
     return 0;
 }
 
