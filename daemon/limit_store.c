@@ -240,7 +240,8 @@ static bool add_entry(cJSON *items, const struct limit_entry *entry)
         return false;
     if (entry->limit.bytes == UINT64_MAX)
         return cJSON_AddNumberToObject(item, "ppm", entry->limit.ppm);
-    snprintf(bytes, sizeof(bytes), "%" PRIu64, entry->limit.bytes); /* cJSON's own way rounds the last digit */
+    snprintf(bytes, sizeof(bytes), "%" PRIu64,
+             entry->limit.bytes); /* cJSON's own way rounds the last digit */
     return cJSON_AddRawToObject(item, "bytes", bytes);
 }
 

@@ -148,7 +148,7 @@ struct link *link_forget(struct link *link)
 {
     if (!link)
         return NULL;
-    list_for_each_safe(it, &link->queue)
+    list_for_each_safe (it, &link->queue)
         free(container_of(it, struct packet, entry));
     free(link);
     return NULL;

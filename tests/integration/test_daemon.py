@@ -81,7 +81,7 @@ def test_bytes_of_a_killed_engine_are_back(engine: RawPeer, control: RawPeer, da
 
 
 def test_who_does_not_acknowledge_keeps_nobody_waiting(programs: Programs) -> None:
-    """The descriptors that a sleeper doesn't fetch serve others; when it wakes up, it gets what it was granted."""
+    """The descriptors that a sleeper doesn't fetch serve others; once awake, it gets what it was granted."""
     daemon = programs.daemon(config="[daemon]\nwarm=200\nutilization=1\nheadroom=0\n")
     sleeper, other = start_raw(programs, daemon, "sleeper"), start_raw(programs, daemon, "other")
     sleeper.open()
