@@ -10,10 +10,10 @@ import pytest
 
 from harness import summary
 
-PASSED = '<testcase classname="kvcached.pool" name="a"/>'
-FAILED = '<testcase classname="kvcached.pool" name="b"><failure/></testcase>'
-ERRED = '<testcase classname="kvcached.pool" name="c"><error/></testcase>'
-SKIPPED = '<testcase classname="kvcached.pool" name="d"><skipped/></testcase>'
+PASSED = '<testcase classname="kvcached.kvcached:unit / pool" name="a"/>'
+FAILED = '<testcase classname="kvcached.kvcached:unit / pool" name="b"><failure/></testcase>'
+ERRED = '<testcase classname="kvcached.kvcached:unit / pool" name="c"><error/></testcase>'
+SKIPPED = '<testcase classname="kvcached.kvcached:unit / pool" name="d"><skipped/></testcase>'
 
 
 def write_report(folder: Path, *cases: str) -> Path:
@@ -30,7 +30,7 @@ def test_every_case_counts(tmp_path: Path) -> None:
     report = write_report(tmp_path, PASSED, PASSED, FAILED, ERRED, SKIPPED)
     counts = summary.count_stage(1, report)
     assert str(counts) == "2 passed, 2 failed, 1 skipped"
-    assert counts.failures == ["kvcached.pool: b", "kvcached.pool: c"]
+    assert counts.failures == ["kvcached.kvcached:unit / pool: b", "kvcached.kvcached:unit / pool: c"]
 
 
 def test_a_stage_that_breaks_is_one_failure(tmp_path: Path) -> None:
@@ -50,7 +50,9 @@ def test_a_report_cut_short_is_a_failure(tmp_path: Path) -> None:
 def test_a_program_that_dies_after_its_tests_passed_counts(tmp_path: Path, result: str) -> None:
     report = write_report(tmp_path, PASSED)
     write_verdict(tmp_path, "kvcached:unit / pool", result)
-    assert summary.count_stage(1, report).failures == [f"pool: the program itself ({result.lower()})"]
+    assert summary.count_stage(1, report).failures == [
+        f"kvcached:unit / pool: the program itself ({result.lower()})"
+    ]
 
 
 def test_a_failed_case_is_not_counted_again_for_its_program(tmp_path: Path) -> None:
