@@ -2,7 +2,7 @@
 
 /*
  * One process, one loop, blocking sends. It is made with fork() before the test touches the driver, because a
- * driver doesn't survive fork(); and it sends by hand rather than through the link, which refuses to lie.
+ * driver doesn't survive fork().
  */
 
 #include "fakedaemon.h"
@@ -24,6 +24,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "cuda/driver.h"
+#include "fakewire.h"
 #include "test.h"
 #include "wire/status.h"
 
@@ -87,95 +88,6 @@ struct daemon {
     struct fake_counts counts;
     struct peer *peers[PEERS_MAX];
 };
-
-/* ---- Sending ---- */
-
-static void send_packet(struct peer *peer, const void *bytes, size_t size, const int *fds, unsigned n_fds)
-{
-    struct iovec iov = {.iov_base = (void *)bytes, .iov_len = size};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(128 * sizeof(int))];
-    } control = {0};
-    struct cmsghdr *cmsg;
-
-    if (n_fds) {
-        msg.msg_control = control.bytes;
-        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-        cmsg = CMSG_FIRSTHDR(&msg);
-        cmsg->cmsg_level = SOL_SOCKET;
-        cmsg->cmsg_type = SCM_RIGHTS;
-        cmsg->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-        memcpy(CMSG_DATA(cmsg), fds, n_fds * sizeof(int));
-    }
-    sendmsg(peer->fd, &msg, MSG_NOSIGNAL);
-}
-
-/* Which descriptors really go with a packet that announces `n`. */
-static unsigned bend_fds(enum fake_lie lie, int *fds, unsigned n)
-{
-    if (lie == FAKE_EXTRA_FD)
-        fds[n++] = STDERR_FILENO;
-    if (lie == FAKE_MISSING_FD && n > 0)
-        n--;
-    if (lie == FAKE_NOT_MEMORY)
-        for (unsigned i = 0; i < n; i++)
-            fds[i] = STDERR_FILENO;
-    return n;
-}
-
-static void bend_header(enum fake_lie lie, uint8_t *packet, size_t *size)
-{
-    struct frame_header header;
-
-    frame_read_header(packet, *size, &header);
-    if (lie == FAKE_BAD_VERSION)
-        header.version = 77;
-    if (lie == FAKE_UNKNOWN_TYPE)
-        header.type = 999;
-    if (lie == FAKE_WRONG_ID)
-        header.request += 1000;
-    if (lie == FAKE_UNASKED)
-        header.request = 0;
-    if (lie == FAKE_BAD_LENGTH)
-        header.length++;
-    frame_write_header(packet, &header);
-    if (lie == FAKE_GARBAGE)
-        memset(packet, 0xa5, *size);
-    if (lie == FAKE_BAD_BODY) {
-        header.length = 3;
-        frame_write_header(packet, &header);
-        memset(packet + FRAME_HEADER_SIZE, 0xff, 3);
-        *size = FRAME_HEADER_SIZE + 3;
-    }
-}
-
-static void answer(struct peer *peer, enum fake_lie lie, uint16_t type, uint32_t request,
-                   const ProtobufCMessage *body, const int *with, unsigned n_fds)
-{
-    uint8_t packet[FRAME_SIZE_MAX];
-    int fds[FRAME_FDS_MAX + 1];
-    size_t size;
-
-    if (n_fds)
-        memcpy(fds, with, n_fds * sizeof(*fds));
-    if (lie == FAKE_NO_FDS)
-        n_fds = 0;
-    check_eq(codec_encode(type, request, n_fds, body, packet, &size), 0);
-    bend_header(lie, packet, &size);
-    n_fds = bend_fds(lie, fds, n_fds);
-    send_packet(peer, packet, size, fds, n_fds);
-}
-
-static void refuse(struct peer *peer, uint32_t request, Kvcached__Error error, const char *reason)
-{
-    Kvcached__Refused body = KVCACHED__REFUSED__INIT;
-
-    body.error = error;
-    body.reason = (char *)reason;
-    answer(peer, FAKE_HONEST, MESSAGE_REFUSED, request, &body.base, NULL, 0);
-}
 
 /* ---- Memory ---- */
 
@@ -266,7 +178,8 @@ static void send_grants(struct daemon *d, struct peer *peer)
     }
     grant->n_left -= body.n_extents;
     body.remaining = grant->n_left;
-    answer(peer, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds, (unsigned)body.n_extents);
+    fake_answer(peer->fd, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds,
+                (unsigned)body.n_extents);
     peer->awaits_ack = true;
     d->counts.unacknowledged++;
     for (size_t i = 0; i < body.n_extents; i++)
@@ -299,7 +212,7 @@ static void lie_about_grant(struct daemon *d, struct peer *peer, enum fake_lie l
         ids[i] = lent->id;
         fds[i] = lent->fd;
     }
-    answer(peer, lie, MESSAGE_GRANT, request, &body.base, fds, (unsigned)body.n_extents);
+    fake_answer(peer->fd, lie, MESSAGE_GRANT, request, &body.base, fds, (unsigned)body.n_extents);
     list_for_each (it, &peer->extents)
         container_of(it, struct lent, link)->fd = close_fd(container_of(it, struct lent, link)->fd);
 }
@@ -317,11 +230,11 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
     }
     d->counts.takes++;
     if (d->settings.take_max && n > d->settings.take_max) {
-        refuse(peer, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Take");
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Take");
         return;
     }
     if (d->used + bytes > d->limit) {
-        refuse(peer, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
         return;
     }
     if (lie != FAKE_HONEST && lie != FAKE_LATE) {
@@ -348,9 +261,9 @@ static void on_hello(struct daemon *d, struct peer *peer, uint32_t request, enum
 
     if (lie == FAKE_CHALLENGE || lie == FAKE_CHALLENGE_TWICE) {
         challenge.nonce = (ProtobufCBinaryData){.len = 16, .data = (uint8_t *)"0123456789abcdef"};
-        answer(peer, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
+        fake_answer(peer->fd, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
         if (lie == FAKE_CHALLENGE_TWICE)
-            answer(peer, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
+            fake_answer(peer->fd, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
         return;
     }
     body.version = FRAME_VERSION;
@@ -365,7 +278,7 @@ static void on_hello(struct daemon *d, struct peer *peer, uint32_t request, enum
         fd = memfd_create("short", MFD_CLOEXEC);
         check_eq(ftruncate(fd, STATUS_PAGE_SIZE), 0);
     }
-    answer(peer, lie, MESSAGE_WELCOME, request, &body.base, &fd, 1);
+    fake_answer(peer->fd, lie, MESSAGE_WELCOME, request, &body.base, &fd, 1);
     if (lie == FAKE_BAD_STATUS)
         close_fd(fd);
 }
@@ -381,7 +294,7 @@ static void on_region_open(struct daemon *d, struct peer *peer, const struct mes
     peer->region_open[body.region] = true;
     memcpy(peer->regions[body.region], open->page_extents, d->n_classes * sizeof(uint32_t));
     d->counts.regions++;
-    answer(peer, lie, MESSAGE_REGION_OPENED, m->request, &body.base, NULL, 0);
+    fake_answer(peer->fd, lie, MESSAGE_REGION_OPENED, m->request, &body.base, NULL, 0);
 }
 
 static void on_region_close(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
@@ -392,7 +305,7 @@ static void on_region_close(struct daemon *d, struct peer *peer, const struct me
     check(close->region < REGIONS_MAX && peer->region_open[close->region]);
     peer->region_open[close->region] = false;
     d->counts.regions--;
-    answer(peer, lie, MESSAGE_REGION_CLOSED, m->request, &body.base, NULL, 0);
+    fake_answer(peer->fd, lie, MESSAGE_REGION_CLOSED, m->request, &body.base, NULL, 0);
 }
 
 static struct lent *find_lent(struct peer *peer, uint64_t id)
@@ -417,7 +330,7 @@ static void on_return(struct daemon *d, struct peer *peer, const struct message 
         take_back(d, lent);
     }
     show_status(d);
-    answer(peer, lie, MESSAGE_RETURNED, m->request, &returned.base, NULL, 0);
+    fake_answer(peer->fd, lie, MESSAGE_RETURNED, m->request, &returned.base, NULL, 0);
 }
 
 /* Lies that are the same whatever was asked. True when that was the answer. */
@@ -432,17 +345,18 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
         shutdown(peer->fd, SHUT_RDWR);
         return true;
     case FAKE_LAST_WORD:
-        refuse(peer, 0, KVCACHED__ERROR__ERROR_SHUTDOWN, "The daemon is stopping");
+        fake_refuse(peer->fd, 0, KVCACHED__ERROR__ERROR_SHUTDOWN, "The daemon is stopping");
         shutdown(peer->fd, SHUT_RDWR);
         return true;
     case FAKE_REFUSE:
-        refuse(peer, m->request, KVCACHED__ERROR__ERROR_RESOURCES, "The daemon is short of descriptors");
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_RESOURCES,
+                    "The daemon is short of descriptors");
         return true;
     case FAKE_REFUSE_VERSION:
-        refuse(peer, m->request, KVCACHED__ERROR__ERROR_VERSION, "This daemon speaks version 7");
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_VERSION, "This daemon speaks version 7");
         return true;
     case FAKE_WRONG_TYPE:
-        answer(peer, FAKE_HONEST, MESSAGE_LIMIT_REPLY, m->request, &wrong.base, NULL, 0);
+        fake_answer(peer->fd, FAKE_HONEST, MESSAGE_LIMIT_REPLY, m->request, &wrong.base, NULL, 0);
         return true;
     default:
         return false;

@@ -28,6 +28,7 @@ PURE_MODULES = [
     "daemon/snapshot",
     "daemon/supply",
     "libclient/page_cache",
+    "libclient/shape",
 ]
 
 
