@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker-bench.h"
+
+#include <string.h>
+
+#include "test.h"
+
+const uint64_t bench_no_limits[5] = {UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX};
+
+uint64_t bench_free(const struct bench *b)
+{
+    return b->config.total_bytes - b->foreign_bytes - b->ours_bytes - b->kept_bytes;
+}
+
+void bench_init(struct bench *b, uint64_t budget_bytes)
+{
+    *b = (struct bench){
+        .now_ns = NSEC_PER_SEC,
+        .config =
+            {
+                .total_bytes = 1024 * MIB,
+                .n_classes = 2,
+                .class_bytes = {2 * MIB, 8 * MIB},
+                .budget_bytes = budget_bytes,
+                .utilization_ppm = 900000,
+                .warm_max = 64,
+                .creating_max = 4,
+                .idle_ns = 30 * NSEC_PER_SEC,
+                .look_ns = 250 * NSEC_PER_MSEC,
+                .budget_rise_ns = NSEC_PER_SEC,
+                .patience_ns = 2 * NSEC_PER_SEC,
+            },
+    };
+}
+
+void bench_start(struct bench *b)
+{
+    check_eq(broker_new(&b->config, bench_free(b), b->now_ns, &b->broker), 0);
+}
+
+static void create(struct bench *b, const struct broker_action *action)
+{
+    uint64_t size = b->config.class_bytes[action->class_index];
+    bool ok = !b->fail_creates && size <= bench_free(b);
+
+    b->n_creates++;
+    if (b->hold_creates) {
+        b->held_back[b->n_held_back++] = action->extent;
+        b->sizes[(uint32_t)action->extent] = size;
+        return;
+    }
+    b->sizes[(uint32_t)action->extent] = size;
+    b->ours_bytes += ok ? size : 0;
+    broker_created(b->broker, action->extent, ok, b->now_ns);
+}
+
+static void destroy(struct bench *b, const struct broker_action *action)
+{
+    uint64_t size = b->sizes[(uint32_t)action->extent];
+
+    b->n_destroys++;
+    b->ours_bytes -= size;
+    if (b->keep)
+        b->kept_bytes += size;
+    broker_destroyed(b->broker, action->extent, b->now_ns);
+}
+
+static void carry_out(struct bench *b, const struct broker_action *action)
+{
+    switch (action->type) {
+    case BROKER_ACTION_CREATE:
+        create(b, action);
+        break;
+    case BROKER_ACTION_EXPORT:
+        b->n_exports++;
+        broker_exported(b->broker, action->extent, !b->fail_exports, b->now_ns);
+        break;
+    case BROKER_ACTION_DESTROY:
+        destroy(b, action);
+        break;
+    case BROKER_ACTION_LOOK:
+        b->n_looks++;
+        broker_look(b->broker, bench_free(b), b->now_ns);
+        break;
+    case BROKER_ACTION_GRANT:
+        b->n_grants++;
+        b->granted = action->request;
+        break;
+    case BROKER_ACTION_REFUSE:
+        b->n_refusals++;
+        b->error = action->error;
+        broker_request_free(b->broker, action->request);
+        break;
+    case BROKER_ACTION_FORGET:
+        b->n_forgets++;
+        break;
+    case BROKER_ACTION_STATUS:
+        break;
+    }
+}
+
+void bench_run(struct bench *b)
+{
+    struct broker_action action;
+
+    while (broker_next_action(b->broker, &action)) {
+        carry_out(b, &action);
+        check_str(broker_check(b->broker) ? broker_check(b->broker) : "fine", "fine");
+    }
+}
+
+void bench_pass(struct bench *b, uint64_t ns)
+{
+    uint64_t end_ns = b->now_ns + ns;
+
+    bench_run(b);
+    while (broker_deadline(b->broker) <= end_ns) {
+        b->now_ns = u64_max(b->now_ns, broker_deadline(b->broker));
+        broker_tick(b->broker, b->now_ns);
+        bench_run(b);
+    }
+    b->now_ns = end_ns;
+}
+
+struct broker_peer *bench_join(struct bench *b, const char *domain, const char *name)
+{
+    struct broker_peer *peer = NULL;
+
+    check_eq(broker_peer_new(b->broker, domain, name, 1, bench_no_limits, &peer), 0);
+    bench_run(b);
+    return peer;
+}
+
+int bench_ask(struct bench *b, struct broker_peer *peer, uint32_t small, uint32_t large)
+{
+    uint32_t counts[BROKER_CLASSES_MAX] = {small, large};
+    struct broker_request *request;
+    int r = broker_take(b->broker, peer, counts, b->now_ns, &request);
+
+    b->granted = NULL;
+    b->error = 0;
+    bench_run(b);
+    return r;
+}
+
+void bench_take(struct bench *b, struct broker_peer *peer, uint32_t small, uint32_t large, uint64_t *ids)
+{
+    check_eq(bench_ask(b, peer, small, large), 0);
+    check(b->granted);
+    check_eq(b->granted->n_extents, small + large);
+    if (ids)
+        memcpy(ids, b->granted->extents, (small + large) * sizeof(*ids));
+    broker_request_free(b->broker, b->granted);
+    bench_run(b);
+}
+
+void bench_end(struct bench *b, struct broker_peer *peer)
+{
+    broker_peer_dead(b->broker, peer, b->now_ns);
+    bench_run(b);
+}
+
+void bench_finish(struct bench *b)
+{
+    broker_drain(b->broker, b->now_ns);
+    bench_pass(b, NSEC_PER_SEC);
+    b->broker = broker_free(b->broker);
+}
+
+struct broker_totals bench_totals(const struct bench *b)
+{
+    struct broker_totals t;
+
+    broker_totals(b->broker, &t);
+    return t;
+}
+
+void bench_answer(struct bench *b, unsigned index)
+{
+    uint64_t id = b->held_back[index];
+
+    b->ours_bytes += b->sizes[(uint32_t)id];
+    broker_created(b->broker, id, true, b->now_ns);
+}
