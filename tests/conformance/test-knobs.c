@@ -235,8 +235,12 @@ TEST(load_emulated)
     snprintf(folder, sizeof(folder), "%.*s", (int)strcspn(emulator, ":"), emulator);
     setenv("KVCACHED_EMULATE_DIR", "/nonexistent", 1);
     check_eq(cuda_driver_load_emulated("/nonexistent", NULL, NULL, &driver, error), -ENOENT);
+    check_eq(cuda_driver_load_emulated(folder, "/nonexistent/folder", NULL, &driver, error), -ENOENT);
     check_eq(cuda_driver_load_emulated(folder, support_folder(), "3G", &driver, error), 0);
     check_eq(nvml_driver_load_emulated(folder, support_folder(), NULL, &nvml, error), 0);
+    /* Asked for again, by another name of the same: there is one set of devices in a process. */
+    check_eq(cuemuConfigure(support_folder(), "3072M", error, sizeof(error)), 0);
+    check_eq(cuemuConfigure("/dev/shm", NULL, error, sizeof(error)), -EBUSY);
     check_eq(cuda_device_by_index(driver, 0, &device), 0);
     check_eq(device, 0);
     check_eq(nvml->nvmlDeviceGetHandleByIndex(0, &handle), NVML_SUCCESS);

@@ -20,7 +20,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,6 +29,7 @@
 #include "config.h"
 #include "cuda/emulator.h"
 #include "faults.h"
+#include "place.h"
 
 struct emulator emu = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -50,21 +50,14 @@ static struct {
     struct fault_plan faults;
 } settings;
 
-static struct {
-    char folder[4096], sizes[256]; /* "" as the environment has it */
-} configured;
+static struct place place;
 
 static uint64_t counts[CALL_N], count_overall;
 static uint64_t call_start_ns, call_cost_ns, call_wait_ns;
 
-/* In a page that the kernel clears in forked children: 1 in the process that joined. NULL before. */
-static uint32_t *here;
-
 bool in_forked_child(void)
 {
-    const uint32_t *word = __atomic_load_n(&here, __ATOMIC_ACQUIRE);
-
-    return word && !*word;
+    return place_is_forked(&place);
 }
 
 uint64_t now_ns(void)
@@ -182,28 +175,6 @@ static void read_settings(void)
     read_costs();
 }
 
-static void default_folder(char *path, size_t size)
-{
-    const char *set = getenv("KVCACHED_EMULATE_DIR");
-
-    if (configured.folder[0])
-        snprintf(path, size, "%s", configured.folder);
-    else if (set && *set)
-        snprintf(path, size, "%s", set);
-    else
-        snprintf(path, size, "/dev/shm/kvcached-emu-%u", (unsigned)geteuid());
-}
-
-static void mark_here(void)
-{
-    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0)
-        abort();
-    *(uint32_t *)page = 1;
-    __atomic_store_n(&here, page, __ATOMIC_RELEASE);
-}
-
 static void look_at_devices(void)
 {
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
@@ -219,35 +190,19 @@ static void look_at_devices(void)
 /* Joins the folder, if that has not been done. Under the lock. */
 static int join(char *error)
 {
-    const char *sizes = configured.sizes[0] ? configured.sizes : getenv("KVCACHED_EMULATE");
-    uint64_t totals[EMU_MAX_DEVICES];
-    char path[sizeof(configured.folder)];
-    unsigned n = 0;
     int r;
 
     if (emu.state != EMULATOR_FRESH)
         return 0;
-    if (sizes && *sizes) {
-        r = config_parse_sizes(sizes, totals, &n, error);
-        if (r < 0)
-            return r;
-    }
-    default_folder(path, sizeof(path));
-    r = registry_join(path, totals, n, CONFIG_DEFAULT_BYTES, &emu.registry, error);
+    r = place_join(&place, &emu.registry, error);
     if (r < 0)
         return r;
     look_at_devices();
     if (getrandom(&emu.handles.salt, sizeof(emu.handles.salt), 0) < 0)
         emu.handles.salt = now_ns();
     emu.handles.salt >>= 1; /* so that it is positive where somebody stores it in a long */
-    mark_here();
     emu.state = EMULATOR_JOINED;
     return 0;
-}
-
-static bool same_setting(char *have, size_t size, const char *want)
-{
-    return !want || (strlen(want) < size && strcmp(have, want) == 0);
 }
 
 EXPORT int cuemuConfigure(const char *folder, const char *sizes, char *error, size_t error_size)
@@ -259,14 +214,11 @@ EXPORT int cuemuConfigure(const char *folder, const char *sizes, char *error, si
         return -ECHILD;
     pthread_mutex_lock(&emu.lock);
     if (emu.state == EMULATOR_FRESH) {
-        snprintf(configured.folder, sizeof(configured.folder), "%s", folder ?: "");
-        snprintf(configured.sizes, sizeof(configured.sizes), "%s", sizes ?: "");
+        place_set(&place, folder, sizes);
         r = join(sentence);
         if (r < 0)
-            configured.folder[0] = configured.sizes[0] = '\0';
-    } else if (emu.state != EMULATOR_GONE &&
-               same_setting(configured.folder, sizeof(configured.folder), folder) &&
-               same_setting(configured.sizes, sizeof(configured.sizes), sizes)) {
+            place_set(&place, NULL, NULL);
+    } else if (emu.state != EMULATOR_GONE && place_matches(emu.registry, folder, sizes)) {
         r = 0;
     }
     pthread_mutex_unlock(&emu.lock);
@@ -380,7 +332,7 @@ EXPORT void cuemuLeave(void)
 {
     /* Who never joined, or is the child of who did, has nothing to leave, and may have inherited a locked
      * mutex. */
-    if (!__atomic_load_n(&here, __ATOMIC_ACQUIRE) || in_forked_child())
+    if (!place_has_joined(&place) || place_is_forked(&place))
         return;
     pthread_mutex_lock(&emu.lock);
     if (emu.state == EMULATOR_JOINED || emu.state == EMULATOR_READY) {

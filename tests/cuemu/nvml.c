@@ -21,6 +21,7 @@
 #include "cuda/driver.h"
 #include "cuda/emulator.h"
 #include "faults.h"
+#include "place.h"
 #include "registry.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -47,11 +48,10 @@ static struct {
     pthread_mutex_t lock;
     struct registry *registry;
     unsigned inits;
-    char folder[4096], sizes[256];
+    struct place place;
     bool faults_read, faults_bad;
     struct fault_plan faults;
     uint64_t counts[CALL_N], count_overall;
-    uint32_t *here; /* in a page that the kernel clears in forked children: 1 in the process that joined */
 } state = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static void read_faults(void)
@@ -65,18 +65,11 @@ static void read_faults(void)
     state.faults_bad = text && faults_parse(text, &state.faults, &offset) < 0;
 }
 
-static bool in_forked_child(void)
-{
-    const uint32_t *word = __atomic_load_n(&state.here, __ATOMIC_ACQUIRE);
-
-    return word && !*word;
-}
-
 static nvmlReturn_t call_enter(enum call_id call, bool needs_init)
 {
     nvmlReturn_t result;
 
-    if (in_forked_child())
+    if (place_is_forked(&state.place))
         return NVML_ERROR_UNINITIALIZED;
     pthread_mutex_lock(&state.lock);
     read_faults();
@@ -118,64 +111,20 @@ static int device_of(nvmlDevice_t handle, unsigned *ret_device)
     return 0;
 }
 
-static void mark_here(void)
-{
-    void *page;
-
-    if (state.here)
-        return;
-    page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (page == MAP_FAILED || madvise(page, 4096, MADV_WIPEONFORK) < 0)
-        abort();
-    *(uint32_t *)page = 1;
-    __atomic_store_n(&state.here, page, __ATOMIC_RELEASE);
-}
-
-static void folder_path(char *path, size_t size)
-{
-    const char *set = getenv("KVCACHED_EMULATE_DIR");
-
-    if (state.folder[0] || (set && *set))
-        snprintf(path, size, "%s", state.folder[0] ? state.folder : set);
-    else
-        snprintf(path, size, "/dev/shm/kvcached-emu-%u", (unsigned)geteuid());
-}
-
-static int join(char *error)
-{
-    const char *sizes = state.sizes[0] ? state.sizes : getenv("KVCACHED_EMULATE");
-    uint64_t totals[EMU_MAX_DEVICES];
-    char path[sizeof(state.folder)];
-    unsigned n = 0;
-    int r;
-
-    if (sizes && *sizes) {
-        r = config_parse_sizes(sizes, totals, &n, error);
-        if (r < 0)
-            return r;
-    }
-    folder_path(path, sizeof(path));
-    r = registry_join(path, totals, n, CONFIG_DEFAULT_BYTES, &state.registry, error);
-    if (r == 0)
-        mark_here();
-    return r;
-}
-
 EXPORT int nvemuConfigure(const char *folder, const char *sizes, char *error, size_t error_size)
 {
     char sentence[EMU_ERROR_MAX] = "Emulated devices: this process already uses others";
     int r = 0;
 
-    if (in_forked_child())
+    if (place_is_forked(&state.place))
         return -ECHILD;
     pthread_mutex_lock(&state.lock);
     if (!state.registry) {
-        snprintf(state.folder, sizeof(state.folder), "%s", folder ?: "");
-        snprintf(state.sizes, sizeof(state.sizes), "%s", sizes ?: "");
-        r = join(sentence);
+        place_set(&state.place, folder, sizes);
+        r = place_join(&state.place, &state.registry, sentence);
         if (r < 0)
-            state.folder[0] = state.sizes[0] = '\0';
-    } else if ((folder && strcmp(folder, state.folder) != 0) || (sizes && strcmp(sizes, state.sizes) != 0)) {
+            place_set(&state.place, NULL, NULL);
+    } else if (!place_matches(state.registry, folder, sizes)) {
         r = -EBUSY;
     }
     pthread_mutex_unlock(&state.lock);
@@ -216,7 +165,7 @@ static nvmlReturn_t init(void)
         fputs("cuemu: KVCACHED_EMULATE_FAULTS: not a list of fault rules\n", stderr);
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    if (!state.registry && join(error) < 0) {
+    if (!state.registry && place_join(&state.place, &state.registry, error) < 0) {
         fprintf(stderr, "cuemu: %s\n", error);
         return NVML_ERROR_OPERATING_SYSTEM;
     }
@@ -445,7 +394,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device,
 
 __attribute__((destructor)) static void on_unload(void)
 {
-    if (!state.here || in_forked_child())
+    if (!place_has_joined(&state.place) || place_is_forked(&state.place))
         return;
     pthread_mutex_lock(&state.lock);
     state.registry = registry_leave(state.registry);
