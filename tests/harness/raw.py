@@ -130,8 +130,19 @@ class RawPeer(Peer):
 
     def take(self, region: int, pages: int = 1) -> list[int]:
         """The extents of so many pages; every packet is acknowledged."""
+        return self.collect(self.request("Take", region=region, pages=pages))
+
+    def take_or_none(self, region: int, pages: int = 1) -> list[int] | None:
+        """As take(); None when limit or budget forbid it."""
+        answer = self.request("Take", region=region, pages=pages)
+        if answer.name == "Refused":
+            assert answer["error"] in ("ERROR_LIMIT", "ERROR_BUDGET"), answer.text
+            return None
+        return self.collect(answer)
+
+    def collect(self, grant: Message) -> list[int]:
+        """The extents of a grant, of which this is the first packet."""
         extents: list[int] = []
-        grant = self.request("Take", region=region, pages=pages)
         while True:
             assert grant.name == "Grant", grant.text
             got = grant.numbers("extents")
