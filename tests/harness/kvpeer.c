@@ -17,14 +17,21 @@
  *     read NAME PAGE SEGMENT           ok VALUE; "torn" where first and last differ
  *     probe NAME PAGE SEGMENT          ok mapped, or ok fault: looks at the address itself (emulator only)
  *     status                       ok limit=N used=N budget=N mapped=N cached=N over=0|1 frozen=0|1
- * connected=0|1 await FIELD=VALUE            dispatches until status has that; for at most 30 s device ok
- * UUID total=N granularity=N emulated=0|1 ordinal=N classes=N,N... driver                       ok PATH stats
- * ok handles=N mappings=N reservations=N used=N (emulator only) calls FUNCTION               ok N: how often
- * this process called it (emulator only) trim dispatch alloc SIZE                   ok ADDRESS: ordinary
- * device memory, as weights are free ADDRESS close-region NAME close fd-limit N                   this
- * process may have descriptors below N; 0: as many as at first fork-child                   ok PID: a child
- * that holds all it inherits until it is killed drop-socket                  ends the connection under the
- * library, and lives on
+ *                                  connected=0|1
+ *     await FIELD=VALUE            dispatches until status has that; for at most 30 s
+ *     device                       ok UUID total=N granularity=N emulated=0|1 ordinal=N classes=N,N...
+ *     driver                       ok PATH
+ *     stats                        ok handles=N mappings=N reservations=N used=N (emulator only)
+ *     calls FUNCTION               ok N: how often this process called it (emulator only)
+ *     trim
+ *     dispatch
+ *     alloc SIZE                   ok ADDRESS: ordinary device memory, as weights are
+ *     free ADDRESS
+ *     close-region NAME
+ *     close
+ *     fd-limit N                   this process may have descriptors below N; 0: as many as at first
+ *     fork-child                   ok PID: a child that holds all it inherits until it is killed
+ *     drop-socket                  ends the connection under the library, and lives on
  */
 
 #include <dlfcn.h>

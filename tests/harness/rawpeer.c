@@ -18,8 +18,10 @@
  *     child COMMAND             a child carries it out and ends
  *     keep                      descriptors that are received from now on stay open
  *     fork                      leaves a child with the socket (and with what was kept) that waits to be
- * killed shutdown                  no more packets will be sent close cycles N PATH             N processes
- * that connect, go one of several ways, and die: see cycle_run()
+ *                               killed
+ *     shutdown                  no more packets will be sent
+ *     close
+ *     cycles N PATH             N processes that connect, go one of several ways, and die: see cycle_run()
  */
 
 #include <errno.h>

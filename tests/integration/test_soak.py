@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from harness.broker import Daemon, Programs, eventually
-from harness.observer import MIB, Observer, resident_bytes
+from harness.observer import MIB, resident_bytes
 from harness.raw import RawPeer, start_raw
 
 SECONDS = float(os.environ.get("KVCACHED_SOAK_SECONDS", "120"))
@@ -124,7 +124,8 @@ class Life:
 
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 120)
-def test_books_stay_right(programs: Programs, daemon: Daemon, observer: Observer) -> None:
+@pytest.mark.usefixtures("observer")
+def test_books_stay_right(programs: Programs, daemon: Daemon) -> None:
     """The observer then finds the daemon as it was at first."""
     seed = int(os.environ.get("KVCACHED_TEST_SEED", time.time_ns()))
     print(f"KVCACHED_TEST_SEED={seed}")
@@ -135,7 +136,6 @@ def test_books_stay_right(programs: Programs, daemon: Daemon, observer: Observer
         for _ in range(STEPS_BETWEEN_AUDITS):
             life.step()
         life.audit()
-        observer.is_served()
         if not warm_bytes or elapsed < SECONDS / 4:
             warm_bytes = resident_bytes(daemon.pid)
     life.end()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What every file of the tree promises: a licence line, an essay at the head of each module, and no word of
-the machine that it was written on."""
+"""What every file of the tree promises: a licence line, an essay at the head of each module, lines that fit,
+and no word of the machine that it was written on."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ ESSAY_FOLDERS = (
     "tests/replay/",
 )
 
+# clang-format leaves comments as they are, since it takes a table in one for a paragraph.
+COLUMNS = 110
+
 MACHINE = re.compile(r"(?<![\w.}*])/(?:home|Users|work|root|farm)/")
 BESIDE_CLONE = re.compile(r"[.][.]/shared\b")
 MAY_LOOK_BESIDE = {".ci/run"}
@@ -43,6 +46,8 @@ def check_file(root: Path, name: str) -> list[str]:
     if name.endswith(".c") and name.startswith(ESSAY_FOLDERS) and not ESSAY.match(text):
         complaints.append(f"{name}:1: the file doesn't open with what it owns, promises and leaves to others")
     for number, line in enumerate(text.splitlines(), start=1):
+        if name.endswith((".c", ".h")) and len(line) > COLUMNS:
+            complaints.append(f"{name}:{number}: {len(line)} columns")
         if MACHINE.search(line):
             complaints.append(f"{name}:{number}: a path of somebody's machine")
         if BESIDE_CLONE.search(line) and name not in MAY_LOOK_BESIDE:

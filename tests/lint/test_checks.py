@@ -82,6 +82,7 @@ def test_directions_allow(tmp_path: Path) -> None:
         ("daemon/pool.h", "#pragma once\n", "no line says SPDX"),
         ("tests/x.py", "pass\n", "no line says SPDX"),
         ("daemon/pool.c", "/* SPDX-License-Identifier: Apache-2.0 */\nint x;\n", "doesn't open with"),
+        ("daemon/pool.c", ESSAY + "/* " + 108 * "x" + " */\n", "114 columns"),
         ("README.md", "See /ho" + "me/somebody/kvcached\n", "a path of somebody's machine"),
         ("tests/run", "cat ../sha" + "red/data\n", "looks outside the clone"),
     ],
