@@ -25,12 +25,10 @@ static int refuse(struct peer *peer, const struct message *message, Kvcached__Er
     return 0;
 }
 
-static int refuse_name(struct peer *peer, const struct message *message, int error, const char *reason)
+static Kvcached__Error error_of(int snapshot_error)
 {
-    return refuse(peer, message,
-                  error == SNAPSHOT_E_AMBIGUOUS ? KVCACHED__ERROR__ERROR_AMBIGUOUS
-                                                : KVCACHED__ERROR__ERROR_NOT_FOUND,
-                  reason);
+    return snapshot_error == SNAPSHOT_E_AMBIGUOUS ? KVCACHED__ERROR__ERROR_AMBIGUOUS
+                                                  : KVCACHED__ERROR__ERROR_NOT_FOUND;
 }
 
 /* ---- Looking ---- */
@@ -68,7 +66,7 @@ int control_info(struct peer *peer, struct message *message)
     if (*body->instance) {
         r = snapshot_find(peer->server->broker, body->instance, &instance, reason);
         if (r > 0)
-            return refuse_name(peer, message, r, reason);
+            return refuse(peer, message, error_of(r), reason);
         r = snapshot_instance(peer->server->broker, instance, &info);
         if (r < 0)
             return r;
@@ -87,28 +85,29 @@ int control_info(struct peer *peer, struct message *message)
 
 /* ---- Limits ---- */
 
-/* Who is meant: somebody known, or somebody to come. 0, or SNAPSHOT_E_* with a reason. */
-static int find_target(struct peer *peer, const char *name, char domain[static BROKER_DOMAIN_MAX + 1],
-                       const char **ret_instance, char reason[static SNAPSHOT_REASON_MAX])
+/* Who is meant: somebody known, or somebody to come. ERROR_NONE, or the error and its reason. */
+static Kvcached__Error find_target(struct peer *peer, const char *name,
+                                   char domain[static BROKER_DOMAIN_MAX + 1], const char **ret_instance,
+                                   char reason[static SNAPSHOT_REASON_MAX])
 {
     struct broker_instance *instance;
     int r;
 
     r = snapshot_find(peer->server->broker, name, &instance, reason);
+    if (r == SNAPSHOT_E_AMBIGUOUS)
+        return error_of(r);
     if (r == 0) {
         strcpy(domain, broker_domain_name(instance->domain));
         *ret_instance = instance->name;
-        return 0;
+        return KVCACHED__ERROR__ERROR_NONE;
     }
-    if (r != SNAPSHOT_E_NOT_FOUND)
-        return r;
-    if (!snapshot_split(name, domain, ret_instance)) {
+    if (!snapshot_split(name, domain, ret_instance) || !handshake_name_is_valid(*ret_instance)) {
         snprintf(reason, SNAPSHOT_REASON_MAX, "That cannot be the name of an instance");
-        return SNAPSHOT_E_NOT_FOUND;
+        return KVCACHED__ERROR__ERROR_NAME;
     }
     if (!*domain)
         snprintf(domain, BROKER_DOMAIN_MAX + 1, "uid:%u", (unsigned)peer->identity.uid);
-    return 0;
+    return KVCACHED__ERROR__ERROR_NONE;
 }
 
 /* NULL when the message says what can be. */
@@ -155,17 +154,16 @@ int control_set_limit(struct peer *peer, struct message *message)
     const Kvcached__SetLimit *body = (const Kvcached__SetLimit *)message->body;
     char domain[BROKER_DOMAIN_MAX + 1], error[LIMIT_STORE_ERROR_MAX];
     struct server *server = peer->server;
+    Kvcached__Error refusal;
     struct limit limit;
     const char *instance, *reason = read_limit(body, &limit);
     int r;
 
     if (reason)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
-    r = find_target(peer, body->instance, domain, &instance, error);
-    if (r > 0)
-        return refuse_name(peer, message, r, error);
-    if (!handshake_name_is_valid(instance))
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_NAME, "that cannot be the name of an instance");
+    refusal = find_target(peer, body->instance, domain, &instance, error);
+    if (refusal != KVCACHED__ERROR__ERROR_NONE)
+        return refuse(peer, message, refusal, error);
     r = limit_store_change(server->limits, domain, instance, &limit, error);
     if (r < 0)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_STORAGE, error);
@@ -210,7 +208,7 @@ int control_delete(struct peer *peer, struct message *message)
 
     r = snapshot_find(server->broker, body->instance, &instance, reason);
     if (r > 0)
-        return refuse_name(peer, message, r, reason);
+        return refuse(peer, message, error_of(r), reason);
     r = snapshot_instance(server->broker, instance, &info);
     if (r < 0)
         return r;

@@ -48,6 +48,7 @@ int main(int argc, char **argv)
 
     log_open();
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a full disk is an answer, whichever way it is said */
     switch (options_parse(argc, argv, &options, error)) {
     case OPTIONS_E_HELP:
         fputs(options_help, stdout);

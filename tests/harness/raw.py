@@ -7,6 +7,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from harness.broker import LIMIT_S, Daemon, Peer, Programs, Site
 
@@ -57,7 +58,7 @@ class Message:
         """It is a refusal for this error, with a reason that contains these words."""
         assert self.name == "Refused", self.text
         assert self["error"] == error, self.text
-        assert reason.lower() in self["reason"].replace("%20", " ").lower(), self.text
+        assert reason.lower() in unquote(self["reason"]).lower(), self.text
         assert request is None or self.number("request") == request, self.text
 
 
