@@ -67,10 +67,15 @@ static void drop_slot(struct server *server, struct slot *slot)
     server->n_slots--;
 }
 
-static void note_failure(struct server *server, const struct slot *slot, const char *what)
+/* Said once, until a call of the kind succeeds again. */
+static void note_outcome(struct server *server, const struct slot *slot, const char *what)
 {
-    if (slot->job.r != 0 && slot->job.r != -ENOMEM && log_gate_pass(&server->gate, server_now()))
+    unsigned bit = 1u << slot->job.type;
+    bool failed = slot->job.r != 0 && slot->job.r != -ENOMEM;
+
+    if (failed && !(server->failing & bit) && log_gate_pass(&server->gate, server_now()))
         log_warning("The driver did not %s memory: %s", what, slot->job.why);
+    server->failing = failed ? server->failing | bit : server->failing & ~bit;
 }
 
 /* Asked for by a grant, which may be gone by now, and its extent about to go. */
@@ -90,20 +95,20 @@ static void on_slot_done(struct server *server, struct slot *slot)
 
     switch (slot->job.type) {
     case BACKING_CREATE:
-        note_failure(server, slot, "create");
+        note_outcome(server, slot, "create");
         if (!ok)
             drop_slot(server, slot);
         broker_created(server->broker, id, ok, now_ns);
         break;
     case BACKING_EXPORT:
-        note_failure(server, slot, "export");
+        note_outcome(server, slot, "export");
         if (slot->granted_export)
             on_granted_export(server, slot);
         else
             broker_exported(server->broker, id, ok, now_ns);
         break;
     default:
-        note_failure(server, slot, "release");
+        note_outcome(server, slot, "release");
         drop_slot(server, slot);
         broker_destroyed(server->broker, id, now_ns);
         break;
@@ -573,6 +578,18 @@ static void close_handle(uv_handle_t *handle, void *arg)
         uv_close(handle, NULL);
 }
 
+/* Instances outlive the drain that have a limit, or bytes that others keep alive. */
+static void free_broker(struct server *server)
+{
+    struct broker_instance *instance = NULL;
+
+    if (!server->broker)
+        return;
+    while ((instance = broker_instance_next(server->broker, instance)))
+        instance->owner = instance_status_free(instance->owner);
+    server->broker = broker_free(server->broker);
+}
+
 bool server_free(struct server *server)
 {
     sockets_close(server);
@@ -585,7 +602,7 @@ bool server_free(struct server *server)
         uv_loop_close(&server->loop);
     }
     backing_free(server->backing);
-    broker_free(server->broker);
+    free_broker(server);
     limit_store_free(server->limits);
     slots_deinit(&server->slots);
     flight_deinit(&server->flight);

@@ -53,6 +53,7 @@ struct server {
     bool has_loop;
     bool settling;
     bool room_grew;    /* in flight, since the stalled were last looked at */
+    unsigned failing;  /* kinds of driver calls, by bit, whose last failure was said */
     bool look_failed;  /* and it was said */
     bool draining;     /* a signal has ended it */
     bool drain_failed; /* the driver still had work when the time was over */
