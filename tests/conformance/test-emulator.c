@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -294,6 +295,118 @@ TEST_LIMIT(sigkill_storm, 60)
     check_eq(count_files("extent."), 0);
     check_eq(host_bytes(), 0);
     support_finish();
+}
+
+/* Comes, does everything that changes the registry, and leaves. */
+static void live_a_life(void)
+{
+    CUmemGenericAllocationHandle handle, imported;
+    CUdeviceptr address;
+    int fd;
+
+    support_start();
+    handle = support_create(2 * GRANULE);
+    address = support_reserve(2 * GRANULE);
+    support_map(address, 2 * GRANULE, handle);
+    *(volatile char *)address = 1;
+    fd = support_export(handle);
+    ok(cuMemImportFromShareableHandle(&imported, (void *)(uintptr_t)fd,
+                                      CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+    ok(cuMemRelease(handle));
+    support_unmap(address, 2 * GRANULE);
+    ok(cuMemRelease(imported));
+    support_free_bytes();
+    close(fd);
+    support_free_bytes();
+    support_create(GRANULE);
+    cuemuLeave();
+}
+
+/* Runs a process up to its n-th step into or out of the kernel, and kills it. False: it ended before. */
+static bool kill_at(unsigned n)
+{
+    pid_t pid = fork();
+    int status;
+
+    check(pid >= 0);
+    if (pid == 0) {
+        ptrace(PTRACE_TRACEME, 0, 0, 0);
+        raise(SIGSTOP);
+        live_a_life();
+        _exit(0);
+    }
+    check_eq(waitpid(pid, &status, 0), pid);
+    check(WIFSTOPPED(status));
+    for (unsigned i = 0; i < n; i++) {
+        check_eq(ptrace(PTRACE_SYSCALL, pid, 0, 0), 0);
+        check_eq(waitpid(pid, &status, 0), pid);
+        if (WIFEXITED(status))
+            return false;
+    }
+    support_kill(pid);
+    return true;
+}
+
+/* A process of its own, since one that has used the driver cannot fork another that uses it. */
+static void kill_on_demand(void *argument)
+{
+    const int *fds = argument;
+    unsigned n;
+
+    close(fds[3]);
+    while (read(fds[2], &n, sizeof(n)) == sizeof(n)) {
+        bool killed = kill_at(n);
+
+        check_eq(write(fds[1], &killed, sizeof(killed)), sizeof(killed));
+    }
+}
+
+/* Item 12, step by step: from joining to leaving, there is no system call at which death does harm. */
+TEST_LIMIT(killed_at_every_system_call, 60)
+{
+    bool killed = true;
+    int fds[4];
+    pid_t pid;
+
+    support_devices("1G");
+    check_eq(pipe(fds), 0);
+    check_eq(pipe(fds + 2), 0);
+    pid = support_spawn(kill_on_demand, fds);
+    close(fds[1]);
+    close(fds[2]);
+    support_start();
+    for (unsigned n = 0; killed; n++) {
+        check_eq(write(fds[3], &n, sizeof(n)), sizeof(n));
+        check_eq(read(fds[0], &killed, sizeof(killed)), sizeof(killed));
+        check_eq(support_free_bytes(), GIB);
+        check_eq(count_files("slot."), 1);
+        check_eq(count_files("extent."), 0);
+        check_eq(host_bytes(), 0);
+    }
+    close(fds[3]);
+    close(fds[0]);
+    support_wait(pid);
+    support_finish();
+}
+
+static void come_and_go(void *argument)
+{
+    support_start();
+    check_eq(support_free_bytes(), GIB);
+    live_a_life();
+}
+
+/* The same where the dead one was alone: the next makes the folder anew, and takes it away. */
+TEST_LIMIT(killed_alone_at_every_system_call, 60)
+{
+    bool killed = true;
+
+    support_devices("1G");
+    for (unsigned n = 0; killed; n++) {
+        killed = kill_at(n);
+        support_wait(support_spawn(come_and_go, NULL));
+        check_eq(access(support_folder(), F_OK), -1);
+    }
 }
 
 #define MANY 30000

@@ -209,7 +209,10 @@ static int lock_slot(struct registry *registry, unsigned slot)
     return r;
 }
 
-/* Under the mutex. The table that the last owner left is cleared by giving its pages back. */
+/*
+ * Under the mutex. The table that the last owner left is cleared by giving its pages back. The slot is marked
+ * as taken before its file exists, so that the file is found and removed whenever we are killed.
+ */
 static int take_slot(struct registry *registry)
 {
     struct shared *shared = registry->shared;
@@ -225,17 +228,17 @@ static int take_slot(struct registry *registry)
     if (fallocate(registry->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)table,
                   (off_t)shared->refs_stride) < 0)
         return -errno;
+    shared->slots[slot] = (struct slot){.serial = ++shared->serial, .taken = 1, .pid = getpid()};
+    if (slot == shared->n_slots)
+        __atomic_store_n(&shared->n_slots, slot + 1, __ATOMIC_RELEASE);
     r = lock_slot(registry, slot);
-    if (r < 0)
+    if (r < 0) {
+        slot_bury(registry, slot);
         return r;
+    }
     for (unsigned i = 0; i < shared->n_devices; i++)
         registry->refs[i] = (uint32_t *)((char *)shared + table + shared->devices[i].refs_at);
     registry->slot = slot;
-    shared->slots[slot].serial = ++shared->serial;
-    shared->slots[slot].pid = getpid();
-    __atomic_store_n(&shared->slots[slot].taken, 1, __ATOMIC_RELEASE);
-    if (slot == shared->n_slots)
-        __atomic_store_n(&shared->n_slots, slot + 1, __ATOMIC_RELEASE);
     return 0;
 }
 
