@@ -149,15 +149,17 @@ static bool by_chance(const struct fault_rule *rule, const char *function, uint6
     return (double)(hash >> 11) * 0x1p-53 < rule->chance;
 }
 
+/* "cu*" and "*" stand for many functions, whose calls count together. */
 static bool strikes(const struct fault_rule *rule, const char *function, uint64_t nth, uint64_t nth_overall)
 {
-    bool any = strcmp(rule->function, "*") == 0;
+    size_t length = strlen(rule->function);
+    bool many = rule->function[length - 1] == '*';
 
-    if (!any && strcmp(rule->function, function) != 0)
+    if (many ? strncmp(rule->function, function, length - 1) != 0 : strcmp(rule->function, function) != 0)
         return false;
     if (rule->first == 0)
         return by_chance(rule, function, nth);
-    if (any)
+    if (many)
         nth = nth_overall;
     return nth >= rule->first && nth <= rule->last;
 }

@@ -41,6 +41,16 @@ TEST(nth_call_of_any)
     check_eq(faults_check(&plan, "cuMemMap", 17, 18), 0);
 }
 
+TEST(nth_call_of_a_library)
+{
+    struct fault_plan plan = plan_of("nvml*:3=999;cu*:4");
+
+    check_eq(faults_check(&plan, "nvmlDeviceGetUUID", 1, 3), 999);
+    check_eq(faults_check(&plan, "cuMemMap", 1, 3), 0);
+    check_eq(faults_check(&plan, "cuMemMap", 1, 4), CUDA_ERROR_OUT_OF_MEMORY);
+    check_eq(faults_check(&plan, "nvmlDeviceGetUUID", 1, 4), 0);
+}
+
 TEST(chance_is_seeded)
 {
     struct fault_plan one = plan_of("cuMemMap:p0.1@seed=1"), same = plan_of("cuMemMap:p0.1=2@seed=1"),
