@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket where kvctl doesn't reach: storage that fails, names that cannot be, and limits at work."""
+"""The control socket where kvctl doesn't reach: full disks, names that cannot be, and limits at work."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_limits_survive_a_restart(programs: Programs) -> None:
 
 
 def test_limits_by_source(programs: Programs) -> None:
-    """An administrator's word is stronger than the configuration's, and that is stronger than the engine's wish."""
+    """An administrator's word comes before the configuration's, and that before the engine's wish."""
     daemon = programs.daemon(budget="512M", config="[instance c]\nlimit=128M\n")
     control = open_control(programs, daemon)
     for name in ("a", "c", "e", "b"):

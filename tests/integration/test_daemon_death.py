@@ -27,6 +27,13 @@ def accounts(control: RawPeer) -> dict[str, int]:
     return {name: now.number(f"{name}_bytes") // MIB for name in ("granted", "limbo", "destroying")}
 
 
+def line_of(control: RawPeer, instance: str) -> str:
+    """What the list says about an instance."""
+    parts = control.request("List").text.split(" instances=")
+    (line,) = [part for part in parts if f"instance={instance} " in part]
+    return line
+
+
 def test_sigkill(programs: Programs, daemon: Daemon) -> None:
     control = open_control(programs, daemon)
     engine = mapper(programs, daemon)
@@ -59,7 +66,7 @@ def test_a_connection_that_ends_while_the_process_lives(programs: Programs, daem
     engine.take(engine.open_region(), 50)
     engine.do("close")
     eventually(lambda: accounts(control) == {"granted": 0, "limbo": 100, "destroying": 0})
-    (line,) = [part for part in control.request("List").text.split(" instances=") if "instance=leaver" in part]
+    line = line_of(control, "leaver")
     assert "used_bytes=104857600" in line
     assert "limbo_bytes=104857600" in line
     assert f"pid={engine.pid}" in line
@@ -94,7 +101,7 @@ def test_an_instance_comes_back_beside_its_past(programs: Programs, daemon: Daem
     again = start_raw(programs, daemon, "phoenix")
     again.open()
     again.take(again.open_region(), 10)
-    (line,) = [part for part in control.request("List").text.split(" instances=") if "instance=phoenix" in part]
+    line = line_of(control, "phoenix")
     assert f"used_bytes={120 * MIB}" in line
     os.kill(child, signal.SIGKILL)
     eventually(lambda: accounts(control) == {"granted": 20, "limbo": 0, "destroying": 0}, within=2)

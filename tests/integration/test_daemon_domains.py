@@ -24,8 +24,8 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become s
 
 
 class Stranger(RawPeer):
-    """A RawPeer of another uid, or behind another command. It runs a copy of the program, since it may not enter
-    the folder of the build."""
+    """A RawPeer of another uid, or behind another command. It runs a copy of the program, since it may not
+    enter the folder of the build."""
 
     def __init__(self, site: Site, socket_path: Path, instance: str, wrapper: list[str]) -> None:
         copy = site.run / "rawpeer"
@@ -97,7 +97,8 @@ def test_a_name_is_one_per_user(programs: Programs, shared_daemon: Daemon) -> No
     control = open_control(programs, shared_daemon)
     for uid in (ALICE, BOB):
         start_stranger(programs, shared_daemon.socket, "llama", *as_user(uid)).open()
-    control.request("Info", instance="llama").check_refused("ERROR_AMBIGUOUS", f"uid:{ALICE}/llama uid:{BOB}/llama")
+    both = f"uid:{ALICE}/llama uid:{BOB}/llama"
+    control.request("Info", instance="llama").check_refused("ERROR_AMBIGUOUS", both)
     assert f"domain=uid:{BOB}" in control.request("Info", instance=f"uid:{BOB}/llama").text
     control.request("SetLimit", instance="llama", bytes=MIB).check_refused("ERROR_AMBIGUOUS")
     control.request("Delete", instance="llama", force=1).check_refused("ERROR_AMBIGUOUS")
@@ -174,7 +175,7 @@ needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this user may n
 @pytest.mark.parametrize("old_kernel", [False, True])
 def test_a_container_is_a_domain_of_its_own(programs: Programs, old_kernel: bool) -> None:
     variables = {"KVCACHED_TEST_NO_PEERPIDFD": "1"} if old_kernel else {}
-    daemon, path = tenant_daemon(programs, **variables)
+    daemon, _ = tenant_daemon(programs, **variables)
     inside = start_stranger(programs, daemon.socket, "llama", *IN_PID_NAMESPACE)
     introduce(inside)
     introduce(start_raw(programs, daemon, "llama"))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every driver call of a short life fails once, at every index: the daemon goes on or, before it serves, says in one
-sentence why it doesn't start; and the ledger always says what the device says."""
+"""Every driver call of a short life fails once, at every index: the daemon goes on or, before it serves, says
+in one sentence why it doesn't start; and the ledger always says what the device says."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def try_to_take(engine: RawPeer, region: int, pages: int) -> list[int]:
 
 
 def live(programs: Programs, daemon: Daemon) -> None:
-    """Memory is lent, returned, lent again; one engine leaves orderly, one is killed; the pool is given back."""
+    """Memory is lent, returned, lent again; one engine leaves, one is killed; the pool is given back."""
     control = open_control(programs, daemon)
     first, second = start_raw(programs, daemon, "first"), start_raw(programs, daemon, "second")
     first.open()
@@ -66,7 +66,8 @@ def calls_of(path: Path) -> Counter[str]:
 
 
 def fails(programs: Programs, fault: str) -> None:
-    live(programs, programs.daemon(config=CONFIG, environment={"KVCACHED_EMULATE_FAULTS": f"{fault}={ERROR}"}))
+    environment = {"KVCACHED_EMULATE_FAULTS": f"{fault}={ERROR}"}
+    live(programs, programs.daemon(config=CONFIG, environment=environment))
 
 
 @pytest.mark.parametrize("function", ["cuMemCreate", "cuMemExportToShareableHandle", "cuMemRelease"])

@@ -39,8 +39,8 @@ def is_quiet(daemon: Daemon, seconds: float = 0.5) -> bool:
 
 
 def test_idle_costs_nothing(programs: Programs) -> None:
-    """With engines that hold memory, one that only is connected, and an administrator who watches nothing, but
-    with the pool given back, no thread of the daemon runs once."""
+    """With engines that hold memory, one that only is connected, and an administrator who watches nothing,
+    but with the pool given back, no thread of the daemon runs once."""
     daemon = programs.daemon(config="[daemon]\nidle=0.2\n")
     engines = [start_raw(programs, daemon, f"engine-{i}") for i in range(3)]
     for engine in engines:
@@ -61,10 +61,11 @@ def test_idle_costs_nothing(programs: Programs) -> None:
 
 
 def test_sigterm_while_busy(programs: Programs) -> None:
-    """Engines hold memory, wait for some, don't read, or have just connected. All are told or cut off; the daemon
-    ends although they live on, and what they have keeps existing until they end, too."""
+    """Engines hold memory, wait for some, don't read, or have just connected. All are told or cut off; the
+    daemon ends although they live on, and what they have keeps existing until they end, too."""
     daemon = programs.daemon(budget="512M")
-    holder, greedy, deaf, fresh = (start_raw(programs, daemon, n) for n in ("holder", "greedy", "deaf", "fresh"))
+    names = ("holder", "greedy", "deaf", "fresh")
+    holder, greedy, deaf, fresh = (start_raw(programs, daemon, name) for name in names)
     holder.open()
     holder.do("keep")
     holder.take(holder.open_region(), 100)

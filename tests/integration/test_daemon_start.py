@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 from pathlib import Path
@@ -95,9 +94,8 @@ def test_configuration_that_is_fine(site: Site) -> None:
 
 
 def test_configuration_that_is_not_there(site: Site) -> None:
-    check_complaint(
-        start(site, "--config", "/nowhere.conf"), FAILED, "Cannot read /nowhere.conf: No such file or directory"
-    )
+    result = start(site, "--config", "/nowhere.conf")
+    check_complaint(result, FAILED, "Cannot read /nowhere.conf: No such file or directory")
 
 
 def test_a_group_that_is_not_there(site: Site) -> None:
@@ -186,9 +184,8 @@ def test_a_dead_daemons_sockets_are_replaced(programs: Programs) -> None:
 
 
 def test_a_name_that_is_too_long(site: Site) -> None:
-    check_complaint(
-        kvcachedd(site, "--emulate", "1G", "--socket", f"/tmp/{'x' * 200}"), FAILED, "too long for a socket's name"
-    )
+    result = kvcachedd(site, "--emulate", "1G", "--socket", f"/tmp/{'x' * 200}")
+    check_complaint(result, FAILED, "too long for a socket's name")
 
 
 def test_a_state_file_that_is_broken(programs: Programs, site: Site) -> None:
@@ -215,10 +212,10 @@ def test_default_places(programs: Programs, site: Site) -> None:
         try:
             manager.settimeout(30)
             assert b"READY=1" in manager.recv(4096)
-            names = sorted(path.name for path in run.iterdir())
-            uuid = next(name for name in names if name.endswith(".lock") and name.startswith("GPU-"))[: -len(".lock")]
-            assert os.readlink(run / f"{uuid}.sock") == "gpu1.sock"
-            assert os.readlink(run / f"{uuid}.sock.ctl") == "gpu1.sock.ctl"
+            (lock,) = run.glob("GPU-*.lock")
+            uuid = lock.stem
+            assert str((run / f"{uuid}.sock").readlink()) == "gpu1.sock"
+            assert str((run / f"{uuid}.sock.ctl").readlink()) == "gpu1.sock.ctl"
             peer = RawPeer(site, run / f"{uuid}.sock")
             programs.peers.append(peer)
             assert peer.open()["gpu_uuid"] == uuid
@@ -227,4 +224,3 @@ def test_default_places(programs: Programs, site: Site) -> None:
             process.terminate()
             assert process.wait(30) == 0
     assert list(run.iterdir()) == []
-
