@@ -28,13 +28,15 @@ enum backing_type { /* by urgency */
 
 struct backing_job {
     struct list link;
-    CUmemGenericAllocationHandle handle; /* CREATE: out; EXPORT, RELEASE: in */
-    uint64_t bytes;                      /* CREATE: in; LOOK: out, what is free */
-    int fd;                              /* EXPORT: out; RELEASE: closed when it isn't -1 */
-    int16_t r;                           /* out: 0, -ENOMEM, -EIO */
-    uint8_t type;                        /* enum backing_type */
-    bool busy;                           /* submitted, and not yet taken back */
-    const char *why;                     /* out, of a failure: the driver's name for it */
+    union {
+        CUmemGenericAllocationHandle handle; /* CREATE: out; EXPORT, RELEASE: in */
+        uint64_t bytes;                      /* CREATE: in; LOOK: out, what is free */
+    };
+    int fd;          /* EXPORT: out; RELEASE: closed when it isn't -1 */
+    int16_t r;       /* out: 0, -ENOMEM, -EIO */
+    uint8_t type;    /* enum backing_type */
+    bool busy;       /* submitted, and not yet taken back */
+    const char *why; /* out, of a failure: the driver's name for it */
 };
 
 struct backing;

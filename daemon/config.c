@@ -16,7 +16,6 @@
 #include <fnmatch.h>
 #include <ini.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -490,6 +489,31 @@ int config_parse(const char *text, const char *file, struct config **ret, char e
         return parser.r;
     *ret = steal_pointer(config);
     return 0;
+}
+
+static bool strings_differ(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) != 0 : a != b;
+}
+
+static bool domains_differ(const struct config_domain *a, const struct config_domain *b)
+{
+    return strings_differ(a->name, b->name) || strings_differ(a->socket, b->socket) ||
+           strings_differ(a->group, b->group) || a->mode != b->mode;
+}
+
+bool config_needs_restart(const struct config *before, const struct config *after)
+{
+    if (strings_differ(before->socket, after->socket) ||
+        strings_differ(before->state_dir, after->state_dir) ||
+        strings_differ(before->socket_group, after->socket_group) ||
+        before->warm_extents != after->warm_extents || before->n_domains != after->n_domains)
+        return true;
+    for (size_t i = 0; i < before->n_domains; i++) {
+        if (domains_differ(&before->domains[i], &after->domains[i]))
+            return true;
+    }
+    return false;
 }
 
 static bool limit_matches(const struct config_limit *limit, const char *domain, const char *instance)

@@ -13,6 +13,7 @@
  * before the last slash matches. The first section of the file that matches an instance decides its limit.
  */
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -66,6 +67,9 @@ DEFINE_CLEANUP(struct config *, config_free);
 /* Single values in the forms that the file and the command line share. 0 or -EINVAL. */
 int config_parse_fraction(const char *text, uint64_t *ret_ppm); /* "0.95": above 0, at most 1 */
 int config_parse_level(const char *text, uint64_t *ret_level);  /* "error" to "debug" */
+
+/* Whether the two differ in what takes effect only at start: sockets, folders, warm extents. */
+bool config_needs_restart(const struct config *before, const struct config *after);
 
 /* The limit that the file gives to an instance of a device with so many bytes; UINT64_MAX: none. */
 uint64_t config_limit(const struct config *config, const char *domain, const char *instance,

@@ -322,6 +322,16 @@ static void apply_config(struct server *server)
         log_warning("There is no group %s; only root and the daemon's user may change limits", group);
 }
 
+static void say_ready(const struct server *server)
+{
+    const struct device_info *info = device_info(server->device);
+    char status[256];
+
+    snprintf(status, sizeof(status), "Serving GPU %u, %s%s", info->index, info->name,
+             *info->emulated_folder ? " (emulated)" : "");
+    notify_ready(status);
+}
+
 static void reload(struct server *server)
 {
     char error[CONFIG_ERROR_MAX];
@@ -332,6 +342,8 @@ static void reload(struct server *server)
     if (options_load_config(server->options, &config, error) < 0) {
         log_error("The old configuration stays: %s", error);
     } else {
+        if (config_needs_restart(server->config, config))
+            log_warning("Other sockets, folders and warm= need a restart of the daemon");
         config_free(server->config);
         server->config = config;
         apply_config(server);
@@ -340,7 +352,7 @@ static void reload(struct server *server)
         while ((instance = broker_instance_next(server->broker, instance)))
             server_set_config_limit(server, instance);
     }
-    notify_ready("Serving");
+    say_ready(server);
     server_settle(server);
 }
 
@@ -567,7 +579,7 @@ int server_run(struct server *server)
     if (watchdog_ms)
         uv_timer_start(&server->watchdog, on_watchdog, watchdog_ms, watchdog_ms);
     server_settle(server);
-    notify_ready("Serving");
+    say_ready(server);
     uv_run(&server->loop, UV_RUN_DEFAULT);
     return 0;
 }

@@ -137,6 +137,11 @@ def test_reload(programs: Programs, site: Site) -> None:
     assert len(engine.take(region, 64)) == 64
     engine.request("Take", region=region, pages=1).check_refused("ERROR_BUDGET", "budget of 256.00 MB")
 
+    assert "need a restart" not in daemon.log()
+    config.write_text("[daemon]\nsocket-group=12\n")
+    reload(daemon)
+    assert "need a restart" in daemon.log()
+
 
 def reload(daemon: Daemon) -> None:
     daemon.notifications.receive()

@@ -164,3 +164,28 @@ TEST(parts_of_a_device)
     check(config_part(UINT64_MAX, 1000000) == UINT64_MAX);
     check(config_part(80 * GIB, 250000) == 20 * GIB);
 }
+
+TEST(what_a_reload_cannot_change)
+{
+    static const char *const other[] = {
+        "[daemon]\nsocket=/b\n[domain d]\nsocket=/d\n",
+        "[daemon]\nsocket=/a\nstate-dir=/s\n[domain d]\nsocket=/d\n",
+        "[daemon]\nsocket=/a\nwarm=5\n[domain d]\nsocket=/d\n",
+        "[daemon]\nsocket=/a\n[domain d]\nsocket=/e\n",
+        "[daemon]\nsocket=/a\n[domain d]\nsocket=/d\nmode=0666\n",
+        "[daemon]\nsocket=/a\n",
+    };
+    struct config *config = parse("[daemon]\nsocket=/a\n[domain d]\nsocket=/d\n");
+    struct config *budget =
+        parse("[daemon]\nbudget=1G\nsocket=/a\n[domain d]\nsocket=/d\n[instance a]\nlimit=1\n");
+
+    check(!config_needs_restart(config, budget));
+    config_free(budget);
+    for (size_t i = 0; i < ARRAY_SIZE(other); i++) {
+        struct config *changed = parse(other[i]);
+
+        check(config_needs_restart(config, changed));
+        config_free(changed);
+    }
+    config_free(config);
+}
