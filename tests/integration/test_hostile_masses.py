@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 from pathlib import Path
@@ -41,16 +42,26 @@ def test_full_descriptor_table(raw: RawPeer, daemon: Daemon, observer: Observer)
 
 @pytest.mark.emulator
 @pytest.mark.timeout(300)
-def test_ten_thousand_crashes(raw: RawPeer, daemon: Daemon, observer: Observer) -> None:
-    """The daemon's memory, descriptors and device stay as they are, whenever peers crash."""
+def test_ten_thousand_crashes(raw: RawPeer, daemon: Daemon, observer: Observer, build_dir: Path) -> None:
+    """The daemon's memory, descriptors and device stay as they are, whenever peers crash.
+
+    Under ASan forking is slow and the allocator takes long to reach its size; but there the leak check at the
+    daemon's end looks at the same, and more sharply.
+    """
+    n, allowed = (CYCLES // 5, 8 * MIB) if is_sanitized(build_dir) else (CYCLES, MIB // 4)
     raw.do(f"cycles 600 {daemon.socket}", within=120)
     observer.check_nothing_left()
     memory, names, device = resident_bytes(daemon.pid), descriptors(daemon.pid), device_files(daemon)
-    raw.do(f"cycles {CYCLES} {daemon.socket}", within=240)
+    raw.do(f"cycles {n} {daemon.socket}", within=240)
     observer.check_nothing_left()
-    assert resident_bytes(daemon.pid) - memory < MIB
+    assert resident_bytes(daemon.pid) - memory < allowed
     eventually(lambda: abs(len(descriptors(daemon.pid)) - len(names)) <= 64)
     eventually(lambda: abs(len(device_files(daemon)) - len(device)) <= 64)
+
+
+def is_sanitized(build_dir: Path) -> bool:
+    options = json.loads((build_dir / "meson-info/intro-buildoptions.json").read_text())
+    return any(option["name"] == "b_sanitize" and "address" in option["value"] for option in options)
 
 
 def device_files(daemon: Daemon) -> list[Path]:
