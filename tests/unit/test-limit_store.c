@@ -149,8 +149,8 @@ TEST(broken_files_are_refused)
         "{\"version\": 1, \"limits\": [{\"domain\": \"d\", \"instance\": \"i\", \"bytes\": 1.5}]}",
         "{\"version\": 1, \"limits\": [{\"domain\": \"d\", \"instance\": \"i\", \"bytes\": 1e300}]}",
         "{\"version\": 1, \"limits\": [{\"domain\": \"d\", \"instance\": \"i\", \"ppm\": 1000001}]}",
-        "{\"version\": 1, \"limits\": [{\"domain\": \"d\", \"instance\": \"i\", \"bytes\": 1},"
-        " {\"domain\": \"d\", \"instance\": \"i\", \"bytes\": 2}]}",
+        ("{\"version\": 1, \"limits\": [{\"domain\": \"d\", \"instance\": \"i\", \"bytes\": 1},"
+         " {\"domain\": \"d\", \"instance\": \"i\", \"bytes\": 2}]}"),
     };
     char error[LIMIT_STORE_ERROR_MAX];
     struct limit_store *store = NULL;
