@@ -9,8 +9,8 @@
  *     when  := N | N "-" M | N "+" | "p" chance          calls are counted from 1, per process
  *
  * `function` is an entry point without version suffix; "*" stands for all of them, "cu*" for the driver's and
- * "nvml*" for the management library's, and N counts all calls of the library then. `error` is a number or a name
- * of errors.def, with or without "CUDA_ERROR_"; out of memory where it is left out.
+ * "nvml*" for the management library's, and N counts all calls of the library then. `error` is a number or a
+ * name of errors.def, with or without "CUDA_ERROR_"; out of memory where it is left out.
  */
 
 #include <stdbool.h>

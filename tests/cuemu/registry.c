@@ -3,10 +3,10 @@
 /*
  * The mutex, and what becomes of the dead.
  *
- * Each member has a slot: a table of its references, and a file that it keeps locked. The lock tells whether it
- * lives; a forked child holds the same open file description, so it keeps the slot alive as it would keep a real
- * driver's memory. There is no difference between leaving and being killed, but that who leaves cleans up after
- * itself at once.
+ * Each member has a slot: a table of its references, and a file that it keeps locked. The lock tells whether
+ * it lives; a forked child holds the same open file description, so it keeps the slot alive as it would keep
+ * a real driver's memory. There is no difference between leaving and being killed, but that who leaves cleans
+ * up after itself at once.
  *
  * Who takes the mutex after somebody died inside computes everything derived anew (registry_rebuild); the
  * mutex is marked consistent only after that, so dying inside the rebuild is dying inside the mutex.

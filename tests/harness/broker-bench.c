@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The bench owns a broker and the memory of its device, which is a handful of numbers: what others hold, what the
- * driver gave us, what somebody keeps of what we destroyed. Actions are carried out in the order in which they are
- * taken, and succeed unless a test says otherwise. What the numbers should be is for the tests to say.
+ * The bench owns a broker and the memory of its device, which is a handful of numbers: what others hold, what
+ * the driver gave us, what somebody keeps of what we destroyed. Actions are carried out in the order in which
+ * they are taken, and succeed unless a test says otherwise. What the numbers should be is for the tests to
+ * say.
  */
 
 #include "broker-bench.h"
