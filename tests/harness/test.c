@@ -10,12 +10,14 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <ftw.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -106,6 +108,27 @@ static void leave_emulator(const struct test *test)
     dlclose(library);
 }
 
+static char folder[64];
+static bool folder_made;
+
+const char *test_folder(void)
+{
+    if (!folder_made && mkdir(folder, 0777) == 0)
+        chmod(folder, 0777);
+    folder_made = true;
+    return folder;
+}
+
+static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+    return remove(path);
+}
+
+static void remove_folder(void)
+{
+    nftw(folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 /* Our own call, not exit handlers, ends the process: a sanitizer's leak check runs from exit(). */
 static void run_one(const struct test *test)
 {
@@ -161,6 +184,7 @@ static int run_forked(const struct test *test, unsigned number)
     }
     alarm(0);
     left_children = kill(-pid, SIGKILL) == 0;
+    remove_folder();
 
     if (!late && WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIP) {
         printf("ok %u - %s # SKIP\n", number, test->name);
@@ -208,12 +232,16 @@ int main(int argc, char **argv)
         if (!wanted(t, argc, argv))
             continue;
         number++;
-        if (list)
+        snprintf(folder, sizeof(folder), "/dev/shm/kvcached-test-%d-%u", (int)getpid(), number);
+        if (list) {
             puts(t->name);
-        else if (no_fork)
+        } else if (no_fork) {
             run_one(t);
-        else
+            remove_folder();
+            folder_made = false;
+        } else {
             failed += run_forked(t, number) != 0;
+        }
     }
     if (!list)
         printf("1..%u\n", number);

@@ -39,6 +39,12 @@ _Noreturn void test_fail(const char *file, int line, const char *format, ...)
 /* Ends the test as skipped; the README states every reason for which that happens. */
 _Noreturn void test_skip(const char *reason);
 
+/*
+ * A folder of this test's own, on a tmpfs and open to all users. It is made by the first call, and removed after the
+ * test, however that ends.
+ */
+const char *test_folder(void);
+
 /* Seed of this run's random tests: $KVCACHED_TEST_SEED or the time; printed when the test fails. */
 uint64_t test_seed(void);
 
