@@ -9,12 +9,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-static char folder[64];
 static CUdevice device;
 
 void support_expect(const char *file, int line, const char *text, CUresult want, CUresult got)
@@ -28,28 +26,13 @@ void support_expect(const char *file, int line, const char *text, CUresult want,
     test_fail(file, line, "%s gave %s (%d), not %s", text, got_name ? got_name : "?", got, want_name);
 }
 
-/* The emulator removes the folder when its last user leaves; where there is none, it is still there. */
-static void remove_folder(void)
-{
-    rmdir(folder);
-}
-
 void support_devices(const char *sizes)
 {
-    strcpy(folder, "/dev/shm/kvcached-test-XXXXXX");
-    check(mkdtemp(folder));
-    check_eq(chmod(folder, 0777), 0);
-    atexit(remove_folder);
-    setenv("KVCACHED_EMULATE_DIR", folder, 1);
+    setenv("KVCACHED_EMULATE_DIR", test_folder(), 1);
     if (sizes)
         setenv("KVCACHED_EMULATE", sizes, 1);
     else
         unsetenv("KVCACHED_EMULATE");
-}
-
-const char *support_folder(void)
-{
-    return folder;
 }
 
 void support_start(void)

@@ -27,11 +27,10 @@
 void support_expect(const char *file, int line, const char *text, CUresult want, CUresult got);
 
 /*
- * A folder of this test's own for the emulated devices, should it run on such; `sizes` as in
- * KVCACHED_EMULATE, NULL for the default. Before cuInit. Gone when the test process ends, or the test fails.
+ * Has the emulated devices in the test's folder, should it run on such; `sizes` as in KVCACHED_EMULATE, NULL for
+ * the default. Before cuInit.
  */
 void support_devices(const char *sizes);
-const char *support_folder(void);
 
 /* cuInit, and the first device's primary context on this thread. */
 void support_start(void);

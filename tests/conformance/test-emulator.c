@@ -34,7 +34,7 @@ static struct cuemu_stats stats(void)
 
 static unsigned count_files(const char *prefix)
 {
-    DIR *dir = opendir(support_folder());
+    DIR *dir = opendir(test_folder());
     struct dirent *entry;
     unsigned n = 0;
 
@@ -51,7 +51,7 @@ static uint64_t host_bytes(void)
     char path[128];
     struct stat st;
 
-    snprintf(path, sizeof(path), "%s/memory.0", support_folder());
+    snprintf(path, sizeof(path), "%s/memory.0", test_folder());
     check_eq(stat(path, &st), 0);
     return (uint64_t)st.st_blocks * 512;
 }
@@ -68,10 +68,10 @@ TEST(folder_is_gone_after_the_last)
 {
     support_devices(NULL);
     support_start();
-    check_eq(access(support_folder(), F_OK), 0);
+    check_eq(access(test_folder(), F_OK), 0);
     support_finish();
     cuemuLeave();
-    check_eq(access(support_folder(), F_OK), -1);
+    check_eq(access(test_folder(), F_OK), -1);
     expect(CUDA_ERROR_DEINITIALIZED, cuInit(0));
 }
 
@@ -405,7 +405,7 @@ TEST_LIMIT(killed_alone_at_every_system_call, 60)
     for (unsigned n = 0; killed; n++) {
         killed = kill_at(n);
         support_wait(support_spawn(come_and_go, NULL));
-        check_eq(access(support_folder(), F_OK), -1);
+        check_eq(access(test_folder(), F_OK), -1);
     }
 }
 

@@ -169,7 +169,7 @@ TEST(other_format)
     check_eq(pipe(fds + 2), 0);
     pid = support_spawn(hold, fds);
     check_eq(read(fds[0], &c, 1), 1);
-    snprintf(path, sizeof(path), "%s/registry", support_folder());
+    snprintf(path, sizeof(path), "%s/registry", test_folder());
     fd = open(path, O_RDWR | O_CLOEXEC);
     check_eq(pread(fd, &format, sizeof(format), 8), sizeof(format));
     format += 41;
@@ -236,10 +236,10 @@ TEST(load_emulated)
     setenv("KVCACHED_EMULATE_DIR", "/nonexistent", 1);
     check_eq(cuda_driver_load_emulated("/nonexistent", NULL, NULL, &driver, error), -ENOENT);
     check_eq(cuda_driver_load_emulated(folder, "/nonexistent/folder", NULL, &driver, error), -ENOENT);
-    check_eq(cuda_driver_load_emulated(folder, support_folder(), "3G", &driver, error), 0);
-    check_eq(nvml_driver_load_emulated(folder, support_folder(), NULL, &nvml, error), 0);
+    check_eq(cuda_driver_load_emulated(folder, test_folder(), "3G", &driver, error), 0);
+    check_eq(nvml_driver_load_emulated(folder, test_folder(), NULL, &nvml, error), 0);
     /* Asked for again, by another name of the same: there is one set of devices in a process. */
-    check_eq(cuemuConfigure(support_folder(), "3072M", error, sizeof(error)), 0);
+    check_eq(cuemuConfigure(test_folder(), "3072M", error, sizeof(error)), 0);
     check_eq(cuemuConfigure("/dev/shm", NULL, error, sizeof(error)), -EBUSY);
     check_eq(cuda_device_by_index(driver, 0, &device), 0);
     check_eq(device, 0);

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "test.h"
@@ -13,23 +12,15 @@
 #define EXTENTS 48
 #define TOTAL (64 * EMU_GRANULE)
 
-static char folder[] = "/dev/shm/kvcached-test-XXXXXX";
-
 static struct registry *join(void)
 {
     const uint64_t total = TOTAL;
     struct registry *registry;
     char error[EMU_ERROR_MAX];
 
-    if (registry_join(folder, &total, 1, 0, &registry, error) != 0)
+    if (registry_join(test_folder(), &total, 1, 0, &registry, error) != 0)
         test_fail(__FILE__, __LINE__, "%s", error);
     return registry;
-}
-
-static void make_folder(void)
-{
-    check(mkdtemp(folder));
-    check_eq(chmod(folder, 0777), 0);
 }
 
 /* Places in the device's file: extents that live together never overlap. */
@@ -192,7 +183,6 @@ TEST(random_against_counts)
     uint64_t seed = test_seed();
     struct model model = {0};
 
-    make_folder();
     for (unsigned i = 0; i < MEMBERS; i++)
         model.members[i] = join();
     for (unsigned i = 0; i < EXTENTS; i++)
@@ -209,7 +199,7 @@ TEST(random_against_counts)
             close(model.extents[i].fd);
     for (unsigned i = 0; i < MEMBERS; i++)
         registry_leave(model.members[i]);
-    check_eq(access(folder, F_OK), -1);
+    check_eq(access(test_folder(), F_OK), -1);
 }
 
 TEST(who_holds_what)
@@ -221,7 +211,6 @@ TEST(who_holds_what)
     uint32_t id;
     int fd;
 
-    make_folder();
     one = join();
     other = join();
     check_eq(registry_processes(one, 0, processes, 3), 0);
@@ -246,9 +235,8 @@ TEST(foreign_descriptors)
     char path[64];
     FILE *file;
 
-    make_folder();
     registry = join();
-    snprintf(path, sizeof(path), "%s/extent.0.0", folder);
+    snprintf(path, sizeof(path), "%s/extent.0.0", test_folder());
     file = fopen(path, "w+e");
     check(file);
     check_eq(registry_import(registry, fileno(file), &ref), REGISTRY_E_FOREIGN);
@@ -258,5 +246,5 @@ TEST(foreign_descriptors)
     fclose(file);
     check_eq(registry_import(registry, 12345, &ref), -EBADF);
     registry_leave(registry);
-    check_eq(access(folder, F_OK), -1);
+    check_eq(access(test_folder(), F_OK), -1);
 }
