@@ -172,9 +172,18 @@ static void deal_out(struct take *take, const struct shape *shape, struct list *
     }
 }
 
+/* How many extents a daemon hands out in one answer is its own affair, and it says so by calling the question
+ * invalid: then a smaller one is right. */
+static void learn(const struct take *take, int result)
+{
+    if (result == KVC_E_INVALID && take->region && take->n_pages > 1)
+        take->region->take_max = take->n_pages / 2;
+}
+
 /* A take that is done and the caller's: its pages, or why not. Frees it. */
 static int take_end(struct take *take, int result, bool wait, struct list *backings)
 {
+    learn(take, result);
     if (result == 0 && take->error)
         result = error_set(take->error, "%s", take->reason);
     if (result == 0 && take->region)
@@ -257,8 +266,6 @@ static int borrow_some(struct kvc_region *region, uint32_t n_pages, struct list 
     return take_end(take, r, true, backings);
 }
 
-/* How many extents a daemon hands out in one answer is its own affair, and it says so by calling the question
- * invalid: then a smaller one is tried, and remembered. */
 int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backings)
 {
     struct list got = LIST_INIT(got);
@@ -268,12 +275,10 @@ int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backi
         uint32_t n = (uint32_t)u64_min(n_pages, region->take_max);
 
         r = borrow_some(region, n, &got);
-        if (r == 0) {
+        if (r == 0)
             n_pages -= n;
-        } else if (r == KVC_E_INVALID && n > 1) {
-            region->take_max = n / 2;
+        else if (r == KVC_E_INVALID && region->take_max < n)
             r = 0;
-        }
     }
     if (r == 0) {
         list_splice(backings, &got);
@@ -301,7 +306,7 @@ static struct take *find_take(struct kvc_client *client, uint32_t region_id)
     return NULL;
 }
 
-bool borrow_settle(struct kvc_region *region)
+int borrow_settle(struct kvc_region *region)
 {
     struct kvc_client *client = region->client;
     struct list none = LIST_INIT(none);
@@ -311,10 +316,10 @@ bool borrow_settle(struct kvc_region *region)
         borrow_abandon(take);
         conn_wait(client->conn, &take->request);
         if (!take->request.done)
-            return false;
+            return KVC_E_TIMEOUT;
         take_end(take, take->request.result, true, &none);
     }
-    return true;
+    return 0;
 }
 
 void borrow_forget(struct kvc_client *client)

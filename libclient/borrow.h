@@ -69,6 +69,6 @@ int borrow_return(struct kvc_client *client, struct list *backings, bool wait);
 /* Frees host memory only: unanswered takes, and what could not be given back. */
 void borrow_forget(struct kvc_client *client);
 
-/* Abandons what has been asked for a region, and waits until it has come and is on its way back. True when
- * nothing is outstanding any more. */
-bool borrow_settle(struct kvc_region *region);
+/* Abandons what has been asked for a region, and waits until it has come and is on its way back. 0 or
+ * KVC_E_TIMEOUT. */
+int borrow_settle(struct kvc_region *region);

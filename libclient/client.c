@@ -93,7 +93,7 @@ bool client_must_shrink(const struct kvc_client *client)
     struct status_values status;
 
     status_page_read(client->status, &status);
-    return status.flags != 0;
+    return (status.flags & (STATUS_FLAG_OVER_LIMIT | STATUS_FLAG_FROZEN)) != 0;
 }
 
 bool client_has_work(const struct kvc_client *client)
@@ -250,6 +250,13 @@ static struct kvc_client *client_forget(struct kvc_client *client)
     return NULL;
 }
 
+/* A daemon that doesn't answer is waited for once, not once for each region. */
+static void close_next(struct kvc_client *client)
+{
+    if (region_close(list_first(&client->regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
+        conn_die(client->conn, KVC_E_TIMEOUT, "kvcachedd did not answer while the client was closed");
+}
+
 KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
 {
     struct list none = LIST_INIT(none);
@@ -259,9 +266,9 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
     if (client_is_forked(client))
         return client_forget(client);
     client->worker = worker_stop(client->worker);
-    while (!list_is_empty(&client->regions))
-        kvc_region_close(list_first(&client->regions, struct kvc_region, link));
     client_enter(client);
+    while (!list_is_empty(&client->regions))
+        close_next(client);
     borrow_return(client, &none, true);
     client_leave(client);
     return client_free(client);

@@ -166,6 +166,8 @@ bool conn_has_background(const struct conn *conn)
 
 /* ---- Sending ---- */
 
+static void receive_all(struct conn *conn);
+
 static int send_failed(struct conn *conn, int r)
 {
     if (r == LINK_E_FULL)
@@ -201,7 +203,7 @@ int conn_ask(struct conn *conn, struct request *request, uint16_t type, const Pr
     request->id = next_id(conn);
     r = link_send(conn->link, type, request->id, body, NULL);
     if (r == LINK_E_CLOSED)
-        conn_dispatch(conn); /* the daemon may have said why */
+        receive_all(conn); /* the daemon may have said why; a leader is woken by the end */
     if (r != 0)
         return send_failed(conn, r);
     list_append(&conn->requests, &request->link);
@@ -217,15 +219,16 @@ void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const Protobu
     r = link_send(conn->link, type, request, body, NULL);
     if (r == LINK_E_FULL || r == -ENOMEM)
         conn_die(conn, KVC_E_DISCONNECTED, "an answer to kvcachedd could not be sent");
-    else if (r != 0)
+    else if (r < 0)
         send_failed(conn, r);
+    /* LINK_E_CLOSED is found again by who receives, behind what the daemon said last. */
 }
 
 static void flush(struct conn *conn)
 {
     int r = conn->alive ? link_flush(conn->link) : 0;
 
-    /* What the daemon said last may still be unread: the end is noticed behind it. */
+    /* Nor is LINK_E_CLOSED looked at here. */
     if (r < 0)
         send_failed(conn, r);
 }
@@ -312,27 +315,35 @@ static void handle(struct conn *conn, const struct message *message, struct fdse
         handle_answer(conn, request, message, fds, truncated);
 }
 
+/* False when there is nothing more. */
+static bool receive_one(struct conn *conn)
+{
+    struct message message;
+    struct fdset fds = {0};
+    int r = link_receive(conn->link, &message, &fds);
+
+    if (r == 0 || r == LINK_E_NOFILE) {
+        handle(conn, &message, &fds, r == LINK_E_NOFILE);
+        message_deinit(&message);
+        fdset_deinit(&fds);
+    } else if (r == LINK_E_CLOSED) {
+        conn_die(conn, KVC_E_DISCONNECTED, "kvcachedd closed the connection");
+    } else if (r == LINK_E_VIOLATION) {
+        conn_die(conn, KVC_E_PROTOCOL, "%s", link_reason(conn->link));
+    } else if (r != LINK_E_EMPTY) {
+        conn_die(conn, KVC_E_DISCONNECTED, "receiving failed: %s", strerror(-r));
+    }
+    return conn->alive && r != LINK_E_EMPTY;
+}
+
 static void receive_all(struct conn *conn)
 {
-    while (conn->alive) {
-        struct message message;
-        struct fdset fds = {0};
-        int r = link_receive(conn->link, &message, &fds);
-
-        if (r == LINK_E_EMPTY)
-            return;
-        if (r == 0 || r == LINK_E_NOFILE) {
-            handle(conn, &message, &fds, r == LINK_E_NOFILE);
-            message_deinit(&message);
-            fdset_deinit(&fds);
-        } else if (r == LINK_E_CLOSED) {
-            conn_die(conn, KVC_E_DISCONNECTED, "kvcachedd closed the connection");
-        } else if (r == LINK_E_VIOLATION) {
-            conn_die(conn, KVC_E_PROTOCOL, "%s", link_reason(conn->link));
-        } else {
-            conn_die(conn, KVC_E_DISCONNECTED, "receiving failed: %s", strerror(-r));
-        }
-    }
+    if (conn->receiving)
+        return;
+    conn->receiving = true;
+    while (receive_one(conn))
+        ;
+    conn->receiving = false;
 }
 
 void conn_dispatch(struct conn *conn)
@@ -369,7 +380,8 @@ static void expire(struct conn *conn)
     }
 }
 
-static void lead(struct conn *conn)
+/* Receives until the leader has what it waits for: what else has come is the next one's to find. */
+static void lead(struct conn *conn, bool (*pending)(const void *data), const void *data)
 {
     struct pollfd pfd = {.fd = link_fd(conn->link), .events = conn_events(conn)};
     int timeout = poll_timeout(next_deadline(conn));
@@ -378,8 +390,12 @@ static void lead(struct conn *conn)
     poll(&pfd, 1, timeout);
     pthread_mutex_lock(&conn->lock);
     flush(conn);
-    receive_all(conn);
-    expire(conn);
+    conn->receiving = true;
+    while (pending(data) && receive_one(conn))
+        ;
+    conn->receiving = false;
+    if (pending(data))
+        expire(conn);
 }
 
 /* A thread that follows sees to its own question, if the socket didn't take it at once: the leader may have
@@ -405,7 +421,7 @@ void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const
         else {
             conn->has_leader = true;
             while (pending(data))
-                lead(conn);
+                lead(conn, pending, data);
             conn->has_leader = false;
             pthread_cond_broadcast(&conn->changed);
         }

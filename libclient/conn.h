@@ -57,6 +57,7 @@ struct conn {
     uint64_t timeout_ns;
     uint32_t last_id;
     bool has_leader;
+    bool receiving;
     atomic_bool alive;
     char reason[ERROR_SENTENCE_MAX]; /* why it is not */
 };

@@ -17,6 +17,7 @@
 #include <limits.h>
 #include <link.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
@@ -66,12 +67,12 @@ static bool find_loaded_emulator(char *buf, size_t size)
 
 static int find_own_emulator(char *buf, size_t size)
 {
-    char own[PATH_MAX];
+    char file[PATH_MAX], own[PATH_MAX];
     Dl_info info;
 
-    if (!dladdr((void *)find_own_emulator, &info) || !info.dli_fname)
+    if (!dladdr((void *)find_own_emulator, &info) || !realpath(info.dli_fname, file))
         return error_set(KVC_E_DRIVER, "Cannot tell where libkvclient lies, hence not where its emulator is");
-    folder_of(info.dli_fname, own, sizeof(own));
+    folder_of(file, own, sizeof(own));
     if ((size_t)snprintf(buf, size, "%s/" EMULATOR_FOLDER, own) >= size)
         return error_set(KVC_E_DRIVER, "The path of the emulated driver is too long");
     return 0;

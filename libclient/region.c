@@ -172,7 +172,7 @@ static int region_receive(struct request *request, const struct message *message
     return 0;
 }
 
-static void close_remote(struct kvc_client *client, uint32_t region_id, bool wait);
+static int close_remote(struct kvc_client *client, uint32_t region_id, bool wait);
 
 /* Nobody waits any more: a region that was opened too late is closed. */
 static void region_finish(struct request *request)
@@ -211,14 +211,16 @@ static int ask(struct kvc_client *client, uint16_t type, uint16_t answer, const 
     return r;
 }
 
-static void close_remote(struct kvc_client *client, uint32_t region_id, bool wait)
+static int close_remote(struct kvc_client *client, uint32_t region_id, bool wait)
 {
     Kvcached__RegionClose body = KVCACHED__REGION_CLOSE__INIT;
     struct region_request *question;
+    int r;
 
     body.region = region_id;
-    ask(client, MESSAGE_REGION_CLOSE, MESSAGE_REGION_CLOSED, &body.base, wait, &question);
+    r = ask(client, MESSAGE_REGION_CLOSE, MESSAGE_REGION_CLOSED, &body.base, wait, &question);
     free(question);
+    return r;
 }
 
 static int open_remote(struct kvc_region *region)
@@ -402,21 +404,25 @@ static void detach_all(struct kvc_region *region, struct list *leaving)
         list_append(leaving, &entry->link);
 }
 
-static void close_region(struct kvc_region *region)
+int region_close(struct kvc_region *region)
 {
     struct kvc_client *client = region->client;
     struct list leaving = LIST_INIT(leaving);
+    int r;
 
     if (region->refill)
         borrow_abandon(region->refill);
     region->refill = NULL;
     region->refill_wanted = false;
     detach_all(region, &leaving);
-    borrow_return(client, &leaving, true);
-    if (borrow_settle(region) && client->conn->alive)
-        close_remote(client, region->id, true);
+    r = borrow_return(client, &leaving, true);
+    if (r != KVC_E_TIMEOUT)
+        r = borrow_settle(region);
+    if (r != KVC_E_TIMEOUT && client->conn->alive)
+        r = close_remote(client, region->id, true);
     free_addresses(region);
     region_forget(region);
+    return r;
 }
 
 KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
@@ -429,7 +435,7 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
     if (client_is_forked(client))
         return client_is_at_rest(client) ? region_forget(region) : NULL;
     client_enter(client);
-    close_region(region);
+    region_close(region);
     client_leave(client);
     return NULL;
 }

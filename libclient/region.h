@@ -37,6 +37,9 @@ struct kvc_region {
     struct status_values refused_at;
 };
 
+/* Unmaps, returns, frees. KVC_E_TIMEOUT where the daemon didn't answer; the region is gone all the same. */
+int region_close(struct kvc_region *region);
+
 /* Frees host memory only. */
 struct kvc_region *region_forget(struct kvc_region *region);
 

@@ -37,7 +37,8 @@ static uint64_t missing(const struct kvc_region *region)
     if (wanted == 0)
         return 0;
     status_page_read(client->status, &status);
-    if (status.flags || (region->refill_refused && memcmp(&status, &region->refused_at, sizeof(status)) == 0))
+    if (client_must_shrink(client) ||
+        (region->refill_refused && memcmp(&status, &region->refused_at, sizeof(status)) == 0))
         return 0;
     room_bytes = u64_sub_floor(status.limit_bytes, status.used_bytes);
     return u64_min(u64_min(wanted, region->take_max), room_bytes / region->shape->slot_bytes);

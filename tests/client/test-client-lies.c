@@ -10,7 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/socket.h>
+#include <time.h>
 
 #define PAGE (10 * MIB)
 
@@ -224,6 +224,34 @@ TEST(own_thread_notices_death)
         poll(NULL, 0, 1);
     }
     kvc_close(client);
+    fake_stop(fake);
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* A daemon that doesn't answer is waited for once, however much there is to give back. */
+TEST(closing_comes_to_an_end)
+{
+    struct fake *fake = fake_start(NULL);
+    struct kvc_options options = plain_options(fake);
+    struct kvc_client *client;
+    uint64_t begin;
+
+    options.timeout_ms = 500;
+    check_ok(kvc_open(&options, &client));
+    for (int i = 0; i < 5; i++)
+        check_ok(map_range(open_region(client, 1, PAGE, 8), 0, 2));
+    check_eq(kill(fake_pid(fake), SIGSTOP), 0);
+    begin = now_ms();
+    kvc_close(client);
+    check(now_ms() - begin < 1500);
+    check_eq(kill(fake_pid(fake), SIGCONT), 0);
     fake_stop(fake);
 }
 

@@ -56,8 +56,8 @@
 #include "cuda/driver.h"
 #include "cuda/emulator.h"
 #include "kvclient.h"
+#include "kvpeer-words.h"
 
-#define WORDS_MAX 32
 #define REGIONS_MAX 64
 #define EXTENTS_MAX 64
 #define AWAIT_LIMIT_S 30
@@ -76,11 +76,6 @@ static struct {
     CUdevice device;
     rlim_t first_fd_limit;
 } peer;
-
-struct words {
-    unsigned n;
-    char *word[WORDS_MAX];
-};
 
 /* ---- Answers ---- */
 
@@ -151,89 +146,27 @@ static void driver_result(CUresult r)
         printf("error KVC_E_DRIVER %s\n", cuda_error_name(peer.driver, r));
 }
 
-/* ---- Words ---- */
-
-/* The value of "KEY=value" among the words, or NULL. */
-static const char *value_of(const struct words *words, const char *key)
-{
-    size_t length = strlen(key);
-
-    for (unsigned i = 1; i < words->n; i++)
-        if (strncmp(words->word[i], key, length) == 0 && words->word[i][length] == '=')
-            return words->word[i] + length + 1;
-    return NULL;
-}
-
-static bool size_value(const struct words *words, const char *key, uint64_t *ret)
-{
-    const char *text = value_of(words, key);
-
-    return !text || parse_size(text, ret) == 0;
-}
-
-static bool int_value(const struct words *words, const char *key, int *ret)
-{
-    const char *text = value_of(words, key);
-    char *end;
-
-    if (!text)
-        return true;
-    *ret = (int)strtol(text, &end, 10);
-    return end != text && !*end;
-}
-
-static bool number(const struct words *words, unsigned i, uint64_t *ret)
-{
-    return i < words->n && parse_u64(words->word[i], ret) == 0;
-}
-
-/* "0-15,20" as a list that the caller frees; NULL for anything else. */
-static uint64_t *parse_pages(const char *text, size_t *ret_n)
-{
-    uint64_t *pages = NULL, first, last;
-    size_t n = 0;
-    char *end;
-
-    while (*text) {
-        first = last = strtoull(text, &end, 10);
-        if (end != text && *end == '-') {
-            text = end + 1;
-            last = strtoull(text, &end, 10);
-        }
-        if (end == text || (*end && *end != ',') || last < first || last - first > 10000000) {
-            free(pages);
-            return NULL;
-        }
-        pages = reallocarray(pages, n + (last - first) + 1, sizeof(*pages));
-        for (; first <= last; first++)
-            pages[n++] = first;
-        text = *end ? end + 1 : end;
-    }
-    *ret_n = n;
-    return pages;
-}
-
 /* ---- Client ---- */
 
 static bool read_options(const struct words *words, struct kvc_options *o)
 {
-    const char *role = value_of(words, "role"), *utilization = value_of(words, "utilization");
+    const char *role = words_value(words, "role"), *utilization = words_value(words, "utilization");
 
-    o->socket = value_of(words, "socket");
-    o->instance = value_of(words, "instance");
+    o->socket = words_value(words, "socket");
+    o->instance = words_value(words, "instance");
     if (words->n > 2 && !strchr(words->word[1], '=') && !strchr(words->word[2], '=')) {
         o->socket = words->word[1];
         o->instance = words->word[2];
     }
-    o->gpu = value_of(words, "gpu");
+    o->gpu = words_value(words, "gpu");
     if (role)
         o->role = strcmp(role, "worker") == 0 ? KVC_ROLE_WORKER : KVC_ROLE_ENGINE;
     if (utilization && parse_decimal(utilization, &o->gpu_utilization) < 0)
         return false;
-    return int_value(words, "thread", &o->own_thread) && int_value(words, "timeout", &o->timeout_ms) &&
-           int_value(words, "min", &o->min_reserved_pages) &&
-           int_value(words, "max", &o->max_reserved_pages) &&
-           size_value(words, "max-bytes", &o->max_reserved_bytes);
+    return words_int(words, "thread", &o->own_thread) && words_int(words, "timeout", &o->timeout_ms) &&
+           words_int(words, "min", &o->min_reserved_pages) &&
+           words_int(words, "max", &o->max_reserved_pages) &&
+           words_size(words, "max-bytes", &o->max_reserved_bytes);
 }
 
 /* The peer's own driver calls are made in the primary context, too. */
@@ -400,19 +333,6 @@ static struct named_region *free_region(void)
     return NULL;
 }
 
-static bool read_extents(const struct words *words, uint64_t *extents, size_t *ret_n)
-{
-    const char *text = value_of(words, "extents");
-    _cleanup_free_ char *copy = text ? strdup(text) : NULL;
-    char *save = NULL;
-
-    *ret_n = 0;
-    for (char *size = copy ? strtok_r(copy, ",", &save) : NULL; size; size = strtok_r(NULL, ",", &save))
-        if (*ret_n == EXTENTS_MAX || parse_size(size, &extents[(*ret_n)++]) < 0)
-            return false;
-    return true;
-}
-
 static void do_region(const struct words *words)
 {
     struct kvc_region_options options = {.size = sizeof(options)};
@@ -420,10 +340,10 @@ static void do_region(const struct words *words)
     uint64_t extents[EXTENTS_MAX], segments = 1;
     int r;
 
-    if (words->n < 2 || !slot || !size_value(words, "page", &options.page_bytes) ||
-        !size_value(words, "pages", &options.pages) || !size_value(words, "segments", &segments) ||
-        !size_value(words, "stride", &options.stride_bytes) ||
-        !read_extents(words, extents, &options.n_extents)) {
+    if (words->n < 2 || !slot || !words_size(words, "page", &options.page_bytes) ||
+        !words_size(words, "pages", &options.pages) || !words_size(words, "segments", &segments) ||
+        !words_size(words, "stride", &options.stride_bytes) ||
+        !words_sizes(words, "extents", extents, EXTENTS_MAX, &options.n_extents)) {
         usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...]");
         return;
     }
@@ -458,7 +378,7 @@ static void on_pages(const struct words *words, int (*call)(struct kvc_region *,
     if (!slot)
         return;
     if (words->n > 2)
-        pages = parse_pages(words->word[2], &n);
+        pages = words_pages(words->word[2], &n);
     if (pages)
         result(call(slot->region, pages, n));
     else
@@ -483,7 +403,7 @@ static CUdeviceptr address_of(const struct words *words, bool last)
 
     if (!slot)
         return 0;
-    if (!number(words, 2, &page) || !number(words, 3, &segment)) {
+    if (!words_number(words, 2, &page) || !words_number(words, 3, &segment)) {
         usage("A region's name is followed by page and segment");
         return 0;
     }
@@ -499,7 +419,7 @@ static void do_write(const struct words *words)
 
     if (!first)
         return;
-    if (!number(words, 4, &value)) {
+    if (!words_number(words, 4, &value)) {
         usage("write NAME PAGE SEGMENT VALUE");
         return;
     }
@@ -611,7 +531,7 @@ static void do_free(const struct words *words)
 {
     uint64_t address;
 
-    if (number(words, 1, &address))
+    if (words_number(words, 1, &address))
         driver_result(peer.driver->cuMemFree(address));
     else
         usage("free ADDRESS");
@@ -622,7 +542,7 @@ static void do_fd_limit(const struct words *words)
     struct rlimit limit;
     uint64_t n;
 
-    if (!number(words, 1, &n) || getrlimit(RLIMIT_NOFILE, &limit) < 0) {
+    if (!words_number(words, 1, &n) || getrlimit(RLIMIT_NOFILE, &limit) < 0) {
         usage("fd-limit N");
         return;
     }
@@ -705,17 +625,6 @@ static void run(const struct words *words)
     usage("There is no such command");
 }
 
-static struct words split(char *line)
-{
-    struct words words = {0};
-    char *save = NULL;
-
-    for (char *word = strtok_r(line, " \n", &save); word && words.n < WORDS_MAX;
-         word = strtok_r(NULL, " \n", &save))
-        words.word[words.n++] = word;
-    return words;
-}
-
 int main(void)
 {
     struct rlimit limit;
@@ -726,7 +635,7 @@ int main(void)
     getrlimit(RLIMIT_NOFILE, &limit);
     peer.first_fd_limit = limit.rlim_cur;
     while (getline(&line, &size, stdin) > 0) {
-        struct words words = split(line);
+        struct words words = words_split(line);
 
         if (words.n == 0)
             usage("An empty line is no command");

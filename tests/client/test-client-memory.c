@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Each allocation of host memory in a short life fails once, at every index. A call says that it is out of
+ * memory, has changed nothing, and succeeds when it is made again; or, where a message of the daemon's could not
+ * be taken in, the connection ends. Nothing crashes, and the driver holds nothing of ours at the end.
+ *
+ * The linker puts the functions below in the place of the C library's, for the code of the library only.
+ */
+
+#include "support.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE (10 * MIB)
+
+static uint64_t n_allocations, fail_at; /* 0: none */
+
+static bool is_to_fail(void)
+{
+    return ++n_allocations == fail_at;
+}
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+char *__real_strdup(const char *text);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+char *__wrap_strdup(const char *text);
+
+void *__wrap_malloc(size_t size)
+{
+    return is_to_fail() ? NULL : __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    return is_to_fail() ? NULL : __real_calloc(n, size);
+}
+
+char *__wrap_strdup(const char *text)
+{
+    return is_to_fail() ? NULL : __real_strdup(text);
+}
+
+struct life {
+    struct kvc_client *client;
+    struct kvc_region *region;
+    unsigned failures;
+    bool over; /* the connection */
+};
+
+/* True when the call is to be made again. */
+static bool failed(struct life *life, int r)
+{
+    if (r == 0)
+        return false;
+    life->failures++;
+    check(strlen(kvc_last_error()) > 10);
+    if (r == KVC_E_DISCONNECTED)
+        life->over = true;
+    else
+        check_error(r, KVC_E_NOMEM);
+    return r == KVC_E_NOMEM;
+}
+
+static void change(struct life *life, int (*call)(struct kvc_region *, const uint64_t *, size_t),
+                   uint64_t first, size_t n)
+{
+    uint64_t pages[8];
+
+    for (size_t i = 0; i < n; i++)
+        pages[i] = first + i;
+    if (!life->over && failed(life, call(life->region, pages, n)))
+        check_ok(call(life->region, pages, n));
+}
+
+static void open_both(struct life *life, struct fake *fake)
+{
+    struct kvc_options options = plain_options(fake);
+    struct kvc_region_options region = {
+        .size = sizeof(region), .segments = 2, .page_bytes = PAGE, .pages = 8};
+
+    options.max_reserved_pages = 2;
+    options.min_reserved_pages = 1;
+    if (failed(life, kvc_open(&options, &life->client)) || !life->client)
+        check_ok(kvc_open(&options, &life->client));
+    life->over = false;
+    if (failed(life, kvc_region_open(life->client, &region, &life->region)))
+        check_ok(kvc_region_open(life->client, &region, &life->region));
+}
+
+static void check_nothing_left(const char *driver_path)
+{
+    void *library = dlopen(driver_path, RTLD_NOW | RTLD_NOLOAD);
+    __typeof__(&cuemuGetStats) get_stats = (__typeof__(get_stats))dlsym(library, "cuemuGetStats");
+    struct cuemu_stats stats;
+
+    check_eq(get_stats(&stats), 0);
+    check_eq(stats.handles, 0);
+    check_eq(stats.mappings, 0);
+    check_eq(stats.reservations, 0);
+    dlclose(library);
+}
+
+static void dispatch(struct life *life)
+{
+    int r = life->over ? 0 : kvc_dispatch(life->client);
+
+    check(r == 0 || r == KVC_E_DISCONNECTED);
+    life->over |= r != 0;
+}
+
+static struct life live(struct fake *fake)
+{
+    struct life life = {0};
+    char path[256];
+
+    open_both(&life, fake);
+    snprintf(path, sizeof(path), "%s", kvc_driver_path(life.client));
+    if (life.region) {
+        change(&life, kvc_region_map, 0, 4);
+        dispatch(&life);
+        change(&life, kvc_region_unmap, 1, 3);
+        change(&life, kvc_region_map, 5, 3);
+        dispatch(&life);
+        if (!life.over && failed(&life, kvc_trim(life.client)))
+            check_ok(kvc_trim(life.client));
+    }
+    kvc_region_close(life.region);
+    kvc_close(life.client);
+    check_nothing_left(path);
+    return life;
+}
+
+struct report {
+    uint64_t allocations;
+    unsigned failures;
+};
+
+static struct report live_without(struct fake *fake, uint64_t nth)
+{
+    struct report report = {0};
+    int status, fds[2];
+    pid_t pid;
+
+    check_eq(pipe(fds), 0);
+    fflush(NULL);
+    pid = fork();
+    if (pid == 0) {
+        n_allocations = 0;
+        fail_at = nth;
+        report.failures = live(fake).failures;
+        report.allocations = n_allocations;
+        check_eq(write(fds[1], &report, sizeof(report)), sizeof(report));
+        exit(0);
+    }
+    close(fds[1]);
+    check_eq(waitpid(pid, &status, 0), pid);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        test_fail(__FILE__, __LINE__, "without allocation %" PRIu64, nth);
+    check_eq(read(fds[0], &report, sizeof(report)), sizeof(report));
+    close(fds[0]);
+    while (lent_bytes(fake) > 0)
+        ;
+    return report;
+}
+
+TEST_LIMIT(every_allocation_fails, 180)
+{
+    struct fake *fake = fake_start(NULL);
+    struct report whole = live_without(fake, 0);
+    unsigned noticed = 0;
+
+    check_eq(whole.failures, 0);
+    check(whole.allocations > 40);
+    for (uint64_t nth = 1; nth <= whole.allocations; nth++)
+        noticed += live_without(fake, nth).failures;
+    check(noticed > whole.allocations / 2);
+    fake_stop(fake);
+}
