@@ -203,7 +203,8 @@ static void lie_about_grant(struct daemon *d, struct peer *peer, enum fake_lie l
 
     check(n < FRAME_FDS_MAX - 1);
     body.n_extents = lie == FAKE_NO_EXTENTS ? 0 : lie == FAKE_TOO_MANY ? n + 1 : n;
-    body.remaining = lie == FAKE_TOO_FEW ? 5 : 0;
+    /* Too many are made to look consistent: the rest is less than nothing. */
+    body.remaining = lie == FAKE_TOO_FEW ? 5 : n - body.n_extents;
     body.extents = ids;
     for (size_t i = 0; i < body.n_extents; i++) {
         struct lent *lent = lend(d, 0);
