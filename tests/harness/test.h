@@ -40,8 +40,8 @@ _Noreturn void test_fail(const char *file, int line, const char *format, ...)
 _Noreturn void test_skip(const char *reason);
 
 /*
- * A folder of this test's own, on a tmpfs and open to all users. It is made by the first call, and removed after the
- * test, however that ends.
+ * A folder of this test's own, on a tmpfs and open to all users. It is made by the first call, and removed
+ * after the test, however that ends.
  */
 const char *test_folder(void);
 
