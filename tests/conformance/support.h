@@ -27,8 +27,8 @@
 void support_expect(const char *file, int line, const char *text, CUresult want, CUresult got);
 
 /*
- * Has the emulated devices in the test's folder, should it run on such; `sizes` as in KVCACHED_EMULATE, NULL for
- * the default. Before cuInit.
+ * Has the emulated devices in the test's folder, should it run on such; `sizes` as in KVCACHED_EMULATE, NULL
+ * for the default. Before cuInit.
  */
 void support_devices(const char *sizes);
 
