@@ -79,15 +79,30 @@ int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t
     return 0;
 }
 
-static void confirm(struct broker *broker, struct extent *extent)
+/* So many bytes of a destroyed extent are gone; with the last it is. */
+static void confirm(struct broker *broker, struct extent *extent, uint64_t bytes)
 {
     struct ledger_account *account = extent->charge.account;
 
-    broker->unconfirmed_bytes -= extent_bytes(&broker->pool, extent);
-    ledger_charge_deinit(&broker->ledger, &extent->charge);
-    pool_extent_free(&broker->pool, extent);
+    broker->unconfirmed_bytes -= bytes;
+    ledger_charge_reduce(&broker->ledger, &extent->charge, bytes);
     if (account)
         instance_touch(broker, container_of(account, struct broker_instance, account));
+    if (extent->charge.bytes)
+        return;
+    ledger_charge_deinit(&broker->ledger, &extent->charge);
+    pool_extent_free(&broker->pool, extent);
+}
+
+static void confirm_oldest(struct broker *broker, uint64_t bytes)
+{
+    while (bytes) {
+        struct extent *extent = list_first(&broker->unconfirmed, struct extent, link);
+        uint64_t part = u64_min(bytes, extent->charge.bytes);
+
+        confirm(broker, extent, part);
+        bytes -= part;
+    }
 }
 
 struct broker *broker_free(struct broker *broker)
@@ -96,8 +111,7 @@ struct broker *broker_free(struct broker *broker)
         return NULL;
     assert(broker->n_peers == 0);
     broker->forgotten = instance_free(broker, broker->forgotten);
-    list_for_each_safe (it, &broker->unconfirmed)
-        confirm(broker, container_of(it, struct extent, link));
+    confirm_oldest(broker, broker->unconfirmed_bytes);
     list_for_each_safe (it, &broker->instances)
         instance_free(broker, container_of(it, struct broker_instance, link));
     ledger_deinit(&broker->ledger);
@@ -351,28 +365,12 @@ void broker_destroyed(struct broker *broker, uint64_t id, uint64_t now_ns)
     broker->unconfirmed_bytes += extent_bytes(&broker->pool, extent);
     if (!extent->handed) {
         ledger_released(&broker->ledger, extent_bytes(&broker->pool, extent));
-        confirm(broker, extent);
+        confirm(broker, extent, extent_bytes(&broker->pool, extent));
     }
     if (broker->n_doomed == 0 &&
         (broker->unconfirmed_bytes > broker->stuck_bytes || !list_is_empty(&broker->arrivals)))
         broker->look_wanted = true;
     broker_settle(broker, now_ns);
-}
-
-/* Gives the proof to the oldest. What cannot be there any more ends even where only a part of an extent is
- * proven. */
-static void confirm_proven(struct broker *broker, struct ledger_proof proof)
-{
-    list_for_each_safe (it, &broker->unconfirmed) {
-        struct extent *extent = container_of(it, struct extent, link);
-        uint64_t bytes = extent_bytes(&broker->pool, extent);
-
-        if (proof.impossible_bytes == 0 && proof.risen_bytes < bytes)
-            continue;
-        proof.impossible_bytes = u64_sub_floor(proof.impossible_bytes, bytes);
-        proof.risen_bytes = u64_sub_floor(proof.risen_bytes, bytes);
-        confirm(broker, extent);
-    }
 }
 
 static void update_budget(struct broker *broker)
@@ -386,11 +384,11 @@ static void update_budget(struct broker *broker)
 
 void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns)
 {
-    struct ledger_proof proof = ledger_look(&broker->ledger, free_bytes, broker->unconfirmed_bytes);
+    uint64_t proven_bytes = ledger_look(&broker->ledger, free_bytes, broker->unconfirmed_bytes);
 
     broker->looking = broker->look_wanted = false;
     broker->now_ns = broker->looked_ns = u64_max(now_ns, broker->now_ns);
-    confirm_proven(broker, proof);
+    confirm_oldest(broker, proven_bytes);
     broker->stuck_bytes = broker->unconfirmed_bytes;
     update_budget(broker);
     broker_settle(broker, now_ns);

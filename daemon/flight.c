@@ -77,8 +77,13 @@ static unsigned sub_floor(unsigned a, unsigned b)
 unsigned flight_room(const struct flight_domain *domain)
 {
     const struct flight *flight = domain->flight;
+    unsigned shared = flight->max - flight->max / 3;
+    unsigned others = flight->n_in_flight - domain->n_in_flight;
+    unsigned room = half(sub_floor(half(sub_floor(shared, others)), domain->n_in_flight));
 
-    return sub_floor(half(2 * flight->max), flight->n_in_flight);
+    if (room == 0 && flight->n_in_flight < flight->max)
+        return 1;
+    return room;
 }
 
 void flight_charge_init(struct flight_charge *charge, struct flight_domain *domain, unsigned n)

@@ -6,11 +6,12 @@
  * waits); there is no other way to add or subtract, so a forgotten subtraction is a charge that was never
  * undone, and an account says so when it goes.
  *
- * It also reads proofs out of the driver's free memory. A release by us frees nothing while somebody else
- * still refers to the memory, so what others have had counts as held until a reading shows it. Readings are
- * compared with what free memory should have been, given the creates and releases in between. Which bytes
- * came free nobody can tell; whoever asks gives the credit to the oldest. That may name the wrong extent,
- * which harms nobody, since creates go by free memory and not by this.
+ * It also reads proofs out of the driver's free memory. A release by us frees nothing while somebody else still
+ * refers to the memory, so what others have had counts as held until a reading shows it. Readings are compared with
+ * what free memory should have been, given the creates and releases in between, and with what can be in use at all.
+ * Which bytes came free nobody can tell; whoever asks gives the credit to the oldest, byte by byte, since a rise need
+ * not be of a whole extent. That may name the wrong one, which harms nobody: creates go by free memory and not by
+ * this, and the sum is right.
  */
 
 #include "ledger.h"
@@ -71,6 +72,14 @@ void ledger_charge_move(struct ledger *ledger, struct ledger_charge *charge, str
     add(ledger, charge);
 }
 
+void ledger_charge_reduce(struct ledger *ledger, struct ledger_charge *charge, uint64_t bytes)
+{
+    assert(bytes <= charge->bytes);
+    subtract(ledger, charge);
+    charge->bytes -= bytes;
+    add(ledger, charge);
+}
+
 void ledger_charge_deinit(struct ledger *ledger, struct ledger_charge *charge)
 {
     subtract(ledger, charge);
@@ -111,17 +120,15 @@ void ledger_released(struct ledger *ledger, uint64_t bytes)
     ledger->free_bytes = u64_min(u64_add_ceil(ledger->free_bytes, bytes), ledger->total_bytes);
 }
 
-struct ledger_proof ledger_look(struct ledger *ledger, uint64_t free_bytes, uint64_t unconfirmed_bytes)
+uint64_t ledger_look(struct ledger *ledger, uint64_t free_bytes, uint64_t unconfirmed_bytes)
 {
     /* A create that was not reported yet had not been carried out when this was read. */
     uint64_t certain = ledger_held(ledger) - ledger->bytes[LEDGER_CREATING] - unconfirmed_bytes;
-    uint64_t possible;
-    struct ledger_proof proof;
+    uint64_t possible, risen;
 
     free_bytes = u64_min(free_bytes, ledger->total_bytes);
     possible = u64_sub_floor(ledger->total_bytes - free_bytes, certain);
-    proof.risen_bytes = u64_sub_floor(free_bytes, ledger->free_bytes);
-    proof.impossible_bytes = u64_sub_floor(unconfirmed_bytes, possible);
+    risen = u64_min(u64_sub_floor(free_bytes, ledger->free_bytes), unconfirmed_bytes);
     ledger->free_bytes = free_bytes;
-    return proof;
+    return u64_max(risen, u64_sub_floor(unconfirmed_bytes, possible));
 }

@@ -37,13 +37,6 @@ struct ledger {
     uint64_t charged_bytes;    /* of charges with an account */
 };
 
-/* What a reading proves about extents that were destroyed and not yet confirmed: so many bytes came free, and
- * so many cannot be there any more. The two may mean the same bytes. */
-struct ledger_proof {
-    uint64_t risen_bytes;
-    uint64_t impossible_bytes;
-};
-
 void ledger_init(struct ledger *ledger, uint64_t total_bytes, uint64_t free_bytes);
 void ledger_deinit(struct ledger *ledger);
 
@@ -51,6 +44,8 @@ void ledger_charge_init(struct ledger *ledger, struct ledger_charge *charge, str
                         enum ledger_state state, uint64_t bytes);
 void ledger_charge_move(struct ledger *ledger, struct ledger_charge *charge, struct ledger_account *account,
                         enum ledger_state state);
+/* A part of it is proven gone. */
+void ledger_charge_reduce(struct ledger *ledger, struct ledger_charge *charge, uint64_t bytes);
 void ledger_charge_deinit(struct ledger *ledger, struct ledger_charge *charge);
 
 uint64_t ledger_account_used(const struct ledger_account *account);
@@ -63,6 +58,6 @@ uint64_t ledger_held(const struct ledger *ledger);
 void ledger_created(struct ledger *ledger, uint64_t bytes);
 void ledger_released(struct ledger *ledger, uint64_t bytes);
 
-/* Takes a reading. Of the destroying bytes, `unconfirmed_bytes` were released by the driver and may be gone.
- */
-struct ledger_proof ledger_look(struct ledger *ledger, uint64_t free_bytes, uint64_t unconfirmed_bytes);
+/* Takes a reading. Of the destroying bytes, `unconfirmed_bytes` were released by the driver and may be gone; so many of
+ * them are, as the reading proves. */
+uint64_t ledger_look(struct ledger *ledger, uint64_t free_bytes, uint64_t unconfirmed_bytes);

@@ -32,7 +32,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < sizeof(seed))
         return 0;
     memcpy(&seed, data, sizeof(seed));
-    world = world_new(seed, seed >> 63);
+    world = world_new(seed, (seed >> 32) % _WORLD_KINDS);
     data += sizeof(seed);
     size -= sizeof(seed);
     for (; size > sizeof(arg); data += 1 + sizeof(arg), size -= 1 + sizeof(arg)) {

@@ -243,7 +243,7 @@ static void on_refuse(struct world *w, struct broker_request *request, int error
         world_expect(w, w->op == WORLD_FREEZE, "a request is refused for no reason");
         break;
     case BROKER_E_DRIVER:
-        world_expect(w, !w->honest, "a request is refused though the driver never failed");
+        world_expect(w, w->kind != WORLD_HONEST, "a request is refused though the driver never failed");
         world_expect(w, w->now_ns - errand->since_ns >= w->config.patience_ns,
                      "a request is refused too early");
         break;

@@ -51,7 +51,7 @@ struct errand {
 struct world {
     struct broker *broker;
     struct broker_config config;
-    bool honest;
+    enum world_kind kind;
     uint64_t now_ns;
     uint64_t foreign_bytes, orphaned_bytes;
     bool foreign_moved;

@@ -235,7 +235,7 @@ static void do_die(struct world *w, uint32_t arg)
     broker_peer_dead(w->broker, person->peer, w->now_ns);
     /* Some leave a child behind that keeps what they had. */
     *person = (struct person){};
-    if (!w->honest && arg & 1024)
+    if (w->kind != WORLD_HONEST && arg & 1024)
         w->orphaned_bytes += kept_bytes;
 }
 
@@ -275,7 +275,9 @@ static void do_freeze(struct world *w, uint32_t arg)
 static void do_budget(struct world *w, uint32_t arg)
 {
     w->config.budget_bytes = arg & 1 ? 0 : w->config.total_bytes / 16 * (1 + (arg >> 1 & 15));
-    w->config.headroom_bytes = w->config.total_bytes / 64 * (arg >> 5 & 3);
+    /* Creates that were ordered before may touch what became headroom since. */
+    if (w->foreign_moved)
+        w->config.headroom_bytes = w->config.total_bytes / 64 * (arg >> 5 & 3);
     w->config.reserve_bytes = w->config.class_bytes[0] * (arg >> 7 & 15);
     broker_reconfigure(w->broker, &w->config, w->now_ns);
 }
@@ -351,9 +353,10 @@ static void act(struct world *w, enum world_op op, uint32_t arg)
 
 const char *world_step(struct world *w, enum world_op op, uint32_t arg)
 {
+    static const enum world_op ends[_WORLD_KINDS] = {_WORLD_N_HONEST, _WORLD_N_LYING, _WORLD_N};
     struct broker_totals before;
 
-    if (w->honest && op >= _WORLD_N_HONEST)
+    if (op >= ends[w->kind])
         return w->failure;
     broker_totals(w->broker, &before);
     w->op = op;
@@ -431,13 +434,13 @@ const char *world_end(struct world *w)
     return w->failure;
 }
 
-struct world *world_new(uint64_t seed, bool honest)
+struct world *world_new(uint64_t seed, enum world_kind kind)
 {
     struct world *w = calloc(1, sizeof(*w));
 
     if (!w)
         abort();
-    w->honest = honest;
+    w->kind = kind;
     w->now_ns = NSEC_PER_SEC;
     w->config = (struct broker_config){
         .total_bytes = 512 * MIB,
@@ -455,7 +458,7 @@ struct world *world_new(uint64_t seed, bool honest)
         .patience_ns = 5 * NSEC_PER_SEC,
     };
     /* A fixed budget that headroom and others leave room for, or even an honest driver refuses. */
-    if (honest && w->config.budget_bytes > 400 * MIB)
+    if (kind == WORLD_HONEST && w->config.budget_bytes > 400 * MIB)
         w->config.budget_bytes = 400 * MIB;
     w->foreign_bytes = seed >> 9 & 1 ? 37 * MIB : 0;
     if (broker_new(&w->config, world_free_bytes(w), w->now_ns, &w->broker) != 0)

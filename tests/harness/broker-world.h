@@ -27,16 +27,28 @@ enum world_op {
     WORLD_DELETE,
     _WORLD_N_HONEST,
     WORLD_BUDGET = _WORLD_N_HONEST,
-    WORLD_FOREIGN, /* others take or free memory */
-    WORLD_FAIL,    /* the driver begins or ceases to fail */
-    WORLD_LIE,     /* a peer keeps references to what it returns, or drops them */
+    WORLD_FAIL, /* the driver begins or ceases to fail */
+    WORLD_LIE,  /* a peer keeps references to what it returns, or drops them */
     WORLD_FREEZE,
+    _WORLD_N_LYING,
+    WORLD_FOREIGN = _WORLD_N_LYING, /* others take or free memory */
     _WORLD_N,
 };
 
-/* `seed` chooses the configuration. In an honest world nothing lies or fails, so that nobody accepted is
- * refused. */
-struct world *world_new(uint64_t seed, bool honest);
+/*
+ * In an honest world nothing lies or fails, so nobody accepted is refused. In a lying one free memory still is
+ * what we and our peers have left, so bytes that somebody holds are seen in it. In a hostile one anything may
+ * happen.
+ */
+enum world_kind {
+    WORLD_HONEST,
+    WORLD_LYING,
+    WORLD_HOSTILE,
+    _WORLD_KINDS,
+};
+
+/* `seed` chooses the configuration. */
+struct world *world_new(uint64_t seed, enum world_kind kind);
 struct world *world_free(struct world *world);
 
 /* Does one thing; `arg` says which, how much, to whom. NULL, or a sentence about what is wrong. */

@@ -35,10 +35,10 @@ static enum world_op random_op(uint64_t *state)
     }
 }
 
-static void live(uint64_t seed, bool honest)
+static void live(uint64_t seed, enum world_kind kind)
 {
     uint64_t state = seed;
-    struct world *world = world_new(test_random(&state), honest);
+    struct world *world = world_new(test_random(&state), kind);
     const char *failure = NULL;
     unsigned step;
 
@@ -50,25 +50,29 @@ static void live(uint64_t seed, bool honest)
     if (!failure)
         failure = world_end(world);
     if (failure)
-        test_fail(__FILE__, __LINE__, "life %" PRIu64 " (%s), step %u: %s", seed,
-                  honest ? "honest" : "hostile", step, failure);
+        test_fail(__FILE__, __LINE__, "life %" PRIu64 ", step %u: %s", seed, step, failure);
     world = world_free(world);
 }
 
-static void lives(unsigned n, bool honest)
+static void lives(enum world_kind kind)
 {
     uint64_t state = test_seed();
 
-    for (unsigned i = 0; i < n; i++)
-        live(test_random(&state) | 1, honest);
+    for (unsigned i = 0; i < 25; i++)
+        live(test_random(&state) | 1, kind);
 }
 
 TEST_LIMIT(honest_lives, 110)
 {
-    lives(30, true);
+    lives(WORLD_HONEST);
+}
+
+TEST_LIMIT(lying_lives, 110)
+{
+    lives(WORLD_LYING);
 }
 
 TEST_LIMIT(hostile_lives, 110)
 {
-    lives(40, false);
+    lives(WORLD_HOSTILE);
 }
