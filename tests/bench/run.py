@@ -28,7 +28,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from bench import report as reports
 from harness.broker import Daemon, Site, run_program
@@ -253,8 +254,14 @@ def measure_all(site: Site, arguments: argparse.Namespace) -> reports.Report:
     return report
 
 
+def on_terminate(number: int, _: FrameType | None) -> NoReturn:
+    """Ends as an exception does, through whatever has to be cleaned up."""
+    sys.exit(128 + number)
+
+
 def main() -> int:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, on_terminate)
     root = Path(__file__).resolve().parents[2]
     build = Path(os.environ.get("KVCACHED_BUILD_DIR", root / "build")).resolve()
     started = time.monotonic()
@@ -264,6 +271,8 @@ def main() -> int:
     except (AssertionError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     progress(f"done in {time.monotonic() - started:.0f} s")
     print(reports.text(report))
     if arguments.json:
