@@ -215,14 +215,15 @@ static bool is_same(const struct state *a, const struct state *b)
 
 /* What the daemon does after a return (and would do while others measure) is over when two looks find the
  * same. Returns how much is warm then. */
-static uint64_t wait_for_rest(struct bench *bench)
+static uint64_t wait_for_rest(struct bench *bench, uint64_t pause_ns)
 {
-    const struct timespec pause = {.tv_nsec = 200 * NSEC_PER_USEC};
+    const struct timespec pause = {.tv_nsec = (long)pause_ns};
     uint64_t deadline = now_ns() + PATIENCE_NS;
     struct state before = ask_state(bench), state;
 
     for (;;) {
-        nanosleep(&pause, NULL);
+        if (pause_ns)
+            nanosleep(&pause, NULL);
         state = ask_state(bench);
         if (is_same(&state, &before) && state.creating_bytes == 0)
             return state.warm_bytes;
@@ -237,11 +238,20 @@ static void wait_until_warm(struct bench *bench, unsigned n_pages)
 {
     uint64_t deadline = now_ns() + PATIENCE_NS;
 
-    while (wait_for_rest(bench) < n_pages * PAGE_BYTES) {
+    while (wait_for_rest(bench, 200 * NSEC_PER_USEC) < n_pages * PAGE_BYTES) {
         if (now_ns() > deadline)
             die("the daemon doesn't keep %u extents warm", n_pages);
         measure(&bench->sides[0], n_pages);
     }
+}
+
+/* The wait has let processors and caches cool down. A page over every side, and a wait without sleep, warms
+ * all of them alike. */
+static void stir(struct bench *bench)
+{
+    for (unsigned s = 0; s < SIDES; s++)
+        measure(&bench->sides[s], 1);
+    wait_for_rest(bench, 0);
 }
 
 /* Caches, pools and branch predictors have settled after a few rounds. */
@@ -264,6 +274,7 @@ static void run(struct bench *bench, unsigned n_pages, unsigned rounds)
             unsigned s = (round + turn) % SIDES;
 
             wait_until_warm(bench, n_pages);
+            stir(bench);
             samples[round * SIDES + s] = measure(&bench->sides[s], n_pages);
         }
     }
