@@ -14,6 +14,7 @@ struct broker_side {
     struct kvc_client *client;
     struct kvc_region *region;
     struct kvc_device device;
+    uint64_t pages[PAGES_MAX];
 };
 
 static void check(int r, const char *call)
@@ -42,6 +43,8 @@ struct broker_side *broker_side_new(const char *socket_path)
         die("out of memory");
     check(kvc_open(&options, &broker->client), "kvc_open");
     check(kvc_region_open(broker->client, &region, &broker->region), "kvc_region_open");
+    for (unsigned i = 0; i < PAGES_MAX; i++)
+        broker->pages[i] = i;
     broker->device.size = sizeof(broker->device);
     check(kvc_device(broker->client, &broker->device), "kvc_device");
     return broker;
@@ -63,27 +66,18 @@ const char *broker_side_driver(struct broker_side *broker)
     return kvc_driver_path(broker->client);
 }
 
-static const uint64_t *page_numbers(void)
-{
-    static uint64_t pages[PAGES_MAX];
-
-    for (unsigned i = 0; i < PAGES_MAX; i++)
-        pages[i] = i;
-    return pages;
-}
-
 static void map(void *state, unsigned n_pages)
 {
     struct broker_side *broker = state;
 
-    check(kvc_region_map(broker->region, page_numbers(), n_pages), "kvc_region_map");
+    check(kvc_region_map(broker->region, broker->pages, n_pages), "kvc_region_map");
 }
 
 static void unmap(void *state, unsigned n_pages)
 {
     struct broker_side *broker = state;
 
-    check(kvc_region_unmap(broker->region, page_numbers(), n_pages), "kvc_region_unmap");
+    check(kvc_region_unmap(broker->region, broker->pages, n_pages), "kvc_region_unmap");
 }
 
 struct side broker_side(struct broker_side *broker)
