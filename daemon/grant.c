@@ -22,6 +22,7 @@
 
 #include "base/arith.h"
 #include "instance_status.h"
+#include "memory.h"
 #include "request.h"
 #include "server.h"
 
@@ -177,12 +178,8 @@ static void send_packet(struct grant *grant, unsigned n)
 static void export_packet(struct grant *grant, unsigned n)
 {
     grant->n_exporting = n;
-    for (unsigned i = 0; i < n; i++) {
-        struct slot *slot = slot_of(grant, grant->n_sent + i);
-
-        slot->granted_export = true;
-        backing_submit(grant->peer->server->backing, &slot->job, BACKING_EXPORT);
-    }
+    for (unsigned i = 0; i < n; i++)
+        memory_export_granted(grant->peer->server, slot_of(grant, grant->n_sent + i));
 }
 
 void grant_send(struct peer *peer)

@@ -22,6 +22,7 @@
 #include "handshake.h"
 #include "instance_status.h"
 #include "lock.h"
+#include "memory.h"
 #include "notify.h"
 #include "peer.h"
 #include "places.h"
@@ -61,60 +62,6 @@ static void on_looked(struct server *server)
     uv_timer_start(&server->look_again, on_look_again, LOOK_AGAIN_MS, 0);
 }
 
-static void drop_slot(struct server *server, struct slot *slot)
-{
-    slot_remove(slot);
-    server->n_slots--;
-}
-
-/* Said once, until a call of the kind succeeds again. */
-static void note_outcome(struct server *server, const struct slot *slot, const char *what)
-{
-    unsigned bit = 1u << slot->job.type;
-    bool failed = slot->job.r != 0 && slot->job.r != -ENOMEM;
-
-    if (failed && !(server->failing & bit) && log_gate_pass(&server->gate, server_now()))
-        log_warning("The driver did not %s memory: %s", what, slot->job.why);
-    server->failing = failed ? server->failing | bit : server->failing & ~bit;
-}
-
-/* Asked for by a grant, which may be gone by now, and its extent about to go. */
-static void on_granted_export(struct server *server, struct slot *slot)
-{
-    slot->granted_export = false;
-    if (slot->release_wanted)
-        backing_submit(server->backing, &slot->job, BACKING_RELEASE);
-    else if (slot->grant)
-        grant_exported(slot);
-}
-
-static void on_slot_done(struct server *server, struct slot *slot)
-{
-    uint64_t id = slot->id, now_ns = server_now();
-    bool ok = slot->job.r == 0;
-
-    switch (slot->job.type) {
-    case BACKING_CREATE:
-        note_outcome(server, slot, "create");
-        if (!ok)
-            drop_slot(server, slot);
-        broker_created(server->broker, id, ok, now_ns);
-        break;
-    case BACKING_EXPORT:
-        note_outcome(server, slot, "export");
-        if (slot->granted_export)
-            on_granted_export(server, slot);
-        else
-            broker_exported(server->broker, id, ok, now_ns);
-        break;
-    default:
-        note_outcome(server, slot, "release");
-        drop_slot(server, slot);
-        broker_destroyed(server->broker, id, now_ns);
-        break;
-    }
-}
-
 static void on_backing_done(void *userdata)
 {
     struct server *server = userdata;
@@ -124,50 +71,27 @@ static void on_backing_done(void *userdata)
         if (job == &server->look)
             on_looked(server);
         else
-            on_slot_done(server, container_of(job, struct slot, job));
+            memory_done(server, container_of(job, struct slot, job));
     }
     server_settle(server);
 }
 
 /* ---- The broker's actions ---- */
 
-static void start_create(struct server *server, const struct broker_action *action)
-{
-    struct slot *slot;
-
-    if (slots_add(&server->slots, action->extent, &slot) < 0) {
-        broker_created(server->broker, action->extent, false, server_now());
-        return;
-    }
-    server->n_slots++;
-    slot->job.bytes = server->settings.broker.class_bytes[action->class_index];
-    backing_submit(server->backing, &slot->job, BACKING_CREATE);
-}
-
-static void start_release(struct server *server, struct slot *slot)
-{
-    if (slot->granted_export)
-        slot->release_wanted = true;
-    else
-        backing_submit(server->backing, &slot->job, BACKING_RELEASE);
-}
-
 static void carry_out(struct server *server, const struct broker_action *action)
 {
-    struct backing *backing = server->backing;
-
     switch (action->type) {
     case BROKER_ACTION_CREATE:
-        start_create(server, action);
+        memory_create(server, action->extent, action->class_index);
         break;
     case BROKER_ACTION_EXPORT:
-        backing_submit(backing, &slots_find(&server->slots, action->extent)->job, BACKING_EXPORT);
+        memory_export(server, action->extent);
         break;
     case BROKER_ACTION_DESTROY:
-        start_release(server, slots_find(&server->slots, action->extent));
+        memory_release(server, action->extent);
         break;
     case BROKER_ACTION_LOOK:
-        backing_submit(backing, &server->look, BACKING_LOOK);
+        backing_submit(server->backing, &server->look, BACKING_LOOK);
         break;
     case BROKER_ACTION_GRANT:
         grant_granted(action->request->owner);
