@@ -35,7 +35,6 @@
 struct fake {
     pid_t pid;
     int control;
-    char folder[64];
     char socket[96];
 };
 
@@ -556,11 +555,8 @@ struct fake *fake_start(const struct fake_settings *settings)
     int pair[2];
     char ready;
 
-    snprintf(fake->folder, sizeof(fake->folder), "/dev/shm/kvcached-fake-XXXXXX");
-    check(mkdtemp(fake->folder));
-    snprintf(fake->socket, sizeof(fake->socket), "%s/socket", fake->folder);
-    /* Not inside: the last process to leave it removes it, and that may be the test's. */
-    snprintf(daemon.devices, sizeof(daemon.devices), "%s.devices", fake->folder);
+    snprintf(fake->socket, sizeof(fake->socket), "%s/socket", test_folder());
+    snprintf(daemon.devices, sizeof(daemon.devices), "%s/devices", test_folder());
     daemon.limit = daemon.settings.limit_bytes;
     while (daemon.n_classes < CLASSES_MAX && daemon.settings.class_bytes[daemon.n_classes])
         daemon.n_classes++;
@@ -588,7 +584,6 @@ void fake_stop(struct fake *fake)
     check_eq(waitpid(fake->pid, &status, 0), fake->pid);
     check(WIFEXITED(status) ? WEXITSTATUS(status) == 0 : WTERMSIG(status) == SIGKILL);
     check_eq(unlink(fake->socket), 0);
-    check_eq(rmdir(fake->folder), 0);
     free(fake);
 }
 

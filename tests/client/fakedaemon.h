@@ -64,10 +64,10 @@ struct fake_counts {
     uint64_t unacknowledged; /* grants */
 };
 
-/* Fails the test where it cannot start. */
+/* In the test's folder; one at a time. Fails the test where it cannot start. */
 struct fake *fake_start(const struct fake_settings *settings);
 
-/* Ends it and removes its folder. */
+/* Ends it. */
 void fake_stop(struct fake *fake);
 
 const char *fake_socket(const struct fake *fake);

@@ -172,9 +172,9 @@ static void dead_socket(const char *path)
 TEST(the_usual_places)
 {
     struct fake *fake = fake_start(NULL);
-    char folder[] = "/tmp/kvcached-places-XXXXXX", inner[64], first[96], second[96];
+    const char *folder = test_folder();
+    char inner[64], first[96], second[96];
 
-    check(mkdtemp(folder));
     snprintf(inner, sizeof(inner), "%s/kvcached", folder);
     check_eq(mkdir(inner, 0700), 0);
     snprintf(first, sizeof(first), "%s/gpu5.sock", folder);
@@ -192,10 +192,6 @@ TEST(the_usual_places)
     snprintf(second, sizeof(second), "%s/gpu0.sock", inner);
     check_eq(symlink(fake_socket(fake), second), 0);
     open_somewhere(NULL, 0);
-    unlink(first);
-    unlink(second);
-    rmdir(inner);
-    rmdir(folder);
     fake_stop(fake);
 }
 
@@ -219,7 +215,6 @@ TEST(sockets_that_are_none)
 /* Whoever listens as another user is no daemon, unless the environment says so. */
 TEST(strangers_are_not_trusted)
 {
-    char path[] = "/tmp/kvcached-stranger-XXXXXX";
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct kvc_options options = {.size = sizeof(options), .socket = address.sun_path, .timeout_ms = 50};
     struct kvc_client *client = NULL;
@@ -227,8 +222,7 @@ TEST(strangers_are_not_trusted)
 
     if (geteuid() != 0)
         test_skip("only root can become somebody else");
-    check(mkdtemp(path));
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket", path);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket", test_folder());
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     check(fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0);
     check_eq(seteuid(54321), 0);
@@ -239,26 +233,20 @@ TEST(strangers_are_not_trusted)
     setenv("KVCACHED_DAEMON_UID", "54321", 1);
     check_error(kvc_open(&options, &client), KVC_E_TIMEOUT);
     close(fd);
-    unlink(address.sun_path);
-    rmdir(path);
 }
 
 /* Nobody accepts, and the queue of those who wait is full. */
 TEST(a_daemon_that_does_not_accept)
 {
-    char path[] = "/tmp/kvcached-busy-XXXXXX";
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct kvc_options options = {.size = sizeof(options), .socket = address.sun_path, .timeout_ms = 50};
     struct kvc_client *client = NULL;
     int fd;
 
-    check(mkdtemp(path));
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket", path);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket", test_folder());
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     check(fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, 0) == 0);
     for (int i = 0; i < 4; i++)
         check_error(kvc_open(&options, &client), KVC_E_TIMEOUT);
     close(fd);
-    unlink(address.sun_path);
-    rmdir(path);
 }
