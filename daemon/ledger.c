@@ -6,12 +6,12 @@
  * waits); there is no other way to add or subtract, so a forgotten subtraction is a charge that was never
  * undone, and an account says so when it goes.
  *
- * It also reads proofs out of the driver's free memory. A release by us frees nothing while somebody else still
- * refers to the memory, so what others have had counts as held until a reading shows it. Readings are compared with
- * what free memory should have been, given the creates and releases in between, and with what can be in use at all.
- * Which bytes came free nobody can tell; whoever asks gives the credit to the oldest, byte by byte, since a rise need
- * not be of a whole extent. That may name the wrong one, which harms nobody: creates go by free memory and not by
- * this, and the sum is right.
+ * It also reads proofs out of the driver's free memory. A release by us frees nothing while somebody else
+ * still refers to the memory, so what others have had counts as held until a reading shows it. Readings
+ * are compared with what free memory should have been, given the creates and releases in between, and
+ * with what can be in use at all. Which bytes came free nobody can tell; whoever asks gives the credit to
+ * the oldest, byte by byte, since a rise need not be of a whole extent. That may name the wrong one,
+ * which harms nobody: creates go by free memory and not by this, and the sum is right.
  */
 
 #include "ledger.h"
