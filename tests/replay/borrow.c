@@ -54,11 +54,17 @@ static int fail_client(struct borrow *b, const char *what, int error)
     return fail(b, -EIO, "%s: %s", what, *details ? details : kvc_strerror(error));
 }
 
+/* Also when it says that there are no addresses: an emulated failure may have any name. */
+static bool is_driver_failure(int error)
+{
+    return error == KVC_E_DRIVER || error == KVC_E_NOSPACE;
+}
+
 /* The result of the last attempt. */
 #define client_try(b, call)                                                                                  \
     ({                                                                                                       \
         int client_error = (call);                                                                           \
-        for (int client_n = 1; client_error == KVC_E_DRIVER && client_n < GPU_ATTEMPTS; client_n++) {        \
+        for (int client_n = 1; is_driver_failure(client_error) && client_n < GPU_ATTEMPTS; client_n++) {     \
             (b)->retries++;                                                                                  \
             client_error = (call);                                                                           \
         }                                                                                                    \

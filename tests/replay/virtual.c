@@ -7,6 +7,9 @@
  *
  * Engines that are busy when a step begins slow it down equally: the GPU is shared by time. When a step ends,
  * memory may have come free, so engines that have found nothing to do look again.
+ *
+ * When nobody is busy and nobody will come, but requests wait, the shortage had no reason in the replay: a
+ * driver call may have failed. Then all look again, a number of times.
  */
 
 #include "virtual.h"
@@ -14,10 +17,15 @@
 #include <errno.h>
 #include <math.h>
 
+/* A broker that refuses so often in a row while it has everything means it. */
+#define LOOKS_MAX 1000
+
 struct timeline {
     struct engine **engines;
     double *step_ends; /* INFINITY for who is not busy */
     size_t n;
+    double now;
+    unsigned n_looks; /* since something happened */
 };
 
 static int start_step(struct timeline *t, size_t i, double now)
@@ -86,6 +94,25 @@ static bool all_done(const struct timeline *t)
     return true;
 }
 
+static int happen(struct timeline *t, const struct event *event)
+{
+    t->now = event->when;
+    t->n_looks = 0;
+    return event->is_arrival ? arrive(t, event->engine, t->now) : finish_step(t, event->engine, t->now);
+}
+
+static int look_again(struct timeline *t)
+{
+    int r = 0;
+
+    if (t->n_looks++ == LOOKS_MAX)
+        return VIRTUAL_E_STUCK;
+    for (size_t i = 0; i < t->n && r == 0; i++)
+        if (engine_has_work(t->engines[i]))
+            r = start_step(t, i, t->now);
+    return r;
+}
+
 int virtual_run(struct engine **engines, size_t n, virtual_go_on_fn go_on, void *data)
 {
     _cleanup_free_ double *step_ends = calloc(n, sizeof(*step_ends));
@@ -96,15 +123,12 @@ int virtual_run(struct engine **engines, size_t n, virtual_go_on_fn go_on, void 
         return -ENOMEM;
     for (size_t i = 0; i < n; i++)
         step_ends[i] = (double)INFINITY;
-    while (r == 0) {
+    while (r == 0 && !all_done(&t)) {
         struct event event = next_event(&t);
 
-        if (isinf(event.when))
-            return all_done(&t) ? 0 : VIRTUAL_E_STUCK;
-        if (!go_on(data, event.when))
+        if (!go_on(data, isinf(event.when) ? t.now : event.when))
             return VIRTUAL_E_STOPPED;
-        r = event.is_arrival ? arrive(&t, event.engine, event.when)
-                             : finish_step(&t, event.engine, event.when);
+        r = isinf(event.when) ? look_again(&t) : happen(&t, &event);
     }
     return r;
 }

@@ -39,6 +39,7 @@ struct counting_memory {
     uint32_t limit, used;
     char id;
     size_t fail_after; /* calls of take() that work; 0: all */
+    size_t n_refusals; /* of calls to come, whatever is free */
 };
 
 static int counting_take(struct memory *memory, size_t n, uint32_t *ret_blocks)
@@ -48,6 +49,8 @@ static int counting_take(struct memory *memory, size_t n, uint32_t *ret_blocks)
 
     if (m->fail_after && --m->fail_after == 0)
         return -EIO;
+    if (m->n_refusals > 0 && m->n_refusals--)
+        return MEMORY_E_SHORT;
     if (m->used + n > m->limit || m->pool->used + n > m->pool->total)
         return MEMORY_E_SHORT;
     for (size_t i = 0; i < n; i++, block++) {
@@ -273,6 +276,33 @@ TEST(whoever_stops_gives_everything_back)
     for (size_t i = 0; i < N_ENGINES; i++)
         check_eq(engine_abandon(f.engines[i]), 0);
     check_eq(f.pool.used, 0);
+    fixture_deinit(&f);
+}
+
+TEST(shortages_that_pass)
+{
+    double last = -1;
+    struct fixture f;
+
+    fixture_init(&f, 2048, true);
+    for (size_t i = 0; i < N_ENGINES; i++)
+        f.memories[i].n_refusals = 500;
+    check_eq(virtual_run(f.engines, N_ENGINES, keep_going, &last), 0);
+    for (size_t i = 0; i < N_ENGINES; i++)
+        check_eq(engine_counts(f.engines[i])->served, N_REQUESTS);
+    fixture_deinit(&f);
+}
+
+TEST(shortages_that_stay)
+{
+    double last = -1;
+    struct fixture f;
+
+    fixture_init(&f, 2048, true);
+    f.memories[2].n_refusals = SIZE_MAX;
+    check_eq(virtual_run(f.engines, N_ENGINES, keep_going, &last), VIRTUAL_E_STUCK);
+    check_eq(engine_counts(f.engines[0])->served, N_REQUESTS);
+    check_eq(engine_counts(f.engines[2])->served, 0);
     fixture_deinit(&f);
 }
 
