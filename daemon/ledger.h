@@ -58,6 +58,6 @@ uint64_t ledger_held(const struct ledger *ledger);
 void ledger_created(struct ledger *ledger, uint64_t bytes);
 void ledger_released(struct ledger *ledger, uint64_t bytes);
 
-/* Takes a reading. Of the destroying bytes, `unconfirmed_bytes` were released by the driver and may be gone; so
- * many of them are, as the reading proves. */
+/* Takes a reading. Of the destroying bytes, `unconfirmed_bytes` were released by the driver and may be gone;
+ * so many of them are, as the reading proves. */
 uint64_t ledger_look(struct ledger *ledger, uint64_t free_bytes, uint64_t unconfirmed_bytes);

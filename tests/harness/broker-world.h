@@ -36,8 +36,9 @@ enum world_op {
 };
 
 /*
- * In an honest world nothing lies or fails, so nobody accepted is refused. In a lying one free memory still is what
- * we and our peers have left, so bytes that somebody holds are seen in it. In a hostile one anything may happen.
+ * In an honest world nothing lies or fails, so nobody accepted is refused. In a lying one free memory still
+ * is what we and our peers have left, so bytes that somebody holds are seen in it. In a hostile one anything
+ * may happen.
  */
 enum world_kind {
     WORLD_HONEST,
