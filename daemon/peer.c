@@ -309,11 +309,14 @@ static unsigned count_of_uid(const struct server *server, uid_t uid)
     return n;
 }
 
+/* A user may have half of what the others leave, so that something is left for the next one. */
 static const char *check_room(const struct server *server, uid_t uid)
 {
+    unsigned n_own = count_of_uid(server, uid), n_others = server->n_peers - n_own;
+
     if (server->n_peers >= server->settings.peers_max)
         return "the daemon has as many connections as it can hold";
-    if (count_of_uid(server, uid) >= server->settings.peers_max_per_uid)
+    if (n_own > (server->settings.peers_max - n_others - 1) / 2)
         return "your user has as many connections as one user may";
     return NULL;
 }

@@ -64,7 +64,6 @@ void settings_init(struct settings *settings, const struct config *config, uint6
                 .patience_ns = PATIENCE_NS,
             },
         .peers_max = (unsigned)u64_max(n_descriptors / 6, 1),
-        .peers_max_per_uid = (unsigned)u64_max(n_descriptors / 12, 1),
         .in_flight_max = (unsigned)u64_max(n_descriptors / 2 / u64_max(n_devices, 1), 1),
     };
     choose_classes(&settings->broker, granularity_bytes);

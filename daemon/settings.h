@@ -13,7 +13,7 @@
 
 struct settings {
     struct broker_config broker;
-    unsigned peers_max, peers_max_per_uid;
+    unsigned peers_max;
     unsigned in_flight_max; /* descriptors that are sent and not acknowledged */
 };
 

@@ -27,7 +27,6 @@ TEST(defaults)
     check(settings.broker.class_bytes[3] == 128 * MIB);
     check_eq(settings.broker.warm_max, 5000);
     check_eq(settings.peers_max, 3333);
-    check_eq(settings.peers_max_per_uid, 1666);
     check_eq(settings.in_flight_max, 5000);
     config_free(config);
 }
