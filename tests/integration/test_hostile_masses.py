@@ -12,7 +12,7 @@ import pytest
 
 from harness.broker import Daemon, Programs, eventually
 from harness.observer import MIB, Observer, descriptors, resident_bytes
-from harness.raw import RawPeer
+from harness.raw import RawPeer, start_raw
 
 CYCLES = 10_000
 
@@ -38,6 +38,26 @@ def test_full_descriptor_table(raw: RawPeer, daemon: Daemon, observer: Observer)
     raw.kill()
     eventually(lambda: observer.count_connections() == observer.connections)
     observer.is_served()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+def test_crowds_of_several_users(programs: Programs) -> None:
+    """However many connections some users have, the next user gets some, and the administrator, too."""
+    daemon = programs.daemon(name="small", prefix=("prlimit", "--nofile=512:512"))
+    daemon.site.run.chmod(0o755)
+    daemon.socket.chmod(0o666)
+    for uid in (54321, 54322, 54323):
+        crowd = start_raw(programs, daemon, f"crowd-{uid}")
+        crowd.do(f"become {uid}")
+        crowd.do(f"more 200 {daemon.socket}")
+        crowd.connect()
+        crowd.check_ended("ERROR_RESOURCES", "as many connections")
+    decent = start_raw(programs, daemon, "decent")
+    decent.open()
+    assert decent.take(decent.open_region(), 10)
+    admin = start_raw(programs, daemon, "admin")
+    admin.open(daemon.control)
+    assert admin.request("Info").number("instances") == 1
 
 
 @pytest.mark.emulator
