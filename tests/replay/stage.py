@@ -152,7 +152,7 @@ class Stage:
 
     def folder(self, parent: Path) -> Path:
         """A new folder; the janitor knows of it before it exists."""
-        path = parent / f"kvcached-{secrets.token_hex(6)}"
+        path = parent / f"kvcached-{os.getpid()}-{secrets.token_hex(4)}"
         os.write(self.alive, f"{path}\n".encode())
         path.mkdir(mode=0o700)
         self.folders.append(path)
