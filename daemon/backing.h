@@ -18,12 +18,13 @@
 #include "base/list.h"
 #include "device.h"
 
-enum backing_type { /* by urgency */
-                    BACKING_EXPORT,
-                    BACKING_CREATE,
-                    BACKING_LOOK,
-                    BACKING_RELEASE,
-                    _BACKING_TYPES,
+/* By urgency. */
+enum backing_type {
+    BACKING_EXPORT,
+    BACKING_CREATE,
+    BACKING_LOOK,
+    BACKING_RELEASE,
+    _BACKING_TYPES,
 };
 
 struct backing_job {
