@@ -37,7 +37,7 @@ static void watch(struct peer *peer)
 {
     int events = 0;
 
-    if (!peer->conn)
+    if (peer->state == PEER_GONE)
         return;
     if (link_queued(peer->conn) == 0)
         events |= UV_READABLE;
@@ -94,7 +94,7 @@ void peer_send(struct peer *peer, enum message_type type, uint32_t request, cons
 {
     int r;
 
-    if (!peer->conn || peer->doomed)
+    if (peer->state == PEER_GONE || peer->doomed)
         return;
     r = link_send(peer->conn, (uint16_t)type, request, body, fds);
     if (r != 0)
@@ -104,7 +104,7 @@ void peer_send(struct peer *peer, enum message_type type, uint32_t request, cons
 
 void peer_flush(struct peer *peer)
 {
-    if (!peer->conn || peer->doomed)
+    if (peer->state == PEER_GONE || peer->doomed)
         return;
     if (link_flush(peer->conn) != 0)
         peer_doom(peer);
@@ -192,6 +192,12 @@ static bool receive_one(struct peer *peer)
     }
 }
 
+static bool may_receive(const struct peer *peer)
+{
+    return peer->state != PEER_GONE && !peer->doomed && link_queued(peer->conn) == 0;
+}
+
+/* Each message is answered before the next is looked for, so that an answer doesn't wait for that. */
 static void on_ready(uv_poll_t *poll, int status, int events)
 {
     struct peer *peer = poll->data;
@@ -203,9 +209,10 @@ static void on_ready(uv_poll_t *poll, int status, int events)
      * counts. */
     if (status < 0)
         peer->polled = 0;
-    for (unsigned i = 0; i < MESSAGES_PER_TURN && !peer->doomed && link_queued(peer->conn) == 0; i++) {
+    for (unsigned i = 0; i < MESSAGES_PER_TURN && may_receive(peer); i++) {
         if (!receive_one(peer))
             break;
+        server_settle(server);
     }
     if (events & UV_DISCONNECT)
         peer_doom(peer);
@@ -368,12 +375,16 @@ static struct peer *peer_alloc(struct server *server, const struct listener *lis
     return peer;
 }
 
-/* A pidfd that is watched closes through the loop; the rest can go at once. */
+/* What the loop knows of closes through the loop; the rest can go at once. */
 static void give_up(struct peer *peer, int fd)
 {
-    peer->conn = link_free(peer->conn);
     close_fd(fd);
     peer->state = PEER_GONE;
+    handshake_end(peer);
+    if (peer->n_handles == 2)
+        uv_close((uv_handle_t *)&peer->poll, on_poll_closed);
+    else
+        peer->conn = link_free(peer->conn);
     if (peer->n_handles > 0)
         uv_close((uv_handle_t *)&peer->death, on_closed);
     else
