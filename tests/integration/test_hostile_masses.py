@@ -63,7 +63,7 @@ def test_crowds_of_several_users(programs: Programs) -> None:
 @pytest.mark.emulator
 @pytest.mark.timeout(300)
 def test_ten_thousand_crashes(raw: RawPeer, daemon: Daemon, observer: Observer, build_dir: Path) -> None:
-    """The daemon's memory, descriptors and device stay as they are, whenever peers crash.
+    """The daemon's memory, descriptors, log and device stay as they are, whenever peers crash.
 
     Under ASan forking is slow and the allocator takes long to reach its size; but there the leak check at the
     daemon's end looks at the same, and more sharply.
@@ -75,6 +75,7 @@ def test_ten_thousand_crashes(raw: RawPeer, daemon: Daemon, observer: Observer, 
     raw.do(f"cycles {n} {daemon.socket}", within=240)
     observer.check_nothing_left()
     assert resident_bytes(daemon.pid) - memory < allowed
+    assert daemon.log().count("\n") < 100, daemon.log()
     eventually(lambda: abs(len(descriptors(daemon.pid)) - len(names)) <= 64)
     eventually(lambda: abs(len(device_files(daemon)) - len(device)) <= 64)
 

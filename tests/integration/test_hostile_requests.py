@@ -130,6 +130,27 @@ def test_return_of_what_another_holds(
     assert raw.give_back(*held).name == "Returned"
 
 
+def test_return_of_what_is_on_its_way(raw: RawPeer) -> None:
+    """Ids can be guessed, but nothing of an answer is the peer's before the last packet is acknowledged."""
+    raw.open()
+    region = raw.open_region()
+    grant = raw.request("Take", region=region, pages=100)
+    assert grant.number("remaining") > 0
+    received = grant.numbers("extents")
+    generation = received[0] >> 32 << 32
+    raw.give_back(*received).check_refused("ERROR_INVALID")
+    for index in range(300):
+        raw.give_back(generation | index).check_refused("ERROR_INVALID")
+    raw.request("RegionClose", region=region).check_refused("ERROR_INVALID", "not been returned")
+    while grant.number("remaining") > 0:
+        raw.post("GrantAck", grant.number("request"))
+        grant = raw.next()
+        received += grant.numbers("extents")
+    raw.post("GrantAck", grant.number("request"))
+    assert len(set(received)) == 100
+    assert raw.give_back(*received).name == "Returned"
+
+
 def test_region_closed_while_in_use(raw: RawPeer) -> None:
     raw.open()
     region = raw.open_region()
