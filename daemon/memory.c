@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Jobs for the backing thread. Each extent has one at a time: where a cold grant still has one under way when the
- * broker wants the extent to go, the release waits for it.
+ * Jobs for the backing thread. Each extent has one at a time: where a cold grant still has one under way when
+ * the broker wants the extent to go, the release waits for it.
  */
 
 #include "memory.h"

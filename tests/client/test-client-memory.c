@@ -2,8 +2,8 @@
 
 /*
  * Each allocation of host memory in a short life fails once, at every index. A call says that it is out of
- * memory, has changed nothing, and succeeds when it is made again; or, where a message of the daemon's could not
- * be taken in, the connection ends. Nothing crashes, and the driver holds nothing of ours at the end.
+ * memory, has changed nothing, and succeeds when it is made again; or, where a message of the daemon's could
+ * not be taken in, the connection ends. Nothing crashes, and the driver holds nothing of ours at the end.
  *
  * The linker puts the functions below in the place of the C library's, for the code of the library only.
  */

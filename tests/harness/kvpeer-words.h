@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * The words of one of kvpeer's commands. The readers return false for text that is not of their kind; a key that
- * is missing leaves the value as it is.
+ * The words of one of kvpeer's commands. The readers return false for text that is not of their kind; a key
+ * that is missing leaves the value as it is.
  */
 
 #include <stdbool.h>
