@@ -221,14 +221,14 @@ void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const Protobu
         conn_die(conn, KVC_E_DISCONNECTED, "an answer to kvcachedd could not be sent");
     else if (r < 0)
         send_failed(conn, r);
-    /* LINK_E_CLOSED is found again by who receives, behind what the daemon said last. */
+    /* LINK_E_CLOSED is left to who receives: behind what the daemon said last. */
 }
 
 static void flush(struct conn *conn)
 {
     int r = conn->alive ? link_flush(conn->link) : 0;
 
-    /* Nor is LINK_E_CLOSED looked at here. */
+    /* LINK_E_CLOSED is left to who receives, as above. */
     if (r < 0)
         send_failed(conn, r);
 }
