@@ -51,6 +51,7 @@ enum fake_lie {
     FAKE_BAD_STATUS,  /* a status page that can be shortened */
     FAKE_CHALLENGE,   /* asks for a proof first; not a lie */
     FAKE_CHALLENGE_TWICE,
+    FAKE_NOISE, /* some bytes are others; from then on nothing that the client sends is held against it */
     FAKE_LIES,
 };
 

@@ -48,6 +48,16 @@ static unsigned bend_fds(enum fake_lie lie, int *fds, unsigned n)
     return n;
 }
 
+/* Seeded by the test's seed, and different every time. */
+static void add_noise(uint8_t *packet, size_t size)
+{
+    static uint64_t random;
+
+    random = random ? random : test_seed();
+    for (uint64_t n = 1 + test_random(&random) % 4; n > 0; n--)
+        packet[test_random(&random) % size] = (uint8_t)test_random(&random);
+}
+
 static void bend_header(enum fake_lie lie, uint8_t *packet, size_t *size)
 {
     struct frame_header header;
@@ -87,6 +97,8 @@ void fake_answer(int fd, enum fake_lie lie, uint16_t type, uint32_t request, con
         n_fds = 0;
     check_eq(codec_encode(type, request, n_fds, body, packet, &size), 0);
     bend_header(lie, packet, &size);
+    if (lie == FAKE_NOISE)
+        add_noise(packet, size);
     n_fds = bend_fds(lie, fds, n_fds);
     send_packet(fd, packet, size, fds, n_fds);
 }
