@@ -21,12 +21,15 @@
 
 #define PASSES_MAX 32
 #define RELEASE_TRIES 3
+#define UNTOLD_MAX 16
 
 struct backing {
     struct device *device;
     void (*on_done)(void *userdata);
     void *userdata;
     uv_async_t wakeup;
+    struct list staged[_BACKING_TYPES]; /* submitted since the last flush */
+    bool has_staged;
     pthread_t thread;
 
     pthread_mutex_t lock;
@@ -34,6 +37,7 @@ struct backing {
     struct list queues[_BACKING_TYPES];
     unsigned passes[_BACKING_TYPES];
     struct list done;
+    unsigned n_untold; /* of those, since the loop was last woken */
     bool stopping, ended;
 };
 
@@ -93,6 +97,16 @@ static void carry_out(struct device *device, struct backing_job *job)
     job->r = (int16_t)r;
 }
 
+/* The loop is woken for the last of several equal jobs, which mostly serve one request, and for every sixteenth. */
+static void finish(struct backing *backing, struct backing_job *job)
+{
+    list_append(&backing->done, &job->link);
+    if (++backing->n_untold < UNTOLD_MAX && !list_is_empty(&backing->queues[job->type]))
+        return;
+    backing->n_untold = 0;
+    uv_async_send(&backing->wakeup);
+}
+
 static void *run(void *arg)
 {
     struct backing *backing = arg;
@@ -111,8 +125,7 @@ static void *run(void *arg)
         pthread_mutex_unlock(&backing->lock);
         carry_out(backing->device, job);
         pthread_mutex_lock(&backing->lock);
-        list_append(&backing->done, &job->link);
-        uv_async_send(&backing->wakeup);
+        finish(backing, job);
     }
     backing->ended = true;
     pthread_cond_broadcast(&backing->changed);
@@ -167,8 +180,10 @@ int backing_new(uv_loop_t *loop, struct device *device, void (*on_done)(void *us
     backing->device = device;
     backing->on_done = on_done;
     backing->userdata = userdata;
-    for (unsigned type = 0; type < _BACKING_TYPES; type++)
+    for (unsigned type = 0; type < _BACKING_TYPES; type++) {
         list_init(&backing->queues[type]);
+        list_init(&backing->staged[type]);
+    }
     list_init(&backing->done);
     r = uv_async_init(loop, &backing->wakeup, on_wakeup);
     if (r < 0)
@@ -220,10 +235,21 @@ void backing_submit(struct backing *backing, struct backing_job *job, enum backi
 {
     job->type = (uint8_t)type;
     job->busy = true;
+    list_append(&backing->staged[type], &job->link);
+    backing->has_staged = true;
+}
+
+/* The lock is taken once for all that an event has led to. */
+void backing_flush(struct backing *backing)
+{
+    if (!backing->has_staged)
+        return;
+    backing->has_staged = false;
     pthread_mutex_lock(&backing->lock);
-    list_append(&backing->queues[type], &job->link);
-    pthread_cond_broadcast(&backing->changed);
+    for (unsigned type = 0; type < _BACKING_TYPES; type++)
+        list_splice(&backing->queues[type], &backing->staged[type]);
     pthread_mutex_unlock(&backing->lock);
+    pthread_cond_signal(&backing->changed); /* not before, or the thread would wake up to wait for the lock */
 }
 
 struct backing_job *backing_next_done(struct backing *backing)

@@ -54,7 +54,9 @@ int backing_stop(struct backing *backing, uint64_t deadline_ns);
 /* After a successful stop, and after the loop has run the close callbacks. */
 struct backing *backing_free(struct backing *backing);
 
+/* Jobs begin with the next flush. */
 void backing_submit(struct backing *backing, struct backing_job *job, enum backing_type type);
+void backing_flush(struct backing *backing);
 
 /* The next finished job, or NULL. */
 struct backing_job *backing_next_done(struct backing *backing);

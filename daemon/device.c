@@ -12,7 +12,6 @@
 #include "device.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -255,6 +254,7 @@ int device_create(struct device *device, uint64_t bytes, CUmemGenericAllocationH
     return judge(device, device->cuda->cuMemCreate(ret, bytes, &device->properties, 0), ret_why);
 }
 
+/* Whether the driver sets close-on-exec doesn't matter: the daemon never runs another program. */
 int device_export(struct device *device, CUmemGenericAllocationHandle handle, int *ret_fd,
                   const char **ret_why)
 {
@@ -264,11 +264,9 @@ int device_export(struct device *device, CUmemGenericAllocationHandle handle, in
         device,
         device->cuda->cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
         ret_why);
-    if (r < 0)
-        return r;
-    fcntl(fd, F_SETFD, FD_CLOEXEC); /* the driver doesn't promise it */
-    *ret_fd = fd;
-    return 0;
+    if (r == 0)
+        *ret_fd = fd;
+    return r;
 }
 
 int device_release(struct device *device, CUmemGenericAllocationHandle handle, const char **ret_why)

@@ -26,7 +26,7 @@
 #include "server.h"
 
 #define QUEUE_MAX (PEER_TAKES_MAX + 32)
-#define MESSAGES_PER_TURN 16
+#define MESSAGES_PER_TURN 2
 
 /* ---- Being watched ---- */
 
@@ -167,8 +167,7 @@ static int receive(struct peer *peer, struct message *ret)
     return r;
 }
 
-/* False when there is nothing more to receive now. */
-static bool receive_one(struct peer *peer)
+static void receive_one(struct peer *peer)
 {
     struct message message;
     int r = receive(peer, &message);
@@ -177,18 +176,18 @@ static bool receive_one(struct peer *peer)
     case 0:
         request_dispatch(peer, &message);
         message_deinit(&message);
-        return true;
+        break;
     case LINK_E_EMPTY:
-        return false;
+        break;
     case LINK_E_CLOSED:
         peer_doom(peer);
-        return false;
+        break;
     case LINK_E_VIOLATION:
         peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "%s", link_reason(peer->conn));
-        return false;
+        break;
     default:
         peer_fail(peer, KVCACHED__ERROR__ERROR_RESOURCES, "the daemon is short of memory");
-        return false;
+        break;
     }
 }
 
@@ -197,7 +196,8 @@ static bool may_receive(const struct peer *peer)
     return peer->state != PEER_GONE && !peer->doomed && link_queued(peer->conn) == 0;
 }
 
-/* Each message is answered before the next is looked for, so that an answer doesn't wait for that. */
+/* Each message is answered before the next is looked for; few are, so that nobody waits for a peer that has much
+ * to say. An acknowledgement often has the next request right behind it. */
 static void on_ready(uv_poll_t *poll, int status, int events)
 {
     struct peer *peer = poll->data;
@@ -210,8 +210,7 @@ static void on_ready(uv_poll_t *poll, int status, int events)
     if (status < 0)
         peer->polled = 0;
     for (unsigned i = 0; i < MESSAGES_PER_TURN && may_receive(peer); i++) {
-        if (!receive_one(peer))
-            break;
+        receive_one(peer);
         server_settle(server);
     }
     if (events & UV_DISCONNECT)

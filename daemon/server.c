@@ -47,6 +47,7 @@ static void on_look_again(uv_timer_t *timer)
     struct server *server = timer->data;
 
     backing_submit(server->backing, &server->look, BACKING_LOOK);
+    server_settle(server);
 }
 
 static void on_looked(struct server *server)
@@ -216,6 +217,7 @@ void server_settle(struct server *server)
     while (step(server))
         ;
     server->settling = false;
+    backing_flush(server->backing);
     if (server->draining && server->n_slots == 0)
         uv_stop(&server->loop);
     else

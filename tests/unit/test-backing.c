@@ -113,6 +113,7 @@ static struct backing_job *submit(struct fixture *f, enum backing_type type)
     list_init(&job->link);
     job->fd = -1;
     backing_submit(f->backing, job, type);
+    backing_flush(f->backing);
     return job;
 }
 
@@ -233,6 +234,7 @@ TEST(release_closes_the_descriptor)
     wait_until_done(f, 1);
     check(job->fd >= 0);
     backing_submit(f->backing, job, BACKING_RELEASE);
+    backing_flush(f->backing);
     wait_until_done(f, 2);
     check_eq(job->fd, -1);
     teardown(f);
