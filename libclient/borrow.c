@@ -285,7 +285,7 @@ int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backi
         return 0;
     }
     error_hold();
-    borrow_return(region->client, &got, true);
+    borrow_return(region->client, &got, r != KVC_E_TIMEOUT);
     error_release();
     return r;
 }
@@ -430,6 +430,7 @@ static int send_parcel(struct kvc_client *client, struct parcel *parcel, bool wa
     return r;
 }
 
+/* A daemon that doesn't answer is waited for once, not once for each parcel. */
 static int return_released(struct kvc_client *client, struct list *backings, bool wait)
 {
     struct parcel parcel = {.n = 0};
@@ -443,11 +444,13 @@ static int return_released(struct kvc_client *client, struct list *backings, boo
                 continue;
             parcel.extents[parcel.n] = &backing->extents[i];
             parcel.ids[parcel.n++] = backing->extents[i].id;
-            one = parcel.n == RETURN_EXTENTS_MAX ? send_parcel(client, &parcel, wait) : 0;
+            if (parcel.n < RETURN_EXTENTS_MAX)
+                continue;
+            one = send_parcel(client, &parcel, wait && r != KVC_E_TIMEOUT);
             r = r ? r : one;
         }
     }
-    one = send_parcel(client, &parcel, wait);
+    one = send_parcel(client, &parcel, wait && r != KVC_E_TIMEOUT);
     return r ? r : one;
 }
 

@@ -276,6 +276,29 @@ TEST(closing_comes_to_an_end)
     fake_stop(fake);
 }
 
+/* ... nor for each message of what a single call gives back. */
+TEST(giving_much_back_comes_to_an_end)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.total_bytes = 8 * GIB});
+    struct kvc_options options = plain_options(fake);
+    struct kvc_client *client;
+    struct kvc_region *region;
+    uint64_t begin;
+
+    options.timeout_ms = 500;
+    check_ok(kvc_open(&options, &client));
+    region = open_region(client, 1, 2 * MIB, 3000);
+    check_ok(map_range(region, 0, 3000));
+    check_eq(kill(fake_pid(fake), SIGSTOP), 0);
+    begin = now_ms();
+    check_error(unmap_range(region, 0, 3000), KVC_E_TIMEOUT);
+    check(now_ms() - begin < 1500);
+    check_eq(kill(fake_pid(fake), SIGCONT), 0);
+    kvc_close(client);
+    check_eq(lent_bytes(fake), 0);
+    fake_stop(fake);
+}
+
 /* The reason that the daemon gives with its last breath reaches whoever calls next. */
 TEST(last_word_is_heard)
 {
