@@ -4,7 +4,8 @@
  * A reserve is a courtesy to the engine's next call, never its rival: it is asked for only where status page
  * and bounds have room, not while a call waits for memory, and it is given up when a call would be refused
  * for it. A refill that was refused is tried again when the status page shows something else, or after the
- * next map; nothing here ever waits for a clock.
+ * next map; one whose memory could not be imported only after the next map, since giving that memory back
+ * makes the status page show something else. Nothing here ever waits for a clock.
  */
 
 #include "reserve.h"
@@ -73,7 +74,9 @@ static void keep(struct kvc_region *region, struct list *pages)
 void reserve_arrived(struct kvc_region *region, int result, struct list *pages)
 {
     region->refill = NULL;
-    if (result < 0) {
+    if (result == KVC_E_DRIVER || result == KVC_E_NOFILE) {
+        region->refill_wanted = false;
+    } else if (result < 0) {
         region->refill_refused = true;
         status_page_read(region->client->status, &region->refused_at);
     }
@@ -154,17 +157,25 @@ static int trim_region(struct kvc_region *region, struct list *leaving)
     return r;
 }
 
-int reserve_trim(struct kvc_client *client, const struct kvc_region *except)
+static int trim_regions(struct kvc_client *client, const struct kvc_region *except, struct list *leaving)
 {
-    struct list leaving = LIST_INIT(leaving);
     int r = 0, one;
 
     list_for_each (it, &client->regions) {
         struct kvc_region *region = container_of(it, struct kvc_region, link);
 
-        one = region == except ? 0 : trim_region(region, &leaving);
+        one = region == except ? 0 : trim_region(region, leaving);
         r = r ? r : one;
     }
+    return r;
+}
+
+int reserve_trim(struct kvc_client *client, const struct kvc_region *except)
+{
+    struct list leaving = LIST_INIT(leaving);
+    int r, one;
+
+    r = trim_regions(client, except, &leaving);
     one = borrow_return(client, &leaving, true);
     return r ? r : one;
 }
@@ -200,13 +211,15 @@ static void start_time(struct kvc_client *client)
 bool reserve_yield(struct kvc_region *region)
 {
     struct kvc_client *client = region->client;
+    struct list leaving = LIST_INIT(leaving);
     bool anything;
 
     error_hold();
     start_time(client);
     conn_wait_while(client->conn, has_refill, client);
-    anything = client->cached.bytes > 0;
-    reserve_trim(client, region);
+    trim_regions(client, region, &leaving);
+    anything = !list_is_empty(&leaving) || region->cache.n_pages > 0;
+    borrow_return(client, &leaving, true);
     error_release();
     return anything && client->conn->alive;
 }

@@ -25,5 +25,5 @@ void reserve_put_back(struct kvc_region *region, const struct placement *place);
 int reserve_trim(struct kvc_client *client, const struct kvc_region *except);
 
 /* For a map that was refused: waits for the refills under way, gives the other regions' reserves back. True
- * when there was any reserve, this region's own included, so that trying again makes sense. */
+ * when some went back, or this region has one of its own now, so that trying again makes sense. */
 bool reserve_yield(struct kvc_region *region);

@@ -9,6 +9,8 @@
 #include "support.h"
 
 #include <dlfcn.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -169,4 +171,65 @@ TEST_LIMIT(every_call_is_refused, 180)
 TEST_LIMIT(every_call_is_out_of_memory, 180)
 {
     every_call_fails("OUT_OF_MEMORY");
+}
+
+static struct fake_counts count(struct fake *fake)
+{
+    struct fake_counts counts;
+
+    fake_count(fake, &counts);
+    return counts;
+}
+
+/* The driver takes one page, and then nothing any more. A reserve is not asked for again and again then,
+ * though the status page shows something else each time that the daemon has its memory back. */
+TEST(refill_that_fails_is_not_repeated)
+{
+    struct fake *fake = fake_start(NULL);
+    struct pollfd pfd = {.events = POLLIN};
+    struct kvc_client *client;
+    struct kvc_region *region;
+
+    check_eq(setenv("KVCACHED_EMULATE_FAULTS", "cuMemImportFromShareableHandle:3+=INVALID_VALUE", 1), 0);
+    client = open_caching(fake, 2, 4, 0);
+    region = open_region(client, 1, PAGE, 12);
+    check_ok(map_range(region, 0, 1));
+    check_eq(kvc_get_timeout(client), 0);
+    check_ok(kvc_dispatch(client));
+    pfd.fd = kvc_get_fd(client);
+    check_eq(poll(&pfd, 1, -1), 1);
+    check_eq(kill(fake_pid(fake), SIGSTOP), 0);
+    check_ok(kvc_dispatch(client));
+    check_eq(kill(fake_pid(fake), SIGCONT), 0);
+    while (count(fake).returns == 0)
+        ;
+    check_eq(kvc_get_timeout(client), -1);
+    check_eq(count(fake).takes, 2);
+    check_eq(lent_bytes(fake), PAGE);
+    kvc_close(client);
+    fake_stop(fake);
+}
+
+/* A reserve that the driver doesn't let go of is no reason to ask the daemon for ever. */
+TEST(reserve_that_cannot_go)
+{
+    struct fake *fake = fake_start(NULL);
+    struct kvc_client *client;
+    struct kvc_region *region, *other;
+
+    check_eq(setenv("KVCACHED_EMULATE_FAULTS", "cuMemUnmap:1-50=INVALID_VALUE", 1), 0);
+    client = open_caching(fake, 0, 4, 0);
+    region = open_region(client, 1, PAGE, 12);
+    other = open_region(client, 1, PAGE, 12);
+    check_ok(map_range(other, 0, 1));
+    check_ok(unmap_range(other, 0, 1));
+    fake_set_limit(fake, 2 * PAGE);
+    check_error(map_range(region, 0, 2), KVC_E_LIMIT);
+    check_eq(count(fake).takes, 2);
+    check_eq(lent_bytes(fake), PAGE);
+    while (kvc_trim(client) == KVC_E_DRIVER)
+        ;
+    check_ok(map_range(region, 0, 2));
+    kvc_close(client);
+    fake_stop(fake);
 }
