@@ -97,7 +97,8 @@ static void carry_out(struct device *device, struct backing_job *job)
     job->r = (int16_t)r;
 }
 
-/* The loop is woken for the last of several equal jobs, which mostly serve one request, and for every sixteenth. */
+/* The loop is woken for the last of several equal jobs, which mostly serve one request, and for every
+ * sixteenth. */
 static void finish(struct backing *backing, struct backing_job *job)
 {
     list_append(&backing->done, &job->link);

@@ -196,8 +196,8 @@ static bool may_receive(const struct peer *peer)
     return peer->state != PEER_GONE && !peer->doomed && link_queued(peer->conn) == 0;
 }
 
-/* Each message is answered before the next is looked for; few are, so that nobody waits for a peer that has much
- * to say. An acknowledgement often has the next request right behind it. */
+/* Each message is answered before the next is looked for; few are, so that nobody waits for a peer that has
+ * much to say. An acknowledgement often has the next request right behind it. */
 static void on_ready(uv_poll_t *poll, int status, int events)
 {
     struct peer *peer = poll->data;

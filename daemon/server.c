@@ -365,6 +365,18 @@ static int start_loop(struct server *server, char *error)
     return 0;
 }
 
+/* Where daemons of one GPU meet. An emulated one is somebody's own affair, whose traces stay with its
+ * socket. */
+static int find_lock_dir(const struct server *server, char ret[static PATH_MAX])
+{
+    const char *socket = server->config->socket, *slash = socket ? strrchr(socket, '/') : NULL;
+
+    if (!slash || !*device_info(server->device)->emulated_folder)
+        return places_runtime_dir(ret);
+    snprintf(ret, PATH_MAX, "%.*s", slash > socket ? (int)(slash - socket) : 1, socket);
+    return 0;
+}
+
 /* One daemon per GPU, whatever its socket is called. */
 static int lock_device(struct server *server, char *error)
 {
@@ -372,7 +384,7 @@ static int lock_device(struct server *server, char *error)
     char dir[PATH_MAX], path[PATH_MAX + CUDA_UUID_MAX + 8];
     int r;
 
-    r = places_runtime_dir(dir);
+    r = find_lock_dir(server, dir);
     if (r < 0)
         return 0; /* a user without a folder of sockets; the socket's own lock remains */
     r = places_make_dir(dir);
