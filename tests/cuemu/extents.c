@@ -64,7 +64,6 @@ static bool try_create(struct registry *registry, unsigned device, uint64_t size
         return false;
     extent = &registry->extents[device][id];
     extent->size = size;
-    extent->generation = ++registry->shared->serial;
     extent->export_ino = 0;
     extent->creator = registry->shared->slots[registry->slot].serial;
     extent->props = *props;
@@ -158,15 +157,10 @@ void registry_unref(struct registry *registry, unsigned device, uint32_t id)
     shared_unlock(registry);
 }
 
-static int write_note(int fd, unsigned device, uint32_t id, uint64_t generation, uint64_t *ret_ino)
+/* The size of the file says which extent it is of: looking at it is one system call, reading another. */
+static off_t export_size(unsigned device, uint32_t id)
 {
-    struct export_note note = {.magic = SHARED_MAGIC, .generation = generation, .device = device, .id = id};
-    struct stat st;
-
-    if (pwrite(fd, &note, sizeof(note), 0) != sizeof(note) || fstat(fd, &st) < 0)
-        return -EIO;
-    *ret_ino = st.st_ino;
-    return 0;
+    return (off_t)(((uint64_t)device << 32 | id) + 1);
 }
 
 /*
@@ -178,14 +172,14 @@ static int make_lock_file(struct registry *registry, unsigned device, uint32_t i
     struct extent *extent = &registry->extents[device][id];
     _cleanup_close_ int fd = -1;
     char name[FOLDER_NAME_MAX];
-    uint64_t ino = 0;
+    struct stat st;
     int r;
 
     extent->export_ino = UINT64_MAX;
     r = folder_open_file(registry->dir, extent_file_name(name, device, id), O_RDWR | O_CREAT | O_TRUNC, &fd);
-    if (r == 0)
-        r = write_note(fd, device, id, extent->generation, &ino);
-    extent->export_ino = ino;
+    if (r == 0 && (ftruncate(fd, export_size(device, id)) < 0 || fstat(fd, &st) < 0))
+        r = -EIO;
+    extent->export_ino = r == 0 ? st.st_ino : 0;
     return r;
 }
 
@@ -208,50 +202,42 @@ int registry_export(struct registry *registry, unsigned device, uint32_t id, int
     return r;
 }
 
-/* The extent that the note names, or NULL where it is not what it was. Under the mutex. */
-static struct extent *extent_noted(struct registry *registry, const struct export_note *note, uint64_t ino)
+/*
+ * The extent whose lock file it is, or NULL. An inode number belongs to one file for as long as anybody has
+ * it open, so it tells an old descriptor from a new one. Under the mutex.
+ */
+static struct extent *extent_of_file(struct registry *registry, const struct stat *st,
+                                     struct extent_ref *ret_ref)
 {
+    uint64_t number = (uint64_t)st->st_size - 1;
+    uint64_t device = number >> 32;
+    uint32_t id = (uint32_t)number;
     struct extent *extent;
 
-    if (note->magic != SHARED_MAGIC || note->device >= registry->shared->n_devices ||
-        note->id >= registry->shared->devices[note->device].high)
+    if (device >= registry->shared->n_devices || id >= registry->shared->devices[device].high)
         return NULL;
-    extent = &registry->extents[note->device][note->id];
-    if (extent->state != EXTENT_LIVE || extent->generation != note->generation || extent->export_ino != ino)
+    extent = &registry->extents[device][id];
+    if (extent->state != EXTENT_LIVE || extent->export_ino != st->st_ino)
         return NULL;
+    *ret_ref = (struct extent_ref){(unsigned)device, id, extent->size, extent->props};
     return extent;
-}
-
-static int read_note(struct registry *registry, int fd, struct export_note *note, uint64_t *ret_ino)
-{
-    struct stat st, folder;
-
-    if (fstat(fd, &st) < 0 || fstat(registry->dir, &folder) < 0)
-        return -errno;
-    if (!S_ISREG(st.st_mode) || st.st_dev != folder.st_dev ||
-        pread(fd, note, sizeof(*note), 0) != sizeof(*note))
-        return REGISTRY_E_FOREIGN;
-    *ret_ino = st.st_ino;
-    return 0;
 }
 
 int registry_import(struct registry *registry, int fd, struct extent_ref *ret_ref)
 {
-    struct export_note note;
     struct extent *extent;
-    uint64_t ino = 0;
-    int r;
+    struct stat st;
 
-    r = read_note(registry, fd, &note, &ino);
-    if (r != 0)
-        return r;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!S_ISREG(st.st_mode) || st.st_dev != registry->file_system)
+        return REGISTRY_E_FOREIGN;
     shared_lock(registry);
-    extent = extent_noted(registry, &note, ino);
+    extent = extent_of_file(registry, &st, ret_ref);
     if (extent) {
-        registry->refs[note.device][note.id]++;
+        registry->refs[ret_ref->device][ret_ref->id]++;
         if (extent->refs++ == 0)
-            registry->shared->devices[note.device].n_orphans--;
-        *ret_ref = (struct extent_ref){note.device, note.id, extent->size, extent->props};
+            registry->shared->devices[ret_ref->device].n_orphans--;
     }
     shared_unlock(registry);
     return extent ? 0 : REGISTRY_E_FOREIGN;

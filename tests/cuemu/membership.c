@@ -315,6 +315,7 @@ int registry_join(const char *path, const uint64_t *totals, unsigned n_totals, u
                   struct registry **ret_registry, char error[static EMU_ERROR_MAX])
 {
     _cleanup_(registry_freep) struct registry *registry = registry_new();
+    struct stat folder;
     int r;
 
     if (!registry)
@@ -322,6 +323,9 @@ int registry_join(const char *path, const uint64_t *totals, unsigned n_totals, u
     r = folder_enter(path, &registry->dir, error);
     if (r < 0)
         return r;
+    if (fstat(registry->dir, &folder) < 0)
+        return fail(error, -errno, path, "%s", strerror(errno));
+    registry->file_system = folder.st_dev;
     registry->path = realpath(path, NULL);
     if (!registry->path)
         return fail(error, -errno, path, "%s", strerror(errno));

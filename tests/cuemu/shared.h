@@ -12,6 +12,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "folder.h"
 
@@ -29,7 +30,6 @@ struct extent {
     uint32_t state;
     uint32_t refs; /* derived: over all slots */
     uint64_t size;
-    uint64_t generation; /* of this use of the record; tells an old descriptor from a new one */
     uint64_t export_ino; /* inode of its lock file, 0 while there is none */
     uint64_t creator;    /* serial of a slot's use */
     uint32_t reaper;     /* slot */
@@ -59,7 +59,7 @@ struct shared {
     uint64_t magic;
     uint32_t format;
     uint32_t layout;      /* size of this struct */
-    uint64_t serial;      /* last given to an extent or a slot */
+    uint64_t serial;      /* last given to a slot */
     uint64_t size;        /* of the registry file */
     uint64_t refs_at;     /* offset of the slots' tables of references */
     uint64_t refs_stride; /* bytes of one */
@@ -72,16 +72,9 @@ struct shared {
     struct slot slots[EMU_MAX_SLOTS];
 };
 
-/* What an export's lock file says. */
-struct export_note {
-    uint64_t magic;
-    uint64_t generation;
-    uint32_t device;
-    uint32_t id;
-};
-
 struct registry {
     int dir;
+    dev_t file_system; /* of the folder */
     char *path;
     int fd; /* of the registry file */
     struct shared *shared;

@@ -2,8 +2,10 @@
 #include "registry.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "test.h"
@@ -240,11 +242,42 @@ TEST(foreign_descriptors)
     file = fopen(path, "w+e");
     check(file);
     check_eq(registry_import(registry, fileno(file), &ref), REGISTRY_E_FOREIGN);
-    fputs("something that is long enough to be a note but says nothing", file);
+    fputs("something", file);
     fflush(file);
     check_eq(registry_import(registry, fileno(file), &ref), REGISTRY_E_FOREIGN);
     fclose(file);
     check_eq(registry_import(registry, 12345, &ref), -EBADF);
+    registry_leave(registry);
+    check_eq(access(test_folder(), F_OK), -1);
+}
+
+TEST(a_file_like_an_extents_is_foreign)
+{
+    const struct extent_props props = {1, 0};
+    struct registry *registry = join();
+    struct extent_ref ref;
+    struct stat st;
+    char path[64];
+    uint32_t id;
+    int fd, file;
+
+    check_eq(registry_create(registry, 0, EMU_GRANULE, &props, &id), 0);
+    check_eq(registry_export(registry, 0, id, &fd), 0);
+    check_eq(fstat(fd, &st), 0);
+    snprintf(path, sizeof(path), "%s/like", test_folder());
+    file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    check(file >= 0);
+    unlink(path);
+    check_eq(ftruncate(file, st.st_size), 0);
+    check_eq(registry_import(registry, file, &ref), REGISTRY_E_FOREIGN);
+    check_eq(registry_import(registry, fd, &ref), 0);
+    check_eq(ref.id, id);
+    registry_unref(registry, 0, id);
+    check_eq(ftruncate(file, st.st_size + 1), 0);
+    check_eq(registry_import(registry, file, &ref), REGISTRY_E_FOREIGN);
+    close(file);
+    close(fd);
+    registry_unref(registry, 0, id);
     registry_leave(registry);
     check_eq(access(test_folder(), F_OK), -1);
 }
