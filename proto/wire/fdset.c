@@ -52,8 +52,36 @@ void fdset_move(struct fdset *to, struct fdset *from)
     from->n = 0;
 }
 
+/* How many entries from one on follow on each other, upwards or downwards. */
+static unsigned run_length(const struct fdset *set, unsigned begin)
+{
+    const int *fds = set->fds + begin;
+    unsigned n_max = set->n - begin, n = 1;
+    int step = n_max > 1 && fds[1] < fds[0] ? -1 : 1;
+
+    while (n < n_max && fds[0] >= 0 && fds[n] >= 0 && fds[n] == fds[0] + step * (int)n)
+        n++;
+    return n;
+}
+
+static void close_run(const int *fds, unsigned n)
+{
+    int low = fds[0] < fds[n - 1] ? fds[0] : fds[n - 1];
+
+    if (n > 1 && close_range((unsigned)low, (unsigned)low + n - 1, 0) == 0)
+        return;
+    for (unsigned i = 0; i < n; i++)
+        close_fd(fds[i]);
+}
+
+/* Those of one packet mostly follow on each other, and go in one system call then. */
 void fdset_deinit(struct fdset *set)
 {
-    while (set->n > 0)
-        close_fd(set->fds[--set->n]);
+    unsigned n;
+
+    for (unsigned i = 0; i < set->n; i += n) {
+        n = run_length(set, i);
+        close_run(set->fds + i, n);
+    }
+    set->n = 0;
 }

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <unistd.h>
 
+#include "base/arith.h"
 #include "wire/fdset.h"
 
 static int open_something(void)
@@ -97,4 +98,51 @@ TEST(move_empties_the_source)
     fdset_deinit(&from);
     check(is_open(fd));
     fdset_deinit(&to);
+}
+
+static void expect_open(const int *fds, const char *expected)
+{
+    for (unsigned i = 0; expected[i]; i++)
+        if (is_open(fds[i]) != (expected[i] == 'o'))
+            test_fail(__FILE__, __LINE__, "descriptor %u of %s", i, expected);
+}
+
+TEST(runs_are_closed_and_neighbours_are_not)
+{
+    static const unsigned order[] = {1, 2, 3, 6, 5, 9, 11, 10, 8};
+    struct fdset set = {0};
+    int fds[13];
+
+    for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
+        fds[i] = dup2(STDERR_FILENO, 100 + (int)i);
+    for (unsigned i = 0; i < ARRAY_SIZE(order); i++)
+        check_eq(fdset_consume(&set, fds[order[i]]), 0);
+    check_eq(fdset_steal(&set, 5), fds[9]);
+    fdset_deinit(&set);
+    expect_open(fds, "o...o..o.o..o");
+    close(fds[0]);
+    close(fds[4]);
+    close(fds[7]);
+    close(fds[9]);
+    close(fds[12]);
+}
+
+TEST(runs_end_at_the_first_descriptor)
+{
+    struct fdset set = {0};
+    int fd = open_something();
+
+    close(0);
+    close(1);
+    check_eq(dup2(fd, 1), 1);
+    check_eq(dup2(fd, 0), 0);
+    close(fd);
+    check_eq(fdset_consume(&set, 1), 0);
+    check_eq(fdset_consume(&set, 0), 0);
+    check_eq(fdset_consume(&set, -1), 0);
+    fdset_deinit(&set);
+    check(!is_open(0));
+    check(!is_open(1));
+    check_eq(open("/dev/null", O_RDWR), 0);
+    check_eq(open("/dev/null", O_RDWR), 1);
 }
