@@ -433,9 +433,10 @@ static int send_parcel(struct kvc_client *client, struct parcel *parcel, bool wa
 /* A daemon that doesn't answer is waited for once, not once for each parcel. */
 static int return_released(struct kvc_client *client, struct list *backings, bool wait)
 {
-    struct parcel parcel = {.n = 0};
+    struct parcel parcel; /* 8 KiB, of which mostly a few bytes are used: not cleared */
     int r = 0, one;
 
+    parcel.n = 0;
     list_for_each (it, backings) {
         struct backing *backing = container_of(it, struct backing, entry.link);
 
