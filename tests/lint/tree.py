@@ -29,6 +29,11 @@ PURE_MODULES = [
     "daemon/supply",
     "libclient/page_cache",
     "libclient/shape",
+    "tests/replay/engine",
+    "tests/replay/layout",
+    "tests/replay/pages",
+    "tests/replay/stats",
+    "tests/replay/virtual",
 ]
 
 

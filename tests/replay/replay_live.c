@@ -228,7 +228,7 @@ int replay_live(struct board *board, int *ret_signal, char error[static REPLAY_E
         r = run(&f, error);
     live_gate_close(&f.gate);
     close_fd(f.signals);
-    if (r == 0 && !board->options->elastic && shares_clear(board->options->socket, board, reason) < 0) {
+    if (!board->options->elastic && shares_clear(board->options->socket, board, reason) < 0 && r == 0) {
         snprintf(error, REPLAY_ERROR_MAX, "clearing the limits: %s", reason);
         r = -EIO;
     }
