@@ -46,6 +46,9 @@ int command_connect(const struct invocation *invocation, struct control **ret)
     _cleanup_(control_freep) struct control *control = NULL;
     int r;
 
+    /* A variable that a script forgot to set must not mean another daemon. */
+    if (options.socket && !*options.socket)
+        return command_complain(STATUS_USAGE, "--socket needs a value");
     if (options.gpu && !control_names_gpu(options.gpu))
         return command_complain(STATUS_USAGE, "%s is neither the number of a GPU nor a UUID", options.gpu);
     if (control_new(&control) < 0)

@@ -35,10 +35,15 @@ static int check_options(const struct command *command, unsigned given)
     return STATUS_DONE;
 }
 
-static int check_words(const struct command *command, int n_words)
+static int check_words(const struct command *command, const struct invocation *invocation)
 {
+    int n_words = invocation->n_words;
+
     if (n_words < command->min_words || (command->max_words >= 0 && n_words > command->max_words))
         return command_complain(STATUS_USAGE, "Usage: kvctl %s %s", command->name, command->arguments);
+    for (int i = 0; i < n_words; i++)
+        if (!*invocation->words[i])
+            return command_complain(STATUS_USAGE, "An argument of `kvctl %s` is empty", command->name);
     return STATUS_DONE;
 }
 
@@ -62,7 +67,7 @@ static int run_command(const struct options *options)
     status = check_options(command, options->given);
     if (status)
         return status;
-    status = check_words(command, invocation.n_words);
+    status = check_words(command, &invocation);
     if (status)
         return status;
     return command->run(&invocation);
