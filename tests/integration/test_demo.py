@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib
 import os
 import random
 import signal
@@ -164,3 +166,15 @@ def test_table_compares(site: Site, scripts: list[Script]) -> None:
     assert "2 GiB static, engine 0: served 5, model 0" in out
     assert "TTFT p50" in out
     script.check_nothing_left()
+
+
+def test_only_signals_are_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that is cancelled by a mistake of its own says that, not that it was interrupted."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    stage = importlib.import_module("stage")
+
+    async def cancelled() -> int:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        stage.run(cancelled)

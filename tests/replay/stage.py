@@ -250,6 +250,8 @@ def run(main: Callable[[], Any]) -> int:
         try:
             return int(await task)
         except asyncio.CancelledError:
+            if not caught:
+                raise
             return 128 + caught[0]
 
     try:
