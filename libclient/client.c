@@ -47,13 +47,23 @@ bool client_is_at_rest(struct kvc_client *client)
     return true;
 }
 
-int client_enter(struct kvc_client *client)
+/* For calls that take no lock. */
+static int check_handle(const struct kvc_client *client)
 {
     if (!client)
         return error_set(KVC_E_INVALID, "No client");
     if (client_is_forked(client))
         return error_set(KVC_E_FORKED,
                          "The handle belongs to the process that opened it, not to its forked child");
+    return 0;
+}
+
+int client_enter(struct kvc_client *client)
+{
+    int r = check_handle(client);
+
+    if (r < 0)
+        return r;
     pthread_mutex_lock(&client->conn->lock);
     return 0;
 }
@@ -278,9 +288,9 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
 
 KVC_API int kvc_get_fd(const struct kvc_client *client)
 {
-    if (!client)
-        return error_set(KVC_E_INVALID, "No client");
-    return link_fd(client->conn->link);
+    int r = check_handle(client);
+
+    return r < 0 ? r : link_fd(client->conn->link);
 }
 
 KVC_API int kvc_get_events(struct kvc_client *client)
@@ -349,12 +359,12 @@ KVC_API int kvc_status(struct kvc_client *client, struct kvc_status *ret)
 {
     struct kvc_status status = {0};
     struct status_values values;
+    int r = check_handle(client);
 
-    if (!client || !ret)
-        return error_set(KVC_E_INVALID, "No client, or nowhere to put its status");
-    if (client_is_forked(client))
-        return error_set(KVC_E_FORKED,
-                         "The handle belongs to the process that opened it, not to its forked child");
+    if (r < 0)
+        return r;
+    if (!ret)
+        return error_set(KVC_E_INVALID, "Nowhere to put the status");
     status_page_read(client->status, &values);
     status.limit_bytes = values.limit_bytes;
     status.used_bytes = values.used_bytes;
@@ -369,8 +379,12 @@ KVC_API int kvc_status(struct kvc_client *client, struct kvc_status *ret)
 
 KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret)
 {
-    if (!client || !ret)
-        return error_set(KVC_E_INVALID, "No client, or nowhere to describe its device");
+    int r = check_handle(client);
+
+    if (r < 0)
+        return r;
+    if (!ret)
+        return error_set(KVC_E_INVALID, "Nowhere to describe the device");
     return fill(ret, sizeof(client->device), &client->device, sizeof(client->device));
 }
 

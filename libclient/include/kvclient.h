@@ -23,8 +23,8 @@
  * call that fails has changed nothing, unless it says otherwise. The library never aborts, installs no signal
  * handler, raises no SIGPIPE, writes nothing to stdout or stderr.
  *
- * Fork: handles don't work in a forked child; every call there returns KVC_E_FORKED, the close functions free
- * host memory only.
+ * Fork: handles don't work in a forked child; every call that can fail returns KVC_E_FORKED there, the close
+ * functions free host memory only.
  */
 
 #include <stddef.h>

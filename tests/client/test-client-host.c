@@ -236,6 +236,7 @@ TEST(fork_makes_handles_useless)
     struct kvc_client *client;
     struct kvc_region *region;
     struct kvc_status kept = {.size = sizeof(kept)};
+    struct kvc_device device = {.size = sizeof(device)};
     int status;
     pid_t pid;
 
@@ -253,6 +254,9 @@ TEST(fork_makes_handles_useless)
         check_error(kvc_status(client, &kept), KVC_E_FORKED);
         check_error(kvc_dispatch(client), KVC_E_FORKED);
         check_error(kvc_get_events(client), KVC_E_FORKED);
+        check_error(kvc_get_timeout(client), KVC_E_FORKED);
+        check_error(kvc_get_fd(client), KVC_E_FORKED);
+        check_error(kvc_device(client, &device), KVC_E_FORKED);
         check(!kvc_region_close(region));
         check(!kvc_close(client));
         /* Leak checkers don't survive a fork beside other threads. */
