@@ -97,12 +97,13 @@ static void carry_out(struct device *device, struct backing_job *job)
     job->r = (int16_t)r;
 }
 
-/* The loop is woken for the last of several equal jobs, which mostly serve one request, and for every
- * sixteenth. */
+/* Exports are short, and several mostly serve one request: the loop is woken for the last of them, and for
+ * every sixteenth. Other jobs take so long that nobody's answer should wait for the next. */
 static void finish(struct backing *backing, struct backing_job *job)
 {
     list_append(&backing->done, &job->link);
-    if (++backing->n_untold < UNTOLD_MAX && !list_is_empty(&backing->queues[job->type]))
+    if (job->type == BACKING_EXPORT && !list_is_empty(&backing->queues[BACKING_EXPORT]) &&
+        ++backing->n_untold < UNTOLD_MAX)
         return;
     backing->n_untold = 0;
     uv_async_send(&backing->wakeup);
