@@ -206,14 +206,14 @@ static void on_ready(uv_poll_t *poll, int status, int events)
     if (events & UV_WRITABLE)
         peer_flush(peer);
     /* libuv stops watching a socket in error, which is one that the peer has closed; what it said before
-     * counts. */
+     * counts, unless it has left answers unread. */
     if (status < 0)
         peer->polled = 0;
     for (unsigned i = 0; i < MESSAGES_PER_TURN && may_receive(peer); i++) {
         receive_one(peer);
         server_settle(server);
     }
-    if (events & UV_DISCONNECT)
+    if (events & UV_DISCONNECT || (status < 0 && !may_receive(peer)))
         peer_doom(peer);
     if (!peer->doomed)
         watch(peer);

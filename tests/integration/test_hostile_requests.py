@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.broker import Daemon, Programs
+from harness.broker import Daemon, Programs, eventually
 from harness.observer import MIB, Observer, resident_bytes
 from harness.raw import RawPeer, start_raw
 
@@ -174,6 +174,14 @@ def test_peer_that_never_reads(raw: RawPeer, daemon: Daemon, observer: Observer)
     for _ in range(sent):
         raw.next().check_refused("ERROR_INVALID", request=77)
     assert raw.take(raw.open_region())
+
+
+def test_peer_that_leaves_answers_unread(raw: RawPeer, observer: Observer) -> None:
+    """It closes the connection and lives on; the daemon sees that, and doesn't go on looking."""
+    raw.open()
+    raw.do("flood 100000 RegionClose 77 region=9")
+    raw.do("close")
+    eventually(lambda: observer.count_connections() == observer.connections)
 
 
 def test_administrator_who_never_reads(raw: RawPeer, daemon: Daemon, observer: Observer) -> None:
