@@ -86,6 +86,8 @@ static void exported(struct server *server, struct slot *slot)
         backing_submit(server->backing, &slot->job, BACKING_RELEASE);
     else if (slot->grant)
         grant_exported(slot);
+    else
+        slot->job.fd = close_fd(slot->job.fd);
 }
 
 static void released(struct server *server, struct slot *slot)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.broker import Daemon, Programs, eventually
+from harness.broker import Daemon, Programs, Site, eventually
 from harness.control import open_control
+from harness.observer import descriptors
 from harness.raw import RawPeer, start_raw
 
 MIB = 1 << 20
@@ -103,6 +104,27 @@ def test_who_does_not_acknowledge_keeps_nobody_waiting(programs: Programs) -> No
     assert len({*extents, *others}) == 310
     assert sleeper.give_back(*extents).name == "Returned"
     assert other.give_back(*others).name == "Returned"
+
+
+def test_cold_grant_of_a_disconnected_engine(programs: Programs, site: Site) -> None:
+    """Descriptors that come when nobody is there any more to send them to are not kept."""
+    costs = site.run / "costs"
+    costs.write_text("cuMemExportToShareableHandle call:5000\n")
+    daemon = programs.daemon(
+        config="[daemon]\nreserve=0\n", environment={"KVCACHED_EMULATE_COSTS": str(costs)}
+    )
+    sleeper = start_raw(programs, daemon, "sleeper")
+    sleeper.open()
+    region = sleeper.open_region()
+    before = len(descriptors(daemon.pid))
+    first = sleeper.request("Take", region=region, pages=128)
+    eventually(lambda: len(descriptors(daemon.pid)) == before)
+    sleeper.post("GrantAck", first.number("request"))
+    sleeper.do("close")
+    other = start_raw(programs, daemon, "other")
+    other.open()
+    assert other.take(other.open_region())  # its export stood behind the others
+    assert len(descriptors(daemon.pid)) < before + 16
 
 
 def test_cold_grant_of_a_dead_engine(programs: Programs) -> None:
