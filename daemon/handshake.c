@@ -37,8 +37,6 @@ int handshake_begin(struct peer *peer)
 void handshake_end(struct peer *peer)
 {
     list_unlink(&peer->hello_link);
-    if (peer->hello)
-        message_deinit(&peer->hello->message);
     free(peer->hello);
     peer->hello = NULL;
 }
@@ -111,6 +109,20 @@ static void keep_program(struct peer *peer, const char *program)
     *to = '\0';
 }
 
+static void keep_hello(struct peer *peer, const struct message *message)
+{
+    const Kvcached__Hello *body = (const Kvcached__Hello *)message->body;
+    struct peer_hello *hello = peer->hello;
+
+    keep_program(peer, body->program);
+    hello->request = message->request;
+    if (peer->kind == LISTENER_CONTROL)
+        return;
+    hello->limit_ppm = body->limit_ppm;
+    strcpy(hello->instance, body->instance);
+    hello->role = body->role;
+}
+
 /* ---- Joining ---- */
 
 static int find_domain(struct peer *peer)
@@ -126,8 +138,9 @@ static int find_domain(struct peer *peer)
     return peer->domain ? 0 : -ENOMEM;
 }
 
-static void initial_limits(const struct peer *peer, const Kvcached__Hello *hello, uint64_t limits[static 5])
+static void initial_limits(const struct peer *peer, uint64_t limits[static 5])
 {
+    const struct peer_hello *hello = peer->hello;
     const struct server *server = peer->server;
     uint64_t total_bytes = device_info(server->device)->total_bytes;
     const struct limit *admin = limit_store_find(server->limits, peer->domain, hello->instance);
@@ -158,7 +171,7 @@ static int set_opener_limits(struct peer *peer, const uint64_t limits[static 5])
     return r;
 }
 
-static int join(struct peer *peer, const Kvcached__Hello *hello)
+static int join(struct peer *peer)
 {
     struct server *server = peer->server;
     uint64_t limits[5];
@@ -167,9 +180,9 @@ static int join(struct peer *peer, const Kvcached__Hello *hello)
     r = find_domain(peer);
     if (r != 0)
         return r;
-    initial_limits(peer, hello, limits);
-    r = broker_peer_new(server->broker, peer->domain, hello->instance, identity_key(&peer->identity), limits,
-                        &peer->broker_peer);
+    initial_limits(peer, limits);
+    r = broker_peer_new(server->broker, peer->domain, peer->hello->instance, identity_key(&peer->identity),
+                        limits, &peer->broker_peer);
     if (r == BROKER_E_IDENTITY)
         return refuse(peer, KVCACHED__ERROR__ERROR_NAME, "this instance was opened by somebody else");
     if (r == BROKER_E_FROZEN)
@@ -219,16 +232,15 @@ static int welcome(struct peer *peer, uint32_t request)
     return 0;
 }
 
-static int admit(struct peer *peer, const struct message *message)
+static int admit(struct peer *peer)
 {
-    const Kvcached__Hello *hello = (const Kvcached__Hello *)message->body;
-    int r;
+    int r = 0;
 
-    keep_program(peer, hello->program);
-    peer->facts.role = peer->kind == LISTENER_CONTROL ? KVCACHED__ROLE__ROLE_UNSPECIFIED : hello->role;
-    r = peer->kind == LISTENER_CONTROL ? 0 : join(peer, hello);
+    peer->facts.role = peer->hello->role;
+    if (peer->kind != LISTENER_CONTROL)
+        r = join(peer);
     if (r == 0)
-        r = welcome(peer, message->request);
+        r = welcome(peer, peer->hello->request);
     if (r != 0)
         return r;
     peer->state = PEER_READY;
@@ -249,7 +261,7 @@ static int ask_for_credentials(struct peer *peer, bool on)
     return 0;
 }
 
-static int challenge(struct peer *peer, struct message *message)
+static int challenge(struct peer *peer)
 {
     Kvcached__Challenge body = KVCACHED__CHALLENGE__INIT;
     struct peer_hello *hello = peer->hello;
@@ -260,12 +272,10 @@ static int challenge(struct peer *peer, struct message *message)
     r = ask_for_credentials(peer, true);
     if (r < 0)
         return r;
-    hello->message = *message;
-    *message = (struct message){0};
     body.nonce.data = hello->nonce;
     body.nonce.len = sizeof(hello->nonce);
     peer->state = PEER_CHALLENGED;
-    peer_send(peer, MESSAGE_CHALLENGE, hello->message.request, &body.base, NULL);
+    peer_send(peer, MESSAGE_CHALLENGE, hello->request, &body.base, NULL);
     return 0;
 }
 
@@ -275,7 +285,8 @@ int handshake_hello(struct peer *peer, struct message *message)
 
     if (r != 0)
         return r;
-    return peer->identity.proven ? admit(peer, message) : challenge(peer, message);
+    keep_hello(peer, message);
+    return peer->identity.proven ? admit(peer) : challenge(peer);
 }
 
 int handshake_reply(struct peer *peer, struct message *message)
@@ -290,5 +301,5 @@ int handshake_reply(struct peer *peer, struct message *message)
     r = ask_for_credentials(peer, false);
     if (r < 0)
         return r;
-    return admit(peer, &hello->message);
+    return admit(peer);
 }

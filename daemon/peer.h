@@ -37,9 +37,13 @@ struct region {
     uint32_t page_extents[BROKER_CLASSES_MAX];
 };
 
-/* What a handshake needs until it is over. */
+/* What a handshake needs until it is over. Of the Hello only what will be asked for is kept while the
+ * challenge is out, because a parsed message may be a hundred times as large. */
 struct peer_hello {
-    struct message message; /* the Hello, while the challenge is out */
+    uint32_t request;
+    uint32_t limit_ppm;
+    Kvcached__Role role;
+    char instance[BROKER_NAME_MAX + 1];
     uint8_t nonce[IDENTITY_NONCE_SIZE];
     uint64_t deadline_ns;
 };

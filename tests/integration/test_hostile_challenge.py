@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from harness.broker import Daemon, Programs, eventually
-from harness.observer import Observer
+from harness.observer import MIB, Observer, resident_bytes
 from harness.raw import Message, RawPeer, frame, start_raw
 
 HELLO, CHALLENGE_REPLY = 1, 3
@@ -81,6 +81,18 @@ def test_anything_but_the_answer(raw: RawPeer, kind: int) -> None:
     challenged(raw)
     raw.packet(frame(kind))
     raw.check_ended("ERROR_PROTOCOL")
+
+
+def test_large_hellos(programs: Programs, daemon: Daemon) -> None:
+    """What a Hello holds beyond its meaning is not kept while its sender thinks about the challenge."""
+    padding = b"\xfa\x07\x01a" * 9000
+    before = resident_bytes(daemon.pid)
+    for i in range(40):
+        peer = start_raw(programs, daemon, f"padded-{i}")
+        peer.connect()
+        peer.packet(frame(HELLO, b"\x08\x01\x10\x01\x20\x01\x2a\x01a" + padding))
+        assert peer.next().name == "Challenge"
+    assert resident_bytes(daemon.pid) - before < 8 * MIB
 
 
 def test_slow_handshakes(raw: RawPeer, programs: Programs, daemon: Daemon, observer: Observer) -> None:
