@@ -4,7 +4,7 @@
  * Arithmetic of the defaults. Of the descriptors that the process may have, a quarter is for warm extents and
  * half for peers, each of which takes three: its socket, its process, its instance's page. As many as half
  * may be in flight, shared with the daemons of the machine's other GPUs, since the kernel counts those by
- * user.
+ * user. There are never more peers than a third of that, so that each can be sent one (flight.c).
  */
 
 #include "settings.h"
@@ -52,6 +52,7 @@ void settings_init(struct settings *settings, const struct config *config, uint6
                    uint64_t granularity_bytes, unsigned n_devices, uint64_t n_descriptors)
 {
     uint64_t warm_max = u64_max(n_descriptors / 4, 1);
+    uint64_t in_flight_max = u64_max(n_descriptors / 2 / u64_max(n_devices, 1), 1);
 
     *settings = (struct settings){
         .broker =
@@ -63,8 +64,8 @@ void settings_init(struct settings *settings, const struct config *config, uint6
                 .budget_rise_ns = BUDGET_RISE_NS,
                 .patience_ns = PATIENCE_NS,
             },
-        .peers_max = (unsigned)u64_max(n_descriptors / 6, 1),
-        .in_flight_max = (unsigned)u64_max(n_descriptors / 2 / u64_max(n_devices, 1), 1),
+        .peers_max = (unsigned)u64_max(in_flight_max / 3, 1),
+        .in_flight_max = (unsigned)in_flight_max,
     };
     choose_classes(&settings->broker, granularity_bytes);
     settings_reload(settings, config);

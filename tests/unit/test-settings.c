@@ -26,7 +26,7 @@ TEST(defaults)
     check_eq(settings.broker.n_classes, 4);
     check(settings.broker.class_bytes[3] == 128 * MIB);
     check_eq(settings.broker.warm_max, 5000);
-    check_eq(settings.peers_max, 3333);
+    check_eq(settings.peers_max, 1666);
     check_eq(settings.in_flight_max, 5000);
     config_free(config);
 }
@@ -45,6 +45,20 @@ TEST(small_devices_and_tables)
     check_eq(settings.broker.n_classes, 3);
     check(settings.broker.class_bytes[0] == 64 * MIB);
     check_eq(settings.broker.warm_max, 7);
+    config_free(config);
+}
+
+/* What flight.c counts on, or those who don't acknowledge could use up what everybody has a right to. */
+TEST(each_peer_can_have_a_descriptor_in_flight)
+{
+    struct config *config = parse("");
+    struct settings settings;
+
+    for (unsigned n_devices = 1; n_devices <= 16; n_devices++) {
+        settings_init(&settings, config, 80 * GIB, 2 * MIB, n_devices, 4096);
+        check(settings.peers_max > 0);
+        check(settings.peers_max <= settings.in_flight_max / 3);
+    }
     config_free(config);
 }
 
