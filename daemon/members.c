@@ -8,7 +8,8 @@
  * is named by a FORGET action first. A domain that ends takes its colour with it, so what lies on its shelf
  * is destroyed.
  *
- * A name belongs to the identity that opened it until neither peers nor bytes are left.
+ * A name belongs to the identity that opened it until neither peers nor bytes are left. So long it also stays
+ * frozen, once it is; a limit that keeps the record must not keep the next engine of that name out.
  */
 
 #include <assert.h>
@@ -289,10 +290,12 @@ static int instance_admit(struct broker_instance *instance, uint64_t identity,
 {
     bool first = list_is_empty(&instance->peers);
 
+    if (first && broker_used(instance) == 0) {
+        instance->identity = identity;
+        instance->frozen = false;
+    }
     if (instance->frozen)
         return BROKER_E_FROZEN;
-    if (first && broker_used(instance) == 0)
-        instance->identity = identity;
     if (instance->identity != identity)
         return BROKER_E_IDENTITY;
     if (!first)

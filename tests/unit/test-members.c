@@ -90,6 +90,32 @@ TEST(a_frozen_instance_gets_nothing_more)
     bench_finish(&b);
 }
 
+TEST(a_name_thaws_when_nothing_is_left_of_who_was_frozen)
+{
+    struct broker_peer *peer, *next = NULL;
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    peer = bench_join(&b, "d", "a");
+    bench_take(&b, peer, 1, 0, NULL);
+    broker_instance_freeze(b.broker, peer->instance);
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 10 * MIB), 0);
+    b.keep = true;
+    bench_end(&b, peer);
+    check_eq(broker_peer_new(b.broker, "d", "a", 1, bench_no_limits, &next), BROKER_E_FROZEN);
+    b.kept_bytes = 0;
+    bench_pass(&b, NSEC_PER_SEC);
+    check_eq(broker_peer_new(b.broker, "d", "a", 1, bench_no_limits, &next), 0);
+    check_eq(bench_ask(&b, next, 1, 0), 0);
+    broker_request_free(b.broker, b.granted);
+    check_eq(bench_ask(&b, next, 6, 0), BROKER_E_LIMIT);
+    bench_end(&b, next);
+    b.kept_bytes = 0;
+    bench_pass(&b, NSEC_PER_SEC);
+    bench_finish(&b);
+}
+
 TEST(a_domain_that_ends_takes_its_colour_with_it)
 {
     struct broker_peer *a, *last;
