@@ -18,6 +18,7 @@
 #include "server.h"
 
 #define PPM_MAX 1000000
+#define LIST_NAMES_MAX 256 /* each is compared with every instance */
 
 static int refuse(struct peer *peer, const struct message *message, Kvcached__Error error, const char *reason)
 {
@@ -40,6 +41,8 @@ int control_list(struct peer *peer, struct message *message)
     const char *missing;
     int r;
 
+    if (body->n_instances > LIST_NAMES_MAX)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "a List names at most 256 instances");
     r = snapshot_list(peer->server->broker, body->instances, body->n_instances, body->cursor, &reply,
                       &missing);
     if (r == SNAPSHOT_E_NOT_FOUND) {

@@ -184,6 +184,16 @@ def test_peer_that_leaves_answers_unread(raw: RawPeer, observer: Observer) -> No
     eventually(lambda: observer.count_connections() == observer.connections)
 
 
+def test_administrator_who_asks_for_many(raw: RawPeer, daemon: Daemon, observer: Observer) -> None:
+    """Each name is compared with each instance while everybody waits, so a question has few of them."""
+    raw.connect(daemon.control)
+    raw.hello()
+    name = observer.instances()[0]
+    raw.request("List", instances=(name,) * 256)
+    raw.request("List", instances=(name,) * 257).check_refused("ERROR_INVALID", "256")
+    observer.is_served()
+
+
 def test_administrator_who_never_reads(raw: RawPeer, daemon: Daemon, observer: Observer) -> None:
     raw.connect(daemon.control)
     raw.hello()
