@@ -110,6 +110,8 @@ void queue_stall(struct broker *broker, struct broker_request *request);
 bool supply_export(struct broker *broker, struct broker_domain *domain, struct extent *extent);
 void supply_created(struct broker *broker, struct extent *extent, bool ok);
 void supply_exported(struct broker *broker, struct extent *extent, bool ok);
+/* Free memory is not known, so nothing can be created. */
+void supply_look_failed(struct broker *broker);
 /* Starts what can be started now, and gives up on requests that have waited too long in vain. */
 void supply_settle(struct broker *broker);
 void supply_fill(struct broker *broker);

@@ -395,6 +395,13 @@ void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns)
     supply_fill(broker);
 }
 
+void broker_look_failed(struct broker *broker, uint64_t now_ns)
+{
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    supply_look_failed(broker);
+    broker_settle(broker, now_ns);
+}
+
 /* ---- The whole ---- */
 
 void broker_drain(struct broker *broker, uint64_t now_ns)

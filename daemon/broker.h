@@ -238,6 +238,10 @@ void broker_destroyed(struct broker *broker, uint64_t extent, uint64_t now_ns);
  * driver carried them out, so a reading includes exactly what was reported before it. */
 void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns);
 
+/* It doesn't say; the look goes on until it does. Without one nothing is created, so what waits for that is
+ * refused after some patience. */
+void broker_look_failed(struct broker *broker, uint64_t now_ns);
+
 void broker_totals(const struct broker *broker, struct broker_totals *ret);
 
 /* Recomputes every sum from the extents and compares: invariants 1, 2, 4, 5. NULL, or a sentence about the

@@ -60,6 +60,7 @@ static void on_looked(struct server *server)
     if (!server->look_failed)
         log_warning("The driver doesn't say how much memory is free: %s", server->look.why);
     server->look_failed = true;
+    broker_look_failed(server->broker, server_now());
     uv_timer_start(&server->look_again, on_look_again, LOOK_AGAIN_MS, 0);
 }
 

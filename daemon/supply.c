@@ -353,6 +353,16 @@ void supply_exported(struct broker *broker, struct extent *extent, bool ok)
         domain_collect(broker, owner);
 }
 
+void supply_look_failed(struct broker *broker)
+{
+    list_for_each (it, &broker->hungry) {
+        struct broker_domain *domain = container_of(it, struct broker_domain, hungry_link);
+
+        list_for_each (waiting, &domain->queue)
+            queue_stall(broker, container_of(waiting, struct broker_request, link));
+    }
+}
+
 /* ---- Patience ---- */
 
 static struct broker_request *first_hopeless(struct broker *broker)

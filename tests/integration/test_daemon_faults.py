@@ -5,6 +5,7 @@ in one sentence why it doesn't start; and the ledger always says what the device
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -84,6 +85,22 @@ def test_free_memory_cannot_be_read(programs: Programs) -> None:
     """At the start that is fatal; later it is asked for again."""
     for calls in ("2", "3", "4", "5", "2-5", "4-8"):
         fails(programs, f"nvmlDeviceGetMemoryInfo:{calls}")
+
+
+def test_free_memory_can_never_be_read_again(programs: Programs) -> None:
+    """Whoever waits for memory that would have to be created is told after some patience."""
+    daemon = programs.daemon(environment={"KVCACHED_EMULATE_FAULTS": f"nvmlDeviceGetMemoryInfo:2+={ERROR}"})
+    control = open_control(programs, daemon)
+    engine = start_raw(programs, daemon, "a")
+    engine.open()
+    time.sleep(0.3)
+    region = engine.open_region()
+    for _ in range(3):
+        engine.post("Take", region=region, pages=1)
+    for _ in range(3):
+        engine.next().check_refused("ERROR_DRIVER", "has not given")
+    assert "used_bytes=0" in control.request("Info", instance="a").text
+    assert books_are_right(control)
 
 
 def test_every_call_at_the_start(programs: Programs, site: Site) -> None:
