@@ -360,3 +360,13 @@ def test_no_daemon(site: Site, time_: str) -> None:
     done = run_program(command, site.environment())
     assert done.rc == 1
     assert f"replay-0: connecting to kvcachedd: There is no kvcachedd: {missing} does not exist" in done.err
+
+
+@pytest.mark.emulator
+def test_engines_leave_the_emulated_device(programs: Programs, site: Site) -> None:
+    """They do not count on others to find that they are gone: the last one out has nobody left."""
+    daemon = programs.daemon("80G", budget="3G")
+    members = sorted(site.emulate_dir.glob("slot.*"))
+    assert members
+    replay(site, daemon, "--live", "--speed", "60", "--requests", "10")
+    assert sorted(site.emulate_dir.glob("slot.*")) == members

@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -34,8 +35,11 @@ struct fleet {
 
 static int start_engine(struct fleet *f, size_t i)
 {
-    pid_t parent = getpid(), pid = fork();
+    pid_t parent = getpid(), pid;
 
+    /* The child ends by exit(), so that the driver can leave in order; it must not write our output, too. */
+    fflush(NULL);
+    pid = fork();
     if (pid < 0)
         return -errno;
     if (pid == 0) {
@@ -43,7 +47,7 @@ static int start_engine(struct fleet *f, size_t i)
         if (getppid() != parent)
             _exit(1);
         f->gate.open_write = close_fd(f->gate.open_write);
-        _exit(live_engine_run(f->board, i, &f->gate, f->signals));
+        exit(live_engine_run(f->board, i, &f->gate, f->signals));
     }
     f->pids[i] = pid;
     return 0;
