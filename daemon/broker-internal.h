@@ -58,6 +58,7 @@ struct broker {
     struct list exports, exports_ahead, creates, destroys; /* extents */
     struct list ahead; /* extents being created or exported for nobody in particular */
     bool look_wanted, looking;
+    bool blind; /* the last look has failed */
     struct broker_instance *forgotten;
 
     bool draining;
@@ -112,6 +113,7 @@ void supply_created(struct broker *broker, struct extent *extent, bool ok);
 void supply_exported(struct broker *broker, struct extent *extent, bool ok);
 /* Free memory is not known, so nothing can be created. */
 void supply_look_failed(struct broker *broker);
+void supply_looked(struct broker *broker);
 /* Starts what can be started now, and gives up on requests that have waited too long in vain. */
 void supply_settle(struct broker *broker);
 void supply_fill(struct broker *broker);

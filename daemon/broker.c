@@ -390,6 +390,7 @@ void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns)
     broker->now_ns = broker->looked_ns = u64_max(now_ns, broker->now_ns);
     confirm_oldest(broker, proven_bytes);
     broker->stuck_bytes = broker->unconfirmed_bytes;
+    supply_looked(broker);
     update_budget(broker);
     broker_settle(broker, now_ns);
     supply_fill(broker);

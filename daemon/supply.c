@@ -355,12 +355,23 @@ void supply_exported(struct broker *broker, struct extent *extent, bool ok)
 
 void supply_look_failed(struct broker *broker)
 {
+    broker->blind = true;
     list_for_each (it, &broker->hungry) {
         struct broker_domain *domain = container_of(it, struct broker_domain, hungry_link);
 
         list_for_each (waiting, &domain->queue)
             queue_stall(broker, container_of(waiting, struct broker_request, link));
     }
+}
+
+/* Who was behind others then has waited in their turn, not in vain. */
+void supply_looked(struct broker *broker)
+{
+    if (!broker->blind)
+        return;
+    broker->blind = false;
+    list_for_each_safe (it, &broker->stalled)
+        list_unlink(it);
 }
 
 /* ---- Patience ---- */

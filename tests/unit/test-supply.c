@@ -83,6 +83,34 @@ TEST(a_request_that_free_memory_cannot_hold_is_refused_in_the_end)
     bench_finish(&b);
 }
 
+TEST(nobody_is_refused_for_a_look_that_failed_once)
+{
+    struct broker_request *first, *second;
+    struct broker_peer *peer;
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    b.config.creating_max = 1;
+    bench_start(&b);
+    peer = bench_join(&b, "d", "a");
+    b.hold_creates = true;
+    check_eq(broker_take(b.broker, peer, (uint32_t[BROKER_CLASSES_MAX]){1}, b.now_ns, &first), 0);
+    bench_run(&b);
+    check_eq(broker_take(b.broker, peer, (uint32_t[BROKER_CLASSES_MAX]){0, 1}, b.now_ns, &second), 0);
+    broker_look_failed(b.broker, b.now_ns);
+    bench_pass(&b, 20 * NSEC_PER_SEC);
+    check_eq(b.n_refusals, 0);
+    broker_look_failed(b.broker, b.now_ns);
+    broker_tick(b.broker, b.now_ns + 20 * NSEC_PER_SEC);
+    bench_run(&b);
+    check_eq(b.n_refusals, 1);
+    check_eq(b.error, BROKER_E_DRIVER);
+    broker_request_free(b.broker, first);
+    bench_answer(&b, 0);
+    bench_end(&b, peer);
+    bench_finish(&b);
+}
+
 TEST(memory_that_somebody_keeps_is_waited_for)
 {
     struct broker_peer *liar, *other;
