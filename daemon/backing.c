@@ -68,11 +68,13 @@ static struct backing_job *pick(struct backing *backing)
  * again. */
 static int release(struct device *device, struct backing_job *job)
 {
+    uint64_t freed_bytes = 0;
     int r = -EIO;
 
     job->fd = close_fd(job->fd);
     for (unsigned i = 0; i < RELEASE_TRIES && r < 0; i++)
-        r = device_release(device, job->handle, &job->why);
+        r = device_release(device, job->handle, &freed_bytes, &job->why);
+    job->bytes = freed_bytes;
     return r;
 }
 

@@ -31,7 +31,7 @@ struct backing_job {
     struct list link;
     union {
         CUmemGenericAllocationHandle handle; /* CREATE: out; EXPORT, RELEASE: in */
-        uint64_t bytes;                      /* CREATE: in; LOOK: out, what is free */
+        uint64_t bytes; /* CREATE: in; LOOK: out, what is free; RELEASE: out, what was seen to be freed */
     };
     int fd;          /* EXPORT: out; RELEASE: closed when it isn't -1 */
     int16_t r;       /* out: 0, -ENOMEM, -EIO */

@@ -352,9 +352,10 @@ void broker_exported(struct broker *broker, uint64_t id, bool ok, uint64_t now_n
     broker_settle(broker, now_ns);
 }
 
-void broker_destroyed(struct broker *broker, uint64_t id, uint64_t now_ns)
+void broker_destroyed(struct broker *broker, uint64_t id, uint64_t freed_bytes, uint64_t now_ns)
 {
     struct extent *extent = find_in_state(broker, id, EXTENT_DOOMED);
+    uint64_t bytes = extent_bytes(&broker->pool, extent);
 
     broker->n_doomed--;
     broker->n_doomed_descriptors -= extent->descriptor;
@@ -362,10 +363,10 @@ void broker_destroyed(struct broker *broker, uint64_t id, uint64_t now_ns)
     extent->state = EXTENT_UNCONFIRMED;
     list_unlink(&extent->link);
     list_append(&broker->unconfirmed, &extent->link);
-    broker->unconfirmed_bytes += extent_bytes(&broker->pool, extent);
-    if (!extent->handed) {
-        ledger_released(&broker->ledger, extent_bytes(&broker->pool, extent));
-        confirm(broker, extent, extent_bytes(&broker->pool, extent));
+    broker->unconfirmed_bytes += bytes;
+    if (!extent->handed || freed_bytes >= bytes) {
+        ledger_released(&broker->ledger, bytes);
+        confirm(broker, extent, bytes);
     }
     if (broker->n_doomed == 0 &&
         (broker->unconfirmed_bytes > broker->stuck_bytes || !list_is_empty(&broker->arrivals)))

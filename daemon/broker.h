@@ -232,7 +232,10 @@ void broker_reconfigure(struct broker *broker, const struct broker_config *confi
 
 void broker_created(struct broker *broker, uint64_t extent, bool ok, uint64_t now_ns);
 void broker_exported(struct broker *broker, uint64_t extent, bool ok, uint64_t now_ns);
-void broker_destroyed(struct broker *broker, uint64_t extent, uint64_t now_ns);
+
+/* `freed_bytes`: by how much the driver's free memory was seen to rise with it, 0 where nobody looked. All of
+ * the extent is its confirmation; less proves nothing, and looks have to. */
+void broker_destroyed(struct broker *broker, uint64_t extent, uint64_t freed_bytes, uint64_t now_ns);
 
 /* What the driver says is free. The server reports looks, creates and destroys in the order in which the
  * driver carried them out, so a reading includes exactly what was reported before it. */

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/arith.h"
 #include "base/parse.h"
 #include "log.h"
 
@@ -269,9 +270,22 @@ int device_export(struct device *device, CUmemGenericAllocationHandle handle, in
     return r;
 }
 
-int device_release(struct device *device, CUmemGenericAllocationHandle handle, const char **ret_why)
+int device_release(struct device *device, CUmemGenericAllocationHandle handle, uint64_t *ret_freed_bytes,
+                   const char **ret_why)
 {
-    return judge(device, device->cuda->cuMemRelease(handle), ret_why);
+    uint64_t before, after;
+    const char *unread;
+    bool has_before = device_free_bytes(device, &before, &unread) == 0;
+    int r;
+
+    r = judge(device, device->cuda->cuMemRelease(handle), ret_why);
+    if (r < 0)
+        return r;
+    if (has_before && device_free_bytes(device, &after, &unread) == 0)
+        *ret_freed_bytes = u64_sub_floor(after, before);
+    else
+        *ret_freed_bytes = 0;
+    return 0;
 }
 
 static int free_by_context(struct device *device, uint64_t *ret, const char **ret_why)

@@ -39,5 +39,8 @@ int device_create(struct device *device, uint64_t bytes, CUmemGenericAllocationH
                   const char **ret_why);
 int device_export(struct device *device, CUmemGenericAllocationHandle handle, int *ret_fd,
                   const char **ret_why);
-int device_release(struct device *device, CUmemGenericAllocationHandle handle, const char **ret_why);
+/* *ret_freed_bytes: by how much free memory rose with it, read just before and after, so that little of what
+ * others do comes in between; 0 where it didn't or could not be read. */
+int device_release(struct device *device, CUmemGenericAllocationHandle handle, uint64_t *ret_freed_bytes,
+                   const char **ret_why);
 int device_free_bytes(struct device *device, uint64_t *ret, const char **ret_why);

@@ -92,11 +92,11 @@ static void exported(struct server *server, struct slot *slot)
 
 static void released(struct server *server, struct slot *slot)
 {
-    uint64_t id = slot->id;
+    uint64_t id = slot->id, freed_bytes = slot->job.bytes;
 
     note_outcome(server, slot, "release");
     drop(server, slot);
-    broker_destroyed(server->broker, id, server_now());
+    broker_destroyed(server->broker, id, freed_bytes, server_now());
 }
 
 void memory_done(struct server *server, struct slot *slot)

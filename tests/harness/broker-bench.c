@@ -65,12 +65,15 @@ static void create(struct bench *b, const struct broker_action *action)
 static void destroy(struct bench *b, const struct broker_action *action)
 {
     uint64_t size = b->sizes[(uint32_t)action->extent];
+    uint64_t freed_bytes = b->looks_around && !b->keep ? size : 0;
 
     b->n_destroys++;
     b->ours_bytes -= size;
     if (b->keep)
         b->kept_bytes += size;
-    broker_destroyed(b->broker, action->extent, b->now_ns);
+    if (b->others_grow)
+        b->foreign_bytes += size;
+    broker_destroyed(b->broker, action->extent, freed_bytes, b->now_ns);
 }
 
 static void carry_out(struct bench *b, const struct broker_action *action)

@@ -22,6 +22,8 @@ struct bench {
     uint64_t now_ns;
     bool fail_creates, fail_exports;
     bool keep;         /* what is destroyed from now on is kept by somebody */
+    bool looks_around; /* free memory is read around each destroy */
+    bool others_grow;  /* as much as is destroyed, others take at once */
     bool hold_creates; /* creates are not answered */
     unsigned n_creates, n_exports, n_destroys, n_looks, n_grants, n_refusals, n_forgets;
     struct broker_request *granted;

@@ -69,6 +69,8 @@ static void drive_export(struct world *w, const struct broker_action *action)
 static void drive_destroy(struct world *w, const struct broker_action *action)
 {
     struct row *row = &w->rows[(uint32_t)action->extent];
+    uint64_t before = world_free_bytes(w), after;
+    bool reads = action->extent % 2;
 
     world_expect(w, row->exists && row->id == action->extent && row->doomed,
                  "an extent is destroyed that cannot be");
@@ -78,7 +80,8 @@ static void drive_destroy(struct world *w, const struct broker_action *action)
             w->people[i].kept_bytes += row->bytes;
             break;
         }
-    broker_destroyed(w->broker, action->extent, w->now_ns);
+    after = world_free_bytes(w);
+    broker_destroyed(w->broker, action->extent, reads && after > before ? after - before : 0, w->now_ns);
 }
 
 void world_drive(struct world *w)

@@ -68,8 +68,10 @@ int device_export(struct device *device, CUmemGenericAllocationHandle handle, in
     return call('e', ret_why);
 }
 
-int device_release(struct device *device, CUmemGenericAllocationHandle handle, const char **ret_why)
+int device_release(struct device *device, CUmemGenericAllocationHandle handle, uint64_t *ret_freed_bytes,
+                   const char **ret_why)
 {
+    *ret_freed_bytes = 815;
     return call('r', ret_why);
 }
 

@@ -38,7 +38,7 @@ static uint64_t serve(struct broker *broker, uint64_t free_bytes)
             broker_exported(broker, action.extent, true, 0);
             break;
         case BROKER_ACTION_DESTROY:
-            broker_destroyed(broker, action.extent, 0);
+            broker_destroyed(broker, action.extent, 0, 0);
             break;
         case BROKER_ACTION_LOOK:
             broker_look(broker, free_bytes, 0);

@@ -139,6 +139,28 @@ TEST(memory_that_somebody_keeps_is_waited_for)
     bench_finish(&b);
 }
 
+/* Between two looks others may take what was released; around the release itself there is no time for it. */
+TEST(what_others_take_hides_nothing_that_was_seen)
+{
+    struct broker_peer *peer, *other;
+    struct bench b;
+    uint64_t ids[40];
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    peer = bench_join(&b, "d", "a");
+    other = bench_join(&b, "e", "a");
+    bench_take(&b, peer, 40, 0, ids);
+    check_eq(broker_return(b.broker, peer, ids, 40, b.now_ns), 0);
+    b.looks_around = b.others_grow = true;
+    bench_take(&b, other, 40, 0, ids);
+    check_eq(bench_totals(&b).destroying_bytes, 0);
+    b.others_grow = false;
+    bench_end(&b, peer);
+    bench_end(&b, other);
+    bench_finish(&b);
+}
+
 TEST(an_idle_pool_is_given_back_and_then_nobody_wakes)
 {
     struct broker_peer *peer;
