@@ -33,11 +33,22 @@ struct fleet {
     int signal; /* that ended the replay */
 };
 
+/* By exit(), so that the driver can leave in order. The child has its own copy of the traces. */
+_Noreturn static void be_engine(struct fleet *f, size_t i)
+{
+    int status;
+
+    f->gate.open_write = close_fd(f->gate.open_write);
+    status = live_engine_run(f->board, i, &f->gate, f->signals);
+    f->board = board_free(f->board);
+    exit(status);
+}
+
 static int start_engine(struct fleet *f, size_t i)
 {
     pid_t parent = getpid(), pid;
 
-    /* The child ends by exit(), so that the driver can leave in order; it must not write our output, too. */
+    /* What waits in our buffers is not the child's to write. */
     fflush(NULL);
     pid = fork();
     if (pid < 0)
@@ -46,8 +57,7 @@ static int start_engine(struct fleet *f, size_t i)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (getppid() != parent)
             _exit(1);
-        f->gate.open_write = close_fd(f->gate.open_write);
-        exit(live_engine_run(f->board, i, &f->gate, f->signals));
+        be_engine(f, i);
     }
     f->pids[i] = pid;
     return 0;
