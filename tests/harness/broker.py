@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,6 +75,15 @@ class Site:
         path = self.build / name
         assert path.exists(), f"{path} has not been built"
         return path
+
+    def publish(self, name: str) -> Path:
+        """A copy of that file of the build for other users, who perhaps may not enter its folder."""
+        copy = self.run / "public" / name
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.program(name), copy)
+        self.run.chmod(0o755)
+        return copy
 
     def environment(self, **extra: str) -> dict[str, str]:
         """The caller's environment without its own kvcached settings."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -24,15 +23,10 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become s
 
 
 class Stranger(RawPeer):
-    """A RawPeer of another uid, or behind another command. It runs a copy of the program, since it may not
-    enter the folder of the build."""
+    """A RawPeer of another uid, or behind another command."""
 
     def __init__(self, site: Site, socket_path: Path, instance: str, wrapper: list[str]) -> None:
-        copy = site.run / "rawpeer"
-        if not copy.exists():
-            shutil.copy(site.program(self.program), copy)
-            site.run.chmod(0o755)
-        self.wrapper = [*wrapper, str(copy)]
+        self.wrapper = [*wrapper, str(site.publish(self.program))]
         super().__init__(site, socket_path, instance)
 
     def command(self) -> list[str]:
@@ -161,14 +155,17 @@ def test_the_overflow_uid_is_nobody(programs: Programs) -> None:
 
 
 IN_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child")
+IN_PID_NAMESPACE_WITH_PROC = (*IN_PID_NAMESPACE, "--mount-proc")
+IN_USER_NAMESPACE = ("unshare", "--user", "--map-root-user")
 
 
-def can_unshare() -> bool:
-    command = [*IN_PID_NAMESPACE, "true"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def needs(wrapper: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Root of a container, or in a chroot, may make some namespaces and not others."""
+    done = subprocess.run([*wrapper, "true"], capture_output=True, check=False)
+    return pytest.mark.skipif(done.returncode != 0, reason=f"not permitted here: {' '.join(wrapper)}")
 
 
-needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this user may not make a pid namespace")
+needs_namespaces = needs(IN_PID_NAMESPACE)
 
 
 @needs_namespaces
@@ -204,21 +201,21 @@ def test_a_container_has_no_business_on_the_control_socket(programs: Programs, d
     inside.check_ended("ERROR_PERMISSION", "pid and user namespaces")
 
 
-@needs_namespaces
+@needs(IN_USER_NAMESPACE)
 def test_another_user_namespace_has_no_business_there_either(programs: Programs, daemon: Daemon) -> None:
-    inside = start_stranger(programs, daemon.socket, "x", "unshare", "--user", "--map-root-user")
+    inside = start_stranger(programs, daemon.socket, "x", *IN_USER_NAMESPACE)
     inside.connect(daemon.control)
     inside.check_ended("ERROR_PERMISSION", "pid and user namespaces")
 
 
-@needs_namespaces
+@needs(IN_PID_NAMESPACE_WITH_PROC)
 def test_a_daemon_in_a_container_cannot_see_outside(programs: Programs, site: Site) -> None:
     """To a daemon in a pid namespace, a process outside has no number. It is refused on the main socket, in
     a sentence that says what to do, and served on a configured domain's."""
     path = site.run / "tenant.sock"
     config = site.run / "x.conf"
     config.write_text(f"[domain a]\nsocket={path}\n")
-    command = [*IN_PID_NAMESPACE, "--mount-proc", str(site.program("daemon/kvcachedd")), "--emulate", "1G"]
+    command = [*IN_PID_NAMESPACE_WITH_PROC, str(site.program("daemon/kvcachedd")), "--emulate", "1G"]
     command += ["--socket", str(site.run / "x.sock"), "--state-dir", str(site.run), "--config", str(config)]
     process = subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE)
     try:

@@ -34,12 +34,14 @@ def daemon(programs: Programs) -> Daemon:
     state = site.run / "state"
     state.mkdir()
     os.chown(state, SERVICE_UID, SERVICE_UID)
+    libraries = [site.publish(f"tests/cuemu/{name}") for name in ("libcuda.so.1", "libnvidia-ml.so.1")]
     become = ("setpriv", f"--reuid={SERVICE_UID}", f"--regid={SERVICE_UID}", "--clear-groups")
     daemon = programs.daemon(
         "4G",
         prefix=("prlimit", f"--nofile={TABLE}:{TABLE}", *become),
         state_dir=state,
         config="[daemon]\nutilization=1\nheadroom=0\n",
+        environment={"KVCACHED_EMULATOR_DIR": str(libraries[0].parent)},
     )
     for path in (daemon.socket, daemon.control):
         path.chmod(0o666)

@@ -454,9 +454,9 @@ STRANGER = 4321
 
 def as_stranger(site: Site, daemon: Daemon, *words: str, group: int = STRANGER) -> Result:
     """kvctl run by somebody without rights, who is in one group."""
-    command = kvctl_command(site, daemon.socket, *words)
+    _, *arguments = kvctl_command(site, daemon.socket, *words)
     done = subprocess.run(
-        command,
+        [str(site.publish("kvctl/kvctl")), *arguments],
         env=site.environment(),
         user=STRANGER,
         group=group,
@@ -470,13 +470,11 @@ def as_stranger(site: Site, daemon: Daemon, *words: str, group: int = STRANGER) 
 
 @needs_root
 def test_strangers_may_not_even_read(site: Site, daemon: Daemon) -> None:
-    site.run.chmod(0o755)
     check_complaint(as_stranger(site, daemon, "list"), FAILED, f"You may not connect to {daemon.control}")
 
 
 @needs_root
 def test_the_sockets_group_may_read_and_not_change(programs: Programs, site: Site, daemon: Daemon) -> None:
-    site.run.chmod(0o755)
     os.chown(daemon.control, -1, STRANGER)
     engine(programs, daemon, "a", 4)
     assert as_stranger(site, daemon, "list", "--json").json()[0]["used_bytes"] == 8 * MIB
