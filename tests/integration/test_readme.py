@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the README tells people to type."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from harness.broker import Programs, Site, run_program
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    """The code block of that language that has these words."""
+    found = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.S) if containing in text]
+    assert len(found) == 1, f"{len(found)} blocks with {containing}"
+    return str(found[0])
+
+
+def test_configuration(site: Site, tmp_path: Path) -> None:
+    config = tmp_path / "kvcachedd.conf"
+    config.write_text(block("ini", "[daemon]"))
+    result = run_program(
+        [str(site.program("daemon/kvcachedd")), "--config", str(config), "--check-config"],
+        site.environment(),
+    )
+    assert (result.rc, result.err) == (0, "")
+
+
+def test_commands_of_kvctl(programs: Programs) -> None:
+    daemon = programs.daemon("80G")
+    lines = [line for line in block("", "kvctl --socket").splitlines() if line]
+    assert len(lines) == 3
+    for line in lines:
+        words = line.split("#")[0].split()
+        assert words[:2] == ["kvctl", "--socket"]
+        result = programs.kvctl(*words[3:], daemon=daemon)
+        assert (result.rc, result.err) == (0, ""), line
+    assert "llama" in programs.kvctl("list", daemon=daemon).out
+
+
+def test_files_that_it_links() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README.replace("\n", " "))
+    assert len(links) > 10
+    for link in links:
+        assert (Path(__file__).parents[2] / link).exists(), link
