@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from harness.broker import Daemon, Programs, eventually
@@ -14,8 +16,14 @@ HELLO, CHALLENGE_REPLY = 1, 3
 
 @pytest.fixture
 def daemon(programs: Programs) -> Daemon:
-    """One that does without what such a kernel lacks."""
-    return programs.daemon(environment={"KVCACHED_TEST_NO_PEERPIDFD": "1"})
+    """One that does without what such a kernel lacks, and under ASan doesn't hoard what it frees."""
+    options = os.environ.get("ASAN_OPTIONS", "")
+    return programs.daemon(
+        environment={
+            "KVCACHED_TEST_NO_PEERPIDFD": "1",
+            "ASAN_OPTIONS": f"{options}:quarantine_size_mb=0:thread_local_quarantine_size_kb=0",
+        }
+    )
 
 
 def challenged(raw: RawPeer, **fields: object) -> Message:
