@@ -325,7 +325,11 @@ static void reap_device(struct registry *registry, unsigned device)
 {
     const struct extent *extents = registry->extents[device];
     uint32_t last = registry->dying[device];
+    int fd;
 
+    /* With no descriptor left for the file it has to wait: what is free must read as zero. */
+    if (registry_memory(registry, device, &fd) < 0)
+        return;
     for (uint32_t id = last; id != NO_EXTENT; id = extents[id].next)
         punch(registry, device, id);
 

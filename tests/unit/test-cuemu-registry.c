@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -280,4 +281,34 @@ TEST(a_file_like_an_extents_is_foreign)
     registry_unref(registry, 0, id);
     registry_leave(registry);
     check_eq(access(test_folder(), F_OK), -1);
+}
+
+/* Who has no descriptor left to clear an extent with does so later; nobody gets it uncleared. */
+TEST(full_descriptor_table)
+{
+    const struct extent_props props = {0};
+    struct registry *a = join(), *b = join();
+    int fd, lowest = dup(0);
+    struct rlimit limit, tight;
+    uint32_t id;
+    char byte = 7;
+
+    check_eq(close(lowest), 0);
+    check_eq(registry_memory(b, 0, &fd), 0);
+    check_eq(registry_create(a, 0, EMU_GRANULE, &props, &id), 0);
+    check_eq(pwrite(fd, &byte, 1, (off_t)registry_offset(id, EMU_GRANULE)), 1);
+    check_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    tight = limit;
+    tight.rlim_cur = (rlim_t)lowest;
+    check_eq(setrlimit(RLIMIT_NOFILE, &tight), 0);
+    registry_unref(a, 0, id);
+    check_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    check_eq(registry_create(a, 0, TOTAL, &props, &id), 0);
+    registry_unref(a, 0, id);
+    check_eq(registry_create(a, 0, EMU_GRANULE, &props, &id), 0);
+    check_eq(pread(fd, &byte, 1, (off_t)registry_offset(id, EMU_GRANULE)), 1);
+    check_eq(byte, 0);
+    registry_unref(a, 0, id);
+    registry_leave(b);
+    registry_leave(a);
 }
