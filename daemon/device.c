@@ -75,8 +75,14 @@ static int load_emulated(struct device *device, const char *sizes, char *error)
 /* A machine whose management library doesn't start is served all the same. */
 static int load_real(struct device *device, char *error)
 {
-    int r = cuda_driver_load(NULL, &device->cuda, error);
+    size_t length;
+    int r;
 
+    r = cuda_driver_load(NULL, &device->cuda, error);
+    if (r == -ENOENT || r == -ENODEV) {
+        length = strlen(error);
+        snprintf(error + length, CUDA_DRIVER_ERROR_MAX - length, " (--emulate 80G makes do without a GPU)");
+    }
     if (r < 0)
         return r;
     if (nvml_driver_load(NULL, &device->nvml, error) < 0)

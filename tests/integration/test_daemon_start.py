@@ -106,7 +106,9 @@ def test_a_group_that_is_not_there(site: Site) -> None:
 
 @pytest.mark.emulator
 def test_no_driver(site: Site) -> None:
-    check_complaint(kvcachedd(site), FAILED, "libcuda.so.1")
+    result = kvcachedd(site)
+    check_complaint(result, FAILED, "libcuda.so.1")
+    assert "--emulate 80G" in result.err
 
 
 @pytest.mark.emulator
