@@ -93,7 +93,7 @@ def test_free_memory_can_never_be_read_again(programs: Programs) -> None:
     control = open_control(programs, daemon)
     engine = start_raw(programs, daemon, "a")
     engine.open()
-    time.sleep(0.3)
+    time.sleep(0.3)  # until what was read at the start is too old to create on
     region = engine.open_region()
     for _ in range(3):
         engine.post("Take", region=region, pages=1)
