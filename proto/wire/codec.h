@@ -34,6 +34,19 @@
     X(22, GRANT_ACK, GrantAck, grant_ack)                                                                    \
     X(23, RETURN, Return, return)                                                                            \
     X(24, RETURNED, Returned, returned)                                                                      \
+    X(25, LEASE, Lease, lease)                                                                               \
+    X(26, LEASED, Leased, leased)                                                                            \
+    X(27, NOTICE, Notice, notice)                                                                            \
+    X(28, NOTICE_ACK, NoticeAck, notice_ack)                                                                 \
+    X(32, REGION_ATTACH, RegionAttach, region_attach)                                                        \
+    X(33, REGION_ATTACHED, RegionAttached, region_attached)                                                  \
+    X(34, MAP, Map, map)                                                                                     \
+    X(35, MAPPED, Mapped, mapped)                                                                            \
+    X(36, UNMAP, Unmap, unmap)                                                                               \
+    X(37, UNMAPPED, Unmapped, unmapped)                                                                      \
+    X(38, MAP_ORDER, MapOrder, map_order)                                                                    \
+    X(39, UNMAP_ORDER, UnmapOrder, unmap_order)                                                              \
+    X(40, ORDER_DONE, OrderDone, order_done)                                                                 \
     X(64, LIST, List, list)                                                                                  \
     X(65, LIST_REPLY, ListReply, list_reply)                                                                 \
     X(66, SET_LIMIT, SetLimit, set_limit)                                                                    \

@@ -16,58 +16,30 @@
 #include <fcntl.h>
 #include <stddef.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
-#include "base/cleanup.h"
-
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 8U
-#endif
+#include "wire/memfile.h"
 
 #define SEALS_REQUIRED (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE)
 
-/* More tries than a live writer can spoil: it writes six words. */
+/* More tries than a live writer can spoil: it writes seven words. */
 #define READ_TRIES 1000
 
 static_assert(sizeof(struct status_page) <= STATUS_PAGE_SIZE, "the page holds the struct");
 static_assert(ATOMIC_LONG_LOCK_FREE == 2, "values in shared memory need no lock");
 
-/* Systems can demand that memory files are not executable; kernels before 6.3 don't know the flag. */
-static int create_memory_file(int *ret_fd)
-{
-    int fd = memfd_create("kvcached-status", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-
-    if (fd < 0 && errno == EINVAL)
-        fd = memfd_create("kvcached-status", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0)
-        return -errno;
-    *ret_fd = fd;
-    return 0;
-}
-
 int status_page_new(struct status_page **ret_page, int *ret_fd)
 {
-    _cleanup_close_ int fd = -1;
     struct status_page *page;
+    void *memory;
     int r;
 
-    r = create_memory_file(&fd);
+    r = memfile_new("kvcached-status", STATUS_PAGE_SIZE, F_SEAL_FUTURE_WRITE, &memory, ret_fd);
     if (r < 0)
         return r;
-    if (ftruncate(fd, STATUS_PAGE_SIZE) < 0)
-        return -errno;
-    page = mmap(NULL, STATUS_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (page == MAP_FAILED)
-        return -errno;
-    if (fcntl(fd, F_ADD_SEALS, SEALS_REQUIRED | F_SEAL_SEAL) < 0) {
-        r = -errno;
-        status_page_free(page);
-        return r;
-    }
+    page = memory;
     page->magic = STATUS_MAGIC;
     page->size = sizeof(*page);
     *ret_page = page;
-    *ret_fd = steal_fd(&fd);
     return 0;
 }
 
@@ -85,22 +57,8 @@ void status_page_write(struct status_page *page, const struct status_values *val
     atomic_store(&page->used_bytes, values->used_bytes);
     atomic_store(&page->budget_bytes, values->budget_bytes);
     atomic_store(&page->flags, values->flags);
+    atomic_store(&page->pressure_bytes, values->pressure_bytes);
     atomic_fetch_add(&page->sequence, 1);
-}
-
-static int check_file(int fd)
-{
-    struct stat st;
-    int seals;
-
-    if (fstat(fd, &st) < 0)
-        return -errno;
-    if (st.st_size != STATUS_PAGE_SIZE)
-        return -EBADMSG;
-    seals = fcntl(fd, F_GET_SEALS);
-    if (seals < 0 || (seals & SEALS_REQUIRED) != SEALS_REQUIRED)
-        return -EBADMSG;
-    return 0;
 }
 
 int status_page_map(int fd, const struct status_page **ret_page)
@@ -108,13 +66,13 @@ int status_page_map(int fd, const struct status_page **ret_page)
     const struct status_page *page;
     int r;
 
-    r = check_file(fd);
+    r = memfile_check(fd, STATUS_PAGE_SIZE, SEALS_REQUIRED);
     if (r < 0)
         return r;
     page = mmap(NULL, STATUS_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0);
     if (page == MAP_FAILED)
         return -errno;
-    if (page->magic != STATUS_MAGIC || page->size < sizeof(*page) || page->size > STATUS_PAGE_SIZE) {
+    if (page->magic != STATUS_MAGIC || page->size < STATUS_SIZE_FIRST || page->size > STATUS_PAGE_SIZE) {
         status_page_unmap(page);
         return -EBADMSG;
     }
@@ -139,6 +97,7 @@ bool status_page_read(const struct status_page *page, struct status_values *ret)
         ret->used_bytes = atomic_load(&page->used_bytes);
         ret->budget_bytes = atomic_load(&page->budget_bytes);
         ret->flags = atomic_load(&page->flags);
+        ret->pressure_bytes = page->size < sizeof(*page) ? 0 : atomic_load(&page->pressure_bytes);
         if (before % 2 == 0 && atomic_load(&page->sequence) == before)
             return true;
     }

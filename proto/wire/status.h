@@ -12,6 +12,7 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define STATUS_MAGIC UINT32_C(0x5453564b) /* "KVST" */
@@ -23,10 +24,11 @@ enum {
 };
 
 struct status_values {
-    uint64_t limit_bytes;  /* in force: the smaller of limit and budget */
-    uint64_t used_bytes;   /* all charges of the instance */
-    uint64_t budget_bytes; /* the daemon's */
-    uint64_t flags;        /* STATUS_FLAG_* */
+    uint64_t limit_bytes;    /* in force: the smaller of limit and budget */
+    uint64_t used_bytes;     /* all charges of the instance */
+    uint64_t budget_bytes;   /* the daemon's */
+    uint64_t flags;          /* STATUS_FLAG_* */
+    uint64_t pressure_bytes; /* what the instance is asked to give back now; appended with leases */
 };
 
 struct status_page {
@@ -38,7 +40,11 @@ struct status_page {
     _Atomic uint64_t used_bytes;
     _Atomic uint64_t budget_bytes;
     _Atomic uint64_t flags;
+    _Atomic uint64_t pressure_bytes;
 };
+
+/* Of the first release: what every page has. */
+#define STATUS_SIZE_FIRST offsetof(struct status_page, pressure_bytes)
 
 /* Daemon: a new page. *ret_fd is read-only for whoever gets it; the mapping is the only way to write. */
 int status_page_new(struct status_page **ret_page, int *ret_fd);

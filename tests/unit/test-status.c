@@ -80,7 +80,9 @@ TEST(layout_is_the_documented_one)
     check_eq(offsetof(struct status_page, used_bytes), 24);
     check_eq(offsetof(struct status_page, budget_bytes), 32);
     check_eq(offsetof(struct status_page, flags), 40);
-    check_eq(sizeof(struct status_page), 48);
+    check_eq(offsetof(struct status_page, pressure_bytes), 48);
+    check_eq(sizeof(struct status_page), 56);
+    check_eq(STATUS_SIZE_FIRST, 48);
 }
 
 TEST(receiver_can_neither_write_nor_resize)
@@ -117,10 +119,10 @@ TEST(reader_cannot_be_given_write_access_later)
 
 TEST(reader_refuses_what_could_kill_or_mislead_it)
 {
-    uint32_t size = sizeof(struct status_page);
+    uint32_t size = STATUS_SIZE_FIRST;
 
     check_eq(map_file(STATUS_PAGE_SIZE, SEALS, STATUS_MAGIC, size), 0);
-    check_eq(map_file(STATUS_PAGE_SIZE, SEALS, STATUS_MAGIC, size + 8), 0);
+    check_eq(map_file(STATUS_PAGE_SIZE, SEALS, STATUS_MAGIC, sizeof(struct status_page) + 8), 0);
     check_eq(map_file(STATUS_PAGE_SIZE, SEALS, STATUS_MAGIC, size - 8), -EBADMSG);
     check_eq(map_file(STATUS_PAGE_SIZE, SEALS, STATUS_MAGIC, STATUS_PAGE_SIZE + 1), -EBADMSG);
     check_eq(map_file(STATUS_PAGE_SIZE, SEALS, STATUS_MAGIC + 1, size), -EBADMSG);
@@ -130,6 +132,27 @@ TEST(reader_refuses_what_could_kill_or_mislead_it)
     check_eq(map_file(0, SEALS, STATUS_MAGIC, size), -EBADMSG);
     check_eq(map_file(STATUS_PAGE_SIZE - 1, SEALS, STATUS_MAGIC, size), -EBADMSG);
     check_eq(map_file(2 * STATUS_PAGE_SIZE, SEALS, STATUS_MAGIC, size), -EBADMSG);
+}
+
+TEST(what_an_older_writer_does_not_know_reads_as_zero)
+{
+    struct status_page *page;
+    const struct status_page *view;
+    struct status_values values;
+    int fd;
+
+    check_eq(status_page_new(&page, &fd), 0);
+    status_page_write(page, &(struct status_values){.limit_bytes = 5, .pressure_bytes = 6});
+    check_eq(status_page_map(fd, &view), 0);
+    check(status_page_read(view, &values));
+    check_eq(values.pressure_bytes, 6);
+    page->size = STATUS_SIZE_FIRST;
+    check(status_page_read(view, &values));
+    check_eq(values.limit_bytes, 5);
+    check_eq(values.pressure_bytes, 0);
+    status_page_unmap(view);
+    status_page_free(page);
+    close(fd);
 }
 
 TEST(reader_refuses_other_kinds_of_files)
