@@ -297,13 +297,32 @@ static bool is_our_version(const struct message *message)
            message->type == MESSAGE_CHALLENGE;
 }
 
-static void handle(struct conn *conn, const struct message *message, struct fdset *fds, bool truncated)
+/* Orders have numbers of the daemon's own, notices none. */
+static bool is_news(const struct message *message)
 {
-    struct request *request = message->request ? find_request(conn, message->request) : NULL;
+    return message->type == MESSAGE_NOTICE || message->type == MESSAGE_MAP_ORDER ||
+           message->type == MESSAGE_UNMAP_ORDER;
+}
+
+static void handle_news(struct conn *conn, struct message *message, struct fdset *fds, bool truncated)
+{
+    const char *name = codec_type_name(message->type);
+    int r = conn->on_news ? conn->on_news(conn->news_data, message, fds, truncated) : KVC_E_PROTOCOL;
+
+    if (r < 0)
+        conn_die(conn, r, "kvcachedd sent a %s that has no place here", name);
+}
+
+static void handle(struct conn *conn, struct message *message, struct fdset *fds, bool truncated)
+{
+    bool is_answer = message->request && !is_news(message);
+    struct request *request = is_answer ? find_request(conn, message->request) : NULL;
 
     if (!is_our_version(message))
         conn_die(conn, KVC_E_PROTOCOL, "kvcachedd sent %s in protocol version %u",
                  codec_type_name(message->type), message->version);
+    else if (is_news(message))
+        handle_news(conn, message, fds, truncated);
     else if (message->request && !request)
         conn_die(conn, KVC_E_PROTOCOL, "kvcachedd answered question %" PRIu32 ", which nobody asked",
                  message->request);

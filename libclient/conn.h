@@ -59,6 +59,11 @@ struct conn {
     bool has_leader;
     bool receiving;
     atomic_bool alive;
+
+    /* Takes what the daemon says without having been asked (moves it away). Negative: the connection ends.
+     * NULL: nothing may come. Must not call back. */
+    int (*on_news)(void *data, struct message *message, struct fdset *fds, bool truncated);
+    void *news_data;
     char reason[ERROR_SENTENCE_MAX]; /* why it is not */
 };
 

@@ -61,6 +61,11 @@ enum kvc_error {
     KVC_E_MAPPED = -17,        /* a page is mapped already, or named twice */
     KVC_E_NOT_MAPPED = -18,    /* a page is not mapped, or named twice */
     KVC_E_NOSPACE = -19,       /* the driver has no address space of that size, or not so many mappings */
+    KVC_E_WORKER = -20,        /* the worker is gone, or could not do what its scheduler wanted */
+    KVC_E_IN_DOUBT = -21,      /* a worker has not answered: its page is unusable until it does */
+    KVC_E_PINNED = -22,        /* a page is pinned */
+    KVC_E_NO_BLOCKS = -23,     /* there are not so many blocks, however much memory there is */
+    KVC_E_NOT_ALLOCATED = -24, /* a block is not allocated, or named twice */
 };
 
 /* A short sentence for an error; never NULL. Any thread, any time. */
@@ -80,8 +85,23 @@ enum kvc_log_level { KVC_LOG_DEBUG, KVC_LOG_INFO, KVC_LOG_WARNING, KVC_LOG_ERROR
 typedef void (*kvc_log_fn)(void *data, enum kvc_log_level level, const char *sentence);
 
 enum kvc_role {
-    KVC_ROLE_ENGINE = 1, /* decides and maps */
-    KVC_ROLE_WORKER = 2, /* maps for a scheduler in another process */
+    KVC_ROLE_ENGINE = 1,    /* decides and maps */
+    KVC_ROLE_WORKER = 2,    /* maps for a scheduler in another process */
+    KVC_ROLE_SCHEDULER = 3, /* decides, for workers in other processes; the GPU is not touched */
+};
+
+struct kvc_client;
+struct kvc_region;
+
+/* What the library asks of its engine. Called inside kvc_dispatch(), or on the library's own thread, without
+ * any lock held: it may call the library. Members may be NULL. */
+struct kvc_listener {
+    size_t size; /* sizeof(struct kvc_listener) */
+
+    /* Memory is wanted back: `bytes`, beyond what the library has given back by itself, within `deadline_ms`.
+     * Free what can be spared, here or soon; what is freed goes back at once while the instance is asked for
+     * memory. An engine that does not is granted nothing until it is within its limit. */
+    void (*reclaim)(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms);
 };
 
 /* Zero-initialise, set `size`, set what is needed. */
@@ -99,7 +119,8 @@ struct kvc_options {
     const char *gpu; /* "GPU-<uuid>", or the number in PCI bus order; NULL: 0, or whatever `socket` serves */
     enum kvc_role role; /* 0: KVC_ROLE_ENGINE */
     int own_thread;     /* not 0: a library thread dispatches and refills caches; else call kvc_dispatch() */
-    int timeout_ms;     /* for the daemon's answer; 0: 60,000; negative: no limit */
+    int timeout_ms;     /* for the daemon's answer, and a worker's; negative: no limit. 0:
+                         * $KVCACHED_IPC_TIMEOUT in seconds (0 or negative: no limit), else 60,000 */
     kvc_log_fn log;     /* NULL: silence */
     void *log_data;
 
@@ -116,10 +137,15 @@ struct kvc_options {
     /* This engine's own wish for a limit, a fraction of the device, above 0 and at most 1. 0:
      * $KVCACHED_GPU_UTILIZATION if set, else none. */
     double gpu_utilization;
-};
 
-struct kvc_client;
-struct kvc_region;
+    /* Since 0.2. Must live as long as the client. NULL: the engine never gives up memory that it uses. */
+    const struct kvc_listener *listener;
+    void *listener_data;
+
+    /* Since 0.2: for how many ms a report of available blocks holds, if the engine makes no other call
+     * before. 0: 100. */
+    unsigned report_ms;
+};
 
 /* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or the uid in
  * $KVCACHED_DAEMON_UID. Loads the CUDA driver, or the emulated one that belongs to this library when the
