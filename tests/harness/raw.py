@@ -65,6 +65,16 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Lease:
+    """A line of the lease file, in pages."""
+
+    offered: int
+    claimed: int
+    cached: int
+    pinned: int
+
+
+@dataclass(frozen=True)
 class Order:
     """What a worker was told to do: "MapOrder" or "UnmapOrder"."""
 
@@ -171,6 +181,28 @@ class RawPeer(Peer):
 
     def give_back(self, *extents: int) -> Message:
         return self.request("Return", extents=extents)
+
+    # ---- Leases ----
+
+    def lease(self, region: int) -> Lease:
+        """What the region's line says."""
+        return Lease(*map(int, self.do(f"lease {region}").split()))
+
+    def claim(self, region: int, pages: int) -> int:
+        """How many of the pages were offered."""
+        return int(self.do(f"lease {region} claim {pages}"))
+
+    def unclaim(self, region: int, pages: int) -> int:
+        return int(self.do(f"lease {region} unclaim {pages}"))
+
+    def spend(self, region: int, pages: int) -> bool:
+        return int(self.do(f"lease {region} spend {pages}")) == pages
+
+    def hint(self, region: int, cached: int, pinned: int = 0) -> None:
+        self.do(f"lease {region} hint {cached} {pinned}")
+
+    def scribble(self, region: int, word: int) -> None:
+        self.do(f"lease {region} write {word}")
 
     # ---- Orders ----
 
