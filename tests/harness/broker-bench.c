@@ -32,11 +32,14 @@ void bench_init(struct bench *b, uint64_t budget_bytes)
                 .budget_bytes = budget_bytes,
                 .utilization_ppm = 900000,
                 .warm_max = 64,
+                .lease_max = 32,
                 .creating_max = 4,
                 .idle_ns = 30 * NSEC_PER_SEC,
                 .look_ns = 250 * NSEC_PER_MSEC,
                 .budget_rise_ns = NSEC_PER_SEC,
                 .patience_ns = 2 * NSEC_PER_SEC,
+                .notice_ns = 2 * NSEC_PER_SEC,
+                .courtesy_ns = 500 * NSEC_PER_MSEC,
             },
     };
 }
@@ -104,6 +107,17 @@ static void carry_out(struct bench *b, const struct broker_action *action)
         break;
     case BROKER_ACTION_FORGET:
         b->n_forgets++;
+        break;
+    case BROKER_ACTION_LEASE:
+        b->n_leases++;
+        b->leased = action->request;
+        break;
+    case BROKER_ACTION_NOTICE:
+        check(b->n_notices < ARRAY_SIZE(b->notices));
+        b->notices[b->n_notices++] = *action;
+        break;
+    case BROKER_ACTION_SCRIBBLED:
+        b->n_scribbles++;
         break;
     case BROKER_ACTION_STATUS:
         break;

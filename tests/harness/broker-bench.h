@@ -25,8 +25,11 @@ struct bench {
     bool looks_around; /* free memory is read around each destroy */
     bool others_grow;  /* as much as is destroyed, others take at once */
     bool hold_creates; /* creates are not answered */
-    unsigned n_creates, n_exports, n_destroys, n_looks, n_grants, n_refusals, n_forgets;
-    struct broker_request *granted;
+    unsigned n_creates, n_exports, n_destroys, n_looks, n_grants, n_refusals, n_forgets, n_leases,
+        n_scribbles;
+    struct broker_request *granted, *leased;
+    struct broker_action notices[64];
+    unsigned n_notices;
     int error;
     uint64_t sizes[4096];
     uint64_t held_back[64];
