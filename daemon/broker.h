@@ -85,6 +85,7 @@ struct broker_instance {
     struct list leases;       /* of its peers, those with something issued, longest unused first */
     struct list pressed_link; /* while a notice about its limit runs */
     uint64_t pressed_ns;      /* when that ends */
+    uint32_t n_undecided;     /* requests that its limit doesn't hold */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
     uint64_t identity; /* of who opened it; opaque */
@@ -116,6 +117,7 @@ struct broker_peer {
     bool missed;             /* it let one's time pass; nobody waits for it */
     uint32_t notice_number;  /* of the last one sent */
     uint64_t notice_ns;      /* until when it is waited for */
+    uint64_t notice_bytes;   /* of the last one */
     uint64_t asked_bytes;    /* by it, and not given so far */
     uint64_t asked_serial;   /* of the last need for which it was, or is to be, asked */
     uint64_t hinted_bytes;   /* what it could have given then */
