@@ -130,7 +130,7 @@ void admission_settle(struct broker *broker);
 
 /* ---- leases.c ---- */
 
-/* What is offered, of one instance or of all, but for one lease. What scribbled leases have given up counts. */
+/* What is offered, of one instance or of all, but for one lease. What scribbled ones have given up counts. */
 uint64_t leases_offered(struct broker *broker, struct broker_instance *instance_or_null,
                         const struct broker_lease *except_or_null);
 /* Withdraws offers of at least so many bytes, as far as there are any. Returns how many. */

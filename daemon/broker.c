@@ -170,7 +170,7 @@ static uint64_t trim_shelves(struct broker *broker, const struct pool_shelf *own
     return shortage;
 }
 
-/* The pool first, then what is offered. Some of that those who wait can use as it is, and want so much less. */
+/* The pool first, then what is offered. Those who wait can use some of that as it is, and want less then. */
 void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes)
 {
     uint64_t shortage = trim_shelves(broker, own, wanted_bytes);

@@ -278,15 +278,15 @@ int broker_lease_new(struct broker *broker, struct broker_peer *peer,
 /* What is issued returns to the pool, what was asked for is refused. A lease outlives its peer, empty. */
 struct broker_lease *broker_lease_free(struct broker *broker, struct broker_lease *lease);
 
-/* Asks for pages, to be offered. As broker_take(): 0, and a LEASE or REFUSE action for *ret; else refused now,
- * also with BROKER_E_NOT_LEASED, _DESCRIPTORS. With `courtesy` nobody is to give back anything for it, or to
- * wait: it is refused (or, later, gives way with BROKER_E_BUDGET) as soon as anybody else needs something. */
+/* Asks for pages, to be offered. As broker_take(): 0, and a LEASE or REFUSE action for *ret; else refused
+ * now, also with BROKER_E_NOT_LEASED, _DESCRIPTORS. With `courtesy` nobody is to give back anything for it,
+ * or to wait: it is refused, or gives way later (with BROKER_E_BUDGET), when anybody else needs something. */
 int broker_lease_ask(struct broker *broker, struct broker_lease *lease, uint32_t pages, bool courtesy,
                      uint64_t now_ns, struct broker_request **ret);
 
 /* Grants pages out of the lease to `holder`, a peer of the same instance: a GRANT action follows at once.
- * They must have been claimed and taken off the word before. BROKER_E_NOT_LEASED, _FROZEN, _DRIVER (draining),
- * _INVALID, -ENOMEM. */
+ * They must have been claimed and taken off the word before. BROKER_E_NOT_LEASED, _FROZEN, _INVALID, _DRIVER
+ * (draining), -ENOMEM. */
 int broker_lease_take(struct broker *broker, struct broker_lease *lease, struct broker_peer *holder,
                       uint32_t pages, uint64_t now_ns, struct broker_request **ret);
 
