@@ -87,6 +87,12 @@ int conn_ask(struct conn *conn, struct request *request, uint16_t type, const Pr
  * it waits. */
 int conn_wait(struct conn *conn, struct request *request);
 
+/* The same, with a deadline of the caller's own: for who has several questions out at once. */
+int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadline_ns);
+
+/* So long from now. UINT64_MAX: never. */
+uint64_t conn_deadline(uint64_t timeout_ns);
+
 /* Waits as long as pending(data) is true, receiving for everybody; for things that change when some request
  * is done, expires, or the connection ends. */
 void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data);
