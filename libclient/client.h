@@ -43,6 +43,9 @@ struct kvc_client {
     uint64_t min_reserved_pages, max_reserved_pages;
 
     struct list regions;
+    struct list remotes; /* regions of workers elsewhere */
+    struct list orders;  /* that have not come completely, see orders.h */
+    unsigned n_ordered;  /* regions that orders may come for at any time */
     struct list takes;   /* unanswered, see borrow.h */
     struct list leaving; /* memory that could not be given back yet, see borrow.h */
     unsigned n_takers;   /* threads that wait for memory: reserves are not filled meanwhile */
@@ -66,6 +69,9 @@ void client_work(struct kvc_client *client);
 
 /* Whether client_work() would start something. */
 bool client_has_work(const struct kvc_client *client);
+
+/* Whether something may come from the daemon that no thread waits for. */
+bool client_listens(const struct kvc_client *client);
 
 /* True while nothing should be kept: the instance is above its limit, or frozen. */
 bool client_must_shrink(const struct kvc_client *client);

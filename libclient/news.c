@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "client.h"
+#include "orders.h"
 
 #define NEWS_MAX 256
 
@@ -81,6 +82,12 @@ bool news_has_any(const struct news *news)
 static void handle(struct kvc_client *client, struct item *item)
 {
     switch (item->message.type) {
+    case MESSAGE_MAP_ORDER:
+        orders_map(client, &item->message, &item->fds, item->truncated);
+        break;
+    case MESSAGE_UNMAP_ORDER:
+        orders_unmap(client, &item->message);
+        break;
     default:
         conn_die(client->conn, KVC_E_PROTOCOL, "kvcachedd sent a %s that has no place here",
                  codec_type_name(item->message.type));
