@@ -356,10 +356,10 @@ static bool are_distinct(const uint64_t *pages, size_t n)
     return are_ascending(sorted, n);
 }
 
-/* NULL when there can be such an order. */
-static const char *judge_pages(const struct region *region, const uint64_t *pages, size_t n)
+/* NULL when there can be such an order. An empty Unmap has the worker take away what an older session left. */
+static const char *judge_pages(const struct region *region, const uint64_t *pages, size_t n, bool maps)
 {
-    if (n < 1 || n > PAGES_MAX)
+    if ((n < 1 && maps) || n > PAGES_MAX)
         return "1 to 1024 pages can be ordered at once";
     for (size_t i = 0; i < n; i++) {
         if (pages[i] >= region->capacity_pages)
@@ -450,7 +450,7 @@ static int take_order(struct peer *peer, const struct message *message, const st
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
                       "the orders of a region are counted upwards");
     region->number = wish->number;
-    reason = judge_pages(region, wish->pages, wish->n_pages);
+    reason = judge_pages(region, wish->pages, wish->n_pages, wish->maps);
     if (reason)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
     error = judge_order(peer, region, &reason);
