@@ -21,7 +21,9 @@
 #include "borrow.h"
 #include "discovery.h"
 #include "hello.h"
+#include "orders.h"
 #include "region.h"
+#include "remote.h"
 #include "reserve.h"
 #include "worker.h"
 
@@ -108,15 +110,23 @@ bool client_must_shrink(const struct kvc_client *client)
 
 bool client_has_work(const struct kvc_client *client)
 {
+    if (news_has_any(&client->news))
+        return true;
     list_for_each (it, &client->regions)
         if (reserve_wants_refill(container_of(it, struct kvc_region, link)))
             return true;
     return false;
 }
 
+bool client_listens(const struct kvc_client *client)
+{
+    return conn_has_background(client->conn) || client->n_ordered > 0;
+}
+
 void client_work(struct kvc_client *client)
 {
     conn_dispatch(client->conn);
+    news_handle(client);
     list_for_each (it, &client->regions)
         reserve_refill(container_of(it, struct kvc_region, link));
     client->cached_bytes = client->cached.bytes;
@@ -140,6 +150,21 @@ static int mark_process(struct kvc_client *client)
     return 0;
 }
 
+/* Some thread that waits for an answer may be the one that receives it, and it goes on waiting. */
+static int client_on_news(void *data, struct message *message, struct fdset *fds, bool truncated)
+{
+    struct kvc_client *client = data;
+    uint64_t feature = message->type == MESSAGE_NOTICE ? KVCACHED__FEATURE__FEATURE_LEASES
+                                                       : KVCACHED__FEATURE__FEATURE_ORDERS;
+    int r = KVC_E_PROTOCOL;
+
+    if (client->features & feature)
+        r = news_keep(&client->news, message, fds, truncated);
+    if (r == 0 && client->worker)
+        worker_poke(client->worker);
+    return r;
+}
+
 static int connect_daemon(struct kvc_client *client, const struct settings *settings, struct welcome *welcome)
 {
     int fd = -1, r;
@@ -149,25 +174,30 @@ static int connect_daemon(struct kvc_client *client, const struct settings *sett
         r = conn_new(fd, settings->timeout_ns, &client->conn);
     if (r < 0)
         return r;
+    client->conn->on_news = client_on_news;
+    client->conn->news_data = client;
     pthread_mutex_lock(&client->conn->lock);
     r = hello_exchange(client, settings, welcome);
     pthread_mutex_unlock(&client->conn->lock);
     return r;
 }
 
+/* A scheduler has no device of its own: its workers' is known by name. */
 static int open_device(struct kvc_client *client, const struct settings *settings,
                        const struct welcome *welcome)
 {
-    int r;
+    int r = 0;
 
-    r = gpu_open(welcome->device.uuid, welcome->emulated_folder[0] ? welcome->emulated_folder : NULL,
-                 settings->emulator_dir, &client->gpu);
-    if (r < 0)
-        return r;
     client->device = welcome->device;
     client->device.size = sizeof(client->device);
-    client->device.ordinal = client->gpu->device;
-    return 0;
+    client->device.ordinal = -1;
+    if (client->role == KVC_ROLE_SCHEDULER)
+        return 0;
+    r = gpu_open(welcome->device.uuid, welcome->emulated_folder[0] ? welcome->emulated_folder : NULL,
+                 settings->emulator_dir, &client->gpu);
+    if (r == 0)
+        client->device.ordinal = client->gpu->device;
+    return r;
 }
 
 static struct kvc_client *client_new(const struct settings *settings)
@@ -177,8 +207,15 @@ static struct kvc_client *client_new(const struct settings *settings)
     if (!client)
         return NULL;
     list_init(&client->regions);
+    list_init(&client->remotes);
+    list_init(&client->orders);
     list_init(&client->takes);
     list_init(&client->leaving);
+    news_init(&client->news);
+    client->role = settings->role;
+    client->listener = settings->listener;
+    client->listener_data = settings->listener_data;
+    client->report_ns = settings->report_ns;
     client->log = settings->log;
     client->log_data = settings->log_data;
     client->min_reserved_pages = settings->min_reserved_pages;
@@ -191,7 +228,9 @@ static struct kvc_client *client_free(struct kvc_client *client)
 {
     client->conn = conn_free(client->conn);
     client->gpu = gpu_close(client->gpu);
+    news_deinit(&client->news);
     status_page_unmap(client->status);
+    lease_file_unmap(client->leases);
     backing_free_all(&client->leaving);
     if (client->ours)
         munmap((void *)client->ours, FORK_PAGE_SIZE);
@@ -250,20 +289,25 @@ static struct kvc_client *client_forget(struct kvc_client *client)
         return NULL;
     list_for_each_safe (it, &client->regions)
         region_forget(container_of(it, struct kvc_region, link));
+    list_for_each_safe (it, &client->remotes)
+        region_forget(container_of(it, struct kvc_region, link));
+    orders_forget(client);
     borrow_forget(client);
     worker_forget(client->worker);
     conn_forget(client->conn);
     gpu_forget(client->gpu);
+    news_forget(&client->news);
     status_page_unmap(client->status);
+    lease_file_unmap(client->leases);
     munmap((void *)client->ours, FORK_PAGE_SIZE);
     free(client);
     return NULL;
 }
 
 /* A daemon that doesn't answer is waited for once, not once for each region. */
-static void close_next(struct kvc_client *client)
+static void close_next(struct kvc_client *client, struct list *regions)
 {
-    if (region_close(list_first(&client->regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
+    if (region_close(list_first(regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
         conn_die(client->conn, KVC_E_TIMEOUT, "kvcachedd did not answer while the client was closed");
 }
 
@@ -277,8 +321,11 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
         return client_forget(client);
     client->worker = worker_stop(client->worker);
     client_enter(client);
+    while (!list_is_empty(&client->remotes))
+        close_next(client, &client->remotes);
     while (!list_is_empty(&client->regions))
-        close_next(client);
+        close_next(client, &client->regions);
+    orders_drop(client);
     borrow_return(client, &none, true);
     client_leave(client);
     return client_free(client);
@@ -390,5 +437,5 @@ KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret)
 
 KVC_API const char *kvc_driver_path(const struct kvc_client *client)
 {
-    return client ? client->gpu->path : NULL;
+    return client && client->gpu ? client->gpu->path : NULL;
 }

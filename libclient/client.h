@@ -13,9 +13,11 @@
 #include "base/list.h"
 #include "conn.h"
 #include "gpu.h"
+#include "news.h"
 #include "options.h"
 #include "page_cache.h"
 #include "shape.h"
+#include "wire/lease_file.h"
 #include "wire/status.h"
 
 struct worker;
@@ -23,9 +25,16 @@ struct worker;
 struct kvc_client {
     const volatile uint32_t *ours; /* a word that reads as zero in a forked child */
     struct conn *conn;
-    struct gpu *gpu;
+    enum kvc_role role;
+    uint64_t features;     /* bits of Kvcached__Feature that hold on this connection */
+    struct gpu *gpu;       /* NULL in a scheduler */
     struct worker *worker; /* NULL: the host dispatches */
     const struct status_page *status;
+    struct lease_line *leases; /* by region number; NULL: the daemon knows no leases */
+    struct kvc_listener listener;
+    void *listener_data;
+    uint64_t report_ns;
+    struct news news;
     kvc_log_fn log;
     void *log_data;
     bool told_death;
@@ -34,6 +43,9 @@ struct kvc_client {
     uint64_t min_reserved_pages, max_reserved_pages;
 
     struct list regions;
+    struct list remotes; /* regions of workers elsewhere */
+    struct list orders;  /* that have not come completely, see orders.h */
+    unsigned n_ordered;  /* regions that orders may come for at any time */
     struct list takes;   /* unanswered, see borrow.h */
     struct list leaving; /* memory that could not be given back yet, see borrow.h */
     unsigned n_takers;   /* threads that wait for memory: reserves are not filled meanwhile */
@@ -52,11 +64,14 @@ bool client_is_at_rest(struct kvc_client *client);
 int client_enter(struct kvc_client *client);
 void client_leave(struct kvc_client *client);
 
-/* What there is to do without a caller: receive, send, refill reserves. */
+/* What there is to do without a caller: receive, send, do what the daemon wants, refill reserves. */
 void client_work(struct kvc_client *client);
 
 /* Whether client_work() would start something. */
 bool client_has_work(const struct kvc_client *client);
+
+/* Whether something may come from the daemon that no thread waits for. */
+bool client_listens(const struct kvc_client *client);
 
 /* True while nothing should be kept: the instance is above its limit, or frozen. */
 bool client_must_shrink(const struct kvc_client *client);

@@ -7,9 +7,10 @@
  * do not wait (an event loop's dispatch, the library's own thread) receive only while there is no leader; so
  * an answer is never taken away from under a thread that sleeps in poll().
  *
- * The leader keeps everybody's time. A deadline counts only after the socket has been found empty: a process
- * that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an answer
- * starts the time anew.
+ * The leader keeps everybody's time, but it may have gone to sleep before somebody came whose deadline is
+ * nearer: who follows wakes up for it, too. A deadline counts only after the socket has been found empty: a
+ * process that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an
+ * answer starts the time anew.
  *
  * A request that is given up stays in the table: its answer, when it comes, is recognised, and what it
  * carries goes back to the daemon.
@@ -53,6 +54,17 @@ static int poll_timeout(uint64_t deadline_ns)
     return (int)u64_min(left_ms, INT32_MAX);
 }
 
+/* By the clock of deadlines. */
+static void changed_init(pthread_cond_t *changed)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
 {
     struct conn *conn = calloc(1, sizeof(*conn));
@@ -63,7 +75,7 @@ int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
         return error_nomem();
     }
     pthread_mutex_init(&conn->lock, NULL);
-    pthread_cond_init(&conn->changed, NULL);
+    changed_init(&conn->changed);
     list_init(&conn->requests);
     conn->timeout_ns = timeout_ns;
     conn->alive = true;
@@ -254,6 +266,8 @@ static int error_of(Kvcached__Error error)
         return KVC_E_INVALID;
     case KVCACHED__ERROR__ERROR_SHUTDOWN:
         return KVC_E_DISCONNECTED;
+    case KVCACHED__ERROR__ERROR_WORKER:
+        return KVC_E_WORKER;
     default:
         return KVC_E_REFUSED;
     }
@@ -297,13 +311,32 @@ static bool is_our_version(const struct message *message)
            message->type == MESSAGE_CHALLENGE;
 }
 
-static void handle(struct conn *conn, const struct message *message, struct fdset *fds, bool truncated)
+/* Orders have numbers of the daemon's own, notices none. */
+static bool is_news(const struct message *message)
 {
-    struct request *request = message->request ? find_request(conn, message->request) : NULL;
+    return message->type == MESSAGE_NOTICE || message->type == MESSAGE_MAP_ORDER ||
+           message->type == MESSAGE_UNMAP_ORDER;
+}
+
+static void handle_news(struct conn *conn, struct message *message, struct fdset *fds, bool truncated)
+{
+    const char *name = codec_type_name(message->type);
+    int r = conn->on_news ? conn->on_news(conn->news_data, message, fds, truncated) : KVC_E_PROTOCOL;
+
+    if (r < 0)
+        conn_die(conn, r, "kvcachedd sent a %s that has no place here", name);
+}
+
+static void handle(struct conn *conn, struct message *message, struct fdset *fds, bool truncated)
+{
+    bool is_answer = message->request && !is_news(message);
+    struct request *request = is_answer ? find_request(conn, message->request) : NULL;
 
     if (!is_our_version(message))
         conn_die(conn, KVC_E_PROTOCOL, "kvcachedd sent %s in protocol version %u",
                  codec_type_name(message->type), message->version);
+    else if (is_news(message))
+        handle_news(conn, message, fds, truncated);
     else if (message->request && !request)
         conn_die(conn, KVC_E_PROTOCOL, "kvcachedd answered question %" PRIu32 ", which nobody asked",
                  message->request);
@@ -411,13 +444,30 @@ static void push(struct conn *conn)
     flush(conn);
 }
 
+/* A thread that follows sleeps until something has changed, or until the next deadline. */
+static void follow(struct conn *conn)
+{
+    struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLIN};
+    uint64_t deadline_ns = next_deadline(conn);
+    struct timespec until = {
+        .tv_sec = (time_t)(deadline_ns / NSEC_PER_SEC),
+        .tv_nsec = (long)(deadline_ns % NSEC_PER_SEC),
+    };
+
+    if (deadline_ns == UINT64_MAX)
+        pthread_cond_wait(&conn->changed, &conn->lock);
+    else if (pthread_cond_timedwait(&conn->changed, &conn->lock, &until) == ETIMEDOUT &&
+             poll(&pfd, 1, 0) == 0)
+        expire(conn);
+}
+
 void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
 {
     while (pending(data)) {
         if (conn->has_leader && conn->alive && link_wants_write(conn->link))
             push(conn);
         else if (conn->has_leader)
-            pthread_cond_wait(&conn->changed, &conn->lock);
+            follow(conn);
         else {
             conn->has_leader = true;
             while (pending(data))
@@ -428,10 +478,15 @@ void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const
     }
 }
 
+uint64_t conn_deadline(uint64_t timeout_ns)
+{
+    return u64_add_ceil(now_ns(), timeout_ns);
+}
+
 void conn_start_time(struct conn *conn, struct request *request)
 {
     request->expired = false;
-    request->deadline_ns = u64_add_ceil(now_ns(), conn->timeout_ns);
+    request->deadline_ns = conn_deadline(conn->timeout_ns);
 }
 
 static bool is_unanswered(const void *data)
@@ -443,9 +498,15 @@ static bool is_unanswered(const void *data)
 
 int conn_wait(struct conn *conn, struct request *request)
 {
+    return conn_wait_until(conn, request, conn_deadline(conn->timeout_ns));
+}
+
+int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadline_ns)
+{
     if (!request->done) {
         request->waited = true;
-        conn_start_time(conn, request);
+        request->expired = false;
+        request->deadline_ns = deadline_ns;
     }
     conn_wait_while(conn, is_unanswered, request);
     request->waited = false;

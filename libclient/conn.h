@@ -59,6 +59,11 @@ struct conn {
     bool has_leader;
     bool receiving;
     atomic_bool alive;
+
+    /* Takes what the daemon says without having been asked (moves it away). Negative: the connection ends.
+     * NULL: nothing may come. Must not call back. */
+    int (*on_news)(void *data, struct message *message, struct fdset *fds, bool truncated);
+    void *news_data;
     char reason[ERROR_SENTENCE_MAX]; /* why it is not */
 };
 
@@ -81,6 +86,12 @@ int conn_ask(struct conn *conn, struct request *request, uint16_t type, const Pr
  * set). Or KVC_E_TIMEOUT: the request stays the connection's, which will finish() it. Releases the lock while
  * it waits. */
 int conn_wait(struct conn *conn, struct request *request);
+
+/* The same, with a deadline of the caller's own: for who has several questions out at once. */
+int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadline_ns);
+
+/* So long from now. UINT64_MAX: never. */
+uint64_t conn_deadline(uint64_t timeout_ns);
 
 /* Waits as long as pending(data) is true, receiving for everybody; for things that change when some request
  * is done, expires, or the connection ends. */

@@ -36,6 +36,11 @@ static const char *const sentences[] = {
     [-KVC_E_MAPPED] = "the page is mapped already",
     [-KVC_E_NOT_MAPPED] = "the page is not mapped",
     [-KVC_E_NOSPACE] = "out of device address space",
+    [-KVC_E_WORKER] = "the worker is gone, or failed",
+    [-KVC_E_IN_DOUBT] = "a worker has not answered about the page",
+    [-KVC_E_PINNED] = "the page is pinned",
+    [-KVC_E_NO_BLOCKS] = "there are not so many blocks",
+    [-KVC_E_NOT_ALLOCATED] = "the block is not allocated",
 };
 
 KVC_API const char *kvc_strerror(int error)

@@ -14,6 +14,7 @@
 #include "base/arith.h"
 
 #define PROGRAM_MAX 64
+#define FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS)
 
 struct hello {
     struct request request;
@@ -21,6 +22,7 @@ struct hello {
     bool truncated;
     struct welcome welcome;
     const struct status_page *status;
+    struct lease_line *leases;
 };
 
 static int answer_challenge(struct hello *hello, const Kvcached__Challenge *challenge)
@@ -59,6 +61,8 @@ static int read_welcome(struct hello *hello, const Kvcached__Welcome *w)
     struct welcome *welcome = &hello->welcome;
     struct kvc_device *device = &welcome->device;
 
+    if (w->features & ~(uint64_t)FEATURES)
+        return request_violated(&hello->request, "kvcachedd chose features that were not offered");
     if (w->version != FRAME_VERSION)
         return request_violated(&hello->request, "kvcachedd chose protocol version %u, which was not offered",
                                 w->version);
@@ -73,6 +77,20 @@ static int read_welcome(struct hello *hello, const Kvcached__Welcome *w)
     memcpy(device->class_bytes, w->class_bytes, w->n_class_bytes * sizeof(w->class_bytes[0]));
     device->emulated = w->emulated_folder[0] != 0;
     welcome->gpu_index = w->gpu_index;
+    welcome->features = w->features;
+    return 0;
+}
+
+static int map_pages(struct hello *hello, const struct fdset *fds)
+{
+    bool leases = hello->welcome.features & KVCACHED__FEATURE__FEATURE_LEASES;
+
+    if (fds->n != (leases ? 2u : 1u))
+        return request_violated(&hello->request, "kvcachedd sent %u descriptors with Welcome", fds->n);
+    if (status_page_map(fdset_borrow(fds, 0), &hello->status) != 0)
+        return request_violated(&hello->request, "kvcachedd's status page is no such thing");
+    if (leases && lease_file_map(fdset_borrow(fds, 1), &hello->leases) != 0)
+        return request_violated(&hello->request, "kvcachedd's lease file is no such thing");
     return 0;
 }
 
@@ -86,8 +104,7 @@ static int accept_welcome(struct hello *hello, const Kvcached__Welcome *w, struc
     hello->truncated = truncated;
     if (truncated)
         return 0;
-    r = status_page_map(fdset_borrow(fds, 0), &hello->status);
-    return r != 0 ? request_violated(&hello->request, "kvcachedd's status page is no such thing") : 0;
+    return map_pages(hello, fds);
 }
 
 static int hello_receive(struct request *request, const struct message *message, struct fdset *fds,
@@ -105,12 +122,25 @@ static int hello_receive(struct request *request, const struct message *message,
 static void hello_free(struct hello *hello)
 {
     status_page_unmap(hello->status);
+    lease_file_unmap(hello->leases);
     free(hello);
 }
 
 static void hello_finish(struct request *request)
 {
     hello_free(container_of(request, struct hello, request));
+}
+
+static Kvcached__Role role_of(const struct settings *settings)
+{
+    switch (settings->role) {
+    case KVC_ROLE_WORKER:
+        return KVCACHED__ROLE__ROLE_WORKER;
+    case KVC_ROLE_SCHEDULER:
+        return KVCACHED__ROLE__ROLE_SCHEDULER;
+    default:
+        return KVCACHED__ROLE__ROLE_ENGINE;
+    }
 }
 
 static int ask(struct kvc_client *client, const struct settings *settings, struct hello *hello)
@@ -123,7 +153,8 @@ static int ask(struct kvc_client *client, const struct settings *settings, struc
     snprintf(uuid, sizeof(uuid), "%s", settings->gpu_uuid ? settings->gpu_uuid : "");
     body.min_version = FRAME_VERSION;
     body.max_version = FRAME_VERSION;
-    body.role = settings->role == KVC_ROLE_WORKER ? KVCACHED__ROLE__ROLE_WORKER : KVCACHED__ROLE__ROLE_ENGINE;
+    body.features = FEATURES;
+    body.role = role_of(settings);
     body.instance = instance;
     body.gpu_uuid = uuid;
     body.limit_ppm = settings->limit_ppm;
@@ -138,6 +169,9 @@ static int judge(const struct hello *hello, const struct settings *settings)
     if (settings->has_gpu_index && settings->gpu_index != hello->welcome.gpu_index)
         return error_set(KVC_E_REFUSED, "The kvcachedd at this socket serves GPU %u, not %u",
                          hello->welcome.gpu_index, settings->gpu_index);
+    if (settings->role == KVC_ROLE_SCHEDULER &&
+        !(hello->welcome.features & KVCACHED__FEATURE__FEATURE_ORDERS))
+        return error_set(KVC_E_VERSION, "This kvcachedd is too old for schedulers in a process of their own");
     return 0;
 }
 
@@ -163,6 +197,8 @@ int hello_exchange(struct kvc_client *client, const struct settings *settings, s
     if (r == 0) {
         *ret = hello->welcome;
         client->status = steal_pointer(hello->status);
+        client->leases = steal_pointer(hello->leases);
+        client->features = hello->welcome.features;
     }
     hello_free(hello);
     return r;

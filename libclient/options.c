@@ -19,6 +19,8 @@
 #include "error.h"
 
 #define DEFAULT_TIMEOUT_MS 60000
+#define DEFAULT_REPORT_MS 100
+#define TIMEOUT_MAX_S 1e9
 #define DEFAULT_MIN_RESERVED_PAGES 5
 #define DEFAULT_MAX_RESERVED_PAGES 10
 #define MILLION 1000000
@@ -164,7 +166,7 @@ static int resolve_daemon_uid(struct settings *s)
 
 static int resolve_role(enum kvc_role role, struct settings *s)
 {
-    if (role != 0 && role != KVC_ROLE_ENGINE && role != KVC_ROLE_WORKER)
+    if (role != 0 && role != KVC_ROLE_ENGINE && role != KVC_ROLE_WORKER && role != KVC_ROLE_SCHEDULER)
         return error_set(KVC_E_INVALID, "%d is not a role", (int)role);
     s->role = role ? role : KVC_ROLE_ENGINE;
     return 0;
@@ -181,11 +183,42 @@ static int resolve_limit(double option, struct settings *s)
     return 0;
 }
 
-static uint64_t timeout_of(int timeout_ms)
+/* In seconds, as a decimal number; not above zero: no limit. */
+static int read_timeout(uint64_t *ret_ns)
 {
+    static const char name[] = "KVCACHED_IPC_TIMEOUT";
+    const char *text = secure_getenv(name);
+    bool negative = text && *text == '-';
+    double seconds;
+
+    if (!text)
+        return 0;
+    if (parse_decimal(text + negative, &seconds) < 0 || seconds > TIMEOUT_MAX_S)
+        return bad_variable(name, text, "a number of seconds");
+    *ret_ns = negative || seconds <= 0 ? UINT64_MAX : (uint64_t)(seconds * (double)NSEC_PER_SEC);
+    return 0;
+}
+
+static int resolve_timeout(int timeout_ms, struct settings *s)
+{
+    int r;
+
+    s->timeout_ns = DEFAULT_TIMEOUT_MS * NSEC_PER_MSEC;
+    r = read_timeout(&s->timeout_ns);
     if (timeout_ms < 0)
-        return UINT64_MAX;
-    return (uint64_t)(timeout_ms ? timeout_ms : DEFAULT_TIMEOUT_MS) * NSEC_PER_MSEC;
+        s->timeout_ns = UINT64_MAX;
+    else if (timeout_ms > 0)
+        s->timeout_ns = (uint64_t)timeout_ms * NSEC_PER_MSEC;
+    return r;
+}
+
+static int resolve_listener(const struct kvc_options *o, struct settings *s)
+{
+    if (o->listener && !options_copy(&s->listener, sizeof(s->listener), sizeof(s->listener), o->listener))
+        return error_set(KVC_E_INVALID, "kvc_listener has a size that this library does not know");
+    s->listener_data = o->listener_data;
+    s->report_ns = (o->report_ms ? o->report_ms : DEFAULT_REPORT_MS) * NSEC_PER_MSEC;
+    return 0;
 }
 
 int settings_resolve(const struct kvc_options *options, struct settings *ret)
@@ -194,15 +227,18 @@ int settings_resolve(const struct kvc_options *options, struct settings *ret)
     struct settings s = {0};
     int r;
 
-    if (!options || !options_copy(&o, sizeof(o), sizeof(o), options))
+    if (!options || !options_copy(&o, sizeof(o), OPTIONS_SIZE_FIRST, options))
         return error_set(KVC_E_INVALID, "kvc_options has a size that this library does not know");
     s.socket = o.socket ? o.socket : text_of("KVCACHED_SOCKET");
     s.emulator_dir = text_of("KVCACHED_EMULATOR_DIR");
     s.own_thread = o.own_thread != 0;
-    s.timeout_ns = timeout_of(o.timeout_ms);
     s.log = o.log;
     s.log_data = o.log_data;
-    r = resolve_instance(o.instance, &s);
+    r = resolve_timeout(o.timeout_ms, &s);
+    if (r == 0)
+        r = resolve_listener(&o, &s);
+    if (r == 0)
+        r = resolve_instance(o.instance, &s);
     if (r == 0)
         r = resolve_gpu(o.gpu, &s);
     if (r == 0)

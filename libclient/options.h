@@ -6,6 +6,7 @@
  */
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -30,10 +31,17 @@ struct settings {
     uint32_t limit_ppm; /* 0: no wish */
     kvc_log_fn log;
     void *log_data;
+    struct kvc_listener listener; /* members are NULL where the caller has none */
+    void *listener_data;
+    uint64_t report_ns;
 };
 
 /* 0, KVC_E_INVALID or KVC_E_ENVIRONMENT. Every variable is checked, also where an option overrides it. */
 int settings_resolve(const struct kvc_options *options, struct settings *ret);
+
+/* What the structures of the first release had; they have grown since. */
+#define OPTIONS_SIZE_FIRST offsetof(struct kvc_options, listener)
+#define REGION_OPTIONS_SIZE_FIRST offsetof(struct kvc_region_options, flags)
 
 /* Copies a versioned structure of the caller's, of `size` bytes by its own first member: what the caller
  * knows and we don't must be zero. False where that fails, or `size` is below that of the first release. */

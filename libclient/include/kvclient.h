@@ -61,6 +61,11 @@ enum kvc_error {
     KVC_E_MAPPED = -17,        /* a page is mapped already, or named twice */
     KVC_E_NOT_MAPPED = -18,    /* a page is not mapped, or named twice */
     KVC_E_NOSPACE = -19,       /* the driver has no address space of that size, or not so many mappings */
+    KVC_E_WORKER = -20,        /* the worker is gone, or could not do what its scheduler wanted */
+    KVC_E_IN_DOUBT = -21,      /* a worker has not answered: its page is unusable until it does */
+    KVC_E_PINNED = -22,        /* a page is pinned */
+    KVC_E_NO_BLOCKS = -23,     /* there are not so many blocks, however much memory there is */
+    KVC_E_NOT_ALLOCATED = -24, /* a block is not allocated, or named twice */
 };
 
 /* A short sentence for an error; never NULL. Any thread, any time. */
@@ -80,8 +85,23 @@ enum kvc_log_level { KVC_LOG_DEBUG, KVC_LOG_INFO, KVC_LOG_WARNING, KVC_LOG_ERROR
 typedef void (*kvc_log_fn)(void *data, enum kvc_log_level level, const char *sentence);
 
 enum kvc_role {
-    KVC_ROLE_ENGINE = 1, /* decides and maps */
-    KVC_ROLE_WORKER = 2, /* maps for a scheduler in another process */
+    KVC_ROLE_ENGINE = 1,    /* decides and maps */
+    KVC_ROLE_WORKER = 2,    /* maps for a scheduler in another process */
+    KVC_ROLE_SCHEDULER = 3, /* decides, for workers in other processes; the GPU is not touched */
+};
+
+struct kvc_client;
+struct kvc_region;
+
+/* What the library asks of its engine. Called inside kvc_dispatch(), or on the library's own thread, without
+ * any lock held: it may call the library. Members may be NULL. */
+struct kvc_listener {
+    size_t size; /* sizeof(struct kvc_listener) */
+
+    /* Memory is wanted back: `bytes`, beyond what the library has given back by itself, within `deadline_ms`.
+     * Free what can be spared, here or soon; what is freed goes back at once while the instance is asked for
+     * memory. An engine that does not is granted nothing until it is within its limit. */
+    void (*reclaim)(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms);
 };
 
 /* Zero-initialise, set `size`, set what is needed. */
@@ -99,7 +119,8 @@ struct kvc_options {
     const char *gpu; /* "GPU-<uuid>", or the number in PCI bus order; NULL: 0, or whatever `socket` serves */
     enum kvc_role role; /* 0: KVC_ROLE_ENGINE */
     int own_thread;     /* not 0: a library thread dispatches and refills caches; else call kvc_dispatch() */
-    int timeout_ms;     /* for the daemon's answer; 0: 60,000; negative: no limit */
+    int timeout_ms;     /* for the daemon's answer, and a worker's; negative: no limit. 0:
+                         * $KVCACHED_IPC_TIMEOUT in seconds (0 or negative: no limit), else 60,000 */
     kvc_log_fn log;     /* NULL: silence */
     void *log_data;
 
@@ -116,10 +137,15 @@ struct kvc_options {
     /* This engine's own wish for a limit, a fraction of the device, above 0 and at most 1. 0:
      * $KVCACHED_GPU_UTILIZATION if set, else none. */
     double gpu_utilization;
-};
 
-struct kvc_client;
-struct kvc_region;
+    /* Since 0.2. Must live as long as the client. NULL: the engine never gives up memory that it uses. */
+    const struct kvc_listener *listener;
+    void *listener_data;
+
+    /* Since 0.2: for how many ms a report of available blocks holds, if the engine makes no other call
+     * before. 0: 100. */
+    unsigned report_ms;
+};
 
 /* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or the uid in
  * $KVCACHED_DAEMON_UID. Loads the CUDA driver, or the emulated one that belongs to this library when the
@@ -176,6 +202,13 @@ KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 /* Gives all cached free pages back to the daemon, and refills no cache before the region's next map. */
 KVC_API int kvc_trim(struct kvc_client *client);
 
+/* Flags of a region, since 0.2. */
+enum kvc_region_flags {
+    KVC_REGION_ZERO_ON_MAP = 1, /* pages read as zero after a map */
+    KVC_REGION_HOLES_ZERO = 2,  /* what is not mapped can be read and written */
+    KVC_REGION_ORDERED = 4,     /* of a worker: the instance's scheduler maps it, see kvc_region_attach() */
+};
+
 struct kvc_region_options {
     size_t size;         /* sizeof(struct kvc_region_options) */
     uint32_t segments;   /* 0: 1. Parts in which every page has its share (for instance one per layer) */
@@ -187,6 +220,12 @@ struct kvc_region_options {
     /* Classes that make up page_bytes, in order. NULL: largest first. */
     const uint64_t *extent_bytes;
     size_t n_extents;
+
+    /* Since 0.2. */
+    uint32_t flags; /* KVC_REGION_* */
+    void *stream;
+    uint32_t group; /* for KVC_REGION_ORDERED: which of the engine's regions this is */
+    uint32_t rank;  /* ... and which of its workers */
 };
 
 /* Reserves address space. Costs no memory. KVC_E_BUDGET when not even one page could be backed. */
@@ -200,6 +239,10 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region);
 KVC_API uint64_t kvc_region_address(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region);
 
+/* Since 0.2: capacity, and bytes of one page over all segments. */
+KVC_API uint64_t kvc_region_pages(const struct kvc_region *region);
+KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
+
 /* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain
  * left). Waits for the daemon if its memory has to be made first. KVC_E_MAPPED, KVC_E_LIMIT, KVC_E_BUDGET,
  * KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT, KVC_E_DISCONNECTED.
@@ -212,6 +255,29 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
  * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_DRIVER; KVC_E_DISCONNECTED and KVC_E_TIMEOUT when
  * the daemon has not confirmed what was given back (the pages are unmapped all the same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
+
+/* Scheduler and workers in different processes, since 0.2
+ *
+ * A worker opens its regions with KVC_REGION_ORDERED, and maps nothing in them by itself: kvc_region_map()
+ * and kvc_region_unmap() are KVC_E_INVALID. Its library does what the scheduler wants, on its own thread
+ * or in kvc_dispatch(), for as long as the region is open; nothing of it is cached. A worker on an event
+ * loop must poll, since its scheduler waits.
+ *
+ * The scheduler opens a client of each worker's daemon, under the worker's instance name, with
+ * KVC_ROLE_SCHEDULER. Such a client has no GPU: its process never loads the driver, and kvc_region_open()
+ * is KVC_E_INVALID. What it attaches to can be mapped and unmapped like a region of its own. It has no
+ * address (0), and at most 1024 pages are mapped or unmapped by one call.
+ *
+ * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, or has done nothing of it (it says
+ * why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not answered in time:
+ * then it may do so later, and what it does is not undone. */
+
+/* Finds the region that a worker of this client's instance has opened under the two numbers, and waits for
+ * it. `timeout_ms`: for how long; negative: no limit; 0: as the client's. What an earlier scheduler has
+ * left mapped there is unmapped first: of several schedulers the last one rules. Closing leaves the
+ * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER. */
+KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
+                              struct kvc_region **ret);
 
 #ifdef __cplusplus
 }

@@ -101,6 +101,31 @@ TEST(no_refill_without_preallocation)
     check_eq(resolve(environment).min_reserved_pages, 2);
 }
 
+TEST(timeouts)
+{
+    struct kvc_options none = {.instance = "good"};
+
+    check_eq(resolve(none).timeout_ns, 60 * NSEC_PER_SEC);
+    setenv("KVCACHED_IPC_TIMEOUT", "1.5", 1);
+    check_eq(resolve(none).timeout_ns, 1500 * NSEC_PER_MSEC);
+    check_eq(resolve((struct kvc_options){.timeout_ms = 7}).timeout_ns, 7 * NSEC_PER_MSEC);
+    check_eq(resolve((struct kvc_options){.timeout_ms = -1}).timeout_ns, UINT64_MAX);
+    setenv("KVCACHED_IPC_TIMEOUT", "0", 1);
+    check_eq(resolve(none).timeout_ns, UINT64_MAX);
+    setenv("KVCACHED_IPC_TIMEOUT", "-1", 1);
+    check_eq(resolve(none).timeout_ns, UINT64_MAX);
+}
+
+TEST(listeners)
+{
+    struct kvc_listener listener = {.size = sizeof(listener)};
+    struct kvc_options options = {.instance = "good", .listener = &listener, .report_ms = 5};
+
+    check_eq(resolve(options).report_ns, 5 * NSEC_PER_MSEC);
+    listener.size = 1;
+    refuse(options, KVC_E_INVALID, "kvc_listener");
+}
+
 TEST(bad_variables)
 {
     static const struct {
@@ -117,6 +142,8 @@ TEST(bad_variables)
         {"KVCACHED_MAX_RESERVED_PAGES", "many"},
         {"KVCACHED_MAX_RESERVED_PAGES", "99999999999"},
         {"KVCACHED_PAGE_PREALLOC_ENABLED", "maybe"},
+        {"KVCACHED_IPC_TIMEOUT", "soon"},
+        {"KVCACHED_IPC_TIMEOUT", ""},
         {"KVCACHED_DAEMON_UID", "root"},
         {"KVCACHED_DAEMON_UID", "4294967295"},
     };

@@ -359,7 +359,6 @@ def test_two_workers_of_one_number(pair: Pair, programs: Programs, daemon: Daemo
 @pytest.mark.parametrize(
     ("pages", "reason"),
     [
-        ((), "1 to 1024"),
         (tuple(range(1025)), "1 to 1024"),
         ((4096,), "fewer pages"),
         ((0, 2**64 - 1), "fewer pages"),
@@ -369,6 +368,13 @@ def test_two_workers_of_one_number(pair: Pair, programs: Programs, daemon: Daemo
 )
 def test_impossible_pages(pair: Pair, name: str, pages: tuple[int, ...], reason: str) -> None:
     pair.ask(name, *pages).check_refused("ERROR_INVALID", reason)
+    pair.map(0)
+
+
+def test_no_pages(pair: Pair) -> None:
+    """Nothing to map makes no sense; nothing to unmap is what a new scheduler begins with."""
+    pair.ask("Map").check_refused("ERROR_INVALID", "1 to 1024")
+    pair.unmap(extents=[])
     pair.map(0)
 
 

@@ -30,6 +30,7 @@ PURE_MODULES = [
     "daemon/settings",
     "daemon/snapshot",
     "daemon/supply",
+    "libclient/group_state",
     "libclient/page_cache",
     "libclient/shape",
     "tests/replay/engine",

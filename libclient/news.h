@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * News: what the daemon says without having been asked, kept until the library is dispatched.
+ */
+
+#include <stdbool.h>
+
+#include "base/list.h"
+#include "wire/codec.h"
+#include "wire/fdset.h"
+
+struct kvc_client;
+
+struct news {
+    struct list items;
+    unsigned n;
+};
+
+void news_init(struct news *news);
+void news_deinit(struct news *news);
+
+/* Frees host memory only, in a forked child. */
+void news_forget(struct news *news);
+
+/* Moves message and descriptors into the queue. 0, KVC_E_PROTOCOL when more has come than any daemon may
+ * send, KVC_E_NOMEM: they stay the caller's. */
+int news_keep(struct news *news, struct message *message, struct fdset *fds, bool truncated);
+
+bool news_has_any(const struct news *news);
+
+/* Does what they say, in the order in which they came. With the client's lock, which is released while
+ * the engine is called. */
+void news_handle(struct kvc_client *client);
