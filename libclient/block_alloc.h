@@ -82,7 +82,7 @@ struct block_alloc_counts {
     uint64_t page_blocks; /* of the pages with most blocks; where blocks straddle, others have one less */
 };
 
-/* Memory is O(pages); a page's table of blocks, two bits a block at most, comes when it is first planned.
+/* Memory is O(pages); a page's table of blocks, some bits a block, comes when it is first planned.
  * 0, BLOCK_ALLOC_E_ZERO, _LARGE, _MANY, -ENOMEM. */
 int block_alloc_new(const struct block_alloc_config *config, struct block_alloc **ret);
 struct block_alloc *block_alloc_free(struct block_alloc *alloc);
@@ -156,7 +156,8 @@ uint64_t block_alloc_free_pages(const struct block_alloc *alloc);
 /* O(1). */
 void block_alloc_count(const struct block_alloc *alloc, struct block_alloc_counts *ret);
 
-/* The page in which a block begins, also for a straddler; may lie beyond the capacity. Of any thread. */
+/* The page in which a block begins, also for a straddler; the capacity, which is no page, for what is no block
+ * of the region. Of any thread. */
 uint64_t block_alloc_page_of(const struct block_alloc *alloc, uint32_t id);
 
 /* The blocks of a page: the first, and how many. Of any thread. The page must be one of the region. */
