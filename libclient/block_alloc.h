@@ -121,6 +121,10 @@ void block_alloc_clear(struct block_alloc *alloc, uint64_t epoch);
  * MAPPING do not count: whoever lets them be mapped wants them. O(pages) where blocks straddle, else O(1). */
 uint64_t block_alloc_missing(const struct block_alloc *alloc, uint64_t n);
 
+/* The blocks of the next n pages that block_alloc_plan() would name, or of all where there are not so many.
+ * O(n) where blocks straddle, else O(1). */
+uint64_t block_alloc_gain(const struct block_alloc *alloc, uint64_t n);
+
 /* Names n empty pages, which become MAPPING: the lowest ones, in ascending order, so that they mostly follow
  * on each other. 0, BLOCK_ALLOC_E_FULL, -ENOMEM: nothing has changed. */
 int block_alloc_plan(struct block_alloc *alloc, size_t n, uint64_t *ret_pages);
@@ -130,6 +134,10 @@ int block_alloc_plan(struct block_alloc *alloc, size_t n, uint64_t *ret_pages);
  * epochs are counted as kept) and the reserved blocks. Highest number first: takes and plans prefer the
  * lowest, so these are the least likely to be used next, and the mapped pages stay together at the start. */
 size_t block_alloc_shed(struct block_alloc *alloc, uint64_t keep, size_t max, uint64_t *ret_pages);
+
+/* The same for pages that are named: those of them that are mapped and can be shed, whatever that leaves. */
+size_t block_alloc_shed_these(struct block_alloc *alloc, const uint64_t *pages, size_t n,
+                              uint64_t *ret_pages);
 
 /* What the owner has to say of pages that are not its to use otherwise. 0, BLOCK_ALLOC_E_PAGE,
  * BLOCK_ALLOC_E_STATE: of the first page that is wrong, and nothing has changed. */

@@ -231,6 +231,23 @@ uint64_t block_alloc_missing(const struct block_alloc *alloc, uint64_t n)
     return n_pages + missing / most + (missing % most != 0);
 }
 
+uint64_t block_alloc_gain(const struct block_alloc *alloc, uint64_t n)
+{
+    uint64_t page, n_blocks = 0;
+    uint32_t first, of_page;
+
+    n = u64_min(n, alloc->n_states[BLOCK_ALLOC_EMPTY]);
+    if (alloc->geometry.period == 1)
+        return n * alloc->geometry.page_blocks;
+    page = bit_tree_next(&alloc->page_tree, alloc->empty, 0);
+    for (; n > 0; n--) {
+        block_geometry_range(&alloc->geometry, page, &first, &of_page);
+        n_blocks += of_page;
+        page = bit_tree_next(&alloc->page_tree, alloc->empty, page + 1);
+    }
+    return n_blocks;
+}
+
 int block_alloc_plan(struct block_alloc *alloc, size_t n, uint64_t *ret_pages)
 {
     uint64_t page = 0;
@@ -273,6 +290,20 @@ size_t block_alloc_shed(struct block_alloc *alloc, uint64_t keep, size_t max, ui
     }
     block_alloc_publish(alloc);
     return n;
+}
+
+size_t block_alloc_shed_these(struct block_alloc *alloc, const uint64_t *pages, size_t n, uint64_t *ret_pages)
+{
+    size_t n_shed = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        if (!bit_tree_has(alloc->sheddable, pages[i]))
+            continue;
+        set_state(alloc, pages[i], BLOCK_ALLOC_UNMAPPING);
+        ret_pages[n_shed++] = pages[i];
+    }
+    block_alloc_publish(alloc);
+    return n_shed;
 }
 
 void block_alloc_complete(struct block_alloc *alloc, uint64_t epoch)

@@ -34,7 +34,7 @@
 #define QUEUE_MAX 1024
 #define QUEUE_QUESTIONS_MAX 512
 
-static uint64_t now_ns(void)
+uint64_t conn_now_ns(void)
 {
     struct timespec now;
 
@@ -49,7 +49,7 @@ static int poll_timeout(uint64_t deadline_ns)
 
     if (deadline_ns == UINT64_MAX)
         return -1;
-    left_ms = (u64_sub_floor(deadline_ns, now_ns()) + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC;
+    left_ms = (u64_sub_floor(deadline_ns, conn_now_ns()) + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC;
     return (int)u64_min(left_ms, INT32_MAX);
 }
 
@@ -386,7 +386,7 @@ static uint64_t next_deadline(struct conn *conn)
 
 static void expire(struct conn *conn)
 {
-    uint64_t now = now_ns();
+    uint64_t now = conn_now_ns();
 
     list_for_each (it, &conn->requests) {
         struct request *request = container_of(it, struct request, link);
@@ -400,10 +400,10 @@ static void expire(struct conn *conn)
 }
 
 /* Receives until the leader has what it waits for: what else has come is the next one's to find. */
-static void lead(struct conn *conn, bool (*pending)(const void *data), const void *data)
+static void lead(struct conn *conn, bool (*pending)(const void *data), const void *data, uint64_t until_ns)
 {
     struct pollfd pfd = {.fd = link_fd(conn->link), .events = conn_events(conn)};
-    int timeout = poll_timeout(next_deadline(conn));
+    int timeout = poll_timeout(u64_min(next_deadline(conn), until_ns));
 
     pthread_mutex_unlock(&conn->lock);
     poll(&pfd, 1, timeout);
@@ -430,7 +430,8 @@ static void push(struct conn *conn)
     flush(conn);
 }
 
-void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
+void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
+                           uint64_t until_ns)
 {
     while (pending(data)) {
         if (conn->has_leader && conn->alive && link_wants_write(conn->link))
@@ -440,17 +441,27 @@ void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const
         else {
             conn->has_leader = true;
             while (pending(data))
-                lead(conn, pending, data);
+                lead(conn, pending, data, until_ns);
             conn->has_leader = false;
             pthread_cond_broadcast(&conn->changed);
         }
     }
 }
 
-void conn_start_time(struct conn *conn, struct request *request)
+void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
+{
+    conn_wait_while_until(conn, pending, data, UINT64_MAX);
+}
+
+static void start_time(struct request *request, uint64_t timeout_ns)
 {
     request->expired = false;
-    request->deadline_ns = u64_add_ceil(now_ns(), conn->timeout_ns);
+    request->deadline_ns = u64_add_ceil(conn_now_ns(), timeout_ns);
+}
+
+void conn_start_time(struct conn *conn, struct request *request)
+{
+    start_time(request, conn->timeout_ns);
 }
 
 static bool is_unanswered(const void *data)
@@ -460,15 +471,25 @@ static bool is_unanswered(const void *data)
     return !request->done && !request->expired;
 }
 
-int conn_wait(struct conn *conn, struct request *request)
+void conn_wait_begin(struct request *request, uint64_t timeout_ns)
 {
-    if (!request->done) {
-        request->waited = true;
-        conn_start_time(conn, request);
-    }
-    conn_wait_while(conn, is_unanswered, request);
+    if (request->done)
+        return;
+    request->waited = true;
+    start_time(request, timeout_ns);
+}
+
+int conn_wait_end(struct request *request)
+{
     request->waited = false;
     if (!request->done)
         return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
     return request->result < 0 ? error_set(request->result, "%s", request->reason) : 0;
+}
+
+int conn_wait(struct conn *conn, struct request *request)
+{
+    conn_wait_begin(request, conn->timeout_ns);
+    conn_wait_while(conn, is_unanswered, request);
+    return conn_wait_end(request);
 }

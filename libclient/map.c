@@ -20,6 +20,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "map.h"
 #include "reserve.h"
 
 /* ---- Mapping ---- */
@@ -238,7 +239,7 @@ static void commit(struct plan *plan)
     reserve_want(plan->region);
 }
 
-static int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     struct plan *plan;
     int r = 0;
@@ -263,6 +264,14 @@ static int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
     return r;
 }
 
+/* Who hands out blocks decides alone. */
+static int check_host(const struct kvc_region *region)
+{
+    if (region->blocks)
+        return error_set(KVC_E_INVALID, "The region's pages are mapped and unmapped by its kvc_blocks");
+    return 0;
+}
+
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     int r;
@@ -272,7 +281,9 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = conn_check(region->client->conn);
+    r = check_host(region);
+    if (r == 0)
+        r = conn_check(region->client->conn);
     if (r == 0 && n > 0)
         r = map_pages(region, pages, n);
     client_leave(region->client);
@@ -404,7 +415,7 @@ static bool is_only_late(struct kvc_client *client, int r)
     return true;
 }
 
-static int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     _cleanup_free_ struct leaving *leaving = NULL;
     struct kvc_client *client = region->client;
@@ -444,7 +455,9 @@ KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, s
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = n > 0 ? unmap_pages(region, pages, n) : conn_check(region->client->conn);
+    r = check_host(region);
+    if (r == 0)
+        r = n > 0 ? unmap_pages(region, pages, n) : conn_check(region->client->conn);
     client_leave(region->client);
     return r;
 }

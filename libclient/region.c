@@ -16,6 +16,7 @@
 
 #include "base/arith.h"
 #include "base/parse.h"
+#include "blocks.h"
 #include "reserve.h"
 
 #define DRIVER_MAPPINGS_MAX 520000
@@ -292,6 +293,7 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
     if (!region)
         return error_nomem();
     list_init(&region->link);
+    list_init(&region->lease.asks);
     region->client = client;
     r = prepare(region, options);
     if (r == 0)
@@ -303,6 +305,7 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
         region_forget(region);
         return r;
     }
+    lease_open(region);
     list_append(&client->regions, &region->link);
     *ret = region;
     return 0;
@@ -343,6 +346,8 @@ struct kvc_region *region_forget(struct kvc_region *region)
     if (!region)
         return NULL;
     list_unlink(&region->link);
+    if (region->blocks)
+        blocks_forget(region->blocks);
     if (region->pages && region->shape)
         for (uint64_t i = 0; i < region->shape->pages; i++)
             free(region->pages[i].backing);
@@ -410,6 +415,9 @@ int region_close(struct kvc_region *region)
     struct list leaving = LIST_INIT(leaving);
     int r;
 
+    if (region->blocks)
+        blocks_part(region->blocks, region);
+    lease_close(region);
     if (region->refill)
         borrow_abandon(region->refill);
     region->refill = NULL;

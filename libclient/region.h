@@ -6,6 +6,7 @@
  */
 
 #include "borrow.h"
+#include "lease.h"
 
 enum page_state {
     PAGE_EMPTY,
@@ -20,6 +21,8 @@ struct page {
     enum page_state state;
 };
 
+struct kvc_blocks;
+
 struct kvc_region {
     struct list link; /* of the client's regions */
     struct kvc_client *client;
@@ -30,6 +33,10 @@ struct kvc_region {
     struct page *pages;
     uint64_t n_mapped;
     struct page_cache cache;
+    struct region_lease lease;
+    struct kvc_blocks *blocks; /* whose the pages are; NULL: the host's */
+    uint64_t max_cached_pages; /* of the cache, when they are the host's again */
+    atomic_bool work_wanted;   /* of them: something has changed that blocks_work() should see */
 
     struct take *refill; /* under way */
     bool refill_wanted;
