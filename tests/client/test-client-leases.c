@@ -233,13 +233,12 @@ TEST(notice_to_an_idle_engine)
     check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
     check_ok(kvc_blocks_free(w->blocks, ids, 2 * EACH, 0));
     want(w, 4 * EACH);
-    fake_press(w->fake, 4 * PAGE);
-    fake_notice(w->fake, 4 * PAGE, 2000, false);
+    fake_press(w->fake, PAGES * PAGE);
+    fake_notice(w->fake, PAGES * PAGE, 2000, false);
     while (!is_acked(w, 1))
         ;
-    fake_withdraw(w->fake, 10);
-    while (lent_bytes(w->fake) > 0)
-        fake_withdraw(w->fake, 10);
+    fake_withdraw(w->fake, PAGES);
+    check_eq(lent_bytes(w->fake), 0);
     world_close(w);
 }
 
@@ -264,6 +263,17 @@ TEST(scribbled_words)
     check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
     check_eq(lent_bytes(w->fake), 2 * PAGE);
     check_ok(kvc_blocks_free(w->blocks, ids, 2 * EACH, 0));
+    world_close(w);
+}
+
+/* The daemon has said that it is there, and somebody else was faster. */
+TEST(an_offer_that_is_gone)
+{
+    struct world *w = world_open(100, 0);
+
+    fake_lie(w->fake, FAKE_FORGET, MESSAGE_LEASE);
+    want(w, EACH);
+    check_eq(counts_of(w).leases, 2);
     world_close(w);
 }
 
