@@ -358,7 +358,7 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Take");
         return;
     }
-    if (d->used + bytes > d->limit) {
+    if (!take->leased && d->used + bytes > d->limit) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
         return;
     }
