@@ -63,6 +63,8 @@ static int check_regions(struct kvc_region *const *regions, size_t n)
     for (size_t i = 0; i < n; i++) {
         if (!regions[i])
             return error_set(KVC_E_INVALID, "One of the regions is missing");
+        if (regions[i]->remote || regions[i]->orders)
+            return error_set(KVC_E_INVALID, "Blocks need regions that this process maps itself");
         if (regions[i]->shape->pages != regions[0]->shape->pages)
             return error_set(KVC_E_INVALID, "The regions differ in their number of pages");
         for (size_t j = 0; j < i; j++)

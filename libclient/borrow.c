@@ -26,7 +26,7 @@
 
 /* ---- Memory in hand ---- */
 
-static struct backing *backing_new(uint64_t n_extents)
+struct backing *backing_new(uint64_t n_extents)
 {
     struct backing *backing = calloc(1, sizeof(*backing) + n_extents * sizeof(backing->extents[0]));
 
@@ -63,6 +63,32 @@ void backing_free_all(struct list *backings)
         backing_free(first_of(backings));
 }
 
+int extent_import(struct gpu *gpu, struct extent *extent, int fd, char reason[static ERROR_SENTENCE_MAX])
+{
+    CUresult result;
+
+    result = gpu->driver->cuMemImportFromShareableHandle(&extent->handle, (void *)(intptr_t)fd,
+                                                         CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    if (result == CUDA_SUCCESS) {
+        extent->state = EXTENT_IMPORTED;
+        return 0;
+    }
+    snprintf(reason, ERROR_SENTENCE_MAX, "cuMemImportFromShareableHandle failed: %s",
+             cuda_error_name(gpu->driver, result));
+    return KVC_E_DRIVER;
+}
+
+void backing_deal(const struct backing *arrived, const struct shape *shape, uint32_t n_pages,
+                  struct backing *const *pages)
+{
+    for (uint64_t i = 0; i < arrived->n_extents; i++) {
+        uint32_t page, slot;
+
+        shape_place(shape, n_pages, i, &page, &slot);
+        pages[page]->extents[slot] = arrived->extents[i];
+    }
+}
+
 /* ---- Taking ---- */
 
 static void take_free(struct take *take)
@@ -84,22 +110,6 @@ static void take_undo(struct take *take, bool wait)
     error_hold();
     borrow_return(take->client, &list, wait);
     error_release();
-}
-
-static void import(struct take *take, struct extent *extent, int fd)
-{
-    struct gpu *gpu = take->client->gpu;
-    CUresult result;
-
-    result = gpu->driver->cuMemImportFromShareableHandle(&extent->handle, (void *)(intptr_t)fd,
-                                                         CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
-    if (result == CUDA_SUCCESS) {
-        extent->state = EXTENT_IMPORTED;
-        return;
-    }
-    take->error = KVC_E_DRIVER;
-    snprintf(take->reason, sizeof(take->reason), "cuMemImportFromShareableHandle failed: %s",
-             cuda_error_name(gpu->driver, result));
 }
 
 static int check_grant(struct take *take, const struct message *message, const struct fdset *fds,
@@ -135,7 +145,7 @@ static void take_in(struct take *take, const Kvcached__Grant *grant, const struc
         extent->id = grant->extents[i];
         extent->state = EXTENT_GRANTED;
         if (take->region && !take->error)
-            import(take, extent, fdset_borrow(fds, i));
+            take->error = extent_import(take->client->gpu, extent, fdset_borrow(fds, i), take->reason);
     }
 }
 
@@ -160,12 +170,7 @@ static int take_receive(struct request *request, const struct message *message, 
 /* Deals the extents that arrived out to the pages they are for. */
 static void deal_out(struct take *take, const struct shape *shape, struct list *backings)
 {
-    for (uint64_t i = 0; i < take->n_arrived; i++) {
-        uint32_t page, slot;
-
-        shape_place(shape, take->n_pages, i, &page, &slot);
-        take->pages[page]->extents[slot] = take->arrived->extents[i];
-    }
+    backing_deal(take->arrived, shape, take->n_pages, take->pages);
     for (uint32_t i = 0; i < take->n_pages; i++) {
         list_append(backings, &take->pages[i]->entry.link);
         take->pages[i] = NULL;

@@ -32,8 +32,20 @@ struct backing {
 /* Whether all of its extents are in a state. */
 bool backing_is(const struct backing *backing, enum extent_state state);
 
+/* Room for `n_extents` extents, or NULL. */
+struct backing *backing_new(uint64_t n_extents);
+
 /* Frees host memory only. */
 void backing_free_all(struct list *backings);
+
+/* Makes a handle of a granted extent's descriptor, which stays the caller's. 0, or KVC_E_DRIVER with a
+ * sentence. */
+int extent_import(struct gpu *gpu, struct extent *extent, int fd, char reason[static ERROR_SENTENCE_MAX]);
+
+/* Deals the extents of `n_pages` pages, in the order in which the daemon sends them, out to a backing
+ * each. */
+void backing_deal(const struct backing *arrived, const struct shape *shape, uint32_t n_pages,
+                  struct backing *const *pages);
 
 /* An unanswered question for memory. */
 struct take {

@@ -23,7 +23,9 @@
 #include "borrow.h"
 #include "discovery.h"
 #include "hello.h"
+#include "orders.h"
 #include "region.h"
+#include "remote.h"
 #include "reserve.h"
 #include "worker.h"
 
@@ -143,6 +145,11 @@ int client_timeout_ms(struct kvc_client *client)
     return (int)u64_min((left_ns + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC, INT_MAX);
 }
 
+bool client_listens(const struct kvc_client *client)
+{
+    return conn_has_background(client->conn) || client->n_ordered > 0;
+}
+
 void client_work(struct kvc_client *client)
 {
     conn_dispatch(client->conn);
@@ -234,6 +241,8 @@ static struct kvc_client *client_new(const struct settings *settings)
     if (!client)
         return NULL;
     list_init(&client->regions);
+    list_init(&client->remotes);
+    list_init(&client->orders);
     list_init(&client->takes);
     list_init(&client->leaving);
     news_init(&client->news);
@@ -314,6 +323,9 @@ static struct kvc_client *client_forget(struct kvc_client *client)
         return NULL;
     list_for_each_safe (it, &client->regions)
         region_forget(container_of(it, struct kvc_region, link));
+    list_for_each_safe (it, &client->remotes)
+        region_forget(container_of(it, struct kvc_region, link));
+    orders_forget(client);
     borrow_forget(client);
     worker_forget(client->worker);
     conn_forget(client->conn);
@@ -327,9 +339,9 @@ static struct kvc_client *client_forget(struct kvc_client *client)
 }
 
 /* A daemon that doesn't answer is waited for once, not once for each region. */
-static void close_next(struct kvc_client *client)
+static void close_next(struct kvc_client *client, struct list *regions)
 {
-    if (region_close(list_first(&client->regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
+    if (region_close(list_first(regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
         conn_die(client->conn, KVC_E_TIMEOUT, "kvcachedd did not answer while the client was closed");
 }
 
@@ -343,8 +355,11 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
         return client_forget(client);
     client->worker = worker_stop(client->worker);
     client_enter(client);
+    while (!list_is_empty(&client->remotes))
+        close_next(client, &client->remotes);
     while (!list_is_empty(&client->regions))
-        close_next(client);
+        close_next(client, &client->regions);
+    orders_drop(client);
     borrow_return(client, &none, true);
     client_leave(client);
     return client_free(client);

@@ -45,6 +45,9 @@ struct kvc_client {
     uint64_t min_reserved_pages, max_reserved_pages;
 
     struct list regions;
+    struct list remotes; /* regions of workers elsewhere */
+    struct list orders;  /* that have not come completely, see orders.h */
+    unsigned n_ordered;  /* regions that orders may come for at any time */
     struct list takes;   /* unanswered, see borrow.h */
     struct list leaving; /* memory that could not be given back yet, see borrow.h */
     unsigned n_takers;   /* threads that wait for memory: reserves are not filled meanwhile */
@@ -68,6 +71,9 @@ void client_work(struct kvc_client *client);
 
 /* Whether client_work() would start something. */
 bool client_has_work(const struct kvc_client *client);
+
+/* Whether something may come from the daemon that no thread waits for. */
+bool client_listens(const struct kvc_client *client);
 
 /* In how many ms it will have something to do, by itself; -1: never. */
 int client_timeout_ms(struct kvc_client *client);

@@ -7,9 +7,10 @@
  * do not wait (an event loop's dispatch, the library's own thread) receive only while there is no leader; so
  * an answer is never taken away from under a thread that sleeps in poll().
  *
- * The leader keeps everybody's time. A deadline counts only after the socket has been found empty: a process
- * that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an answer
- * starts the time anew.
+ * The leader keeps everybody's time, but it may have gone to sleep before somebody came whose deadline is
+ * nearer: who follows wakes up for it, too. A deadline counts only after the socket has been found empty: a
+ * process that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an
+ * answer starts the time anew.
  *
  * A request that is given up stays in the table: its answer, when it comes, is recognised, and what it
  * carries goes back to the daemon.
@@ -53,6 +54,17 @@ static int poll_timeout(uint64_t deadline_ns)
     return (int)u64_min(left_ms, INT32_MAX);
 }
 
+/* By the clock of deadlines. */
+static void changed_init(pthread_cond_t *changed)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
 {
     struct conn *conn = calloc(1, sizeof(*conn));
@@ -63,7 +75,7 @@ int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
         return error_nomem();
     }
     pthread_mutex_init(&conn->lock, NULL);
-    pthread_cond_init(&conn->changed, NULL);
+    changed_init(&conn->changed);
     list_init(&conn->requests);
     conn->timeout_ns = timeout_ns;
     conn->alive = true;
@@ -254,6 +266,8 @@ static int error_of(Kvcached__Error error)
         return KVC_E_INVALID;
     case KVCACHED__ERROR__ERROR_SHUTDOWN:
         return KVC_E_DISCONNECTED;
+    case KVCACHED__ERROR__ERROR_WORKER:
+        return KVC_E_WORKER;
     default:
         return KVC_E_REFUSED;
     }
@@ -430,6 +444,23 @@ static void push(struct conn *conn)
     flush(conn);
 }
 
+/* A thread that follows sleeps until something has changed, or until the next deadline. */
+static void follow(struct conn *conn, uint64_t until_ns)
+{
+    struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLIN};
+    uint64_t deadline_ns = u64_min(next_deadline(conn), until_ns);
+    struct timespec until = {
+        .tv_sec = (time_t)(deadline_ns / NSEC_PER_SEC),
+        .tv_nsec = (long)(deadline_ns % NSEC_PER_SEC),
+    };
+
+    if (deadline_ns == UINT64_MAX)
+        pthread_cond_wait(&conn->changed, &conn->lock);
+    else if (pthread_cond_timedwait(&conn->changed, &conn->lock, &until) == ETIMEDOUT &&
+             poll(&pfd, 1, 0) == 0)
+        expire(conn);
+}
+
 void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
                            uint64_t until_ns)
 {
@@ -437,7 +468,7 @@ void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data),
         if (conn->has_leader && conn->alive && link_wants_write(conn->link))
             push(conn);
         else if (conn->has_leader)
-            pthread_cond_wait(&conn->changed, &conn->lock);
+            follow(conn, until_ns);
         else {
             conn->has_leader = true;
             while (pending(data))
@@ -453,15 +484,15 @@ void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const
     conn_wait_while_until(conn, pending, data, UINT64_MAX);
 }
 
-static void start_time(struct request *request, uint64_t timeout_ns)
+uint64_t conn_deadline(uint64_t timeout_ns)
 {
-    request->expired = false;
-    request->deadline_ns = u64_add_ceil(conn_now_ns(), timeout_ns);
+    return u64_add_ceil(conn_now_ns(), timeout_ns);
 }
 
 void conn_start_time(struct conn *conn, struct request *request)
 {
-    start_time(request, conn->timeout_ns);
+    request->expired = false;
+    request->deadline_ns = conn_deadline(conn->timeout_ns);
 }
 
 static bool is_unanswered(const void *data)
@@ -471,12 +502,13 @@ static bool is_unanswered(const void *data)
     return !request->done && !request->expired;
 }
 
-void conn_wait_begin(struct request *request, uint64_t timeout_ns)
+void conn_wait_begin(struct request *request, uint64_t deadline_ns)
 {
     if (request->done)
         return;
     request->waited = true;
-    start_time(request, timeout_ns);
+    request->expired = false;
+    request->deadline_ns = deadline_ns;
 }
 
 int conn_wait_end(struct request *request)
@@ -489,7 +521,12 @@ int conn_wait_end(struct request *request)
 
 int conn_wait(struct conn *conn, struct request *request)
 {
-    conn_wait_begin(request, conn->timeout_ns);
+    return conn_wait_until(conn, request, conn_deadline(conn->timeout_ns));
+}
+
+int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadline_ns)
+{
+    conn_wait_begin(request, deadline_ns);
     conn_wait_while(conn, is_unanswered, request);
     return conn_wait_end(request);
 }

@@ -12,6 +12,7 @@
 
 #include "client.h"
 #include "notice.h"
+#include "orders.h"
 
 #define NEWS_MAX 256
 
@@ -99,6 +100,14 @@ static void handle(struct kvc_client *client, struct item *item)
     switch (item->message.type) {
     case MESSAGE_NOTICE:
         r = notice_arrived(client, (const Kvcached__Notice *)item->message.body);
+        break;
+    case MESSAGE_MAP_ORDER:
+        r = 0;
+        orders_map(client, &item->message, &item->fds, item->truncated);
+        break;
+    case MESSAGE_UNMAP_ORDER:
+        r = 0;
+        orders_unmap(client, &item->message);
         break;
     default:
         break;

@@ -160,7 +160,7 @@ int notice_wait(struct kvc_client *client, struct request *request, uint64_t tim
 {
     struct wait wait = {.client = client, .request = request};
 
-    conn_wait_begin(request, timeout_ns);
+    conn_wait_begin(request, conn_deadline(timeout_ns));
     while (!request->done && !request->expired) {
         news_take_notices(client);
         notice_work(client);

@@ -17,6 +17,8 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "blocks.h"
+#include "orders.h"
+#include "remote.h"
 #include "reserve.h"
 
 #define DRIVER_MAPPINGS_MAX 520000
@@ -158,7 +160,17 @@ struct region_request {
     uint16_t answer;
     uint32_t region_id;
     struct kvc_client *client;
+    struct kvc_region *opening; /* NULL: nobody waits for it any more */
 };
+
+/* At once, for the next packet may be an order for it. */
+static void region_opened(struct kvc_region *region, uint32_t id)
+{
+    region->id = id;
+    lease_open(region);
+    list_append(&region->client->regions, &region->link);
+    region->client->n_ordered += region->orders != NULL;
+}
 
 static int region_receive(struct request *request, const struct message *message, struct fdset *fds,
                           bool truncated)
@@ -170,10 +182,10 @@ static int region_receive(struct request *request, const struct message *message
                                 codec_type_name(message->type), codec_type_name(question->answer));
     if (message->type == MESSAGE_REGION_OPENED)
         question->region_id = ((const Kvcached__RegionOpened *)message->body)->region;
+    if (message->type == MESSAGE_REGION_OPENED && question->opening)
+        region_opened(question->opening, question->region_id);
     return 0;
 }
-
-static int close_remote(struct kvc_client *client, uint32_t region_id, bool wait);
 
 /* Nobody waits any more: a region that was opened too late is closed. */
 static void region_finish(struct request *request)
@@ -181,20 +193,20 @@ static void region_finish(struct request *request)
     struct region_request *question = container_of(request, struct region_request, request);
 
     if (request->result == 0 && question->answer == MESSAGE_REGION_OPENED)
-        close_remote(question->client, question->region_id, false);
+        region_tell_closed(question->client, question->region_id, false);
     free(question);
 }
 
-/* *ret: the question when it is done and the caller's, or NULL. */
+/* `opening`: the region that the answer is to open, or NULL. */
 static int ask(struct kvc_client *client, uint16_t type, uint16_t answer, const ProtobufCMessage *body,
-               bool wait, struct region_request **ret)
+               bool wait, struct kvc_region *opening)
 {
     struct region_request *question = calloc(1, sizeof(*question));
     int r;
 
-    *ret = NULL;
     if (!question)
         return error_nomem();
+    question->opening = opening;
     question->request.receive = region_receive;
     question->request.finish = region_finish;
     question->answer = answer;
@@ -207,38 +219,34 @@ static int ask(struct kvc_client *client, uint16_t type, uint16_t answer, const 
     if (!wait)
         return 0;
     r = conn_wait(client->conn, &question->request);
+    question->opening = NULL;
     if (question->request.done)
-        *ret = question;
+        free(question);
     return r;
 }
 
-static int close_remote(struct kvc_client *client, uint32_t region_id, bool wait)
+int region_tell_closed(struct kvc_client *client, uint32_t region_id, bool wait)
 {
     Kvcached__RegionClose body = KVCACHED__REGION_CLOSE__INIT;
-    struct region_request *question;
-    int r;
 
     body.region = region_id;
-    r = ask(client, MESSAGE_REGION_CLOSE, MESSAGE_REGION_CLOSED, &body.base, wait, &question);
-    free(question);
-    return r;
+    return ask(client, MESSAGE_REGION_CLOSE, MESSAGE_REGION_CLOSED, &body.base, wait, NULL);
 }
 
-static int open_remote(struct kvc_region *region)
+static int tell_opened(struct kvc_region *region)
 {
     Kvcached__RegionOpen body = KVCACHED__REGION_OPEN__INIT;
-    struct region_request *question;
-    int r;
 
     body.segments = (uint32_t)region->shape->segments;
     body.capacity_pages = region->shape->pages;
     body.n_page_extents = region->shape->n_classes;
     body.page_extents = region->shape->class_counts;
-    r = ask(region->client, MESSAGE_REGION_OPEN, MESSAGE_REGION_OPENED, &body.base, true, &question);
-    if (r == 0)
-        region->id = question->region_id;
-    free(question);
-    return r;
+    if (region->orders) {
+        body.ordered = true;
+        body.group = region->orders->group;
+        body.rank = region->orders->rank;
+    }
+    return ask(region->client, MESSAGE_REGION_OPEN, MESSAGE_REGION_OPENED, &body.base, true, region);
 }
 
 static int prepare(struct kvc_region *region, const struct kvc_region_options *options)
@@ -259,6 +267,18 @@ static int prepare(struct kvc_region *region, const struct kvc_region_options *o
         return r;
     region->pages = calloc(region->shape->pages, sizeof(*region->pages));
     return region->pages ? 0 : error_nomem();
+}
+
+static int prepare_orders(struct kvc_region *region, const struct kvc_region_options *options)
+{
+    if (!(options->flags & KVC_REGION_ORDERED))
+        return 0;
+    region->orders = calloc(1, sizeof(*region->orders));
+    if (!region->orders)
+        return error_nomem();
+    region->orders->group = options->group;
+    region->orders->rank = options->rank;
+    return 0;
 }
 
 /* Closing has no second chance later, so it takes one at once. */
@@ -297,7 +317,9 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
     region->client = client;
     r = prepare(region, options);
     if (r == 0)
-        r = open_remote(region);
+        r = prepare_orders(region, options);
+    if (r == 0)
+        r = tell_opened(region);
     if (r < 0) {
         error_hold();
         free_addresses(region);
@@ -305,9 +327,22 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
         region_forget(region);
         return r;
     }
-    lease_open(region);
-    list_append(&client->regions, &region->link);
     *ret = region;
+    return 0;
+}
+
+static int check_request(const struct kvc_client *client, const struct kvc_region_options *options)
+{
+    if (client->role == KVC_ROLE_SCHEDULER)
+        return error_set(KVC_E_INVALID, "A scheduler has no GPU: it attaches to its workers' regions");
+    if (options->flags & ~(uint32_t)KVC_REGION_ORDERED)
+        return error_set(KVC_E_INVALID, "Flags of a region that this library does not know");
+    if (!(options->flags & KVC_REGION_ORDERED))
+        return 0;
+    if (client->role != KVC_ROLE_WORKER)
+        return error_set(KVC_E_INVALID, "Only a worker (KVC_ROLE_WORKER) leaves mapping to a scheduler");
+    if (!(client->features & KVCACHED__FEATURE__FEATURE_ORDERS))
+        return error_set(KVC_E_VERSION, "This kvcachedd is too old for regions that a scheduler maps");
     return 0;
 }
 
@@ -317,12 +352,14 @@ KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_o
     struct kvc_region_options copy;
     int r;
 
-    if (!ret || !options || !options_copy(&copy, sizeof(copy), sizeof(copy), options))
+    if (!ret || !options || !options_copy(&copy, sizeof(copy), REGION_OPTIONS_SIZE_FIRST, options))
         return error_set(KVC_E_INVALID, "kvc_region_options has a size that this library does not know");
     r = client_enter(client);
     if (r < 0)
         return r;
-    r = conn_check(client->conn);
+    r = check_request(client, &copy);
+    if (r == 0)
+        r = conn_check(client->conn);
     if (r == 0)
         r = open_region(client, &copy, ret);
     client_leave(client);
@@ -336,7 +373,21 @@ KVC_API uint64_t kvc_region_address(const struct kvc_region *region)
 
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region)
 {
-    return region ? region->shape->stride_bytes : 0;
+    return region && region->shape ? region->shape->stride_bytes : 0;
+}
+
+KVC_API uint64_t kvc_region_pages(const struct kvc_region *region)
+{
+    if (!region)
+        return 0;
+    return region->remote ? region->remote->pages : region->shape->pages;
+}
+
+KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region)
+{
+    if (!region)
+        return 0;
+    return region->remote ? region->remote->page_bytes : region->shape->slot_bytes;
 }
 
 /* ---- Closing ---- */
@@ -354,6 +405,8 @@ struct kvc_region *region_forget(struct kvc_region *region)
     if (region->address)
         backing_free_all(&region->cache.imported);
     free(region->pages);
+    free(region->orders);
+    free(region->remote);
     shape_free(region->shape);
     free(region);
     return NULL;
@@ -415,6 +468,8 @@ int region_close(struct kvc_region *region)
     struct list leaving = LIST_INIT(leaving);
     int r;
 
+    if (region->remote)
+        return remote_close(region);
     if (region->blocks)
         blocks_part(region->blocks, region);
     lease_close(region);
@@ -422,12 +477,14 @@ int region_close(struct kvc_region *region)
         borrow_abandon(region->refill);
     region->refill = NULL;
     region->refill_wanted = false;
+    orders_abandon(region);
+    client->n_ordered -= region->orders != NULL;
     detach_all(region, &leaving);
     r = borrow_return(client, &leaving, true);
     if (r != KVC_E_TIMEOUT)
         r = borrow_settle(region);
     if (r != KVC_E_TIMEOUT && client->conn->alive)
-        r = close_remote(client, region->id, true);
+        r = region_tell_closed(client, region->id, true);
     free_addresses(region);
     region_forget(region);
     return r;

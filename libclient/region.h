@@ -16,6 +16,9 @@ enum page_state {
     PAGE_BROKEN, /* the driver failed while a failure was undone: nobody knows what is mapped */
 };
 
+struct orders; /* see orders.h */
+struct remote; /* see remote.h */
+
 struct page {
     struct backing *backing;
     enum page_state state;
@@ -24,7 +27,7 @@ struct page {
 struct kvc_blocks;
 
 struct kvc_region {
-    struct list link; /* of the client's regions */
+    struct list link; /* of the client's regions, or of its remote ones */
     struct kvc_client *client;
     struct shape *shape;
     uint32_t id;       /* the daemon's */
@@ -38,6 +41,9 @@ struct kvc_region {
     uint64_t max_cached_pages; /* of the cache, when they are the host's again */
     atomic_bool work_wanted;   /* of them: something has changed that blocks_work() should see */
 
+    struct orders *orders; /* not NULL: it is mapped by a scheduler elsewhere */
+    struct remote *remote; /* not NULL: it is a worker's; there is no shape, address or page here */
+
     struct take *refill; /* under way */
     bool refill_wanted;
     bool refill_refused; /* not to be tried again while the status page shows `refused_at` */
@@ -46,6 +52,9 @@ struct kvc_region {
 
 /* Unmaps, returns, frees. KVC_E_TIMEOUT where the daemon didn't answer; the region is gone all the same. */
 int region_close(struct kvc_region *region);
+
+/* Tells the daemon that a region of its is given up. KVC_E_TIMEOUT as above. */
+int region_tell_closed(struct kvc_client *client, uint32_t region_id, bool wait);
 
 /* Frees host memory only. */
 struct kvc_region *region_forget(struct kvc_region *region);

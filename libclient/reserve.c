@@ -21,7 +21,7 @@
 
 void reserve_want(struct kvc_region *region)
 {
-    region->refill_wanted = region->client->min_reserved_pages > 0;
+    region->refill_wanted = region->client->min_reserved_pages > 0 && !region->orders;
     region->refill_refused = false;
 }
 

@@ -2,8 +2,9 @@
 
 /*
  * The thread sleeps in poll() until it is poked, or the socket has something for it. While no background
- * request is under way that is only the end of the connection: answers to the host's own calls are received
- * by the threads that wait for them, and waking a second thread for each would cost more than the call.
+ * request is under way, and no orders can come, that is only the end of the connection: answers to the host's
+ * own calls are received by the threads that wait for them, and waking a second thread for each would cost
+ * more than the call.
  *
  * All signals are blocked: they are the host's.
  */
@@ -36,7 +37,7 @@ static bool needs_look(const struct worker *worker)
 
     if (!conn->alive)
         return false;
-    return client_has_work(worker->client) || (conn_has_background(conn) && !worker->listening) ||
+    return client_has_work(worker->client) || (client_listens(worker->client) && !worker->listening) ||
            (link_wants_write(conn->link) && !worker->writing);
 }
 
@@ -83,7 +84,7 @@ static void wait_for_events(struct worker *worker)
     };
     int timeout;
 
-    worker->listening = conn_has_background(conn);
+    worker->listening = client_listens(worker->client);
     worker->writing = link_wants_write(conn->link);
     pfds[1].events |= (short)((worker->listening ? POLLIN : 0) | (worker->writing ? POLLOUT : 0));
     timeout = client_timeout_ms(worker->client);

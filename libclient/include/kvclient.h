@@ -201,6 +201,13 @@ KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 /* Gives all cached free pages back to the daemon, and refills no cache before the region's next map. */
 KVC_API int kvc_trim(struct kvc_client *client);
 
+/* Flags of a region, since 0.2. */
+enum kvc_region_flags {
+    KVC_REGION_ZERO_ON_MAP = 1, /* pages read as zero after a map */
+    KVC_REGION_HOLES_ZERO = 2,  /* what is not mapped can be read and written */
+    KVC_REGION_ORDERED = 4,     /* of a worker: the instance's scheduler maps it, see kvc_region_attach() */
+};
+
 struct kvc_region_options {
     size_t size;         /* sizeof(struct kvc_region_options) */
     uint32_t segments;   /* 0: 1. Parts in which every page has its share (for instance one per layer) */
@@ -212,6 +219,12 @@ struct kvc_region_options {
     /* Classes that make up page_bytes, in order. NULL: largest first. */
     const uint64_t *extent_bytes;
     size_t n_extents;
+
+    /* Since 0.2. */
+    uint32_t flags; /* KVC_REGION_* */
+    void *stream;
+    uint32_t group; /* for KVC_REGION_ORDERED: which of the engine's regions this is */
+    uint32_t rank;  /* ... and which of its workers */
 };
 
 /* Reserves address space. Costs no memory. KVC_E_BUDGET when not even one page could be backed. */
@@ -224,6 +237,10 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region);
 /* CUdeviceptr of page 0 in segment 0. Page i of segment s is at address + s × stride + i × page_bytes. */
 KVC_API uint64_t kvc_region_address(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region);
+
+/* Since 0.2: capacity, and bytes of one page over all segments. */
+KVC_API uint64_t kvc_region_pages(const struct kvc_region *region);
+KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
 
 /* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain
  * left). Waits for the daemon if its memory has to be made first. KVC_E_MAPPED, KVC_E_LIMIT, KVC_E_BUDGET,
@@ -238,6 +255,28 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
  * the daemon has not confirmed what was given back (the pages are unmapped all the same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
 
+/* Scheduler and workers in different processes, since 0.2
+ *
+ * A worker opens its regions with KVC_REGION_ORDERED, and maps nothing in them by itself: kvc_region_map()
+ * and kvc_region_unmap() are KVC_E_INVALID. Its library does what the scheduler wants, on its own thread
+ * or in kvc_dispatch(), for as long as the region is open; nothing of it is cached. A worker on an event
+ * loop must poll, since its scheduler waits.
+ *
+ * The scheduler opens a client of each worker's daemon, under the worker's instance name, with
+ * KVC_ROLE_SCHEDULER. Such a client has no GPU: its process never loads the driver, and kvc_region_open()
+ * is KVC_E_INVALID. What it attaches to can be mapped and unmapped like a region of its own. It has no
+ * address (0), and at most 1024 pages are mapped or unmapped by one call.
+ *
+ * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, or has done nothing of it (it says
+ * why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not answered in time:
+ * then it may do so later, and what it does is not undone. */
+
+/* Finds the region that a worker of this client's instance has opened under the two numbers, and waits for
+ * it. `timeout_ms`: for how long; negative: no limit; 0: as the client's. What an earlier scheduler has
+ * left mapped there is unmapped first: of several schedulers the last one rules. Closing leaves the
+ * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER. */
+KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
+                              struct kvc_region **ret);
 /* ---- Blocks (since 0.2) ----
  *
  * A kvc_blocks hands out the KV blocks that lie in a region's pages, and maps and unmaps the pages as needed.

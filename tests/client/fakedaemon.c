@@ -22,16 +22,7 @@
 
 #include "base/arith.h"
 #include "base/cleanup.h"
-#include "base/list.h"
-#include "cuda/driver.h"
-#include "fakewire.h"
-#include "test.h"
-#include "wire/lease_file.h"
-#include "wire/status.h"
-
-#define PEERS_MAX 16
-#define CLASSES_MAX 4
-#define REGIONS_MAX 64
+#include "fakeinternal.h"
 
 struct fake {
     pid_t pid;
@@ -44,6 +35,7 @@ struct command {
         COMMAND_LIE,
         COMMAND_RELEASE,
         COMMAND_LIMIT,
+        COMMAND_ORDER,
         COMMAND_COUNT,
         COMMAND_NOTICE,
         COMMAND_PRESS,
@@ -51,58 +43,9 @@ struct command {
         COMMAND_SCRIBBLE
     } what;
     uint64_t value;
-    uint32_t at;
+    uint32_t at, after;
     bool courtesy;
-};
-
-struct lent {
-    struct list link;
-    uint64_t id;
-    unsigned class;
-    int fd;
-    bool sent;
-    CUmemGenericAllocationHandle handle;
-};
-
-/* An answer to Take, sent packet by packet. */
-struct grant {
-    struct list link;
-    uint32_t request;
-    bool held; /* until fake_release() */
-    uint64_t n_left;
-    struct list extents; /* struct lent, unsent */
-};
-
-struct peer {
-    int fd;
-    bool awaits_ack;
-    uint32_t hello; /* of a challenged peer */
-    struct list grants;
-    struct list extents; /* lent */
-    uint32_t regions[REGIONS_MAX][CLASSES_MAX];
-    bool region_open[REGIONS_MAX];
-    bool has_leases;
-    struct lease_line *lines;
-    int lines_fd;
-    uint32_t issued[REGIONS_MAX]; /* pages: offered, claimed, or on their way */
-    uint32_t notices;
-};
-
-struct daemon {
-    struct fake_settings settings;
-    char devices[96];
-    char uuid[CUDA_UUID_MAX];
-    struct cuda_driver *driver;
-    CUdevice device;
-    struct status_page *status;
-    int status_fd, listener, control;
-    unsigned n_classes;
-    uint64_t last_id, limit, used, pressure;
-    enum fake_lie lie;
-    uint16_t lie_at;
-    bool noisy; /* the client may be confused, and through no fault of its own */
-    struct fake_counts counts;
-    struct peer *peers[PEERS_MAX];
+    struct fake_order order;
 };
 
 /* ---- Memory ---- */
@@ -120,7 +63,7 @@ static void show_status(struct daemon *d)
     status_page_write(d->status, &values);
 }
 
-static struct lent *lend(struct daemon *d, unsigned class)
+struct lent *lend(struct daemon *d, unsigned class)
 {
     CUmemAllocationProp prop = {
         .type = CU_MEM_ALLOCATION_TYPE_PINNED,
@@ -175,6 +118,11 @@ static struct grant *next_grant(struct peer *peer)
     return NULL;
 }
 
+static size_t packet_max(const struct grant *grant)
+{
+    return grant->is_order && grant->order.packet_max ? grant->order.packet_max : FRAME_FDS_MAX;
+}
+
 /* The next packet of the peer's oldest grant, unless one is unacknowledged. */
 static void send_grants(struct daemon *d, struct peer *peer)
 {
@@ -187,7 +135,7 @@ static void send_grants(struct daemon *d, struct peer *peer)
     if (!grant || peer->awaits_ack)
         return;
     body.extents = ids;
-    while (body.n_extents < FRAME_FDS_MAX && (lent = list_first(&grant->extents, struct lent, link))) {
+    while (body.n_extents < packet_max(grant) && (lent = list_first(&grant->extents, struct lent, link))) {
         ids[body.n_extents] = lent->id;
         fds[body.n_extents++] = lent->fd;
         list_unlink(&lent->link);
@@ -195,8 +143,11 @@ static void send_grants(struct daemon *d, struct peer *peer)
     }
     grant->n_left -= body.n_extents;
     body.remaining = grant->n_left;
-    fake_answer(peer->fd, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds,
-                (unsigned)body.n_extents);
+    if (grant->is_order)
+        orders_send_packet(peer, grant, ids, fds, (unsigned)body.n_extents);
+    else
+        fake_answer(peer->fd, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds,
+                    (unsigned)body.n_extents);
     peer->awaits_ack = true;
     d->counts.unacknowledged++;
     for (size_t i = 0; i < body.n_extents; i++)
@@ -404,13 +355,14 @@ static void on_hello(struct daemon *d, struct peer *peer, const struct message *
     body.class_bytes = d->settings.class_bytes;
     body.n_class_bytes = d->n_classes;
     body.daemon_version = (char *)"fake";
+    body.features = d->settings.orders ? KVCACHED__FEATURE__FEATURE_ORDERS : 0;
     if (lie == FAKE_BAD_STATUS) {
         fds[0] = memfd_create("short", MFD_CLOEXEC);
         check_eq(ftruncate(fds[0], STATUS_PAGE_SIZE), 0);
     }
     if (peer->has_leases) {
         check_eq(lease_file_new(&peer->lines, &fds[n_fds++]), 0);
-        body.features = KVCACHED__FEATURE__FEATURE_LEASES;
+        body.features |= KVCACHED__FEATURE__FEATURE_LEASES;
     }
     fake_answer(peer->fd, lie, MESSAGE_WELCOME, request, &body.base, fds, n_fds);
     if (lie == FAKE_BAD_STATUS)
@@ -432,6 +384,7 @@ static void on_region_open(struct daemon *d, struct peer *peer, const struct mes
     while (peer->region_open[body.region])
         check(++body.region < REGIONS_MAX);
     peer->region_open[body.region] = true;
+    peer->region_ordered[body.region] = open->ordered;
     memcpy(peer->regions[body.region], open->page_extents, d->n_classes * sizeof(uint32_t));
     d->counts.regions++;
     fake_answer(peer->fd, lie, MESSAGE_REGION_OPENED, m->request, &body.base, NULL, 0);
@@ -448,6 +401,8 @@ static void on_region_close(struct daemon *d, struct peer *peer, const struct me
             unissue(d, peer, close->region, peer->issued[close->region]);
             atomic_store(&peer->lines[close->region - 1].word, 0);
         }
+        peer->region_ordered[close->region] = false;
+        peer->attached[close->region] = (struct attached){0};
         d->counts.regions--;
     } else {
         check(d->noisy);
@@ -501,6 +456,9 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_RESOURCES,
                     "The daemon is short of descriptors");
         return true;
+    case FAKE_REFUSE_WORKER:
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_WORKER, "The worker has failed");
+        return true;
     case FAKE_REFUSE_VERSION:
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_VERSION, "This daemon speaks version 7");
         return true;
@@ -514,10 +472,13 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
 
 static void on_message(struct daemon *d, struct peer *peer, const struct message *m)
 {
-    enum fake_lie lie = m->type == d->lie_at ? d->lie : FAKE_HONEST;
+    enum fake_lie lie = FAKE_HONEST;
 
-    if (lie != FAKE_HONEST)
+    if (m->type == d->lie_at && d->lie_after-- == 0) {
+        lie = d->lie;
         d->lie_at = 0;
+    }
+    orders_note(d, peer, m);
     d->noisy |= lie == FAKE_NOISE;
     if (lie_bluntly(d, peer, m, lie))
         return;
@@ -535,7 +496,7 @@ static void on_message(struct daemon *d, struct peer *peer, const struct message
         on_lease(d, peer, m, lie);
     else if (m->type == MESSAGE_NOTICE_ACK)
         d->counts.acks++;
-    else if (m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
+    else if (!orders_message(d, peer, m, lie) && m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
         peer->awaits_ack = false;
         d->counts.unacknowledged--;
     }
@@ -598,6 +559,7 @@ static void accept_peer(struct daemon *d)
 
 static void release_held(struct daemon *d)
 {
+    orders_release(d);
     for (unsigned i = 0; i < PEERS_MAX; i++) {
         if (!d->peers[i])
             continue;
@@ -621,8 +583,14 @@ static bool obey(struct daemon *d)
     if (command.what == COMMAND_LIE) {
         d->lie = (enum fake_lie)command.value;
         d->lie_at = (uint16_t)command.at;
+        d->lie_after = command.after;
     } else if (command.what == COMMAND_RELEASE) {
         release_held(d);
+    } else if (command.what == COMMAND_ORDER) {
+        orders_give(d, &command.order);
+        for (unsigned i = 0; i < PEERS_MAX; i++)
+            if (d->peers[i])
+                send_grants(d, d->peers[i]);
     } else if (command.what == COMMAND_LIMIT) {
         d->limit = command.value;
         show_status(d);
@@ -771,6 +739,16 @@ static struct fake_counts command(struct fake *fake, struct command command)
 void fake_lie(struct fake *fake, enum fake_lie lie, enum message_type at)
 {
     command(fake, (struct command){.what = COMMAND_LIE, .value = lie, .at = at});
+}
+
+void fake_lie_after(struct fake *fake, enum fake_lie lie, enum message_type at, unsigned after)
+{
+    command(fake, (struct command){.what = COMMAND_LIE, .value = lie, .at = at, .after = after});
+}
+
+void fake_order(struct fake *fake, const struct fake_order *order)
+{
+    command(fake, (struct command){.what = COMMAND_ORDER, .order = *order});
 }
 
 void fake_release(struct fake *fake)

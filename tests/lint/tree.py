@@ -32,6 +32,7 @@ PURE_MODULES = [
     "libclient/block_alloc_census",
     "libclient/block_alloc_pages",
     "libclient/block_geometry",
+    "libclient/group_state",
     "libclient/page_cache",
     "libclient/prealloc",
     "libclient/shape",
