@@ -147,7 +147,7 @@ int client_timeout_ms(struct kvc_client *client)
 
 bool client_listens(const struct kvc_client *client)
 {
-    return conn_has_background(client->conn) || client->n_ordered > 0;
+    return conn_has_background(client->conn) || client->n_ordered > 0 || client->leases;
 }
 
 void client_work(struct kvc_client *client)

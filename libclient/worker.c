@@ -2,9 +2,9 @@
 
 /*
  * The thread sleeps in poll() until it is poked, or the socket has something for it. While no background
- * request is under way, and no orders can come, that is only the end of the connection: answers to the host's
- * own calls are received by the threads that wait for them, and waking a second thread for each would cost
- * more than the call.
+ * request is under way, and neither notices nor orders can come, that is only the end of the connection:
+ * answers to the host's own calls are received by the threads that wait for them, and waking a second thread
+ * for each would cost more than the call.
  *
  * All signals are blocked: they are the host's.
  */
