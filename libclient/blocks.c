@@ -5,10 +5,10 @@
  * there are. None of it makes a system call or touches a client's lock.
  *
  * Counting and what takes pages away run without a common lock, so each leaves word for the other before it
- * looks: a report first says that it holds, and what it promises, and then looks whether somebody is shedding;
- * who sheds says so first, and then looks what is promised. One of the two sees the other. Blocks of mapped
- * pages are counted before claims: memory on its way from the one to the other is then missed, never counted
- * twice.
+ * looks: a report first says that it holds, and what it promises, and then looks whether somebody is
+ * shedding; who sheds says so first, and then looks what is promised. One of the two sees the other. Blocks
+ * of mapped pages are counted before claims: memory on its way from the one to the other is then missed,
+ * never counted twice.
  */
 
 #include "blocks.h"

@@ -2,8 +2,8 @@
 
 /*
  * Pages that are ready before they are needed. Everything here happens in kvc_dispatch() or on the library's
- * own thread, asks for courtesies only, and waits for nothing: a lease is asked for, its answer brings us back
- * here, memory is taken out of it, and when that has come it is mapped.
+ * own thread, asks for courtesies only, and waits for nothing: a lease is asked for, its answer brings us
+ * back here, memory is taken out of it, and when that has come it is mapped.
  *
  * Nothing is prepared while the instance is asked for memory, while some thread waits for memory, or after a
  * refusal until something has changed. What a notice took away is missed again when the engine uses another

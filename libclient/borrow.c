@@ -291,7 +291,8 @@ static int borrow_some(struct kvc_region *region, uint32_t n_pages, bool leased,
     return take_end(take, r, true, backings);
 }
 
-/* Whether a refusal was about how much was asked for at once, or about a lease, so that there is another way. */
+/* Whether a refusal was about how much was asked for at once, or about a lease, so that there is another way.
+ * */
 static bool is_worth_another(const struct kvc_region *region, int r, uint32_t n, bool leased)
 {
     return r == KVC_E_INVALID && (region->take_max < n || leased);

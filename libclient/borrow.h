@@ -63,8 +63,8 @@ struct take {
     struct backing *pages[]; /* still empty: so that success needs no memory */
 };
 
-/* Asks for `n_pages` pages of a region and waits: what its lease holds is used. 0: appends that many imported backings to *backings. Or
- * what kvc_region_map() returns; all that came goes back. */
+/* Asks for `n_pages` pages of a region and waits: what its lease holds is used. 0: appends that many imported
+ * backings to *backings. Or what kvc_region_map() returns; all that came goes back. */
 int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backings);
 
 /* Asks without waiting; reserve_arrived() gets the answer. `leased`: out of the region's lease, where as many

@@ -20,7 +20,8 @@ struct prealloc {
 /* No more than `max` in any case. */
 void prealloc_init(struct prealloc *prealloc, uint64_t min_pages, uint64_t max_pages);
 
-/* The engine has begun to use n pages more. Time doesn't run backwards; where it seems to, it stands still. */
+/* The engine has begun to use n pages more. Time doesn't run backwards; where it seems to, it stands still.
+ * */
 void prealloc_used(struct prealloc *prealloc, uint64_t n, uint64_t now_ns);
 
 /* Pages that were used of late, rounded up: each counts one at first, half after a half-life, and so on, down

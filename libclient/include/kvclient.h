@@ -286,8 +286,8 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * Until it is closed the region's pages are the kvc_blocks': kvc_region_map() and kvc_region_unmap() return
  * KVC_E_INVALID. Close it before its regions; closing them, or their client, closes it too.
  *
- * Threads: all functions, from any. On pages that are mapped, alloc and free make no system call and take about
- * a tenth of a microsecond; while one call waits for the daemon others run.
+ * Threads: all functions, from any. On pages that are mapped, alloc and free make no system call and take
+ * about a tenth of a microsecond; while one call waits for the daemon others run.
  *
  * Promises: see kvc_blocks_available().
  */
@@ -314,15 +314,15 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
 
 /* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
  * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used.
- * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere without
- * need was given up for it, and the daemon has refused all the same. */
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
+ * without need was given up for it, and the daemon has refused all the same. */
 KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
 
 /* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not
  * unmapped before kvc_blocks_complete() has said that `epoch` is complete; 0: they may be at any time. When
- * more free pages are mapped than max_reserved_pages, or the instance is asked for memory, they are unmapped by
- * this call, if no report holds that counts on them. KVC_E_NOT_ALLOCATED: one is not allocated, named twice, or
- * no block. */
+ * more free pages are mapped than max_reserved_pages, or the instance is asked for memory, they are unmapped
+ * by this call, if no report holds that counts on them. KVC_E_NOT_ALLOCATED: one is not allocated, named
+ * twice, or no block. */
 KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch);
 
 /* The GPU no longer uses what was freed with this epoch or a lower one. */
@@ -336,11 +336,11 @@ KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
  * handle is no good. Takes nanoseconds, never waits. */
 KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
 
-/* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds them;
- * above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there are no
- * leases (preallocation is off, or the daemon older than 0.2) pages are mapped in place of being set aside.
- * *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS, KVC_E_LIMIT,
- * KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
+/* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds
+ * them; above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there
+ * are no leases (preallocation is off, or the daemon older than 0.2) pages are mapped in place of being set
+ * aside. *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
 KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available);
 
 /* Sets n more free blocks aside, mapping pages as kvc_blocks_alloc() does: the next allocations take them

@@ -50,7 +50,7 @@ def test_one_of_two_gets_the_last_page(programs: Programs) -> None:
         engine.do(f"take kv {EACH}")
     answers = [engine.ask(f"want kv {EACH} 1000") for engine in engines]
     assert sorted(answer.split()[0] for answer in answers) == ["error", "ok"]
-    assert [a for a in answers if a.startswith("error")][0].startswith("error KVC_E_BUDGET ")
+    assert sum(answer.startswith("error KVC_E_BUDGET ") for answer in answers) == 1
     for engine, answer in zip(engines, answers, strict=True):
         promised = int(engine.do("available kv"))
         assert promised == (EACH if answer.startswith("ok") else 0)
