@@ -206,6 +206,23 @@ TEST(free_pages_are_kept)
     world_close(&w);
 }
 
+/* More free pages than are kept, and a report that counts on them. */
+TEST(free_leaves_what_was_reported)
+{
+    struct world w = world_open(false, 1, 2);
+    uint32_t ids[6 * EACH];
+    uint64_t available;
+
+    check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
+    check_ok(kvc_blocks_want(w.blocks, 5 * EACH, -1, &available));
+    check_eq(available, 5 * EACH);
+    check_ok(kvc_blocks_free(w.blocks, ids, EACH, 0));
+    check(status_of(w.blocks).free_blocks >= 5 * EACH);
+    check_ok(kvc_blocks_alloc(w.blocks, 5 * EACH, ids));
+    check_eq(counts_of(w.fake).takes, 2);
+    world_close(&w);
+}
+
 TEST(resize)
 {
     struct world w = world_open(true, 0, 4);
