@@ -138,6 +138,20 @@ TEST(more_than_was_claimed)
     world_close(w);
 }
 
+TEST(a_refusal_spends_nothing)
+{
+    struct world *w = world_open(60000, 0);
+    uint32_t ids[2 * EACH];
+
+    want(w, 2 * EACH);
+    fake_lie(w->fake, FAKE_REFUSE, MESSAGE_TAKE);
+    check_error(kvc_blocks_alloc(w->blocks, 2 * EACH, ids), KVC_E_REFUSED);
+    check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
+    check_eq(status_of(w).claimed_pages, 2);
+    check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
+    world_close(w);
+}
+
 /* ---- Notices ---- */
 
 static bool is_acked(struct world *w, uint64_t n)
