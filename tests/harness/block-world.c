@@ -362,7 +362,6 @@ static void plan(struct block_world *w, size_t n)
             page++;
         expect(w, pages[i] == page, "a plan names other pages");
         w->pages[page].state = BLOCK_ALLOC_MAPPING;
-        w->pages[page].epoch = 0;
     }
 }
 

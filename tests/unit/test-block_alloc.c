@@ -318,7 +318,7 @@ TEST(null_block)
 {
     _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(40, 10, 2, true);
     uint64_t page = 0, pages[2];
-    uint32_t ids[3], null = 0, used;
+    uint32_t ids[3], null = 0, with_null[2] = {1, 0}, used;
 
     check_eq(block_alloc_page_state(alloc, 0), BLOCK_ALLOC_MAPPING);
     check_eq(count(alloc).total_blocks, 7);
@@ -330,6 +330,7 @@ TEST(null_block)
     check_eq(block_alloc_take(alloc, 3, ids), 0);
     check_eq(ids[0], 1);
     check_eq(block_alloc_give(alloc, &null, 1, 0), BLOCK_ALLOC_E_FOREIGN);
+    check_eq(block_alloc_give(alloc, with_null, 2, 0), BLOCK_ALLOC_E_FOREIGN);
     check_eq(block_alloc_occupancy(alloc, &page, 1, &used), 0);
     check_eq(used, 3);
     check_eq(block_alloc_used_of(alloc, 0, 3, ids), 3);
