@@ -156,8 +156,8 @@ uint64_t block_alloc_free_pages(const struct block_alloc *alloc);
 /* O(1). */
 void block_alloc_count(const struct block_alloc *alloc, struct block_alloc_counts *ret);
 
-/* The page in which a block begins, also for a straddler; the capacity, which is no page, for what is no block
- * of the region. Of any thread. */
+/* The page in which a block begins, also for a straddler; the capacity, which is no page, for what is no
+ * block of the region. Of any thread. */
 uint64_t block_alloc_page_of(const struct block_alloc *alloc, uint32_t id);
 
 /* The blocks of a page: the first, and how many. Of any thread. The page must be one of the region. */

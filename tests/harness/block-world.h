@@ -2,10 +2,10 @@
 #pragma once
 
 /*
- * A world around the block allocator: an engine that takes and gives blocks, right ones and wrong ones, and an
- * owner that maps and unmaps pages, or fails to. It keeps a row for each block and page, makes every sum and
- * choice anew from them, and compares. The random test and the fuzzer drive it through one function, so that
- * what one finds the other can replay.
+ * A world around the block allocator: an engine that takes and gives blocks, right ones and wrong ones, and
+ * an owner that maps and unmaps pages, or fails to. It keeps a row for each block and page, makes every sum
+ * and choice anew from them, and compares. The random test and the fuzzer drive it through one function, so
+ * that what one finds the other can replay.
  */
 
 #include <stdint.h>

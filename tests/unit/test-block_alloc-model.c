@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Random lives of the block allocator, compared with naive rows after every step. KVCACHED_TEST_SEED repeats a
- * run.
+ * Random lives of the block allocator, compared with naive rows after every step. KVCACHED_TEST_SEED repeats
+ * a run.
  */
 
 #include "block-world.h"
