@@ -157,15 +157,15 @@ static void take_from(struct block_alloc *alloc, struct page *page, size_t n, ui
     while (n > 0) {
         uint64_t base = bit_tree_first(&alloc->block_tree, page->free) & ~UINT64_C(63);
         uint64_t *word = &page->free[base / 64];
-        uint64_t bit = 0;
+        uint64_t left = *word, bit;
 
-        /* What is above is told once for the word. */
-        for (uint64_t left = *word; n > 0 && left; left &= left - 1, n--) {
-            bit = base + (uint64_t)__builtin_ctzll(left);
-            *ret_ids++ = page->first + (uint32_t)bit;
-            *word = left;
-        }
-        bit_tree_remove(&alloc->block_tree, page->free, bit);
+        do {
+            bit = (uint64_t)__builtin_ctzll(left);
+            *ret_ids++ = page->first + (uint32_t)(base + bit);
+            left &= left - 1;
+        } while (--n > 0 && left);
+        *word = left | UINT64_C(1) << bit;
+        bit_tree_remove(&alloc->block_tree, page->free, base + bit);
     }
 }
 
@@ -199,9 +199,31 @@ static struct page *page_of(struct block_alloc *alloc, struct page *before, uint
     return &alloc->pages[block_geometry_page_of(&alloc->geometry, id)];
 }
 
-static bool is_foreign(const struct block_alloc *alloc, const struct page *page, uint32_t id)
+static int check_used(const struct block_alloc *alloc, const struct page *page, uint32_t id)
 {
-    return page->state != BLOCK_ALLOC_MAPPED || id - page->first >= page->n || (alloc->null_block && id == 0);
+    if (page->state != BLOCK_ALLOC_MAPPED || id - page->first >= page->n || (alloc->null_block && id == 0))
+        return BLOCK_ALLOC_E_FOREIGN;
+    return bit_tree_has(page->free, id - page->first) ? BLOCK_ALLOC_E_FREE : 0;
+}
+
+/* Marks a block that is in use, and those after it that are and lie in the same word. Returns how many. */
+static size_t mark_word(struct block_alloc *alloc, struct page *page, const uint32_t *ids, size_t n)
+{
+    uint32_t base = (ids[0] - page->first) & ~UINT32_C(63);
+    uint64_t before = page->free[base / 64], after = before;
+    size_t i;
+
+    for (i = 0; i < n; i++) {
+        uint32_t bit = ids[i] - page->first - base;
+
+        if (bit >= u64_min(64, page->n - base) || after >> bit & 1 || (alloc->null_block && ids[i] == 0))
+            break;
+        after |= UINT64_C(1) << bit;
+    }
+    if (before == 0)
+        bit_tree_add(&alloc->block_tree, page->free, ids[0] - page->first);
+    page->free[base / 64] = after;
+    return i;
 }
 
 static void unmark_free(struct block_alloc *alloc, const uint32_t *ids, size_t n)
@@ -218,28 +240,20 @@ static void unmark_free(struct block_alloc *alloc, const uint32_t *ids, size_t n
 static int mark_free(struct block_alloc *alloc, const uint32_t *ids, size_t n)
 {
     struct page *page = NULL;
-    size_t i;
-    int r = 0;
 
-    for (i = 0; i < n; i++) {
-        if (ids[i] >= alloc->geometry.n_ids) {
-            r = BLOCK_ALLOC_E_FOREIGN;
-            break;
+    for (size_t i = 0; i < n; i += mark_word(alloc, page, ids + i, n - i)) {
+        int r = BLOCK_ALLOC_E_FOREIGN;
+
+        if (ids[i] < alloc->geometry.n_ids) {
+            page = page_of(alloc, page, ids[i]);
+            r = check_used(alloc, page, ids[i]);
         }
-        page = page_of(alloc, page, ids[i]);
-        if (is_foreign(alloc, page, ids[i])) {
-            r = BLOCK_ALLOC_E_FOREIGN;
-            break;
+        if (r != 0) {
+            unmark_free(alloc, ids, i);
+            return r;
         }
-        if (bit_tree_has(page->free, ids[i] - page->first)) {
-            r = BLOCK_ALLOC_E_FREE;
-            break;
-        }
-        bit_tree_add(&alloc->block_tree, page->free, ids[i] - page->first);
     }
-    if (r != 0)
-        unmark_free(alloc, ids, i);
-    return r;
+    return 0;
 }
 
 int block_alloc_give(struct block_alloc *alloc, const uint32_t *ids, size_t n, uint64_t epoch)

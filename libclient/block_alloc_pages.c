@@ -262,7 +262,6 @@ int block_alloc_plan(struct block_alloc *alloc, size_t n, uint64_t *ret_pages)
     for (size_t i = 0; i < n; i++) {
         ret_pages[i] = bit_tree_first(&alloc->page_tree, alloc->empty);
         set_state(alloc, ret_pages[i], BLOCK_ALLOC_MAPPING);
-        alloc->pages[ret_pages[i]].epoch = 0;
     }
     return 0;
 }
