@@ -313,7 +313,9 @@ static int lease_some(struct kvc_region *region, uint64_t pages, uint64_t deadli
     return r;
 }
 
-static int lease_and_wait(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns)
+/* Whoever fills up in the background leaves what is claimed here alone from this moment on. */
+static int lease_and_wait(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages,
+                          uint64_t deadline_ns)
 {
     struct kvc_client *client = region->client;
     int r = client_enter(client);
@@ -323,6 +325,8 @@ static int lease_and_wait(struct kvc_region *region, uint64_t pages, uint64_t de
     r = conn_check(client->conn);
     while (r == 0 && lease_claim_up_to(region, pages) < pages)
         r = lease_some(region, pages, deadline_ns);
+    if (r == 0)
+        stamp(blocks);
     client_leave(client);
     return r;
 }
@@ -359,7 +363,7 @@ static int want_leases(struct kvc_blocks *blocks, uint64_t pages, int timeout_ms
     for (size_t i = 0; i < blocks->n_regions && r == 0; i++) {
         struct kvc_region *region = blocks->regions[blocks->order[i]];
 
-        r = timeout_ms == 0 ? lease_later(region, pages) : lease_and_wait(region, pages, deadline_ns);
+        r = timeout_ms == 0 ? lease_later(region, pages) : lease_and_wait(blocks, region, pages, deadline_ns);
     }
     return r;
 }

@@ -71,6 +71,9 @@ int blocks_shrink(struct kvc_blocks *blocks, uint64_t keep);
 /* Unmaps free pages if there are too many, or the instance is asked for memory. */
 void blocks_tidy(struct kvc_blocks *blocks);
 
+/* Whether a report holds. Of any thread, with or without the lock. */
+bool blocks_is_promised(const struct kvc_blocks *blocks);
+
 /* Below: with the client's lock of one of the regions, without waiting. */
 
 /* Takes up to `max` free pages' memory out, for the caller to give back. Returns how many. */

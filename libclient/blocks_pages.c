@@ -322,7 +322,7 @@ static uint64_t pages_of(const struct block_alloc_counts *counts, uint64_t n_blo
     return n_blocks / least + (n_blocks % least != 0);
 }
 
-static bool is_promised(const struct kvc_blocks *blocks)
+bool blocks_is_promised(const struct kvc_blocks *blocks)
 {
     return atomic_load(&blocks->report_until_ns) > conn_now_ns();
 }
@@ -333,7 +333,7 @@ static uint64_t promised_pages(struct kvc_blocks *blocks)
     struct block_alloc_counts counts;
     uint64_t others;
 
-    if (!is_promised(blocks))
+    if (!blocks_is_promised(blocks))
         return 0;
     block_alloc_count(blocks->alloc, &counts);
     others = u64_sub_floor(counts.free_blocks, counts.free_pages * counts.page_blocks);
@@ -343,7 +343,7 @@ static uint64_t promised_pages(struct kvc_blocks *blocks)
 /* A report that was made meanwhile counted on them: see blocks.c. */
 static bool is_too_many(struct kvc_blocks *blocks)
 {
-    return is_promised(blocks) &&
+    return blocks_is_promised(blocks) &&
            block_alloc_free_blocks(blocks->alloc) + (uint32_t)atomic_load(&blocks->claim_view) <
                atomic_load(&blocks->promised_blocks);
 }
@@ -466,7 +466,7 @@ bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct l
 
     pthread_mutex_lock(&blocks->lock);
     atomic_store(&blocks->shedding, true);
-    if (!is_promised(blocks))
+    if (!blocks_is_promised(blocks))
         n = lease_give_up(region, UINT32_MAX);
     blocks_publish(blocks);
     atomic_store(&blocks->shedding, false);

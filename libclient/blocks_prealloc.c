@@ -143,12 +143,26 @@ static void ask_for_lease(struct kvc_region *region, const struct shortage *shor
         lease_ask(region, wanted - have, true);
 }
 
-static void take_leased(struct kvc_region *region, uint64_t pages)
+/* What is on its way is counted by nobody, so a report's claims are left alone: what is merely offered is
+ * claimed and spent before any report can see it. Returns how many pages there are to spend. */
+static uint64_t claim_for_refill(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages)
 {
-    uint64_t n = u64_min(lease_claim_up_to(region, pages), u64_min(pages, region->take_max));
+    if (!blocks_is_promised(blocks))
+        return u64_min(lease_claim_up_to(region, pages), pages);
+    return lease_claim(region->lease.line, (uint32_t)u64_min(pages, UINT32_MAX));
+}
 
-    if (n > 0 && !region->refill)
+static void take_leased(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages)
+{
+    uint64_t n;
+
+    if (region->refill)
+        return;
+    pthread_mutex_lock(&blocks->lock);
+    n = claim_for_refill(blocks, region, u64_min(pages, region->take_max));
+    if (n > 0)
         borrow_later(region, (uint32_t)n, true, &region->refill);
+    pthread_mutex_unlock(&blocks->lock);
 }
 
 /* Without leases a courtesy is what the status page shows room for. */
@@ -194,7 +208,7 @@ static void fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
     }
     ask_for_lease(region, &shortage);
     if (shortage.mapped > 0)
-        take_leased(region, shortage.mapped);
+        take_leased(blocks, region, shortage.mapped);
 }
 
 void blocks_work(struct kvc_region *region)

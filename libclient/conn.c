@@ -228,7 +228,7 @@ void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const Protobu
 
     if (!conn->alive)
         return;
-    r = link_send(conn->link, type, request, body, NULL);
+    r = link_send(conn->link, type, request ? request : next_id(conn), body, NULL);
     if (r == LINK_E_FULL || r == -ENOMEM)
         conn_die(conn, KVC_E_DISCONNECTED, "an answer to kvcachedd could not be sent");
     else if (r < 0)

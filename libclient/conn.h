@@ -109,7 +109,8 @@ void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data),
 /* Starts the time for a request's answer anew; `expired` becomes true when it is over. */
 void conn_start_time(struct conn *conn, struct request *request);
 
-/* Sends a message that is part of an exchange already going on. A failure ends the connection. */
+/* Sends a message that is part of an exchange already going on, or (request 0) one that is not answered. A
+ * failure ends the connection. */
 void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const ProtobufCMessage *body);
 
 /* Sends and receives what it can without waiting, unless a waiting thread does that already. */

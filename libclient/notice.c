@@ -108,16 +108,28 @@ static uint64_t give(struct kvc_client *client, uint64_t wanted)
     return given;
 }
 
+/* What the daemon wants of this peer may be a part of what the instance has too much, of which the others have
+ * theirs to give; but above a limit there is no reason to keep what is not used. */
+static uint64_t wanted_of(const struct kvc_client *client)
+{
+    struct status_values status;
+
+    if (client->notice.courtesy)
+        return client->notice.bytes;
+    status_page_read(client->status, &status);
+    return u64_max(client->notice.bytes, u64_sub_floor(status.used_bytes, status.limit_bytes));
+}
+
 void notice_work(struct kvc_client *client)
 {
     struct notice *notice = &client->notice;
     Kvcached__NoticeAck ack = KVCACHED__NOTICE_ACK__INIT;
-    uint64_t missing, wanted = notice->bytes;
+    uint64_t missing;
 
     if (!atomic_load(&notice->open) || !notice_is_due(client))
         return;
     ack.number = notice->number;
-    missing = u64_sub_floor(wanted, give(client, wanted));
+    missing = u64_sub_floor(notice->bytes, give(client, wanted_of(client)));
     /* Another may have come while we waited for the daemon: it is answered on its own. */
     if (notice->number == ack.number) {
         notice->reclaim_due = !notice->courtesy && missing > 0 && client->listener.reclaim;
