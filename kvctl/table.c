@@ -7,6 +7,7 @@
 #include "table.h"
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/parse.h"
@@ -35,18 +36,45 @@ static unsigned min_unsigned(unsigned a, unsigned b)
     return a < b ? a : b;
 }
 
-static bool is_ambiguous(Kvcached__InstanceInfo *const *instances, size_t n, size_t i)
+/* Of all rows, sorted; there may be thousands. NULL when there was no memory for it. */
+struct names {
+    const char **sorted;
+    size_t n;
+};
+
+static int compare(const void *a, const void *b)
 {
-    for (size_t j = 0; j < n; j++)
-        if (j != i && strcmp(instances[i]->instance, instances[j]->instance) == 0)
-            return true;
-    return false;
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-static const char *row_name(char buf[static TEXT_MAX], Kvcached__InstanceInfo *const *instances, size_t n,
-                            size_t i)
+static struct names names_new(Kvcached__InstanceInfo *const *instances, size_t n)
 {
-    return text_instance(buf, instances[i], is_ambiguous(instances, n, i));
+    struct names names = {.sorted = calloc(n, sizeof(*names.sorted)), .n = n};
+
+    if (!names.sorted)
+        return names;
+    for (size_t i = 0; i < n; i++)
+        names.sorted[i] = instances[i]->instance;
+    qsort(names.sorted, n, sizeof(*names.sorted), compare);
+    return names;
+}
+
+/* A name too many with its domain is better than none. */
+static bool is_ambiguous(const struct names *names, const char *name)
+{
+    const char **found =
+        names->sorted ? bsearch(&name, names->sorted, names->n, sizeof(name), compare) : NULL;
+
+    if (!found)
+        return true;
+    return (found > names->sorted && strcmp(found[-1], name) == 0) ||
+           (found + 1 < names->sorted + names->n && strcmp(found[1], name) == 0);
+}
+
+static const char *row_name(char buf[static TEXT_MAX], const struct names *names,
+                            const Kvcached__InstanceInfo *instance)
+{
+    return text_instance(buf, instance, is_ambiguous(names, instance->instance));
 }
 
 /* What a narrow terminal loses first: notes, then length of names, then the limit. */
@@ -116,13 +144,15 @@ void table_print(FILE *out, const struct table_style *style, Kvcached__InstanceI
     unsigned longest = 0;
     bool wants_notes = false;
     struct layout layout;
+    struct names names;
 
     if (n == 0) {
         fputs("No active KVCached segments found.\n", out);
         return;
     }
+    names = names_new(instances, n);
     for (size_t i = 0; i < n; i++) {
-        longest = max_unsigned(longest, (unsigned)strlen(row_name(name, instances, n, i)));
+        longest = max_unsigned(longest, (unsigned)strlen(row_name(name, &names, instances[i])));
         wants_notes |= instances[i]->over_limit || instances[i]->frozen;
     }
     layout = plan(style->width, longest, wants_notes);
@@ -131,5 +161,6 @@ void table_print(FILE *out, const struct table_style *style, Kvcached__InstanceI
         fprintf(out, "%*s", BYTES_WIDTH, "Limit");
     fprintf(out, "%*s%*s\n", BYTES_WIDTH, "Used", PERCENT_WIDTH, "%");
     for (size_t i = 0; i < n; i++)
-        print_row(out, style, &layout, row_name(name, instances, n, i), instances[i]);
+        print_row(out, style, &layout, row_name(name, &names, instances[i]), instances[i]);
+    free(names.sorted);
 }

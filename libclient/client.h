@@ -14,6 +14,7 @@
 #include "conn.h"
 #include "gpu.h"
 #include "news.h"
+#include "notice.h"
 #include "options.h"
 #include "page_cache.h"
 #include "shape.h"
@@ -35,6 +36,7 @@ struct kvc_client {
     void *listener_data;
     uint64_t report_ns;
     struct news news;
+    struct notice notice;
     kvc_log_fn log;
     void *log_data;
     bool told_death;
@@ -73,7 +75,10 @@ bool client_has_work(const struct kvc_client *client);
 /* Whether something may come from the daemon that no thread waits for. */
 bool client_listens(const struct kvc_client *client);
 
-/* True while nothing should be kept: the instance is above its limit, or frozen. */
+/* In how many ms it will have something to do, by itself; -1: never. */
+int client_timeout_ms(struct kvc_client *client);
+
+/* True while nothing should be kept: the instance is above its limit, or frozen, or asked to give back. */
 bool client_must_shrink(const struct kvc_client *client);
 
 void client_log(struct kvc_client *client, enum kvc_log_level level, const char *format, ...)

@@ -253,7 +253,7 @@ static int claim_all(struct plan *plan, const uint64_t *pages, size_t n)
     return r;
 }
 
-static int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     struct plan *plan;
     int r;
@@ -307,6 +307,14 @@ int map_with(struct kvc_region *region, const uint64_t *pages, size_t n, struct 
     return r;
 }
 
+/* Who hands out blocks decides alone. */
+static int check_host(const struct kvc_region *region)
+{
+    if (region->blocks)
+        return error_set(KVC_E_INVALID, "The region's pages are mapped and unmapped by its kvc_blocks");
+    return 0;
+}
+
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     int r;
@@ -318,7 +326,9 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = orders_refuse(region);
+    r = check_host(region);
+    if (r == 0)
+        r = orders_refuse(region);
     if (r == 0)
         r = conn_check(region->client->conn);
     if (r == 0 && n > 0)
@@ -479,7 +489,7 @@ static int take_away(struct kvc_region *region, const uint64_t *pages, size_t n,
     return is_only_late(region->client, r) ? 0 : r;
 }
 
-static int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     struct kvc_client *client = region->client;
     bool keep = client->conn->alive && !client_must_shrink(client);
@@ -508,7 +518,9 @@ KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, s
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = orders_refuse(region);
+    r = check_host(region);
+    if (r == 0)
+        r = orders_refuse(region);
     if (r == 0)
         r = n > 0 ? unmap_pages(region, pages, n) : conn_check(region->client->conn);
     client_leave(region->client);

@@ -16,6 +16,7 @@
 
 #include "base/arith.h"
 #include "base/parse.h"
+#include "blocks.h"
 #include "orders.h"
 #include "remote.h"
 #include "reserve.h"
@@ -166,6 +167,7 @@ struct region_request {
 static void region_opened(struct kvc_region *region, uint32_t id)
 {
     region->id = id;
+    lease_open(region);
     list_append(&region->client->regions, &region->link);
     region->client->n_ordered += region->orders != NULL;
 }
@@ -311,6 +313,7 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
     if (!region)
         return error_nomem();
     list_init(&region->link);
+    list_init(&region->lease.asks);
     region->client = client;
     r = prepare(region, options);
     if (r == 0)
@@ -394,6 +397,8 @@ struct kvc_region *region_forget(struct kvc_region *region)
     if (!region)
         return NULL;
     list_unlink(&region->link);
+    if (region->blocks)
+        blocks_forget(region->blocks);
     if (region->pages && region->shape)
         for (uint64_t i = 0; i < region->shape->pages; i++)
             free(region->pages[i].backing);
@@ -465,6 +470,9 @@ int region_close(struct kvc_region *region)
 
     if (region->remote)
         return remote_close(region);
+    if (region->blocks)
+        blocks_part(region->blocks, region);
+    lease_close(region);
     if (region->refill)
         borrow_abandon(region->refill);
     region->refill = NULL;

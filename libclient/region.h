@@ -6,6 +6,7 @@
  */
 
 #include "borrow.h"
+#include "lease.h"
 
 enum page_state {
     PAGE_EMPTY,
@@ -23,6 +24,8 @@ struct page {
     enum page_state state;
 };
 
+struct kvc_blocks;
+
 struct kvc_region {
     struct list link; /* of the client's regions, or of its remote ones */
     struct kvc_client *client;
@@ -33,6 +36,10 @@ struct kvc_region {
     struct page *pages;
     uint64_t n_mapped;
     struct page_cache cache;
+    struct region_lease lease;
+    struct kvc_blocks *blocks; /* whose the pages are; NULL: the host's */
+    uint64_t max_cached_pages; /* of the cache, when they are the host's again */
+    atomic_bool work_wanted;   /* of them: something has changed that blocks_work() should see */
 
     struct orders *orders; /* not NULL: it is mapped by a scheduler elsewhere */
     struct remote *remote; /* not NULL: it is a worker's; there is no shape, address or page here */

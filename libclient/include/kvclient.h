@@ -142,8 +142,7 @@ struct kvc_options {
     const struct kvc_listener *listener;
     void *listener_data;
 
-    /* Since 0.2: for how many ms a report of available blocks holds, if the engine makes no other call
-     * before. 0: 100. */
+    /* Since 0.2: for how many ms a report of available blocks holds, see kvc_blocks_available(). 0: 100. */
     unsigned report_ms;
 };
 
@@ -278,6 +277,129 @@ KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, s
  * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER. */
 KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
                               struct kvc_region **ret);
+/* ---- Blocks (since 0.2) ----
+ *
+ * A kvc_blocks hands out the KV blocks that lie in a region's pages, and maps and unmaps the pages as needed.
+ * Block b lies at byte b × block_bytes of each segment; a block that would lie in two pages is never handed
+ * out. Blocks have numbers from 0 on.
+ *
+ * Until it is closed the region's pages are the kvc_blocks': kvc_region_map() and kvc_region_unmap() return
+ * KVC_E_INVALID. Close it before its regions; closing them, or their client, closes it too.
+ *
+ * Threads: all functions, from any. On pages that are mapped, alloc and free make no system call and take
+ * about a tenth of a microsecond; while one call waits for the daemon others run.
+ *
+ * Promises: see kvc_blocks_available().
+ */
+
+struct kvc_blocks;
+
+/* Zero-initialise, set `size`, set what is needed. */
+struct kvc_blocks_options {
+    size_t size; /* sizeof(struct kvc_blocks_options) */
+
+    uint64_t block_bytes; /* of a block in one segment of the first region; at most a page's share there */
+    int null_block;       /* not 0: block 0 is never handed out, and always mapped: padding points at it */
+    uint64_t max_pages; /* of the region that may be used, the first ones; 0: all. See kvc_blocks_resize() */
+};
+
+/* With several regions, page i of each is mapped and unmapped together with page i of the others: all or none
+ * of them. They may be different clients', and have different page sizes, but the same number of pages.
+ * KVC_E_INVALID; with `null_block` what kvc_region_map() returns. */
+KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
+                            const struct kvc_blocks_options *options, struct kvc_blocks **ret);
+
+/* Unmaps all pages, used or not, and gives their memory back. NULL is fine; returns NULL. */
+KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
+
+/* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
+ * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used.
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
+ * without need was given up for it, and the daemon has refused all the same. */
+KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
+
+/* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not
+ * unmapped before kvc_blocks_complete() has said that `epoch` is complete; 0: they may be at any time. When
+ * more free pages are mapped than max_reserved_pages, or the instance is asked for memory, they are unmapped
+ * by this call, if no report holds that counts on them. KVC_E_NOT_ALLOCATED: one is not allocated, named
+ * twice, or no block. */
+KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch);
+
+/* The GPU no longer uses what was freed with this epoch or a lower one. */
+KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
+
+/* How many blocks kvc_blocks_alloc() can have now: the free ones in mapped pages, and those of pages whose
+ * memory the daemon has set aside for this region. It is a promise: for `report_ms` (of kvc_options) neither
+ * the daemon nor the library takes them for anything else, so that a scheduler's step can rely on it; what is
+ * allocated meanwhile is taken off. Another engine's promises are never counted. While the daemon asks for
+ * memory back only what is certain to stay is counted. More may be had: see kvc_blocks_want(). 0 where the
+ * handle is no good. Takes nanoseconds, never waits. */
+KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
+
+/* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds
+ * them; above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there
+ * are no leases (preallocation is off, or the daemon older than 0.2) pages are mapped in place of being set
+ * aside. *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
+KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available);
+
+/* Sets n more free blocks aside, mapping pages as kvc_blocks_alloc() does: the next allocations take them
+ * first, and until then no page is unmapped that they would need. kvc_blocks_release() gives all that up. */
+KVC_API int kvc_blocks_reserve(struct kvc_blocks *blocks, size_t n);
+KVC_API int kvc_blocks_release(struct kvc_blocks *blocks);
+
+/* Unmaps all free pages that are not reserved, pinned or waiting for an epoch, and gives what is set aside
+ * back. Nothing is prepared before the engine uses another page. */
+KVC_API int kvc_blocks_trim(struct kvc_blocks *blocks);
+
+/* Only the first `pages` may be used from now on; more than the region's means all. What is allocated beyond
+ * stays so until it is freed; then its pages are unmapped at once. */
+KVC_API int kvc_blocks_resize(struct kvc_blocks *blocks, uint64_t pages);
+
+/* Frees all blocks, with epoch 0, and what is reserved. */
+KVC_API int kvc_blocks_clear(struct kvc_blocks *blocks);
+
+/* How many blocks of each page are allocated. KVC_E_INVALID: no such page. */
+KVC_API int kvc_blocks_occupancy(struct kvc_blocks *blocks, const uint64_t *pages, size_t n,
+                                 uint32_t *ret_used);
+
+/* For an engine that evicts: the pages that would come free, fewest allocated blocks first, at most `max`.
+ * *ret_n: how many were written. */
+struct kvc_page_census {
+    uint64_t page;
+    uint32_t used; /* blocks that are allocated, at least one */
+};
+KVC_API int kvc_blocks_census(struct kvc_blocks *blocks, struct kvc_page_census *ret, size_t max,
+                              size_t *ret_n);
+
+/* The page in which a block begins; UINT64_MAX where the handle is no good. */
+KVC_API uint64_t kvc_blocks_page_of(const struct kvc_blocks *blocks, uint32_t id);
+
+struct kvc_blocks_status {
+    size_t size;              /* set by the caller: sizeof(struct kvc_blocks_status) */
+    uint64_t total_blocks;    /* in all pages that may be used, mapped or not */
+    uint64_t used_blocks;     /* allocated */
+    uint64_t free_blocks;     /* in mapped pages, reserved ones included */
+    uint64_t reserved_blocks; /* see kvc_blocks_reserve() */
+    uint64_t claimed_pages;   /* set aside by the daemon, and promised to this region */
+    uint64_t offered_pages;   /* set aside by the daemon, and not claimed yet */
+    uint64_t mapped_pages;    /* the sum of free, partly used and full ones, and those beyond a resize */
+    uint64_t free_pages;
+    uint64_t partly_pages;
+    uint64_t full_pages;
+    uint64_t waiting_pages; /* free, and their epoch is not complete */
+    uint64_t pinned_pages;
+    uint64_t empty_pages;  /* that may be mapped */
+    uint64_t doubt_pages;  /* a worker has not answered about them */
+    uint64_t broken_pages; /* unusable: the driver failed on them */
+    uint64_t page_blocks;  /* of a page; where blocks lie across, some pages have one less */
+    uint64_t mapped_total; /* pages mapped so far ... */
+    uint64_t ready_total;  /* ... of them in the background, before they were needed */
+    uint64_t unmapped_total;
+    uint64_t waited_total;  /* calls of alloc and reserve that had to map pages */
+    uint64_t refused_total; /* ... and were refused */
+};
+KVC_API int kvc_blocks_status(struct kvc_blocks *blocks, struct kvc_blocks_status *ret);
 
 #ifdef __cplusplus
 }

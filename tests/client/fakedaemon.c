@@ -31,9 +31,20 @@ struct fake {
 };
 
 struct command {
-    enum { COMMAND_LIE, COMMAND_RELEASE, COMMAND_LIMIT, COMMAND_ORDER, COMMAND_COUNT } what;
+    enum {
+        COMMAND_LIE,
+        COMMAND_RELEASE,
+        COMMAND_LIMIT,
+        COMMAND_ORDER,
+        COMMAND_COUNT,
+        COMMAND_NOTICE,
+        COMMAND_PRESS,
+        COMMAND_WITHDRAW,
+        COMMAND_SCRIBBLE
+    } what;
     uint64_t value;
     uint32_t at, after;
+    bool courtesy;
     struct fake_order order;
 };
 
@@ -46,6 +57,7 @@ static void show_status(struct daemon *d)
         .used_bytes = d->used,
         .budget_bytes = d->settings.total_bytes,
         .flags = d->used > d->limit ? STATUS_FLAG_OVER_LIMIT : 0,
+        .pressure_bytes = d->pressure,
     };
 
     status_page_write(d->status, &values);
@@ -174,6 +186,107 @@ static void lie_about_grant(struct daemon *d, struct peer *peer, enum fake_lie l
         container_of(it, struct lent, link)->fd = close_fd(container_of(it, struct lent, link)->fd);
 }
 
+/* ---- Leases ---- */
+
+static uint64_t page_bytes(const struct daemon *d, const struct peer *peer, uint32_t region)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < d->n_classes; i++)
+        bytes += peer->regions[region][i] * d->settings.class_bytes[i];
+    return bytes;
+}
+
+/* `pages` of what was issued are in no lease any more. */
+static void unissue(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
+{
+    check(pages <= peer->issued[region]);
+    peer->issued[region] -= pages;
+    d->counts.issued -= pages;
+    d->used -= pages * page_bytes(d, peer, region);
+}
+
+static void withdraw(struct daemon *d, uint32_t pages)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++)
+            unissue(d, d->peers[i], region, lease_withdraw(&d->peers[i]->lines[region - 1], pages));
+    show_status(d);
+}
+
+static void withdraw_if_short(struct daemon *d, uint64_t bytes)
+{
+    if (d->used + bytes > d->limit)
+        withdraw(d, UINT32_MAX);
+}
+
+static void on_lease(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
+{
+    const Kvcached__Lease *lease = (const Kvcached__Lease *)m->body;
+    uint32_t region = lease->region % REGIONS_MAX;
+    uint64_t bytes = lease->pages * page_bytes(d, peer, region);
+    Kvcached__Leased body = KVCACHED__LEASED__INIT;
+
+    check(peer->lines);
+    d->counts.leases++;
+    d->counts.courtesies += lease->courtesy;
+    if (d->used + bytes > d->limit) {
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
+        return;
+    }
+    body.pages = lease->pages + (lie == FAKE_OTHER_LEASE);
+    peer->issued[region] += lease->pages;
+    d->counts.issued += lease->pages;
+    d->used += bytes;
+    if (lie != FAKE_FORGET)
+        check(lease_offer(&peer->lines[region - 1], lease->pages));
+    show_status(d);
+    fake_answer(peer->fd, lie, MESSAGE_LEASED, m->request, &body.base, NULL, 0);
+}
+
+static bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
+{
+    struct lease lease = lease_read(&peer->lines[region - 1]);
+
+    d->counts.leased_takes++;
+    if (pages + (uint64_t)lease.offered + lease.claimed > peer->issued[region])
+        return false;
+    unissue(d, peer, region, pages);
+    return true;
+}
+
+static void send_notices(struct daemon *d, const struct command *command)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++) {
+        Kvcached__Notice body = KVCACHED__NOTICE__INIT;
+
+        if (!d->peers[i] || !d->peers[i]->lines)
+            continue;
+        body.number = ++d->peers[i]->notices;
+        body.bytes = command->value;
+        body.deadline_ms = command->at;
+        body.courtesy = command->courtesy;
+        fake_answer(d->peers[i]->fd, FAKE_HONEST, MESSAGE_NOTICE, 0, &body.base, NULL, 0);
+    }
+}
+
+static void scribble(struct daemon *d)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++)
+            atomic_store(&d->peers[i]->lines[region - 1].word, UINT64_MAX);
+}
+
+static void count_hints(struct daemon *d)
+{
+    d->counts.cached = d->counts.pinned = 0;
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++) {
+            d->counts.cached += d->peers[i]->lines[region - 1].cached_pages;
+            d->counts.pinned += d->peers[i]->lines[region - 1].pinned_pages;
+        }
+}
+
 static void on_take(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
     const Kvcached__Take *take = (const Kvcached__Take *)m->body;
@@ -186,11 +299,17 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
         bytes += counts[i] * d->settings.class_bytes[i] * take->pages;
     }
     d->counts.takes++;
+    if (take->leased && !end_lease(d, peer, take->region % REGIONS_MAX, take->pages)) {
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "There is no such lease");
+        return;
+    }
+    if (!take->leased)
+        withdraw_if_short(d, bytes);
     if (d->settings.take_max && n > d->settings.take_max) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Take");
         return;
     }
-    if (d->used + bytes > d->limit) {
+    if (!take->leased && d->used + bytes > d->limit) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
         return;
     }
@@ -210,12 +329,17 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
     list_append(&peer->grants, &grant->link);
 }
 
-static void on_hello(struct daemon *d, struct peer *peer, uint32_t request, enum fake_lie lie)
+static void on_hello(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
+    uint32_t request = m->request;
     Kvcached__Welcome body = KVCACHED__WELCOME__INIT;
     Kvcached__Challenge challenge = KVCACHED__CHALLENGE__INIT;
-    int fd = d->status_fd;
+    int fds[2] = {d->status_fd, -1};
+    unsigned n_fds = 1;
 
+    if (m->type == MESSAGE_HELLO)
+        peer->has_leases = d->settings.leases &&
+                           ((const Kvcached__Hello *)m->body)->features & KVCACHED__FEATURE__FEATURE_LEASES;
     if (lie == FAKE_CHALLENGE || lie == FAKE_CHALLENGE_TWICE) {
         challenge.nonce = (ProtobufCBinaryData){.len = 16, .data = (uint8_t *)"0123456789abcdef"};
         fake_answer(peer->fd, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
@@ -233,12 +357,17 @@ static void on_hello(struct daemon *d, struct peer *peer, uint32_t request, enum
     body.daemon_version = (char *)"fake";
     body.features = d->settings.orders ? KVCACHED__FEATURE__FEATURE_ORDERS : 0;
     if (lie == FAKE_BAD_STATUS) {
-        fd = memfd_create("short", MFD_CLOEXEC);
-        check_eq(ftruncate(fd, STATUS_PAGE_SIZE), 0);
+        fds[0] = memfd_create("short", MFD_CLOEXEC);
+        check_eq(ftruncate(fds[0], STATUS_PAGE_SIZE), 0);
     }
-    fake_answer(peer->fd, lie, MESSAGE_WELCOME, request, &body.base, &fd, 1);
+    if (peer->has_leases) {
+        check_eq(lease_file_new(&peer->lines, &fds[n_fds++]), 0);
+        body.features |= KVCACHED__FEATURE__FEATURE_LEASES;
+    }
+    fake_answer(peer->fd, lie, MESSAGE_WELCOME, request, &body.base, fds, n_fds);
     if (lie == FAKE_BAD_STATUS)
-        close_fd(fd);
+        close_fd(fds[0]);
+    close_fd(fds[1]);
 }
 
 static void on_region_open(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
@@ -251,6 +380,7 @@ static void on_region_open(struct daemon *d, struct peer *peer, const struct mes
         return;
     }
     check(open->n_page_extents == d->n_classes);
+    body.region = peer->lines != NULL;
     while (peer->region_open[body.region])
         check(++body.region < REGIONS_MAX);
     peer->region_open[body.region] = true;
@@ -267,6 +397,10 @@ static void on_region_close(struct daemon *d, struct peer *peer, const struct me
 
     if (close->region < REGIONS_MAX && peer->region_open[close->region]) {
         peer->region_open[close->region] = false;
+        if (peer->lines) {
+            unissue(d, peer, close->region, peer->issued[close->region]);
+            atomic_store(&peer->lines[close->region - 1].word, 0);
+        }
         peer->region_ordered[close->region] = false;
         peer->attached[close->region] = (struct attached){0};
         d->counts.regions--;
@@ -349,7 +483,7 @@ static void on_message(struct daemon *d, struct peer *peer, const struct message
     if (lie_bluntly(d, peer, m, lie))
         return;
     if (m->type == MESSAGE_HELLO || m->type == MESSAGE_CHALLENGE_REPLY)
-        on_hello(d, peer, m->request, lie);
+        on_hello(d, peer, m, lie);
     else if (m->type == MESSAGE_REGION_OPEN)
         on_region_open(d, peer, m, lie);
     else if (m->type == MESSAGE_REGION_CLOSE)
@@ -358,6 +492,10 @@ static void on_message(struct daemon *d, struct peer *peer, const struct message
         on_take(d, peer, m, lie);
     else if (m->type == MESSAGE_RETURN)
         on_return(d, peer, m, lie);
+    else if (m->type == MESSAGE_LEASE)
+        on_lease(d, peer, m, lie);
+    else if (m->type == MESSAGE_NOTICE_ACK)
+        d->counts.acks++;
     else if (!orders_message(d, peer, m, lie) && m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
         peer->awaits_ack = false;
         d->counts.unacknowledged--;
@@ -373,6 +511,9 @@ static struct peer *peer_free(struct daemon *d, struct peer *peer)
     while (!list_is_empty(&peer->grants))
         grant_free(d, list_first(&peer->grants, struct grant, link));
     take_all_back(d, &peer->extents);
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        unissue(d, peer, i, peer->issued[i]);
+    lease_file_unmap(peer->lines);
     for (unsigned i = 0; i < REGIONS_MAX; i++)
         d->counts.regions -= peer->region_open[i];
     d->counts.unacknowledged -= peer->awaits_ack;
@@ -453,7 +594,17 @@ static bool obey(struct daemon *d)
     } else if (command.what == COMMAND_LIMIT) {
         d->limit = command.value;
         show_status(d);
+    } else if (command.what == COMMAND_NOTICE) {
+        send_notices(d, &command);
+    } else if (command.what == COMMAND_PRESS) {
+        d->pressure = command.value;
+        show_status(d);
+    } else if (command.what == COMMAND_WITHDRAW) {
+        withdraw(d, (uint32_t)command.value);
+    } else if (command.what == COMMAND_SCRIBBLE) {
+        scribble(d);
     }
+    count_hints(d);
     d->counts.bytes = d->used;
     check_eq(send(d->control, &d->counts, sizeof(d->counts), MSG_NOSIGNAL), sizeof(d->counts));
     return true;
@@ -608,6 +759,27 @@ void fake_release(struct fake *fake)
 void fake_set_limit(struct fake *fake, uint64_t bytes)
 {
     command(fake, (struct command){.what = COMMAND_LIMIT, .value = bytes});
+}
+
+void fake_notice(struct fake *fake, uint64_t bytes, uint32_t deadline_ms, bool courtesy)
+{
+    command(fake, (struct command){
+                      .what = COMMAND_NOTICE, .value = bytes, .at = deadline_ms, .courtesy = courtesy});
+}
+
+void fake_press(struct fake *fake, uint64_t bytes)
+{
+    command(fake, (struct command){.what = COMMAND_PRESS, .value = bytes});
+}
+
+void fake_withdraw(struct fake *fake, uint64_t pages)
+{
+    command(fake, (struct command){.what = COMMAND_WITHDRAW, .value = pages});
+}
+
+void fake_scribble(struct fake *fake)
+{
+    command(fake, (struct command){.what = COMMAND_SCRIBBLE});
 }
 
 void fake_count(struct fake *fake, struct fake_counts *ret)

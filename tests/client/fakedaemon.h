@@ -21,6 +21,7 @@ struct fake_settings {
     uint64_t class_bytes[4]; /* 0, ...: 2 and 8 MiB */
     unsigned take_max;       /* extents of one Take; 0: any number */
     const char *uuid;        /* said in Welcome; NULL: the truth */
+    bool leases;             /* knows leases and notices */
     bool orders;             /* knows schedulers and workers; else it is an old daemon */
 };
 
@@ -53,6 +54,8 @@ enum fake_lie {
     FAKE_BAD_STATUS,  /* a status page that can be shortened */
     FAKE_CHALLENGE,   /* asks for a proof first; not a lie */
     FAKE_CHALLENGE_TWICE,
+    FAKE_OTHER_LEASE, /* another number of pages than was asked for */
+    FAKE_FORGET,      /* an offer that is not in the word */
     FAKE_NOISE, /* some bytes are others; from then on nothing that the client sends is held against it */
     FAKE_LIES,
 };
@@ -65,6 +68,12 @@ struct fake_counts {
     uint64_t takes, returns; /* messages so far */
     uint64_t late;           /* answers held back */
     uint64_t unacknowledged; /* grants and orders */
+    uint64_t leases;         /* messages so far */
+    uint64_t courtesies;     /* of them */
+    uint64_t leased_takes;   /* messages so far */
+    uint64_t issued;         /* pages in leases */
+    uint64_t acks;           /* of notices */
+    uint64_t cached, pinned; /* as the lease lines say, over all regions */
     uint64_t maps, unmaps;   /* of schedulers */
     uint64_t mapped;         /* pages at their workers */
     uint64_t orders_done;    /* by workers */
@@ -107,6 +116,18 @@ void fake_order(struct fake *fake, const struct fake_order *order);
 void fake_release(struct fake *fake);
 
 void fake_set_limit(struct fake *fake, uint64_t bytes);
+
+/* Sends a notice to every peer. */
+void fake_notice(struct fake *fake, uint64_t bytes, uint32_t deadline_ms, bool courtesy);
+
+/* What the status page shows as asked for. */
+void fake_press(struct fake *fake, uint64_t bytes);
+
+/* Withdraws up to `pages` offers of every lease. */
+void fake_withdraw(struct fake *fake, uint64_t pages);
+
+/* Writes nonsense into every lease word: more than was issued. */
+void fake_scribble(struct fake *fake);
 void fake_count(struct fake *fake, struct fake_counts *ret);
 
 /* For SIGSTOP and SIGKILL. */

@@ -10,6 +10,7 @@
 #include "fakedaemon.h"
 #include "fakewire.h"
 #include "test.h"
+#include "wire/lease_file.h"
 #include "wire/status.h"
 
 #define PEERS_MAX 16
@@ -62,6 +63,10 @@ struct peer {
     bool region_open[REGIONS_MAX];
     bool region_ordered[REGIONS_MAX];
     struct attached attached[REGIONS_MAX];
+    bool has_leases;
+    struct lease_line *lines;
+    uint32_t issued[REGIONS_MAX]; /* pages: offered, claimed, or on their way */
+    uint32_t notices;
 };
 
 struct daemon {
@@ -73,7 +78,7 @@ struct daemon {
     struct status_page *status;
     int status_fd, listener, control;
     unsigned n_classes;
-    uint64_t last_id, limit, used;
+    uint64_t last_id, limit, used, pressure;
     enum fake_lie lie;
     uint16_t lie_at;
     unsigned lie_after; /* messages of the type that are answered honestly before */
