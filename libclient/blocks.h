@@ -82,6 +82,9 @@ uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leavi
 /* The same, of what no report promises; and turns claims into offers. True: there was something. */
 bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct list *leaving);
 
+/* Pages are pinned, or not any more. */
+void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
+
 /* A region is closed: the last one takes the blocks with it. blocks_forget(): host memory only. */
 void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region);
 void blocks_forget(struct kvc_blocks *blocks);

@@ -46,6 +46,14 @@ bool backing_is(const struct backing *backing, enum extent_state state)
     return true;
 }
 
+bool backing_has(const struct backing *backing, enum extent_state state)
+{
+    for (uint64_t i = 0; i < backing->n_extents; i++)
+        if (backing->extents[i].state == state)
+            return true;
+    return false;
+}
+
 static struct backing *first_of(struct list *backings)
 {
     return list_first(backings, struct backing, entry.link);

@@ -35,6 +35,9 @@ bool backing_is(const struct backing *backing, enum extent_state state);
 /* Room for `n_extents` extents, or NULL. */
 struct backing *backing_new(uint64_t n_extents);
 
+/* Whether any of them is. */
+bool backing_has(const struct backing *backing, enum extent_state state);
+
 /* Frees host memory only. */
 void backing_free_all(struct list *backings);
 

@@ -22,6 +22,7 @@
 #include "blocks.h"
 #include "borrow.h"
 #include "discovery.h"
+#include "fence.h"
 #include "hello.h"
 #include "orders.h"
 #include "region.h"
@@ -87,7 +88,7 @@ static void show_hints(struct kvc_client *client)
         struct kvc_region *region = container_of(it, struct kvc_region, link);
 
         if (!region->blocks)
-            lease_hint(region, region->cache.n_pages, 0);
+            region_show_pins(region);
     }
 }
 
@@ -154,6 +155,7 @@ void client_work(struct kvc_client *client)
 {
     conn_dispatch(client->conn);
     news_handle(client);
+    fence_poll(client);
     notice_work(client);
     list_for_each (it, &client->regions) {
         struct kvc_region *region = container_of(it, struct kvc_region, link);
@@ -261,6 +263,8 @@ static struct kvc_client *client_new(const struct settings *settings)
 static struct kvc_client *client_free(struct kvc_client *client)
 {
     client->conn = conn_free(client->conn);
+    if (client->gpu)
+        fence_close(client);
     client->gpu = gpu_close(client->gpu);
     news_deinit(&client->news);
     status_page_unmap(client->status);
@@ -413,6 +417,7 @@ static int trim(struct kvc_client *client)
     struct list leaving = LIST_INIT(leaving);
     int r, one;
 
+    fence_wait(client, NULL);
     r = reserve_empty(client, &leaving);
     list_for_each (it, &client->regions) {
         struct kvc_region *region = container_of(it, struct kvc_region, link);

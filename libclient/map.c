@@ -22,6 +22,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "clear.h"
+#include "fence.h"
 #include "orders.h"
 #include "remote.h"
 #include "reserve.h"
@@ -175,7 +177,7 @@ static int find_memory(struct plan *plan)
         r = take_from_cache(plan);
         if (r == 0 && plan->n_backed < plan->n_fresh)
             r = take_from_daemon(plan);
-    } while (is_shortage(r) && reserve_yield(plan->region));
+    } while (is_shortage(r) && (reserve_yield(plan->region) || fence_wait(client, NULL)));
     client->n_takers--;
     return r;
 }
@@ -186,12 +188,16 @@ static int attach(struct plan *plan)
     CUcontext previous;
     int r;
 
-    if (plan->n_fresh == 0)
+    if (plan->n_fresh == 0 && !(plan->region->flags & KVC_REGION_ZERO_ON_MAP))
         return 0;
     r = gpu_enter(gpu, &previous);
     if (r < 0)
         return r;
     r = space_attach(plan->region, plan->fresh, plan->n_fresh);
+    if (r == 0)
+        r = clear_pages(plan->region, plan->fresh, plan->n_fresh);
+    if (r == 0)
+        r = clear_pages(plan->region, plan->hits, plan->n_hits);
     if (r < 0) {
         error_hold();
         space_detach(plan->region, plan->fresh, plan->n_fresh);
@@ -253,6 +259,15 @@ static int claim_all(struct plan *plan, const uint64_t *pages, size_t n)
     return r;
 }
 
+/* A page that waits for the GPU can be mapped again when that is over. */
+static bool is_any_leaving(const struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (pages[i] < region->shape->pages && region->pages[pages[i]].state == PAGE_LEAVING)
+            return true;
+    return false;
+}
+
 int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     struct plan *plan;
@@ -260,6 +275,8 @@ int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 
     if (client_must_shrink(region->client))
         reserve_trim(region->client, NULL);
+    if (is_any_leaving(region, pages, n))
+        fence_wait(region->client, region);
     plan = plan_new(region, n);
     if (!plan)
         return error_nomem();
@@ -307,12 +324,12 @@ int map_with(struct kvc_region *region, const uint64_t *pages, size_t n, struct 
     return r;
 }
 
-/* Who hands out blocks decides alone. */
-static int check_host(const struct kvc_region *region)
+/* Who hands out blocks, or orders from elsewhere, decides alone. */
+int map_check_host(const struct kvc_region *region)
 {
     if (region->blocks)
         return error_set(KVC_E_INVALID, "The region's pages are mapped and unmapped by its kvc_blocks");
-    return 0;
+    return orders_refuse(region);
 }
 
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n)
@@ -326,9 +343,7 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = check_host(region);
-    if (r == 0)
-        r = orders_refuse(region);
+    r = map_check_host(region);
     if (r == 0)
         r = conn_check(region->client->conn);
     if (r == 0 && n > 0)
@@ -366,9 +381,21 @@ static int claim_mapped(struct kvc_region *region, const uint64_t *pages, size_t
             return release_claims(
                 region, pages, i,
                 error_set(KVC_E_NOT_MAPPED, "Page %" PRIu64 " is not mapped, or named twice", pages[i]));
+        if (region->pages[pages[i]].pins > 0)
+            return release_claims(region, pages, i,
+                                  error_set(KVC_E_PINNED, "Page %" PRIu64 " is pinned", pages[i]));
         region->pages[pages[i]].state = PAGE_BUSY;
     }
     return 0;
+}
+
+int map_set_leaving(struct kvc_region *region, const uint64_t *pages, size_t n, bool leaving)
+{
+    int r = leaving ? claim_mapped(region, pages, n) : 0;
+
+    for (size_t i = 0; i < n && r == 0; i++)
+        region->pages[pages[i]].state = leaving ? PAGE_LEAVING : PAGE_MAPPED;
+    return r;
 }
 
 /* Everything passes through the cache, which says what has to go. */
@@ -518,9 +545,7 @@ KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, s
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = check_host(region);
-    if (r == 0)
-        r = orders_refuse(region);
+    r = map_check_host(region);
     if (r == 0)
         r = n > 0 ? unmap_pages(region, pages, n) : conn_check(region->client->conn);
     client_leave(region->client);

@@ -17,6 +17,8 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "blocks.h"
+#include "fence.h"
+#include "holes.h"
 #include "orders.h"
 #include "remote.h"
 #include "reserve.h"
@@ -28,7 +30,8 @@
 
 void region_page_mapped(struct kvc_region *region, uint64_t page, struct backing *backing)
 {
-    region->pages[page] = (struct page){.backing = backing, .state = PAGE_MAPPED};
+    region->pages[page] =
+        (struct page){.backing = backing, .state = PAGE_MAPPED, .hole = region->pages[page].hole};
     region->n_mapped++;
     region->client->mapped_bytes += region->shape->slot_bytes;
 }
@@ -41,14 +44,15 @@ void region_count_unmapped(struct kvc_region *region, uint64_t n)
 
 void region_page_empty(struct kvc_region *region, uint64_t page)
 {
-    region->pages[page] = (struct page){.state = PAGE_EMPTY};
+    region->pages[page] = (struct page){.state = PAGE_EMPTY, .hole = region->pages[page].hole};
 }
 
 void region_page_broken(struct kvc_region *region, uint64_t page, struct backing *backing)
 {
     if (region->pages[page].state == PAGE_MAPPED)
         region_count_unmapped(region, 1);
-    region->pages[page] = (struct page){.backing = backing, .state = PAGE_BROKEN};
+    region->pages[page] =
+        (struct page){.backing = backing, .state = PAGE_BROKEN, .hole = region->pages[page].hole};
     client_log(region->client, KVC_LOG_ERROR,
                "Page %" PRIu64 " is unusable from now on: the driver failed while a failure was undone",
                page);
@@ -124,7 +128,8 @@ static int check_size(const struct kvc_region *region)
         return error_set(KVC_E_BUDGET,
                          "A page of %s over all segments is larger than the daemon's budget of %s",
                          format_size(page, shape->slot_bytes), format_size(budget, status.budget_bytes));
-    n_mappings = u64_min(shape->pages, total / shape->slot_bytes) * shape->n_slots;
+    n_mappings = u64_max(u64_min(shape->pages, total / shape->slot_bytes) * shape->n_slots,
+                         holes_mappings(region->flags, shape));
     if (n_mappings > DRIVER_MAPPINGS_MAX)
         return error_set(KVC_E_NOSPACE,
                          "The region could need %" PRIu64
@@ -249,11 +254,13 @@ static int tell_opened(struct kvc_region *region)
     return ask(region->client, MESSAGE_REGION_OPEN, MESSAGE_REGION_OPENED, &body.base, true, region);
 }
 
-static int prepare(struct kvc_region *region, const struct kvc_region_options *options)
+static int prepare_store(struct kvc_region *region, const struct kvc_region_options *options)
 {
     struct kvc_client *client = region->client;
     int r;
 
+    region->flags = options->flags;
+    region->stream = options->stream;
     r = make_shape(region, options);
     if (r == 0)
         r = check_size(region);
@@ -261,6 +268,15 @@ static int prepare(struct kvc_region *region, const struct kvc_region_options *o
         return r;
     region->take_max = SHAPE_SLOTS_MAX / region->shape->n_slots;
     page_cache_init(&region->cache, &client->cached, region->shape->slot_bytes, client->max_reserved_pages);
+    return 0;
+}
+
+static int prepare(struct kvc_region *region, const struct kvc_region_options *options)
+{
+    int r = prepare_store(region, options);
+
+    if (r < 0)
+        return r;
     /* First: what the driver accepts bounds what the table of pages takes. */
     r = reserve_addresses(region);
     if (r < 0)
@@ -304,17 +320,56 @@ static void free_addresses(struct kvc_region *region)
                    cuda_error_name(gpu->driver, result));
 }
 
+static struct kvc_region *region_new(struct kvc_client *client)
+{
+    struct kvc_region *region = calloc(1, sizeof(*region));
+
+    if (!region)
+        return NULL;
+    list_init(&region->link);
+    list_init(&region->lease.asks);
+    list_init(&region->fences);
+    region->client = client;
+    return region;
+}
+
+/* The client doesn't list it: whoever has its memory mapped closes it. */
+int region_open_store(struct kvc_client *client, const struct kvc_region_options *options,
+                      struct kvc_region **ret)
+{
+    struct kvc_region *store = region_new(client);
+    int r;
+
+    if (!store)
+        return error_nomem();
+    r = prepare_store(store, options);
+    if (r == 0)
+        r = tell_opened(store);
+    if (r < 0) {
+        region_forget(store);
+        return r;
+    }
+    list_unlink(&store->link);
+    *ret = store;
+    return 0;
+}
+
+void region_close_store(struct kvc_region *store)
+{
+    lease_close(store);
+    if (borrow_settle(store) != KVC_E_TIMEOUT && store->client->conn->alive)
+        region_tell_closed(store->client, store->id, true);
+    region_forget(store);
+}
+
 static int open_region(struct kvc_client *client, const struct kvc_region_options *options,
                        struct kvc_region **ret)
 {
-    struct kvc_region *region = calloc(1, sizeof(*region));
+    struct kvc_region *region = region_new(client);
     int r;
 
     if (!region)
         return error_nomem();
-    list_init(&region->link);
-    list_init(&region->lease.asks);
-    region->client = client;
     r = prepare(region, options);
     if (r == 0)
         r = prepare_orders(region, options);
@@ -327,6 +382,13 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
         region_forget(region);
         return r;
     }
+    r = holes_open(region);
+    if (r < 0) {
+        error_hold();
+        region_close(region);
+        error_release();
+        return r;
+    }
     *ret = region;
     return 0;
 }
@@ -335,7 +397,7 @@ static int check_request(const struct kvc_client *client, const struct kvc_regio
 {
     if (client->role == KVC_ROLE_SCHEDULER)
         return error_set(KVC_E_INVALID, "A scheduler has no GPU: it attaches to its workers' regions");
-    if (options->flags & ~(uint32_t)KVC_REGION_ORDERED)
+    if (options->flags & ~(uint32_t)(KVC_REGION_ZERO_ON_MAP | KVC_REGION_HOLES_ZERO | KVC_REGION_ORDERED))
         return error_set(KVC_E_INVALID, "Flags of a region that this library does not know");
     if (!(options->flags & KVC_REGION_ORDERED))
         return 0;
@@ -376,6 +438,28 @@ KVC_API uint64_t kvc_region_stride(const struct kvc_region *region)
     return region && region->shape ? region->shape->stride_bytes : 0;
 }
 
+KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream)
+{
+    int r;
+
+    if (!region)
+        return error_set(KVC_E_INVALID, "No region");
+    if (region->remote)
+        return error_set(KVC_E_INVALID, "A scheduler has no streams");
+    r = client_enter(region->client);
+    if (r < 0)
+        return r;
+    region->stream = stream;
+    client_leave(region->client);
+    return 0;
+}
+
+void region_show_pins(struct kvc_region *region)
+{
+    if (!region->blocks)
+        lease_hint(region, region->cache.n_pages, region->n_pinned);
+}
+
 KVC_API uint64_t kvc_region_pages(const struct kvc_region *region)
 {
     if (!region)
@@ -404,6 +488,8 @@ struct kvc_region *region_forget(struct kvc_region *region)
             free(region->pages[i].backing);
     if (region->address)
         backing_free_all(&region->cache.imported);
+    fence_forget(region);
+    holes_forget(region->holes);
     free(region->pages);
     free(region->orders);
     free(region->remote);
@@ -477,6 +563,8 @@ int region_close(struct kvc_region *region)
         borrow_abandon(region->refill);
     region->refill = NULL;
     region->refill_wanted = false;
+    fence_abandon(region);
+    holes_close(region);
     orders_abandon(region);
     client->n_ordered -= region->orders != NULL;
     detach_all(region, &leaving);

@@ -10,10 +10,11 @@
 
 enum page_state {
     PAGE_EMPTY,
-    PAGE_CACHED, /* free, but still mapped: its backing is in the region's cache */
-    PAGE_BUSY,   /* some call is at work on it */
-    PAGE_MAPPED, /* the caller's */
-    PAGE_BROKEN, /* the driver failed while a failure was undone: nobody knows what is mapped */
+    PAGE_CACHED,  /* free, but still mapped: its backing is in the region's cache */
+    PAGE_BUSY,    /* some call is at work on it */
+    PAGE_MAPPED,  /* the caller's */
+    PAGE_LEAVING, /* mapped until the GPU has come to a fence */
+    PAGE_BROKEN,  /* the driver failed while a failure was undone: nobody knows what is mapped */
 };
 
 struct orders; /* see orders.h */
@@ -22,9 +23,12 @@ struct remote; /* see remote.h */
 struct page {
     struct backing *backing;
     enum page_state state;
+    uint32_t pins;
+    bool hole; /* the region's zero page is mapped there */
 };
 
 struct kvc_blocks;
+struct holes;
 
 struct kvc_region {
     struct list link; /* of the client's regions, or of its remote ones */
@@ -35,7 +39,12 @@ struct kvc_region {
     CUdeviceptr address;
     struct page *pages;
     uint64_t n_mapped;
+    uint64_t n_pinned; /* pages */
     struct page_cache cache;
+    uint32_t flags;      /* KVC_REGION_* */
+    CUstream stream;     /* in whose order pages are cleared */
+    struct list fences;  /* oldest first */
+    struct holes *holes; /* NULL: what is not mapped faults */
     struct region_lease lease;
     struct kvc_blocks *blocks; /* whose the pages are; NULL: the host's */
     uint64_t max_cached_pages; /* of the cache, when they are the host's again */
@@ -56,6 +65,12 @@ int region_close(struct kvc_region *region);
 /* Tells the daemon that a region of its is given up. KVC_E_TIMEOUT as above. */
 int region_tell_closed(struct kvc_client *client, uint32_t region_id, bool wait);
 
+/* A region without addresses, for memory that is mapped elsewhere. As kvc_region_open(), and the same as
+ * closing for what is left of it. */
+int region_open_store(struct kvc_client *client, const struct kvc_region_options *options,
+                      struct kvc_region **ret);
+void region_close_store(struct kvc_region *store);
+
 /* Frees host memory only. */
 struct kvc_region *region_forget(struct kvc_region *region);
 
@@ -64,3 +79,6 @@ void region_page_mapped(struct kvc_region *region, uint64_t page, struct backing
 void region_page_empty(struct kvc_region *region, uint64_t page);
 void region_page_broken(struct kvc_region *region, uint64_t page, struct backing *backing);
 void region_count_unmapped(struct kvc_region *region, uint64_t n);
+
+/* Tells the daemon, and who hands out the region's blocks, what is pinned. */
+void region_show_pins(struct kvc_region *region);

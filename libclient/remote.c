@@ -362,6 +362,7 @@ static int region_of(struct attachment *attachment, struct kvc_region **ret)
     region->client = attachment->client;
     region->id = attachment->region_id;
     list_init(&region->link);
+    list_init(&region->fences);
     list_init(&region->lease.asks);
     list_append(&region->client->remotes, &region->link);
     *ret = region;

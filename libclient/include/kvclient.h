@@ -203,9 +203,18 @@ KVC_API int kvc_trim(struct kvc_client *client);
 
 /* Flags of a region, since 0.2. */
 enum kvc_region_flags {
-    KVC_REGION_ZERO_ON_MAP = 1, /* pages read as zero after a map */
-    KVC_REGION_HOLES_ZERO = 2,  /* what is not mapped can be read and written */
-    KVC_REGION_ORDERED = 4,     /* of a worker: the instance's scheduler maps it, see kvc_region_attach() */
+    /* Pages read as zero after a map, for what `stream` does next: they are cleared in its order, also where
+     * the memory was this region's before. */
+    KVC_REGION_ZERO_ON_MAP = 1,
+
+    /* What is not mapped can be read and written, instead of faulting: behind it lies a zero page that this
+     * region alone has. It reads as zero until something is written there, which then shows in every hole.
+     * Takes one extent of each size that the pages have (charged to the instance), a mapping of the driver
+     * for each extent of each page that isn't mapped, and two more driver calls for each page that is
+     * mapped or unmapped; kvc_region_open() maps all of them. */
+    KVC_REGION_HOLES_ZERO = 2,
+
+    KVC_REGION_ORDERED = 4, /* of a worker: the instance's scheduler maps it, see kvc_region_attach() */
 };
 
 struct kvc_region_options {
@@ -222,7 +231,7 @@ struct kvc_region_options {
 
     /* Since 0.2. */
     uint32_t flags; /* KVC_REGION_* */
-    void *stream;
+    void *stream;   /* CUstream of the device's primary context; NULL: the default stream */
     uint32_t group; /* for KVC_REGION_ORDERED: which of the engine's regions this is */
     uint32_t rank;  /* ... and which of its workers */
 };
@@ -251,9 +260,42 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
 
 /* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow and
  * the instance is within its limit; the rest is with the daemon when the call returns. A cached page may stay
- * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_DRIVER; KVC_E_DISCONNECTED and KVC_E_TIMEOUT when
- * the daemon has not confirmed what was given back (the pages are unmapped all the same). */
+ * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER; KVC_E_DISCONNECTED and
+ * KVC_E_TIMEOUT when the daemon has not confirmed what was given back (the pages are unmapped all the same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
+
+/* Since 0.2. As kvc_region_unmap(), once the GPU has come to `event`, a CUevent that was recorded before. The
+ * pages are the caller's no more when the call returns, and the event may be recorded again or destroyed.
+ * Nothing waits: the library looks at it when it is called, on its own thread or by the host, and waits for
+ * it only when the memory or the pages are wanted: by a map that would be refused otherwise, a map of such a
+ * page, kvc_trim(), and the region's end. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER, KVC_E_NOMEM. */
+KVC_API int kvc_region_unmap_after(struct kvc_region *region, const uint64_t *pages, size_t n, void *event);
+
+/* Since 0.2. The stream in which pages are cleared from now on. */
+KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream);
+
+/* Since 0.2. Pins mapped pages, for as long as their memory is registered with somebody who keeps it whatever
+ * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED, the
+ * pages' memory is not kept for others and never asked back. All or nothing; the region's end ends them.
+ * Blocks in pinned pages are allocated and freed as always. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
+KVC_API int kvc_region_pin(struct kvc_region *region, uint64_t first, uint64_t n);
+KVC_API int kvc_region_unpin(struct kvc_region *region, uint64_t first, uint64_t n);
+
+/* Since 0.2. From a model to the shape of a region. */
+struct kvc_layout {
+    size_t size;         /* sizeof(struct kvc_layout) */
+    uint32_t layers;     /* of the model, or of this pipeline stage */
+    uint32_t kv_buffers; /* of a layer: 2 where keys and values are apart, else 1 */
+    uint64_t page_bytes; /* of a layer and buffer. 0: $KVCACHED_PAGE_SIZE_MB, a multiple of 2, else 2 MiB */
+
+    /* 1: all layers and buffers of a page together, so that mapping it takes few extents; 0: a segment for
+     * each. -1: $KVCACHED_CONTIGUOUS_LAYOUT, else together. */
+    int contiguous;
+};
+
+/* Sets `segments` and `page_bytes` of the options, and nothing else. Any thread. KVC_E_INVALID,
+ * KVC_E_ENVIRONMENT. */
+KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region_options *options);
 
 /* Scheduler and workers in different processes, since 0.2
  *

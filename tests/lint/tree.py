@@ -36,6 +36,7 @@ PURE_MODULES = [
     "libclient/block_alloc_pages",
     "libclient/block_geometry",
     "libclient/group_state",
+    "libclient/layout",
     "libclient/page_cache",
     "libclient/prealloc",
     "libclient/shape",
