@@ -129,17 +129,14 @@ static int replay(struct live_engine *e)
 
 static int set_up(struct live_engine *e)
 {
-    const struct borrow_options options = {
-        .socket = e->options->socket,
-        .instance = e->slot->instance,
-        .model = &e->options->model,
-        .per_layer = e->options->per_layer,
-        .page_bytes = e->options->page_bytes,
-        .weights_bytes = e->options->model.weights_bytes,
-    };
-    int r;
+    const struct worker_options options = slot_borrow_options(e->board, (size_t)(e->slot - e->board->slots));
+    struct remote *remote = NULL;
+    int r = 0;
 
-    r = borrow_new(&options, &e->borrow, e->slot->error);
+    if (options.split)
+        r = remote_new(&options, &remote, e->slot->error);
+    if (r == 0)
+        r = borrow_new(&options, remote, &e->borrow, e->slot->error);
     if (r < 0)
         return r;
     e->slot->page_bytes = borrow_page_bytes(e->borrow);
