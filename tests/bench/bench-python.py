@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the calls of bench-blocks from Python, through the extension pyblocks.
 
-Prints SIDE NANOSECONDS for each round: "alloc-free" for 16 blocks allocated and freed, "available", and "loop",
-a pass of the loop that does the measuring, which is not subtracted from the others.
+Prints SIDE NANOSECONDS for each round: "alloc-free" for 16 blocks allocated and freed, "available", and
+"loop", a pass of the loop that does the measuring, which is not subtracted from the others.
 
     bench-python.py FOLDER-OF-THE-EXTENSION SOCKET ROUNDS PROCESSOR
 """

@@ -26,6 +26,14 @@ RANKS = 4
 CROWD_PEERS = 1000
 CROWD_EXTENTS = 100_000
 LISTINGS = 20
+
+# Two engines that never need more than the half.
+LIVE_DEVICE = "160G"
+LIVE_TRACES = ("gen:code", "gen:chat")
+LIVE_REQUESTS = 60
+LIVE_SPEED = 4
+LIVE_ROUNDS = 3
+
 LIMIT_S = 300
 
 
@@ -144,3 +152,35 @@ def crowd(site: Site, processor: int, rounds: int) -> tuple[reports.Series, int]
         for daemon in started:
             daemon.stop()
     return series, int(run(site, [str(site.program("tests/bench/bench-sizes"))]))
+
+
+# ---- What elasticity itself costs ----
+
+
+def replay_live(site: Site, words: list[str], costs: str) -> dict[str, float]:
+    """Times to first token, in seconds."""
+    daemon = Daemon(site, LIVE_DEVICE, environment={"KVCACHED_EMULATE_COSTS": costs})
+    try:
+        command = [str(site.program("tests/replay/kvreplay")), "--socket", str(daemon.socket), "--live"]
+        command += ["--json", "--speed", str(LIVE_SPEED), "--requests", str(LIVE_REQUESTS), *words]
+        variables = site.environment(KVCACHED_EMULATE_COSTS=costs)
+        result = run_program([*command, *LIVE_TRACES], variables, limit_s=LIMIT_S)
+        if result.rc != 0:
+            raise RuntimeError(result.err.strip() or f"kvreplay: status {result.rc}")
+        ttft: dict[str, float] = result.json()["all"]["ttft_s"]
+        return ttft
+    finally:
+        daemon.stop()
+
+
+def live(site: Site, rounds: int) -> reports.Series:
+    """Engines that hold all their memory from the start against engines that borrow what they need, where there
+    is enough for all: what differs is the broker's. They take turns; a run is one sample of each percentile."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    ways = {"hold": ["--static", "--hold"], "elastic": ["--elastic"]}
+    for _ in range(rounds):
+        for way, words in ways.items():
+            for percentile, seconds in replay_live(site, words, "a100").items():
+                samples[f"{way} {percentile}"].append(seconds * 1e9)
+    timings = {side: reports.Timing.of(values) for side, values in samples.items()}
+    return reports.Series("live", "costs a100, ample memory: time to first token", timings)

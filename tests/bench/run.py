@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pages", type=parse_numbers, help="default 1,16,64,200")
     parser.add_argument("--costs", type=parse_costs, help="of the emulated driver; default none,a100")
     parser.add_argument("--rounds", type=int, help="default by number of pages; at least 20")
-    parser.add_argument("--only", choices=("maps", "blocks", "group", "crowd"), help="only this part")
+    parser.add_argument("--only", choices=("maps", "blocks", "group", "crowd", "live"), help="only this part")
     parser.add_argument(
         "--gpu", action="store_true", help="measure on the machine's GPU, not an emulated one"
     )
@@ -239,6 +239,11 @@ def measure_crowd(site: Site, arguments: argparse.Namespace, report: reports.Rep
     report.extent_bytes = extent_bytes
 
 
+def measure_live(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
+    progress("live engines, with all memory from the start and with what they need")
+    report.series.append(rows.live(site, 1 if arguments.quick else rows.LIVE_ROUNDS))
+
+
 def describe_machine(site: Site, arguments: argparse.Namespace) -> reports.Report:
     rig = Rig(site, arguments.costs[0], *layouts(quick=True)[0])
     try:
@@ -252,7 +257,7 @@ def measure_all(site: Site, arguments: argparse.Namespace) -> reports.Report:
     """Schedulers and crowds need several GPUs, or extents without end: emulated ones."""
     parts = {"maps": measure_maps, "blocks": measure_blocks}
     if not arguments.gpu:
-        parts |= {"group": measure_group, "crowd": measure_crowd}
+        parts |= {"group": measure_group, "crowd": measure_crowd, "live": measure_live}
     report = describe_machine(site, arguments)
     for name, measure in parts.items():
         if arguments.only in (None, name):

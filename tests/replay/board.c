@@ -113,5 +113,6 @@ struct worker_options slot_borrow_options(const struct board *board, size_t i)
         .weights_bytes = o->model.weights_bytes,
         .split = o->split,
         .reserves = o->reserves,
+        .hold = o->hold,
     };
 }

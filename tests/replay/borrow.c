@@ -165,6 +165,20 @@ int borrow_new(const struct worker_options *options, struct remote *remote, stru
     return 0;
 }
 
+int borrow_fill(struct borrow *b)
+{
+    size_t n = borrow_capacity(&b->memory);
+    _cleanup_free_ uint32_t *ids = calloc(n, sizeof(*ids));
+    int r;
+
+    if (!ids)
+        return fail(b, -ENOMEM, "out of memory");
+    r = worker_try(&b->retries, kvc_blocks_alloc(b->blocks, n, ids));
+    if (r == 0)
+        r = kvc_blocks_free(b->blocks, ids, n, 0);
+    return r < 0 ? fail_client(b, "taking everything", r) : 0;
+}
+
 /* The scheduler's memory goes before its worker does. */
 struct borrow *borrow_free(struct borrow *b)
 {

@@ -37,6 +37,9 @@ static const char usage[] =
     "own\n"
     "      --reserves on|off  whether the library keeps pages ready (default: on with --live; the result of\n"
     "                        --virtual is the same)\n"
+    "      --hold            each engine maps all that its limit allows at the start and keeps it, as "
+    "engines\n"
+    "                        do that share nothing; with --static\n"
     "\n"
     "      --requests N      only the first N of each trace\n"
     "      --slow F          stretch arrival times by this factor\n"
@@ -95,6 +98,7 @@ static int print_version(void)
 
 enum {
     OPTION_ELASTIC = 256,
+    OPTION_HOLD,
     OPTION_JSON,
     OPTION_LAYOUT,
     OPTION_LIVE,
@@ -120,6 +124,7 @@ enum {
 static const struct option table[] = {
     {"elastic", no_argument, NULL, OPTION_ELASTIC},
     {"help", no_argument, NULL, 'h'},
+    {"hold", no_argument, NULL, OPTION_HOLD},
     {"json", no_argument, NULL, OPTION_JSON},
     {"layout", required_argument, NULL, OPTION_LAYOUT},
     {"live", no_argument, NULL, OPTION_LIVE},
@@ -227,6 +232,9 @@ static int set_option(struct parsing *p, int c, const char *name)
     case OPTION_VIRTUAL:
         o->live = c == OPTION_LIVE;
         return 0;
+    case OPTION_HOLD:
+        o->hold = true;
+        return 0;
     case OPTION_JSON:
         o->json = true;
         return 0;
@@ -311,6 +319,8 @@ int options_parse(int argc, char **argv, struct options *ret)
         return r;
     if (o->speed != 1 && !o->live)
         return complain("--speed is for --live");
+    if (o->hold && o->elastic)
+        return complain("--hold is for --static");
     if (!p.has_reserves)
         o->reserves = o->live;
     *ret = *o;

@@ -25,6 +25,7 @@ struct options {
     double speed;
     bool split;    /* each engine's worker is a process of its own */
     bool reserves; /* the library keeps memory ready */
+    bool hold;     /* each engine takes all it may have at the start, and keeps it */
     struct trace_options trace;
     uint64_t seed;
     struct model model;

@@ -169,6 +169,11 @@ static int run_open(struct session *s, char error[static REPLAY_ERROR_MAX])
     s->board->budget_bytes = borrow_budget_bytes(s->borrows[0]);
     if (!o->elastic)
         r = shares_set(o->socket, s->board, borrow_page_bytes(s->borrows[0]), error);
+    for (size_t i = 0; i < s->board->n && o->hold && r == 0; i++) {
+        r = borrow_fill(s->borrows[i]);
+        if (r < 0)
+            snprintf(error, REPLAY_ERROR_MAX, "%s", borrow_error(s->borrows[i]));
+    }
     if (r == 0)
         r = run(s, error);
     if (r == 0 && s->board->interrupted)

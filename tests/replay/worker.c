@@ -8,6 +8,7 @@
 #include "worker.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -54,7 +55,9 @@ int worker_open_client(const struct worker_options *options, enum kvc_role role,
         .role = role,
         .own_thread = options->reserves || role == KVC_ROLE_WORKER,
         .min_reserved_pages = options->reserves ? -1 : 0,
-        .max_reserved_pages = options->reserves ? -1 : 0,
+        .max_reserved_pages = options->hold       ? INT_MAX
+                              : options->reserves ? -1
+                                                  : 0,
     };
 
     return worker_try(retries, kvc_open(&client_options, ret_client));

@@ -28,6 +28,7 @@ struct worker_options {
     uint64_t weights_bytes;
     bool split;    /* pages are mapped by a scheduler in another process */
     bool reserves; /* the library keeps memory ready, and gives it back when others need it */
+    bool hold;     /* what was mapped once stays mapped */
 };
 
 /* Connects, puts the weights on the GPU, opens the region. A negative errno with a sentence. */
