@@ -174,8 +174,10 @@ def replay_live(site: Site, words: list[str], costs: str) -> dict[str, float]:
 
 
 def live(site: Site, rounds: int) -> reports.Series:
-    """Engines that hold all their memory from the start against engines that borrow what they need, where there
-    is enough for all: what differs is the broker's. They take turns; a run is one sample of each percentile."""
+    """Engines that hold all their memory from the start against engines that borrow what they need.
+
+    There is enough for all, so what differs is the broker's. They take turns; a run is one sample of each
+    percentile."""
     samples: dict[str, list[float]] = defaultdict(list)
     ways = {"hold": ["--static", "--hold"], "elastic": ["--elastic"]}
     for _ in range(rounds):
