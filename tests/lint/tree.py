@@ -42,7 +42,6 @@ PURE_MODULES = [
     "libclient/shape",
     "tests/replay/engine",
     "tests/replay/layout",
-    "tests/replay/pages",
     "tests/replay/stats",
     "tests/replay/virtual",
 ]

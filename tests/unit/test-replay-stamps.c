@@ -18,7 +18,7 @@
 #define SEGMENTS 2
 
 static const struct layout layout = {
-    .segments = SEGMENTS, .page_bytes = PAGE_BYTES, .block_bytes = BLOCK_BYTES, .blocks_per_page = 4};
+    .segments = SEGMENTS, .page_bytes = PAGE_BYTES, .block_bytes = BLOCK_BYTES};
 
 struct gpu {
     uint8_t memory[SEGMENTS * N_PAGES * PAGE_BYTES];
