@@ -126,7 +126,7 @@ TEST(a_failing_gpu_is_not_a_wrong_stamp)
 
 TEST(blocks_too_small_for_their_stamps)
 {
-    const struct layout small = {.segments = 1, .page_bytes = 64, .block_bytes = 64, .blocks_per_page = 1};
+    const struct layout small = {.segments = 1, .page_bytes = 64, .block_bytes = 64};
     struct stamps *stamps = NULL;
     struct gpu gpu = {};
 
