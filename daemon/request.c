@@ -40,6 +40,8 @@ static Kvcached__Error error_of(int broker_error)
         return KVCACHED__ERROR__ERROR_FROZEN;
     case BROKER_E_DRIVER:
         return KVCACHED__ERROR__ERROR_DRIVER;
+    case BROKER_E_DESCRIPTORS:
+        return KVCACHED__ERROR__ERROR_RESOURCES;
     default:
         return KVCACHED__ERROR__ERROR_INVALID;
     }

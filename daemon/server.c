@@ -104,6 +104,10 @@ static void carry_out(struct server *server, const struct broker_action *action)
     case BROKER_ACTION_STATUS:
         instance_status_write(server, action->instance);
         break;
+    case BROKER_ACTION_LEASE:
+    case BROKER_ACTION_NOTICE:
+    case BROKER_ACTION_SCRIBBLED:
+        break; /* only of peers that have leases, or listen */
     case BROKER_ACTION_FORGET:
         action->instance->owner = instance_status_free(action->instance->owner);
         break;
