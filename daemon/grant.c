@@ -24,6 +24,7 @@
 #include "instance_status.h"
 #include "memory.h"
 #include "orders.h"
+#include "region.h"
 #include "request.h"
 #include "server.h"
 
@@ -39,7 +40,7 @@ static void grant_free(struct grant *grant)
     list_unlink(&grant->link);
     if (grant->order)
         grant->order->grant = NULL;
-    if (!grant->is_ordered)
+    if (grant->kind != GRANT_ORDER)
         grant->peer->n_takes--;
     if (grant->request)
         broker_request_free(grant->peer->server->broker, grant->request);
@@ -48,41 +49,87 @@ static void grant_free(struct grant *grant)
     free(grant);
 }
 
+static int ask_broker(struct peer *peer, const struct region *region, uint32_t pages,
+                      struct broker_lease *lease, struct broker_request **ret)
+{
+    struct broker *broker = peer->server->broker;
+    uint32_t counts[BROKER_CLASSES_MAX];
+
+    if (region_page_extents(region) * pages > BROKER_REQUEST_EXTENTS_MAX)
+        return BROKER_E_INVALID;
+    if (lease)
+        return broker_lease_take(broker, lease, peer->broker_peer, pages, server_now(), ret);
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
+        counts[i] = region->page_extents[i] * pages;
+    return broker_take(broker, peer->broker_peer, counts, server_now(), ret);
+}
+
+static void enlist(struct grant *grant, struct peer *peer, uint32_t region, uint32_t pages, uint32_t number)
+{
+    grant->request->owner = grant;
+    grant->peer = peer;
+    grant->region = region;
+    grant->pages = pages;
+    grant->number = number;
+    if (grant->kind != GRANT_ORDER)
+        peer->n_takes++;
+    list_append(&peer->asked, &grant->link);
+}
+
 int grant_ask(struct peer *peer, uint32_t number_of_region, uint32_t pages, uint32_t number,
-              struct order *order)
+              struct broker_lease *lease, struct order *order)
 {
     struct region *region = peer_region(peer, number_of_region);
-    uint32_t counts[BROKER_CLASSES_MAX];
     struct grant *grant = calloc(1, sizeof(*grant));
     int r;
 
     if (!grant)
         return -ENOMEM;
-    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
-        counts[i] = region->page_extents[i] * pages;
-    r = broker_take(peer->server->broker, peer->broker_peer, counts, server_now(), &grant->request);
+    r = ask_broker(peer, region, pages, lease, &grant->request);
     if (r != 0) {
         free(grant);
         return r;
     }
-    grant->request->owner = grant;
-    grant->peer = peer;
-    grant->region = number_of_region;
-    grant->number = number;
+    grant->kind = order ? GRANT_ORDER : GRANT_TAKE;
     grant->order = order;
-    grant->is_ordered = order != NULL;
     if (order)
         order->grant = grant;
-    else
-        peer->n_takes++;
-    list_append(&peer->asked, &grant->link);
+    enlist(grant, peer, number_of_region, pages, number);
     region->n_extents += grant->request->n_extents;
+    return 0;
+}
+
+int grant_ask_lease(struct peer *peer, uint32_t number_of_region, uint32_t pages, uint32_t number,
+                    bool courtesy)
+{
+    struct region *region = peer_region(peer, number_of_region);
+    struct grant *grant = calloc(1, sizeof(*grant));
+    int r;
+
+    if (!grant)
+        return -ENOMEM;
+    r = BROKER_E_INVALID;
+    if (region_page_extents(region) * pages <= BROKER_REQUEST_EXTENTS_MAX)
+        r = broker_lease_ask(peer->server->broker, region->lease, pages, courtesy, server_now(),
+                             &grant->request);
+    if (r != 0) {
+        free(grant);
+        return r;
+    }
+    grant->kind = GRANT_LEASE;
+    enlist(grant, peer, number_of_region, pages, number);
+    region->n_leasing += pages;
     return 0;
 }
 
 static void forget_asked(struct grant *grant)
 {
-    peer_region(grant->peer, grant->region)->n_extents -= grant->request->n_extents;
+    struct region *region = peer_region(grant->peer, grant->region);
+
+    if (grant->kind == GRANT_LEASE)
+        region->n_leasing -= grant->pages;
+    else
+        region->n_extents -= grant->request->n_extents;
     grant_free(grant);
 }
 

@@ -3,7 +3,8 @@
 /*
  * From a stranger to a member of an instance. The order is: version, device, name; then, if the kernel could
  * not tell for sure who connected, the challenge; then the broker's word about the name; then Welcome with
- * the status page. Whatever is refused here ends the connection.
+ * the status page, and with the lease file for those who know what to do with one. Whatever is refused here
+ * ends the connection.
  */
 
 #include "handshake.h"
@@ -17,13 +18,14 @@
 
 #include "base/arith.h"
 #include "instance_status.h"
+#include "lessor.h"
 #include "request.h"
 #include "server.h"
 
 #define HANDSHAKE_NS (10 * NSEC_PER_SEC)
 
 /* What this daemon can do for clients that want it. */
-#define FEATURES KVCACHED__FEATURE__FEATURE_ORDERS
+#define FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS)
 
 /* ---- Time ---- */
 
@@ -200,7 +202,7 @@ static int join(struct peer *peer)
     return r;
 }
 
-static int attach_status(struct peer *peer, struct fdset *fds)
+static int attach_files(struct peer *peer, struct fdset *fds)
 {
     struct instance_status *instance;
     int r;
@@ -208,7 +210,9 @@ static int attach_status(struct peer *peer, struct fdset *fds)
     if (peer->kind == LISTENER_CONTROL)
         return 0;
     r = instance_status_of(peer->server, peer->broker_peer->instance, &instance);
-    return r < 0 ? r : instance_status_share(instance, fds);
+    if (r == 0)
+        r = instance_status_share(instance, fds);
+    return r < 0 ? r : lessor_begin(peer, fds);
 }
 
 static int welcome(struct peer *peer, uint32_t request)
@@ -219,7 +223,7 @@ static int welcome(struct peer *peer, uint32_t request)
     struct fdset fds = {0};
     int r;
 
-    r = attach_status(peer, &fds);
+    r = attach_files(peer, &fds);
     if (r < 0)
         return r;
     body.version = FRAME_VERSION;

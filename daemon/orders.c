@@ -22,6 +22,7 @@
 
 #include "grant.h"
 #include "instance_status.h"
+#include "lessor.h"
 #include "region.h"
 #include "request.h"
 #include "server.h"
@@ -88,6 +89,9 @@ static void order_free(struct order *order)
 
     if (order->grant)
         order->grant->order = NULL;
+    if (order->leased && order->scheduler)
+        lessor_forgo(order->scheduler, peer_region(order->scheduler, order->region),
+                     (uint32_t)order->n_pages);
     forget_scheduler(order);
     order->worker->n_orders--;
     orders->n_open--;
@@ -150,6 +154,11 @@ static void refuse_memory(struct order *order, int broker_error, uint64_t bytes)
     order_free(order);
 }
 
+static struct broker_lease *lease_of(const struct order *order)
+{
+    return order->leased ? peer_region(order->scheduler, order->region)->lease : NULL;
+}
+
 static void begin_map(struct order *order)
 {
     struct peer *worker = order->worker;
@@ -161,12 +170,12 @@ static void begin_map(struct order *order)
         order_refuse(order, KVCACHED__ERROR__ERROR_INVALID, "the region has not so many pages left");
         return;
     }
-    r = BROKER_E_INVALID;
-    if (n_extents <= BROKER_REQUEST_EXTENTS_MAX)
-        r = grant_ask(worker, order->orders->region, (uint32_t)order->n_pages, order->id, order);
-    if (r < 0)
+    r = grant_ask(worker, order->orders->region, (uint32_t)order->n_pages, order->id, lease_of(order), order);
+    if (r == 0)
+        order->leased = false;
+    else if (r < 0)
         order_refuse(order, KVCACHED__ERROR__ERROR_RESOURCES, "the daemon is short of memory");
-    else if (r > 0)
+    else
         refuse_memory(order, r, region_page_bytes(region, &worker->server->settings.broker) * order->n_pages);
 }
 
@@ -228,6 +237,7 @@ static int attach(struct peer *peer, struct orders *orders, uint32_t request)
     Kvcached__RegionAttached answer = KVCACHED__REGION_ATTACHED__INIT;
     const struct region *theirs = peer_region(orders->worker, orders->region);
     struct region *region;
+    int r;
 
     if (region_free_number(peer, &answer.region) < 0) {
         peer_refuse(peer, request, KVCACHED__ERROR__ERROR_RESOURCES, "a connection may have 256 regions");
@@ -237,10 +247,14 @@ static int attach(struct peer *peer, struct orders *orders, uint32_t request)
     if (!region)
         return -ENOMEM;
     *region = *theirs;
-    region->n_extents = 0;
+    region->n_extents = region->n_leasing = 0;
+    region->lease = NULL;
     region->session = ++orders->session;
     orders->n_users++;
     peer->regions[answer.region - 1] = region;
+    r = lessor_open(peer, answer.region);
+    if (r < 0)
+        return r;
     answer.capacity_pages = region->capacity_pages;
     answer.n_page_extents = peer->server->settings.broker.n_classes;
     answer.page_extents = region->page_extents;
@@ -356,6 +370,15 @@ static bool are_distinct(const uint64_t *pages, size_t n)
     return are_ascending(sorted, n);
 }
 
+/* What Map and Unmap have in common. */
+struct wish {
+    uint32_t region;
+    uint64_t number;
+    const uint64_t *pages;
+    size_t n_pages;
+    bool maps, leased;
+};
+
 /* NULL when there can be such an order. */
 static const char *judge_pages(const struct region *region, const uint64_t *pages, size_t n)
 {
@@ -397,25 +420,25 @@ static uint32_t next_id(struct peer *worker)
     return worker->n_ids;
 }
 
-static int order_new(struct peer *peer, uint32_t number_of_region, uint32_t request, const uint64_t *pages,
-                     size_t n_pages, struct order **ret)
+static int order_new(struct peer *peer, const struct wish *wish, uint32_t request, struct order **ret)
 {
-    struct region *region = peer_region(peer, number_of_region);
+    struct region *region = peer_region(peer, wish->region);
     struct orders *orders = region->orders;
-    struct order *order = calloc(1, sizeof(*order) + n_pages * sizeof(*pages));
+    struct order *order = calloc(1, sizeof(*order) + wish->n_pages * sizeof(*wish->pages));
 
     if (!order)
         return -ENOMEM;
-    memcpy(order->pages, pages, n_pages * sizeof(*pages));
-    order->n_pages = n_pages;
+    memcpy(order->pages, wish->pages, wish->n_pages * sizeof(*wish->pages));
+    order->n_pages = wish->n_pages;
+    order->maps = wish->maps;
     order->orders = orders;
     order->worker = orders->worker;
     order->scheduler = peer;
     order->request = request;
-    order->region = number_of_region;
+    order->region = wish->region;
     order->id = next_id(orders->worker);
     order->session = region->session;
-    order->number = region->number;
+    order->number = wish->number;
     orders->n_users++;
     orders->n_open++;
     orders->worker->n_orders++;
@@ -427,18 +450,22 @@ static int order_new(struct peer *peer, uint32_t number_of_region, uint32_t requ
     return 0;
 }
 
-/* What Map and Unmap have in common. */
-struct wish {
-    uint32_t region;
-    uint64_t number;
-    const uint64_t *pages;
-    size_t n_pages;
-    bool maps;
-};
+/* ERROR_NONE when it becomes an order. */
+static Kvcached__Error judge_wish(const struct peer *peer, struct region *region, const struct wish *wish,
+                                  const char **ret_reason)
+{
+    *ret_reason = "the orders of a region are counted upwards";
+    if (wish->number <= region->number)
+        return KVCACHED__ERROR__ERROR_INVALID;
+    region->number = wish->number;
+    *ret_reason = judge_pages(region, wish->pages, wish->n_pages);
+    return *ret_reason ? KVCACHED__ERROR__ERROR_INVALID : judge_order(peer, region, ret_reason);
+}
 
 static int take_order(struct peer *peer, const struct message *message, const struct wish *wish)
 {
     struct region *region = peer_region(peer, wish->region);
+    bool leased = wish->leased && region && region->lease;
     const char *reason;
     Kvcached__Error error;
     struct order *order;
@@ -446,20 +473,16 @@ static int take_order(struct peer *peer, const struct message *message, const st
 
     if (!region)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "there is no such region");
-    if (wish->number <= region->number)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
-                      "the orders of a region are counted upwards");
-    region->number = wish->number;
-    reason = judge_pages(region, wish->pages, wish->n_pages);
-    if (reason)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
-    error = judge_order(peer, region, &reason);
-    if (error != KVCACHED__ERROR__ERROR_NONE)
+    error = judge_wish(peer, region, wish, &reason);
+    if (error != KVCACHED__ERROR__ERROR_NONE) {
+        if (leased)
+            lessor_forgo(peer, region, (uint32_t)wish->n_pages);
         return refuse(peer, message, error, reason);
-    r = order_new(peer, wish->region, message->request, wish->pages, wish->n_pages, &order);
+    }
+    r = order_new(peer, wish, message->request, &order);
     if (r < 0)
         return r;
-    order->maps = wish->maps;
+    order->leased = leased;
     run(order->orders);
     return 0;
 }
@@ -473,7 +496,8 @@ int orders_map(struct peer *peer, struct message *message)
                                      .number = body->number,
                                      .pages = body->pages,
                                      .n_pages = body->n_pages,
-                                     .maps = true});
+                                     .maps = true,
+                                     .leased = body->leased});
 }
 
 int orders_unmap(struct peer *peer, struct message *message)

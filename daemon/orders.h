@@ -34,6 +34,7 @@ struct order {
     struct grant *grant; /* of a Map that was begun and is not acknowledged */
     bool maps;
     bool is_sent; /* whole */
+    bool leased;  /* its extents are still in the scheduler's lease */
     uint64_t session, number;
     size_t n_pages;
     uint64_t pages[];

@@ -22,6 +22,7 @@
 #include "base/arith.h"
 #include "grant.h"
 #include "handshake.h"
+#include "lessor.h"
 #include "orders.h"
 #include "region.h"
 #include "request.h"
@@ -261,7 +262,8 @@ void peer_disconnect(struct peer *peer)
     orders_end_all(peer);
     grant_end_all(peer);
     for (unsigned i = 0; i < PEER_REGIONS_MAX; i++)
-        peer->regions[i] = region_free(peer->regions[i]);
+        peer->regions[i] = region_free(peer, peer->regions[i]);
+    lessor_end(peer);
     if (peer->broker_peer)
         broker_peer_lost(server->broker, peer->broker_peer, server_now());
     if (peer->dead || !peer->broker_peer || peer->broker_peer->held_bytes == 0)

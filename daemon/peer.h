@@ -32,6 +32,7 @@ enum peer_state {
     PEER_GONE = 8,
 };
 
+struct lease_line;
 struct orders;
 
 /* A peer's own, or a worker's to which a scheduler has attached. */
@@ -40,7 +41,9 @@ struct region {
     uint64_t n_extents; /* held or asked for */
     uint32_t segments;
     uint32_t page_extents[BROKER_CLASSES_MAX];
-    struct orders *orders; /* NULL: the region is mapped by whom it belongs to */
+    struct orders *orders;      /* NULL: the region is mapped by whom it belongs to */
+    struct broker_lease *lease; /* NULL: the peer doesn't know leases */
+    uint64_t n_leasing;         /* pages that Leases wait for */
 
     /* Of an attached one. */
     uint64_t session;
@@ -95,6 +98,7 @@ struct peer {
     unsigned n_takes;      /* requests that wait, but for orders */
     unsigned n_orders;
     uint32_t n_ids;                           /* that were given to orders */
+    struct lease_line *lines;                 /* NULL: the peer doesn't know leases */
     struct region *regions[PEER_REGIONS_MAX]; /* the wire's number is one more than the index */
 };
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "base/arith.h"
+#include "lessor.h"
 #include "orders.h"
 #include "server.h"
 
@@ -22,10 +23,11 @@ static int refuse(struct peer *peer, const struct message *message, Kvcached__Er
     return 0;
 }
 
-struct region *region_free(struct region *region)
+struct region *region_free(struct peer *peer, struct region *region)
 {
     if (!region)
         return NULL;
+    broker_lease_free(peer->server->broker, region->lease);
     orders_unref(region->orders);
     free(region);
     return NULL;
@@ -124,11 +126,13 @@ int region_open(struct peer *peer, struct message *message)
         return -ENOMEM;
     *copy = region;
     peer->regions[answer.region - 1] = copy;
+    r = lessor_open(peer, answer.region);
+    if (r < 0)
+        return r;
     peer_send(peer, MESSAGE_REGION_OPENED, message->request, &answer.base, NULL);
     if (!is_ordered(peer, body))
         return 0;
-    r = orders_open(peer, answer.region, body->group, body->rank);
-    return r;
+    return orders_open(peer, answer.region, body->group, body->rank);
 }
 
 /* ---- Closing ---- */
@@ -142,6 +146,8 @@ static const char *judge_close(const struct region *region)
         return "the region's extents have not been returned";
     if (region->n_orders > 0)
         return "the region's orders have not been answered";
+    if (region->n_leasing > 0)
+        return "the region's leases have not been answered";
     return NULL;
 }
 
@@ -159,7 +165,7 @@ int region_close(struct peer *peer, struct message *message)
     if (reason)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
     orders_close(peer, region);
-    peer->regions[body->region - 1] = region_free(region);
+    peer->regions[body->region - 1] = region_free(peer, region);
     peer_send(peer, MESSAGE_REGION_CLOSED, message->request, &answer.base, NULL);
     return 0;
 }

@@ -17,5 +17,5 @@ int region_free_number(const struct peer *peer, uint32_t *ret);
 uint64_t region_page_extents(const struct region *region);
 uint64_t region_page_bytes(const struct region *region, const struct broker_config *config);
 
-/* Its orders' share of it ends, too. NULL is fine. Returns NULL. */
-struct region *region_free(struct region *region);
+/* What is leased for it is the pool's again. NULL is fine. Returns NULL. */
+struct region *region_free(struct peer *peer, struct region *region);

@@ -15,6 +15,7 @@
 #include "grant.h"
 #include "handshake.h"
 #include "instance_status.h"
+#include "lessor.h"
 #include "orders.h"
 #include "region.h"
 #include "server.h"
@@ -61,7 +62,8 @@ static void describe_shortage(struct peer *peer, int broker_error, uint64_t byte
     } else {
         broker_totals(broker, &totals);
         body->limit_bytes = totals.budget_bytes;
-        body->used_bytes = totals.granted_bytes + totals.limbo_bytes + totals.destroying_bytes;
+        body->used_bytes =
+            totals.granted_bytes + totals.leased_bytes + totals.limbo_bytes + totals.destroying_bytes;
     }
     snprintf(reason, SNAPSHOT_REASON_MAX, "%s more would exceed the %s of %s, of which %s are in use",
              format_size(wanted, bytes), broker_error == BROKER_E_LIMIT ? "limit" : "budget",
@@ -79,6 +81,10 @@ int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error,
         snprintf(reason, sizeof(reason), "an administrator froze this instance");
     else if (broker_error == BROKER_E_DRIVER)
         snprintf(reason, sizeof(reason), "the driver has not given the memory");
+    else if (broker_error == BROKER_E_DESCRIPTORS)
+        snprintf(reason, sizeof(reason), "leases hold as many descriptors as the daemon can spare");
+    else if (broker_error == BROKER_E_NOT_LEASED)
+        snprintf(reason, sizeof(reason), "so many pages are not leased");
     else
         snprintf(reason, sizeof(reason), "that is more than can be had in one request");
     body.error = error_of(broker_error);
@@ -90,26 +96,44 @@ int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error,
 
 /* ---- Extents ---- */
 
+/* ERROR_NONE when the broker can be asked. */
+static Kvcached__Error judge_take(const struct peer *peer, const struct region *region, uint32_t pages,
+                                  const char **ret_reason)
+{
+    if (pages < 1) {
+        *ret_reason = "at least one page must be taken";
+        return KVCACHED__ERROR__ERROR_INVALID;
+    }
+    if (region_page_extents(region) * pages > region->capacity_extents - region->n_extents) {
+        *ret_reason = "the region has not so many pages left";
+        return KVCACHED__ERROR__ERROR_INVALID;
+    }
+    if (peer->n_takes >= PEER_TAKES_MAX) {
+        *ret_reason = "too many requests wait for their answers";
+        return KVCACHED__ERROR__ERROR_RESOURCES;
+    }
+    return KVCACHED__ERROR__ERROR_NONE;
+}
+
 static int take(struct peer *peer, struct message *message)
 {
     const Kvcached__Take *body = (const Kvcached__Take *)message->body;
     struct region *region = peer_region(peer, body->region);
-    uint64_t n_extents;
+    struct broker_lease *lease;
+    const char *reason;
+    Kvcached__Error error;
     int r;
 
     if (!region)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "there is no such region");
-    if (body->pages < 1)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "at least one page must be taken");
-    n_extents = region_page_extents(region) * body->pages;
-    if (n_extents > region->capacity_extents - region->n_extents)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "the region has not so many pages left");
-    if (n_extents > BROKER_REQUEST_EXTENTS_MAX)
-        return request_refuse_memory(peer, message->request, BROKER_E_INVALID, 0);
-    if (peer->n_takes >= PEER_TAKES_MAX)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_RESOURCES,
-                      "too many requests wait for their answers");
-    r = grant_ask(peer, body->region, body->pages, message->request, NULL);
+    lease = body->leased ? region->lease : NULL;
+    error = judge_take(peer, region, body->pages, &reason);
+    if (error != KVCACHED__ERROR__ERROR_NONE) {
+        if (lease)
+            lessor_forgo(peer, region, body->pages);
+        return refuse(peer, message, error, reason);
+    }
+    r = grant_ask(peer, body->region, body->pages, message->request, lease, NULL);
     if (r <= 0)
         return r;
     return request_refuse_memory(peer, message->request, r,
@@ -165,6 +189,7 @@ static int give_back(struct peer *peer, struct message *message)
 #define MEMBERS (MAPPERS | ROLE(SCHEDULER))
 #define ENGINES (1u << LISTENER_ENGINE)
 #define CONTROL (1u << LISTENER_CONTROL)
+#define LEASES KVCACHED__FEATURE__FEATURE_LEASES
 #define ORDERS KVCACHED__FEATURE__FEATURE_ORDERS
 
 struct request_rule {
@@ -185,6 +210,8 @@ static const struct request_rule rules[] = {
     {MESSAGE_TAKE, ENGINES, PEER_READY, 0, MAPPERS, false, take},
     {MESSAGE_GRANT_ACK, ENGINES, PEER_READY, 0, MAPPERS, false, grant_ack},
     {MESSAGE_RETURN, ENGINES, PEER_READY, 0, MAPPERS, false, give_back},
+    {MESSAGE_LEASE, ENGINES, PEER_READY, LEASES, MEMBERS, false, lessor_ask},
+    {MESSAGE_NOTICE_ACK, ENGINES, PEER_READY, LEASES, MEMBERS, false, lessor_notice_acknowledged},
     {MESSAGE_REGION_ATTACH, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_attach},
     {MESSAGE_MAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_map},
     {MESSAGE_UNMAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_unmap},
