@@ -3,7 +3,8 @@
 /*
  * From a stranger to a member of an instance. The order is: version, device, name; then, if the kernel could
  * not tell for sure who connected, the challenge; then the broker's word about the name; then Welcome with
- * the status page, and the lease file for those who know what to do with one. Whatever is refused here ends the connection.
+ * the status page, and with the lease file for those who know what to do with one. Whatever is refused here
+ * ends the connection.
  */
 
 #include "handshake.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The daemon's end of the lease file. Each region of a peer that knows leases has one from the beginning,
+ * The daemon's end of the lease file. Each region of a peer that knows leases has a lease from the beginning,
  * because its line also says what the client keeps and could return. What is leased is the broker's affair;
  * the words in the file are read and changed by nobody else here, and believed by nobody.
  *
@@ -60,6 +60,7 @@ int lessor_open(struct peer *peer, uint32_t number)
 {
     struct region *region = peer_region(peer, number);
     struct lease_line *line;
+    int r;
 
     if (!peer->lines)
         return 0;
@@ -67,8 +68,8 @@ int lessor_open(struct peer *peer, uint32_t number)
     atomic_store(&line->word, 0);
     atomic_store(&line->cached_pages, 0);
     atomic_store(&line->pinned_pages, 0);
-    return broker_lease_new(peer->server->broker, peer->broker_peer, region->page_extents, line,
-                            &region->lease);
+    r = broker_lease_new(peer->server->broker, peer->broker_peer, region->page_extents, line, &region->lease);
+    return r <= 0 ? r : 0; /* pages that no lease can hold: see lessor_ask() */
 }
 
 /* ---- Asking ---- */
@@ -100,6 +101,8 @@ int lessor_ask(struct peer *peer, struct message *message)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "there is no such region");
     if (body->pages < 1)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "at least one page must be leased");
+    if (!region->lease)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "such pages cannot be leased");
     if (broker_lease_is_frozen(region->lease))
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
                       "the region's lease was scribbled over, so there are no more");

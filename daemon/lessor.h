@@ -13,7 +13,7 @@ struct grant;
 int lessor_ask(struct peer *peer, struct message *message);
 int lessor_notice_acknowledged(struct peer *peer, struct message *message);
 
-/* A peer that has the feature and was admitted: makes its lease file, whose descriptor is added to the set. */
+/* For a peer that was admitted: makes its lease file, if it knows leases, and adds a descriptor of it. */
 int lessor_begin(struct peer *peer, struct fdset *fds);
 
 /* A region that has just got its number; its line is clean from now on. 0 or negative. */

@@ -81,6 +81,8 @@ int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error,
         snprintf(reason, sizeof(reason), "an administrator froze this instance");
     else if (broker_error == BROKER_E_DRIVER)
         snprintf(reason, sizeof(reason), "the driver has not given the memory");
+    else if (broker_error == BROKER_E_DESCRIPTORS)
+        snprintf(reason, sizeof(reason), "leases hold as many descriptors as the daemon can spare");
     else if (broker_error == BROKER_E_NOT_LEASED)
         snprintf(reason, sizeof(reason), "so many pages are not leased");
     else

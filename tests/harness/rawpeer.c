@@ -15,8 +15,8 @@
  *                               before it took no more for a second
  *     receive [MS]              waits for a message: "ok TYPE request=N fds=N FIELD=VALUE ...", or
  *                               "ok nothing", "ok closed", "ok violation REASON"
- *     lease REGION              the region's line of the lease file that came with the last Welcome: "ok OFFERED
- *                               CLAIMED CACHED PINNED"
+ *     lease REGION              the region's line of the lease file that came with the last Welcome: "ok
+ *                               OFFERED CLAIMED CACHED PINNED"
  *     lease REGION claim|unclaim|spend PAGES
  *                               changes the word as a client does: "ok PAGES", as many as it got
  *     lease REGION write WORD   scribbles
