@@ -134,6 +134,8 @@ void notice_work(struct kvc_client *client)
     if (notice->number == ack.number) {
         notice->reclaim_due = !notice->courtesy && missing > 0 && client->listener.reclaim;
         notice->missing_bytes = missing;
+        /* The status page may say so a moment later, and what the engine gives now must not be kept. */
+        atomic_store(&notice->pressing_until_ns, missing && !notice->courtesy ? notice->deadline_ns : 0);
         atomic_store(&notice->open, false);
     }
     conn_tell(client->conn, MESSAGE_NOTICE_ACK, 0, &ack.base);
