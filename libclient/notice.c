@@ -108,8 +108,8 @@ static uint64_t give(struct kvc_client *client, uint64_t wanted)
     return given;
 }
 
-/* What the daemon wants of this peer may be a part of what the instance has too much, of which the others have
- * theirs to give; but above a limit there is no reason to keep what is not used. */
+/* What the daemon wants of this peer may be a part of what the instance has too much, of which the others
+ * have theirs to give; but above a limit there is no reason to keep what is not used. */
 static uint64_t wanted_of(const struct kvc_client *client)
 {
     struct status_values status;
