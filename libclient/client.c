@@ -115,12 +115,20 @@ void client_log(struct kvc_client *client, enum kvc_log_level level, const char 
     client->log(client->log_data, level, sentence);
 }
 
+static bool is_pressing(const struct kvc_client *client)
+{
+    uint64_t until_ns = atomic_load_explicit(&client->notice.pressing_until_ns, memory_order_relaxed);
+
+    return until_ns > 0 && conn_now_ns() < until_ns;
+}
+
 bool client_must_shrink(const struct kvc_client *client)
 {
     struct status_values status;
 
     status_page_read(client->status, &status);
-    return (status.flags & (STATUS_FLAG_OVER_LIMIT | STATUS_FLAG_FROZEN)) != 0 || status.pressure_bytes > 0;
+    return (status.flags & (STATUS_FLAG_OVER_LIMIT | STATUS_FLAG_FROZEN)) != 0 || status.pressure_bytes > 0 ||
+           is_pressing(client);
 }
 
 bool client_has_work(const struct kvc_client *client)

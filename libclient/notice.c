@@ -108,8 +108,8 @@ static uint64_t give(struct kvc_client *client, uint64_t wanted)
     return given;
 }
 
-/* What the daemon wants of this peer may be a part of what the instance has too much, of which the others have
- * theirs to give; but above a limit there is no reason to keep what is not used. */
+/* What the daemon wants of this peer may be a part of what the instance has too much, of which the others
+ * have theirs to give; but above a limit there is no reason to keep what is not used. */
 static uint64_t wanted_of(const struct kvc_client *client)
 {
     struct status_values status;
@@ -134,6 +134,8 @@ void notice_work(struct kvc_client *client)
     if (notice->number == ack.number) {
         notice->reclaim_due = !notice->courtesy && missing > 0 && client->listener.reclaim;
         notice->missing_bytes = missing;
+        /* The status page may say so a moment later, and what the engine gives now must not be kept. */
+        atomic_store(&notice->pressing_until_ns, missing && !notice->courtesy ? notice->deadline_ns : 0);
         atomic_store(&notice->open, false);
     }
     conn_tell(client->conn, MESSAGE_NOTICE_ACK, 0, &ack.base);

@@ -21,6 +21,8 @@ struct notice {
     uint64_t deadline_ns;
     bool courtesy;
 
+    _Atomic uint64_t pressing_until_ns; /* what is freed goes back at once; 0: as the status page says */
+
     bool reclaim_due; /* the engine is to be asked for what is missing */
     uint64_t missing_bytes;
 };

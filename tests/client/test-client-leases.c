@@ -221,6 +221,21 @@ TEST(notice_of_a_limit_asks_the_engine)
     world_close(w);
 }
 
+/* What the engine then gives is not kept, though the status page shows no pressure yet. */
+TEST(what_is_given_for_a_notice_goes_back)
+{
+    struct world *w = world_open(1, 0);
+    uint32_t ids[3 * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, 3 * EACH, ids));
+    fake_notice(w->fake, 2 * PAGE, 60000, false);
+    dispatch_until(w->client, w->n_asked == 1);
+    check_eq(w->asked_bytes, 2 * PAGE);
+    check_ok(kvc_blocks_free(w->blocks, ids, 2 * EACH, 0));
+    check_eq(lent_bytes(w->fake), PAGE);
+    world_close(w);
+}
+
 TEST(notice_leaves_what_the_gpu_reads)
 {
     struct world *w = world_open(1, 0);

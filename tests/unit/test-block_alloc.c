@@ -162,6 +162,42 @@ TEST(pages_without_a_block_are_never_mapped)
 }
 
 /* The page of every block, by division, where the reciprocal is rounded most. */
+/* What the next pages would add, exactly, though every other one has a block less. */
+TEST(gain_is_what_planning_brings)
+{
+    struct block_alloc *alloc = alloc_new(10, 4, 6, false);
+    uint64_t before;
+
+    check_eq(block_alloc_gain(alloc, 0), 0);
+    check_eq(block_alloc_gain(alloc, UINT64_MAX), block_alloc_gain(alloc, 6));
+    for (uint64_t n = 1; n < 4; n++) {
+        uint64_t gain = block_alloc_gain(alloc, n);
+
+        before = block_alloc_free_blocks(alloc);
+        map_pages(alloc, n);
+        check_eq(block_alloc_free_blocks(alloc) - before, gain);
+    }
+    check_eq(block_alloc_gain(alloc, 1), 0);
+    block_alloc_free(alloc);
+}
+
+TEST(certain_pages_are_shed)
+{
+    struct block_alloc *alloc = mapped_new(3);
+    const uint64_t pages[3] = {0, 1, 2};
+    uint64_t shed[3];
+    uint32_t id;
+
+    check_eq(block_alloc_take(alloc, 1, &id), 0);
+    check_eq(id, 0);
+    check_eq(block_alloc_shed_these(alloc, pages, 2, shed), 1);
+    check_eq(shed[0], 1);
+    check_eq(block_alloc_page_state(alloc, 1), BLOCK_ALLOC_UNMAPPING);
+    check_eq(block_alloc_page_state(alloc, 2), BLOCK_ALLOC_MAPPED);
+    check_eq(block_alloc_shed_these(alloc, pages, 2, shed), 0);
+    block_alloc_free(alloc);
+}
+
 TEST(page_of_is_exact)
 {
     static const uint64_t sizes[][2] = {
