@@ -356,7 +356,8 @@ static bool are_distinct(const uint64_t *pages, size_t n)
     return are_ascending(sorted, n);
 }
 
-/* NULL when there can be such an order. An empty Unmap has the worker take away what an older session left. */
+/* NULL when there can be such an order. An empty Unmap has the worker take away what an older session
+ * left. */
 static const char *judge_pages(const struct region *region, const uint64_t *pages, size_t n, bool maps)
 {
     if ((n < 1 && maps) || n > PAGES_MAX)
