@@ -379,10 +379,11 @@ struct wish {
     bool maps, leased;
 };
 
-/* NULL when there can be such an order. */
-static const char *judge_pages(const struct region *region, const uint64_t *pages, size_t n)
+/* NULL when there can be such an order. An empty Unmap has the worker take away what an older session
+ * left. */
+static const char *judge_pages(const struct region *region, const uint64_t *pages, size_t n, bool maps)
 {
-    if (n < 1 || n > PAGES_MAX)
+    if ((n < 1 && maps) || n > PAGES_MAX)
         return "1 to 1024 pages can be ordered at once";
     for (size_t i = 0; i < n; i++) {
         if (pages[i] >= region->capacity_pages)
@@ -458,7 +459,7 @@ static Kvcached__Error judge_wish(const struct peer *peer, struct region *region
     if (wish->number <= region->number)
         return KVCACHED__ERROR__ERROR_INVALID;
     region->number = wish->number;
-    *ret_reason = judge_pages(region, wish->pages, wish->n_pages);
+    *ret_reason = judge_pages(region, wish->pages, wish->n_pages, wish->maps);
     return *ret_reason ? KVCACHED__ERROR__ERROR_INVALID : judge_order(peer, region, ret_reason);
 }
 

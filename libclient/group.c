@@ -168,14 +168,6 @@ static void settle_now(struct group *group, const struct part *part, bool done)
     pthread_mutex_unlock(&group->lock);
 }
 
-static void doubt(struct group *group, struct part *part)
-{
-    pthread_mutex_lock(&group->lock);
-    list_append(&group->doubts, &part->link);
-    group->n_doubts++;
-    pthread_mutex_unlock(&group->lock);
-}
-
 /* With the group's lock. */
 static void take_late_answers(struct group *group)
 {
@@ -284,11 +276,8 @@ static void hear(struct transaction *t, struct part *part)
     bool answered = false;
 
     note(part, remote_call_wait(part->call, part->deadline_ns, &answered));
-    if (!answered) {
-        t->parts[part->rank] = NULL;
-        doubt(t->group, part);
+    if (!answered)
         return;
-    }
     settle_now(t->group, part, part->error == 0);
     part->call = remote_call_free(part->call);
 }
@@ -298,26 +287,41 @@ static bool is_remote(const struct transaction *t, const struct part *part)
     return t->group->regions[part->rank]->remote != NULL;
 }
 
+static int first_error(const struct transaction *t)
+{
+    for (uint32_t i = 0; i < t->group->n; i++)
+        if (t->parts[i]->error < 0)
+            return error_set(t->parts[i]->error, "Rank %" PRIu32 ": %s", i, t->parts[i]->reason);
+    return 0;
+}
+
 /* Each step for all ranks before the next. Returns the error of the first rank that has one. */
 static int run(struct transaction *t)
 {
-    int r = 0;
-
     for (uint32_t i = 0; i < t->group->n; i++)
         if (t->parts[i]->n > 0 && is_remote(t, t->parts[i]))
             ask(t, t->parts[i]);
     for (uint32_t i = 0; i < t->group->n; i++)
         if (t->parts[i]->n > 0 && !is_remote(t, t->parts[i]))
             do_here(t, t->parts[i]);
-    for (uint32_t i = 0; i < t->group->n; i++) {
-        struct part *part = t->parts[i];
+    for (uint32_t i = 0; i < t->group->n; i++)
+        if (t->parts[i]->call)
+            hear(t, t->parts[i]);
+    return first_error(t);
+}
 
-        if (part->call)
-            hear(t, part);
-        if (r == 0 && part->error < 0)
-            r = error_set(part->error, "Rank %" PRIu32 ": %s", i, part->reason);
+/* Calls that are still under way are the group's from now on. */
+static void keep_doubts(struct transaction *t)
+{
+    pthread_mutex_lock(&t->group->lock);
+    for (uint32_t i = 0; i < t->group->n; i++) {
+        if (!t->parts[i]->call)
+            continue;
+        list_append(&t->group->doubts, &t->parts[i]->link);
+        t->group->n_doubts++;
+        t->parts[i] = NULL;
     }
-    return r;
+    pthread_mutex_unlock(&t->group->lock);
 }
 
 static int transact(struct group *group, const uint64_t *pages, size_t n, bool map, bool leased)
@@ -329,6 +333,7 @@ static int transact(struct group *group, const uint64_t *pages, size_t n, bool m
         return error_nomem();
     divide(t, pages, n);
     r = run(t);
+    keep_doubts(t);
     transaction_free(t);
     return r;
 }

@@ -6,11 +6,13 @@
  * At the end of input it closes what is open and exits with 0. It makes one client, of libkvclient as it is
  * installed.
  *
- *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker] [thread=0|1] [timeout=MS]
+ *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker|scheduler] [thread=0|1] [timeout=MS]
  *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION] [report=MS]
  *                                  what is missing is as the environment says; but min and max are 0
  *     open SOCKET INSTANCE ...     the same, shorter
  *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...]     ok ADDRESS STRIDE
+ *                                  with rank=N a worker's, that its scheduler maps
+ *     attach NAME RANK [timeout=MS]    of a scheduler: ok PAGES PAGE-BYTES
  *     map NAME PAGES               PAGES is like 0-15,20
  *     unmap NAME PAGES
  *     write NAME PAGE SEGMENT VALUE    to the first and last four bytes; through the driver
@@ -114,46 +116,13 @@ static void usage(const char *sentence)
     printf("error E_USAGE %s\n", sentence);
 }
 
-static const char *error_name(int error)
-{
-    static const char *const names[] = {
-        "KVC_OK",
-        "KVC_E_INVALID",
-        "KVC_E_NOMEM",
-        "KVC_E_NOFILE",
-        "KVC_E_CONNECT",
-        "KVC_E_VERSION",
-        "KVC_E_PROTOCOL",
-        "KVC_E_REFUSED",
-        "KVC_E_LIMIT",
-        "KVC_E_BUDGET",
-        "KVC_E_DEVICE_MEMORY",
-        "KVC_E_DRIVER",
-        "KVC_E_DISCONNECTED",
-        "KVC_E_TIMEOUT",
-        "KVC_E_FORKED",
-        "KVC_E_FROZEN",
-        "KVC_E_ENVIRONMENT",
-        "KVC_E_MAPPED",
-        "KVC_E_NOT_MAPPED",
-        "KVC_E_NOSPACE",
-        "KVC_E_WORKER",
-        "KVC_E_IN_DOUBT",
-        "KVC_E_PINNED",
-        "KVC_E_NO_BLOCKS",
-        "KVC_E_NOT_ALLOCATED",
-    };
-
-    return error <= 0 && -error < (int)ARRAY_SIZE(names) ? names[-error] : "unknown";
-}
-
 /* The answer to a command that is one call. */
 static void result(int r)
 {
     if (r == 0)
         done();
     else
-        printf("error %s %s\n", error_name(r), kvc_last_error());
+        printf("error %s %s\n", words_error(r), kvc_last_error());
 }
 
 static void driver_result(CUresult r)
@@ -178,7 +147,9 @@ static bool read_options(const struct words *words, struct kvc_options *o)
     }
     o->gpu = words_value(words, "gpu");
     if (role)
-        o->role = strcmp(role, "worker") == 0 ? KVC_ROLE_WORKER : KVC_ROLE_ENGINE;
+        o->role = strcmp(role, "worker") == 0      ? KVC_ROLE_WORKER
+                  : strcmp(role, "scheduler") == 0 ? KVC_ROLE_SCHEDULER
+                                                   : KVC_ROLE_ENGINE;
     if (utilization && parse_decimal(utilization, &o->gpu_utilization) < 0)
         return false;
     return words_int(words, "thread", &o->own_thread) && words_int(words, "timeout", &o->timeout_ms) &&
@@ -240,7 +211,7 @@ static void do_open(const struct words *words)
     }
     options.report_ms = (unsigned)report_ms;
     r = kvc_open(&options, &peer.client);
-    if (r == 0)
+    if (r == 0 && options.role != KVC_ROLE_SCHEDULER)
         load_driver();
     result(r);
 }
@@ -371,18 +342,22 @@ static void do_region(const struct words *words)
 {
     struct kvc_region_options options = {.size = sizeof(options)};
     struct named_region *slot = free_region();
-    uint64_t extents[EXTENTS_MAX], segments = 1;
+    uint64_t extents[EXTENTS_MAX], segments = 1, rank = UINT64_MAX;
     int r;
 
     if (words->n < 2 || !slot || !words_size(words, "page", &options.page_bytes) ||
         !words_size(words, "pages", &options.pages) || !words_size(words, "segments", &segments) ||
-        !words_size(words, "stride", &options.stride_bytes) ||
+        !words_size(words, "stride", &options.stride_bytes) || !words_size(words, "rank", &rank) ||
         !words_sizes(words, "extents", extents, EXTENTS_MAX, &options.n_extents)) {
-        usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...]");
+        usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...] [rank=N]");
         return;
     }
     options.segments = (uint32_t)segments;
     options.extent_bytes = options.n_extents ? extents : NULL;
+    if (rank != UINT64_MAX) {
+        options.flags = KVC_REGION_ORDERED;
+        options.rank = (uint32_t)rank;
+    }
     r = kvc_region_open(peer.client, &options, &slot->region);
     if (r < 0) {
         result(r);
@@ -391,6 +366,25 @@ static void do_region(const struct words *words)
     snprintf(slot->name, sizeof(slot->name), "%s", words->word[1]);
     slot->page_bytes = options.page_bytes;
     ok("%" PRIu64 " %" PRIu64, kvc_region_address(slot->region), kvc_region_stride(slot->region));
+}
+
+static void do_attach(const struct words *words)
+{
+    struct named_region *slot = free_region();
+    uint64_t rank;
+    int timeout_ms = 0, r;
+
+    if (!slot || !words_number(words, 2, &rank) || !words_int(words, "timeout", &timeout_ms)) {
+        usage("attach NAME RANK [timeout=MS]");
+        return;
+    }
+    r = kvc_region_attach(peer.client, 0, (uint32_t)rank, timeout_ms, &slot->region);
+    if (r < 0) {
+        result(r);
+        return;
+    }
+    snprintf(slot->name, sizeof(slot->name), "%s", words->word[1]);
+    ok("%" PRIu64 " %" PRIu64, kvc_region_pages(slot->region), kvc_region_page_bytes(slot->region));
 }
 
 static void do_close_region(const struct words *words)
@@ -766,6 +760,7 @@ static const struct command {
     {"open", do_open, false},
     {"close", do_close, false},
     {"region", do_region, true},
+    {"attach", do_attach, true},
     {"close-region", do_close_region, true},
     {"blocks", do_blocks, true},
     {"take", do_take, true},
