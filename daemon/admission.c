@@ -64,7 +64,7 @@ static void wait_for_others(struct broker *broker, struct broker_request *reques
         request->stalled_ns = broker->now_ns;
         list_append(&broker->hopeful, &request->stall_link);
     }
-    notices_ask(broker, scope, request->serial, bytes);
+    notices_ask(broker, scope, request->peer, request->serial, bytes);
 }
 
 /* Makes room of what is offered. 0: enough; else the request's error, and *ret_undecided if others could
@@ -74,7 +74,8 @@ static int make_room(struct broker *broker, struct broker_request *request, uint
 {
     struct broker_instance *scope = request->error == BROKER_E_LIMIT ? request->peer->instance : NULL;
     uint64_t offered = leases_offered(broker, scope, request->lease);
-    uint64_t hope = is_late(broker, request) ? 0 : notices_hope(broker, scope, request->serial);
+    uint64_t hope =
+        is_late(broker, request) ? 0 : notices_hope(broker, scope, request->peer, request->serial);
     int r;
 
     if (u64_add_ceil(offered, hope) < lacking)

@@ -151,10 +151,13 @@ void lease_fill_request(struct broker *broker, struct broker_lease *lease, struc
 
 /* ---- notices.c ---- */
 
-/* What the peers of one instance, or of all, could give back for the need of that number. */
-uint64_t notices_hope(struct broker *broker, struct broker_instance *instance_or_null, uint64_t serial);
-void notices_ask(struct broker *broker, struct broker_instance *instance_or_null, uint64_t serial,
-                 uint64_t bytes);
+/* What the peers of one instance, or of all, could give back for the need of that number. But for the one who
+ * needs it: what that keeps for later is its own affair, and giving it up for more of the same would go on
+ * for ever. */
+uint64_t notices_hope(struct broker *broker, struct broker_instance *instance_or_null,
+                      const struct broker_peer *but, uint64_t serial);
+void notices_ask(struct broker *broker, struct broker_instance *instance_or_null,
+                 const struct broker_peer *but, uint64_t serial, uint64_t bytes);
 void notices_ask_claims(struct broker *broker);
 /* The limit has changed: who is over it is asked to meet it. */
 void notices_limit(struct broker *broker, struct broker_instance *instance);

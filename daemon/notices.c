@@ -91,14 +91,15 @@ static struct broker_peer *of_list(struct list *it, const struct broker_instance
                     : container_of(it, struct broker_peer, listener_link);
 }
 
-uint64_t notices_hope(struct broker *broker, struct broker_instance *instance, uint64_t serial)
+uint64_t notices_hope(struct broker *broker, struct broker_instance *instance, const struct broker_peer *but,
+                      uint64_t serial)
 {
     uint64_t bytes = 0;
 
     list_for_each (it, instance ? &instance->peers : &broker->listeners) {
         struct broker_peer *peer = of_list(it, instance);
 
-        if (may_help(peer, serial))
+        if (peer != but && may_help(peer, serial))
             bytes += hinted_bytes(broker, peer);
     }
     return bytes;
@@ -137,11 +138,12 @@ static void ask(struct broker *broker, struct broker_peer *peer, uint64_t serial
     make_due(broker, peer);
 }
 
-void notices_ask(struct broker *broker, struct broker_instance *instance, uint64_t serial, uint64_t bytes)
+void notices_ask(struct broker *broker, struct broker_instance *instance, const struct broker_peer *but,
+                 uint64_t serial, uint64_t bytes)
 {
     list_for_each_safe (it, instance ? &instance->peers : &broker->listeners) {
         struct broker_peer *peer = of_list(it, instance);
-        uint64_t could = may_help(peer, serial) ? hinted_bytes(broker, peer) : 0;
+        uint64_t could = peer != but && may_help(peer, serial) ? hinted_bytes(broker, peer) : 0;
 
         if (bytes == 0)
             return;

@@ -119,10 +119,9 @@ static void judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, en
     tell_fates(blocks, pages, n, fates);
 }
 
-/* At most BATCH pages. */
+/* At most BATCH pages, in all regions or none. The allocator isn't told. */
 static int map_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
-    enum fate fates[BATCH];
     size_t done = 0;
     int r = 0;
 
@@ -136,7 +135,6 @@ static int map_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
             in_region(blocks->regions[blocks->order[done]], unmap_pages, pages, n);
         error_release();
     }
-    judge(blocks, pages, n, fates);
     return r;
 }
 
@@ -157,50 +155,31 @@ static int unmap_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t 
     return r;
 }
 
-/* What was mapped by a call that then failed. */
-static void undo(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
+static void unmap_all(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
-    for (size_t i = 0; i < n; i += BATCH) {
-        uint64_t mine[BATCH];
-        size_t n_mine = 0;
-
-        pthread_mutex_lock(&blocks->lock);
-        n_mine = block_alloc_shed_these(blocks->alloc, pages + i, u64_min(n - i, BATCH), mine);
-        blocks_publish(blocks);
-        pthread_mutex_unlock(&blocks->lock);
-        if (n_mine > 0)
-            unmap_batch(blocks, mine, n_mine);
-    }
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        in_region(blocks->regions[i], unmap_pages, pages, n);
 }
 
-static void give_up(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
-{
-    pthread_mutex_lock(&blocks->lock);
-    block_alloc_unmapped(blocks->alloc, pages, n);
-    blocks_publish(blocks);
-    pthread_cond_broadcast(&blocks->changed);
-    pthread_mutex_unlock(&blocks->lock);
-}
-
+/* Until all of them are mapped they count as being mapped: nobody else sees free pages in what a call that may
+ * still fail has got so far, neither other threads nor who asks for memory back. */
 int blocks_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
+    enum fate fates[BATCH];
     size_t done = 0;
     int r = 0;
 
     while (done < n && r == 0) {
-        size_t some = u64_min(n - done, BATCH);
-
-        r = map_batch(blocks, pages + done, some);
-        if (r == 0)
-            done += some;
-        else if (done + some < n)
-            give_up(blocks, pages + done + some, n - done - some);
+        r = map_batch(blocks, pages + done, u64_min(n - done, BATCH));
+        done += r == 0 ? u64_min(n - done, BATCH) : 0;
     }
-    if (r < 0 && done > 0) {
-        error_hold();
-        undo(blocks, pages, done);
-        error_release();
+    error_hold();
+    for (size_t i = 0; i < n; i += BATCH) {
+        if (r < 0 && i < done)
+            unmap_all(blocks, pages + i, u64_min(n - i, BATCH));
+        judge(blocks, pages + i, u64_min(n - i, BATCH), fates);
     }
+    error_release();
     return r;
 }
 
