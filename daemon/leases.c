@@ -202,8 +202,12 @@ uint64_t leases_withdraw(struct broker *broker, struct broker_instance *instance
 
 bool leases_fit_descriptors(struct broker *broker, const struct broker_request *request)
 {
-    uint64_t wanted = (uint64_t)broker->n_leasing + request->n_extents;
+    uint64_t wanted;
 
+    if (!request->courtesy &&
+        (uint64_t)broker->n_leased + broker->n_leasing + request->n_extents > broker->config.lease_max)
+        queue_yield(broker);
+    wanted = (uint64_t)broker->n_leasing + request->n_extents;
     if (!request->courtesy && wanted <= broker->config.lease_max)
         list_for_each_safe (it, &broker->leases) {
             struct broker_lease *lease = of_list(it, NULL);
