@@ -199,6 +199,15 @@ static uint64_t came_free(const struct world *w, const struct errand *scope_or_n
     return bytes;
 }
 
+/* Somebody may have more to give than before this event. */
+static bool has_granted(const struct world *w)
+{
+    for (unsigned i = 0; i < REQUESTS; i++)
+        if (w->errands[i].request && w->errands[i].fresh)
+            return true;
+    return false;
+}
+
 /* Of one that has waited for others, and is refused now. */
 void world_check_hopeless(struct world *w, const struct errand *errand, int error)
 {
@@ -215,7 +224,7 @@ void world_check_hopeless(struct world *w, const struct errand *errand, int erro
                                       : u64_sub_floor(world_charged(&u) + errand->bytes, world_budget(w));
     lacking += came_free(w, scope);
     world_expect(w, lacking > offered, "a request is refused though it fits with what is offered");
-    if (w->now_ns - errand->since_ns < w->config.courtesy_ns)
+    if (w->now_ns - errand->since_ns < w->config.courtesy_ns && !has_granted(w))
         world_expect(w, lacking > offered + world_hope(w, scope, errand->step),
                      "a request is refused though others could have given back");
 }
@@ -537,7 +546,8 @@ void world_do_scribble(struct world *w, uint32_t arg)
     struct person *person = pick_lessee(w, arg);
     struct lease word = {.offered = arg >> 8 & 7, .claimed = arg >> 11 & 7};
 
-    if (!person || person->lost)
+    /* One that waits to be noticed stays what it is. */
+    if (!person || person->lost || (person->scribbled && is_open(person)))
         return;
     if ((arg >> 14 & 7) == 0)
         word = (struct lease){.offered = UINT32_MAX, .claimed = UINT32_MAX};
