@@ -555,6 +555,7 @@ TEST(what_is_on_its_way_is_nobody_elses)
     check(lease_spend(&line, 5));
     check_eq(bench_ask(&b, c, 45, 0), BROKER_E_BUDGET);
     bench_take(&b, c, 44, 0, NULL);
+    bench_pass(&b, 31 * NSEC_PER_SEC);
     check_eq(broker_lease_pages(lease), 6);
     check_word(&line, 0, 1);
     check_eq(broker_lease_take(b.broker, lease, a, 5, b.now_ns, &request), 0);
