@@ -200,22 +200,46 @@ uint64_t leases_withdraw(struct broker *broker, struct broker_instance *instance
     return withdrawn;
 }
 
+static uint64_t descriptors_over(const struct broker *broker, const struct broker_request *request)
+{
+    return u64_sub_floor((uint64_t)broker->n_leased + broker->n_leasing + request->n_extents,
+                         broker->config.lease_max);
+}
+
+static uint64_t offered_extents(struct broker *broker, const struct broker_lease *except)
+{
+    uint64_t n = 0;
+
+    list_for_each_safe (it, &broker->leases) {
+        struct broker_lease *lease = of_list(it, NULL);
+        struct lease word;
+
+        if (lease != except && read_word(broker, lease, &word))
+            n += (uint64_t)word.offered * lease->page_extents;
+    }
+    return n;
+}
+
 bool leases_fit_descriptors(struct broker *broker, const struct broker_request *request)
 {
-    uint64_t wanted = (uint64_t)broker->n_leasing + request->n_extents;
+    uint64_t over;
 
-    if (!request->courtesy && wanted <= broker->config.lease_max)
-        list_for_each_safe (it, &broker->leases) {
-            struct broker_lease *lease = of_list(it, NULL);
-            uint64_t over = u64_sub_floor(wanted + broker->n_leased, broker->config.lease_max);
-            uint64_t pages = (over + lease->page_extents - 1) / lease->page_extents;
+    if (descriptors_over(broker, request) == 0)
+        return true;
+    if (request->courtesy)
+        return false;
+    queue_yield(broker);
+    if (offered_extents(broker, request->lease) < descriptors_over(broker, request))
+        return false;
+    list_for_each_safe (it, &broker->leases) {
+        struct broker_lease *lease = of_list(it, NULL);
 
-            if (over == 0)
-                break;
-            if (lease != request->lease)
-                withdraw(broker, lease, pages * lease->page_bytes);
-        }
-    return wanted + broker->n_leased <= broker->config.lease_max;
+        over = descriptors_over(broker, request);
+        if (over && lease != request->lease)
+            withdraw(broker, lease,
+                     (over + lease->page_extents - 1) / lease->page_extents * lease->page_bytes);
+    }
+    return descriptors_over(broker, request) == 0;
 }
 
 /* ---- Growing ---- */

@@ -88,8 +88,10 @@ static void domain_drop_instance(struct broker *broker, struct broker_domain *do
 
 void instance_touch(struct broker *broker, struct broker_instance *instance)
 {
-    if (instance->missed && broker_over_limit(instance) == 0)
+    if ((instance->missed || !list_is_empty(&instance->pressed_link)) && broker_over_limit(instance) == 0) {
         instance->missed = false;
+        list_unlink(&instance->pressed_link);
+    }
     if (list_is_empty(&instance->dirty_link))
         list_append(&broker->dirty, &instance->dirty_link);
 }

@@ -44,17 +44,20 @@ static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
     return bytes;
 }
 
+/* Who has scribbled over a word is not believed otherwise either. */
 static uint64_t hinted_bytes(struct broker *broker, struct broker_peer *peer)
 {
-    uint64_t cached = 0;
+    uint64_t claimed = claimed_bytes(broker, peer), cached = 0;
 
     list_for_each (it, &peer->leases) {
         const struct broker_lease *lease = container_of(it, struct broker_lease, link);
 
+        if (lease->frozen)
+            continue;
         cached =
             u64_add_ceil(cached, pages_to_bytes(atomic_load(&lease->line->cached_pages), lease->page_bytes));
     }
-    return claimed_bytes(broker, peer) + u64_min(cached, peer->held_bytes);
+    return claimed + u64_min(cached, peer->held_bytes);
 }
 
 /* Held, and not pinned by its own word. */

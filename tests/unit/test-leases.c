@@ -536,3 +536,34 @@ TEST(a_lease_of_a_frozen_instance_hands_nothing_over)
     lease = broker_lease_free(b.broker, lease);
     bench_finish(&b);
 }
+
+TEST(what_is_on_its_way_is_nobody_elses)
+{
+    struct broker_request *request;
+    struct broker_peer *a, *c;
+    struct lease_line line;
+    struct broker_lease *lease;
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    a = bench_join(&b, "d", "a");
+    c = bench_join(&b, "d", "c");
+    lease = bench_lease(&b, a, 1, 0, &line);
+    check_eq(bench_lease_ask(&b, lease, 10, false), 0);
+    check_eq(lease_claim(&line, 6), 6);
+    check(lease_spend(&line, 5));
+    check_eq(bench_ask(&b, c, 45, 0), BROKER_E_BUDGET);
+    bench_take(&b, c, 44, 0, NULL);
+    bench_pass(&b, 31 * NSEC_PER_SEC);
+    check_eq(broker_lease_pages(lease), 6);
+    check_word(&line, 0, 1);
+    check_eq(broker_lease_take(b.broker, lease, a, 5, b.now_ns, &request), 0);
+    bench_run(&b);
+    check(b.granted == request);
+    broker_request_free(b.broker, request);
+    bench_end(&b, a);
+    bench_end(&b, c);
+    lease = broker_lease_free(b.broker, lease);
+    bench_finish(&b);
+}
