@@ -2,26 +2,33 @@
 #pragma once
 
 /*
- * Grants: requests for extents on their way from Take to the last acknowledged packet.
+ * Grants: requests for extents on their way from Take or an order to the last acknowledged packet.
  */
 
 #include "peer.h"
 #include "slots.h"
 
+struct order;
+
 struct grant {
     struct list link; /* of its peer */
     struct peer *peer;
     uint32_t region;
-    uint32_t number; /* of the Take on the wire */
+    uint32_t number;     /* of the Take, or of the order, on the wire */
+    bool is_ordered;     /* by a scheduler */
+    struct order *order; /* NULL: it answers a Take, or the order is gone */
     uint32_t n_extents, n_sent;
     uint32_t n_exporting;           /* of a cold grant's next packet */
     struct broker_request *request; /* NULL once the grant is cold */
     uint64_t *extents;              /* the request's; of a cold grant its own */
 };
 
-/* Asks the broker; the answer is sent when there is one. 0 or negative. */
-int grant_ask(struct peer *peer, uint32_t region, const uint32_t counts[static BROKER_CLASSES_MAX],
-              uint32_t number);
+/* Asks the broker for pages of a region; the answer is sent when there is one. 0, BROKER_E_* (refused now),
+ * or negative. */
+int grant_ask(struct peer *peer, uint32_t region, uint32_t pages, uint32_t number, struct order *order);
+
+/* Takes back what was asked, if the broker has not answered yet. */
+bool grant_withdraw(struct grant *grant);
 
 /* The broker's answers. */
 void grant_granted(struct grant *grant);

@@ -22,6 +22,9 @@
 
 #define HANDSHAKE_NS (10 * NSEC_PER_SEC)
 
+/* What this daemon can do for clients that want it. */
+#define FEATURES KVCACHED__FEATURE__FEATURE_ORDERS
+
 /* ---- Time ---- */
 
 int handshake_begin(struct peer *peer)
@@ -118,6 +121,7 @@ static void keep_hello(struct peer *peer, const struct message *message)
     hello->request = message->request;
     if (peer->kind == LISTENER_CONTROL)
         return;
+    hello->features = body->features;
     hello->limit_ppm = body->limit_ppm;
     strcpy(hello->instance, body->instance);
     hello->role = body->role;
@@ -219,6 +223,7 @@ static int welcome(struct peer *peer, uint32_t request)
     if (r < 0)
         return r;
     body.version = FRAME_VERSION;
+    body.features = peer->features;
     body.gpu_uuid = (char *)info->uuid;
     body.emulated_folder = (char *)info->emulated_folder;
     body.total_bytes = info->total_bytes;
@@ -237,6 +242,7 @@ static int admit(struct peer *peer)
     int r = 0;
 
     peer->facts.role = peer->hello->role;
+    peer->features = peer->hello->features & FEATURES;
     if (peer->kind != LISTENER_CONTROL)
         r = join(peer);
     if (r == 0)

@@ -25,6 +25,8 @@ static int instance_status_new(struct instance_status **ret)
         free(instance);
         return r;
     }
+    list_init(&instance->orders);
+    list_init(&instance->attaching);
     *ret = instance;
     return 0;
 }

@@ -12,6 +12,8 @@
 
 #include <stdlib.h>
 
+#include "holes.h"
+
 /* Within a segment, extents are counted through all pages of the batch. */
 struct run {
     size_t begin, end;
@@ -118,7 +120,7 @@ static int allow_access(struct kvc_region *region, const struct placement *place
 
 int space_attach(struct kvc_region *region, const struct placement *places, size_t n)
 {
-    int r = 0;
+    int r = holes_remove(region, places, n);
 
     for (size_t i = 0; i < n && r == 0; i++)
         r = map_page(region, &places[i]);
@@ -152,6 +154,11 @@ int space_detach(struct kvc_region *region, const struct placement *places, size
 
     for (uint32_t segment = 0; segment < region->shape->segments; segment++) {
         int one = unmap_segment(region, places, n, segment);
+
+        r = r ? r : one;
+    }
+    if (region->holes) {
+        int one = holes_restore(region, places, n);
 
         r = r ? r : one;
     }

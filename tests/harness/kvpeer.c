@@ -7,7 +7,7 @@
  * installed.
  *
  *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker] [thread=0|1] [timeout=MS]
- *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION]
+ *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION] [report=MS]
  *                                  what is missing is as the environment says; but min and max are 0
  *     open SOCKET INSTANCE ...     the same, shorter
  *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...]     ok ADDRESS STRIDE
@@ -27,6 +27,15 @@
  *     dispatch
  *     alloc SIZE                   ok ADDRESS: ordinary device memory, as weights are
  *     free ADDRESS
+ *     blocks NAME block=SIZE [null=0|1]        hands out the region's blocks from here on
+ *     take NAME N                  takes N blocks and keeps them; ok FIRST
+ *     give NAME N [EPOCH]          gives the N blocks back that it took last
+ *     complete NAME EPOCH
+ *     available NAME               ok N
+ *     want NAME N TIMEOUT          ok N: that many are available
+ *     count NAME                   ok used=N free=N claimed=N offered=N mapped=N free_pages=N
+ *     yield NAME                   from here on gives all of its blocks back when it is asked for memory
+ *     close-blocks NAME
  *     close-region NAME
  *     close
  *     fd-limit N                   this process may have descriptors below N; 0: as many as at first
@@ -67,6 +76,10 @@ struct named_region {
     char name[32];
     struct kvc_region *region;
     uint64_t page_bytes;
+    struct kvc_blocks *blocks;
+    uint32_t *ids; /* taken */
+    size_t n_ids;
+    bool yields;
 };
 
 static struct {
@@ -124,6 +137,11 @@ static const char *error_name(int error)
         "KVC_E_MAPPED",
         "KVC_E_NOT_MAPPED",
         "KVC_E_NOSPACE",
+        "KVC_E_WORKER",
+        "KVC_E_IN_DOUBT",
+        "KVC_E_PINNED",
+        "KVC_E_NO_BLOCKS",
+        "KVC_E_NOT_ALLOCATED",
     };
 
     return error <= 0 && -error < (int)ARRAY_SIZE(names) ? names[-error] : "unknown";
@@ -194,19 +212,33 @@ static void unload_driver(void)
     peer.driver = cuda_driver_unload(peer.driver);
 }
 
+static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms)
+{
+    for (unsigned i = 0; i < REGIONS_MAX; i++) {
+        struct named_region *slot = &peer.regions[i];
+
+        if (slot->yields && kvc_blocks_free(slot->blocks, slot->ids, slot->n_ids, 0) == 0)
+            slot->n_ids = 0;
+    }
+}
+
+static const struct kvc_listener listener = {.size = sizeof(listener), .reclaim = on_reclaim};
+
 static void do_open(const struct words *words)
 {
-    struct kvc_options options = {.size = sizeof(options)};
+    struct kvc_options options = {.size = sizeof(options), .listener = &listener};
+    int report_ms = 0;
     int r;
 
     if (peer.client) {
         usage("There is a client already");
         return;
     }
-    if (!read_options(words, &options)) {
+    if (!read_options(words, &options) || !words_int(words, "report", &report_ms)) {
         usage("An option has a value that cannot be used");
         return;
     }
+    options.report_ms = (unsigned)report_ms;
     r = kvc_open(&options, &peer.client);
     if (r == 0)
         load_driver();
@@ -217,6 +249,8 @@ static void close_all(void)
 {
     unload_driver();
     peer.client = kvc_close(peer.client);
+    for (unsigned i = 0; i < REGIONS_MAX; i++)
+        free(peer.regions[i].ids);
     memset(peer.regions, 0, sizeof(peer.regions));
 }
 
@@ -365,7 +399,149 @@ static void do_close_region(const struct words *words)
 
     if (!slot)
         return;
+    free(slot->ids);
     slot->region = kvc_region_close(slot->region);
+    memset(slot, 0, sizeof(*slot));
+    done();
+}
+
+/* ---- Blocks ---- */
+
+static void do_blocks(const struct words *words)
+{
+    struct kvc_blocks_options options = {.size = sizeof(options)};
+    struct named_region *slot = find_region(words);
+
+    if (!slot)
+        return;
+    if (!words_size(words, "block", &options.block_bytes) || !words_int(words, "null", &options.null_block))
+        usage("blocks NAME block=SIZE [null=0|1]");
+    else
+        result(kvc_blocks_open(&slot->region, 1, &options, &slot->blocks));
+}
+
+/* The region's blocks and the number behind its name; NULL with a complaint. */
+static struct named_region *find_blocks(const struct words *words, uint64_t *ret_n)
+{
+    struct named_region *slot = find_region(words);
+
+    if (!slot || (slot->blocks && (!ret_n || words_number(words, 2, ret_n))))
+        return slot;
+    usage("There are no blocks of that region, or a number is missing");
+    return NULL;
+}
+
+static void do_take(const struct words *words)
+{
+    uint64_t n;
+    struct named_region *slot = find_blocks(words, &n);
+    uint32_t *ids;
+    int r;
+
+    if (!slot)
+        return;
+    ids = realloc(slot->ids, (slot->n_ids + n + 1) * sizeof(*ids));
+    if (!ids)
+        abort();
+    slot->ids = ids;
+    r = kvc_blocks_alloc(slot->blocks, n, ids + slot->n_ids);
+    if (r < 0 || n == 0) {
+        result(r);
+        return;
+    }
+    ok("%u", ids[slot->n_ids]);
+    slot->n_ids += n;
+}
+
+static void do_give(const struct words *words)
+{
+    uint64_t n, epoch = 0;
+    struct named_region *slot = find_blocks(words, &n);
+    int r;
+
+    if (!slot)
+        return;
+    if (n > slot->n_ids || (words->n > 3 && !words_number(words, 3, &epoch))) {
+        usage("It has not so many");
+        return;
+    }
+    r = kvc_blocks_free(slot->blocks, slot->ids + slot->n_ids - n, n, epoch);
+    slot->n_ids -= r == 0 ? n : 0;
+    result(r);
+}
+
+static void do_complete(const struct words *words)
+{
+    uint64_t epoch;
+    struct named_region *slot = find_blocks(words, &epoch);
+
+    if (slot)
+        result(kvc_blocks_complete(slot->blocks, epoch));
+}
+
+static void do_available(const struct words *words)
+{
+    struct named_region *slot = find_blocks(words, NULL);
+
+    if (slot)
+        ok("%" PRIu64, kvc_blocks_available(slot->blocks));
+}
+
+static void do_want(const struct words *words)
+{
+    uint64_t n, timeout_ms, available;
+    struct named_region *slot = find_blocks(words, &n);
+    int r;
+
+    if (!slot)
+        return;
+    if (!words_number(words, 3, &timeout_ms)) {
+        usage("How long?");
+        return;
+    }
+    r = kvc_blocks_want(slot->blocks, n, (int)timeout_ms, &available);
+    if (r < 0)
+        result(r);
+    else
+        ok("%" PRIu64, available);
+}
+
+static void do_count(const struct words *words)
+{
+    struct kvc_blocks_status s = {.size = sizeof(s)};
+    struct named_region *slot = find_blocks(words, NULL);
+    int r;
+
+    if (!slot)
+        return;
+    r = kvc_blocks_status(slot->blocks, &s);
+    if (r < 0)
+        result(r);
+    else
+        ok("used=%" PRIu64 " free=%" PRIu64 " claimed=%" PRIu64 " offered=%" PRIu64 " mapped=%" PRIu64
+           " free_pages=%" PRIu64,
+           s.used_blocks, s.free_blocks, s.claimed_pages, s.offered_pages, s.mapped_pages, s.free_pages);
+}
+
+static void do_yield(const struct words *words)
+{
+    struct named_region *slot = find_blocks(words, NULL);
+
+    if (!slot)
+        return;
+    slot->yields = true;
+    done();
+}
+
+static void do_close_blocks(const struct words *words)
+{
+    struct named_region *slot = find_blocks(words, NULL);
+
+    if (!slot)
+        return;
+    slot->blocks = kvc_blocks_close(slot->blocks);
+    slot->n_ids = 0;
+    slot->yields = false;
     done();
 }
 
@@ -591,6 +767,15 @@ static const struct command {
     {"close", do_close, false},
     {"region", do_region, true},
     {"close-region", do_close_region, true},
+    {"blocks", do_blocks, true},
+    {"take", do_take, true},
+    {"give", do_give, true},
+    {"complete", do_complete, true},
+    {"available", do_available, true},
+    {"want", do_want, true},
+    {"count", do_count, true},
+    {"yield", do_yield, true},
+    {"close-blocks", do_close_blocks, true},
     {"map", do_map, true},
     {"unmap", do_unmap, true},
     {"write", do_write, true},
