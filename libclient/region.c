@@ -510,7 +510,7 @@ static size_t gather(struct kvc_region *region, uint64_t *next, struct placement
             continue;
         if (page->state == PAGE_CACHED)
             page_cache_remove(&region->cache, &page->backing->entry);
-        if (page->state == PAGE_MAPPED)
+        if (page->state == PAGE_MAPPED || page->state == PAGE_LEAVING)
             region_count_unmapped(region, 1);
         page->state = PAGE_BROKEN;
         places[n++] = (struct placement){.page = *next, .backing = page->backing};

@@ -294,7 +294,7 @@ static struct kvc_client *open_late(struct fake *fake, const char *faults)
 
 TEST(pages_leave_when_the_gpu_has_come_so_far)
 {
-    struct fake *fake = start_late("cuEventQuery:1-3=NOT_READY");
+    struct fake *fake = start_late("cuEventQuery:1-4=NOT_READY");
     struct kvc_client *client = open_plain(fake);
     struct kvc_region *region = open_with(client, 0, 16);
     struct emulator *emulator = emulator_open(client);
