@@ -116,7 +116,7 @@ static int steal(struct plan *plan, size_t n)
     space_sort(plan->stolen, n);
     r = gpu_enter(plan->region->client->gpu, &previous);
     if (r == 0) {
-        r = space_detach(plan->region, plan->stolen, n);
+        r = space_vacate(plan->region, plan->stolen, n);
         gpu_leave(plan->region->client->gpu, previous);
     }
     for (size_t i = 0; i < n; i++)
@@ -200,7 +200,7 @@ static int attach(struct plan *plan)
         r = clear_pages(plan->region, plan->hits, plan->n_hits);
     if (r < 0) {
         error_hold();
-        space_detach(plan->region, plan->fresh, plan->n_fresh);
+        space_vacate(plan->region, plan->fresh, plan->n_fresh);
         error_release();
     }
     gpu_leave(gpu, previous);

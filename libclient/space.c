@@ -12,6 +12,7 @@
 
 #include <stdlib.h>
 
+#include "clear.h"
 #include "holes.h"
 
 /* Within a segment, extents are counted through all pages of the batch. */
@@ -148,7 +149,7 @@ static int unmap_segment(struct kvc_region *region, const struct placement *plac
     return r;
 }
 
-int space_detach(struct kvc_region *region, const struct placement *places, size_t n)
+static int unmap_segments(struct kvc_region *region, const struct placement *places, size_t n)
 {
     int r = 0;
 
@@ -157,10 +158,28 @@ int space_detach(struct kvc_region *region, const struct placement *places, size
 
         r = r ? r : one;
     }
-    if (region->holes) {
-        int one = holes_restore(region, places, n);
+    return r;
+}
 
-        r = r ? r : one;
+int space_detach(struct kvc_region *region, const struct placement *places, size_t n)
+{
+    int r, one;
+
+    r = clear_wait(region);
+    if (r == 0)
+        r = unmap_segments(region, places, n);
+    one = holes_restore(region, places, n);
+    return r ? r : one;
+}
+
+int space_vacate(struct kvc_region *region, const struct placement *places, size_t n)
+{
+    int r = space_detach(region, places, n);
+
+    if (r < 0) {
+        error_hold();
+        holes_restore(region, places, n);
+        error_release();
     }
     return r;
 }

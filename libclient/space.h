@@ -20,5 +20,9 @@ void space_sort(struct placement *places, size_t n);
  * how far it got. In the primary context. 0 or KVC_E_DRIVER. */
 int space_attach(struct kvc_region *region, const struct placement *places, size_t n);
 
-/* Unmaps all mapped extents. Goes on after a failure; the states say what is left. 0 or KVC_E_DRIVER. */
+/* Unmaps all mapped extents. Goes on after a failure; the states say what is left. What the
+ * GPU clears is waited for, and holes are filled. 0 or KVC_E_DRIVER. */
 int space_detach(struct kvc_region *region, const struct placement *places, size_t n);
+
+/* The same for who doesn't attach again what was detached before a failure: holes get a second try. */
+int space_vacate(struct kvc_region *region, const struct placement *places, size_t n);
