@@ -334,6 +334,41 @@ TEST(streams_take_time)
     support_finish();
 }
 
+static void set_costs(const char *text)
+{
+    char path[256];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "%s/costs", test_folder());
+    file = fopen(path, "we");
+    check(file && fputs(text, file) >= 0 && fclose(file) == 0);
+    setenv("KVCACHED_EMULATE_COSTS", path, 1);
+}
+
+/* Items 5 and 6: with costs, it shows that unmapping doesn't wait for what a stream sets. */
+TEST(unmapping_waits_for_no_stream)
+{
+    CUmemGenericAllocationHandle handle;
+    CUdeviceptr address;
+
+    support_devices("1G");
+    set_costs("cuMemset call:300000\n");
+    support_start();
+    handle = support_create(GRANULE);
+    address = support_reserve(GRANULE);
+    support_map(address, GRANULE, handle);
+    ok(cuMemsetD8(address, 0, GRANULE));
+    ok(cuCtxSynchronize());
+    ok(cuMemUnmap(address, GRANULE));
+    support_map(address, GRANULE, handle);
+    ok(cuMemsetD8(address, 0, GRANULE));
+    ok(cuMemUnmap(address, GRANULE));
+    expect(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+    ok(cuMemRelease(handle));
+    support_free(address, GRANULE);
+    support_finish();
+}
+
 TEST(faults)
 {
     CUmemAllocationProp prop = support_prop(0, false);
