@@ -468,11 +468,8 @@ static int detach(struct kvc_region *region, struct leaving *leaving)
     if (r < 0)
         return r;
     r = space_detach(region, leaving->places, leaving->n);
-    if (r < 0) {
-        error_hold();
-        space_attach(region, leaving->places, leaving->n);
-        error_release();
-    }
+    if (r < 0)
+        space_reattach(region, leaving->places, leaving->n);
     gpu_leave(gpu, previous);
     return r;
 }

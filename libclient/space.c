@@ -172,6 +172,15 @@ int space_detach(struct kvc_region *region, const struct placement *places, size
     return r ? r : one;
 }
 
+void space_reattach(struct kvc_region *region, const struct placement *places, size_t n)
+{
+    error_hold();
+    for (size_t i = 0; i < n; i++)
+        if (space_attach(region, &places[i], 1) < 0)
+            space_detach(region, &places[i], 1);
+    error_release();
+}
+
 int space_vacate(struct kvc_region *region, const struct placement *places, size_t n)
 {
     int r = space_detach(region, places, n);

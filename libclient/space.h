@@ -24,5 +24,8 @@ int space_attach(struct kvc_region *region, const struct placement *places, size
  * GPU clears is waited for, and holes are filled. 0 or KVC_E_DRIVER. */
 int space_detach(struct kvc_region *region, const struct placement *places, size_t n);
 
-/* The same for who doesn't attach again what was detached before a failure: holes get a second try. */
+/* Undoes a detach that failed. A page on which this fails is not all mapped afterwards, the others are. */
+void space_reattach(struct kvc_region *region, const struct placement *places, size_t n);
+
+/* As space_detach() for who doesn't attach again what was detached before a failure: holes get a second try. */
 int space_vacate(struct kvc_region *region, const struct placement *places, size_t n);
