@@ -261,15 +261,45 @@ int holes_open(struct kvc_region *region)
     return r == 0 ? map_all(region) : r;
 }
 
+static bool is_mapped(const struct cuda_driver *driver, CUdeviceptr address)
+{
+    CUmemGenericAllocationHandle handle;
+
+    if (driver->cuMemRetainAllocationHandle(&handle, (void *)(uintptr_t)address) != CUDA_SUCCESS)
+        return false;
+    driver->cuMemRelease(handle);
+    return true;
+}
+
+/* Nobody knows which parts are there, but the driver tells. */
+static void unmap_torn(struct kvc_region *region, uint64_t page)
+{
+    const struct cuda_driver *driver = region->client->gpu->driver;
+    const struct shape *shape = region->shape;
+    bool left = false;
+
+    for (uint32_t slot = 0; slot < shape->n_slots; slot++) {
+        CUdeviceptr address = region->address + shape_offset(shape, page, slot);
+
+        if (driver->cuMemUnmap(address, shape_slot_bytes(shape, slot)) != CUDA_SUCCESS)
+            left |= is_mapped(driver, address);
+    }
+    region->pages[page].hole = left ? HOLE_TORN : HOLE_NONE;
+}
+
 /* Closing has no second chance later, so it takes one at once. */
 static void unmap_all(struct kvc_region *region)
 {
     bool still = clear_wait(region) == 0 || clear_wait(region) == 0;
 
-    for (uint64_t page = 0; page < region->shape->pages && still; page++)
-        if (region->pages[page].hole == HOLE_MAPPED && unmap_page(region, page) < 0 &&
-            region->pages[page].hole == HOLE_MAPPED)
+    for (uint64_t page = 0; page < region->shape->pages && still; page++) {
+        if (region->pages[page].hole == HOLE_MAPPED)
             unmap_page(region, page);
+        if (region->pages[page].hole == HOLE_MAPPED)
+            unmap_page(region, page);
+        if (region->pages[page].hole == HOLE_TORN)
+            unmap_torn(region, page);
+    }
 }
 
 static void unmap_holes(struct kvc_region *region)
