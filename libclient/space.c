@@ -181,14 +181,22 @@ void space_reattach(struct kvc_region *region, const struct placement *places, s
     error_release();
 }
 
+static bool is_half(const struct placement *place)
+{
+    return backing_has(place->backing, EXTENT_MAPPED) && !backing_is(place->backing, EXTENT_MAPPED);
+}
+
 int space_vacate(struct kvc_region *region, const struct placement *places, size_t n)
 {
     int r = space_detach(region, places, n);
 
-    if (r < 0) {
-        error_hold();
-        holes_restore(region, places, n);
-        error_release();
-    }
+    if (r == 0)
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        if (places[i].backing && is_half(&places[i]))
+            space_reattach(region, &places[i], 1);
+    error_hold();
+    holes_restore(region, places, n);
+    error_release();
     return r;
 }

@@ -27,5 +27,6 @@ int space_detach(struct kvc_region *region, const struct placement *places, size
 /* Undoes a detach that failed. A page on which this fails is not all mapped afterwards, the others are. */
 void space_reattach(struct kvc_region *region, const struct placement *places, size_t n);
 
-/* As space_detach() for who doesn't attach again what was detached before a failure: holes get a second try. */
+/* As space_detach(), for who keeps what was detached before a failure: each page is all mapped afterwards or
+ * not at all, and has its hole, unless undoing fails, too. */
 int space_vacate(struct kvc_region *region, const struct placement *places, size_t n);
