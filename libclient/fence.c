@@ -2,10 +2,10 @@
 
 /*
  * The caller's event is waited for in a stream of our own, and followed by an event of our own: so the
- * caller's can be recorded again, or destroyed, as soon as the call returns, no stream of the engine waits for
- * anything, and fences are passed in the order in which they were made. To query the caller's own event would
- * be cheaper, but then somebody would have to tell the caller until when to keep it, and an event that was
- * recorded again meanwhile would stand for something else.
+ * caller's can be recorded again, or destroyed, as soon as the call returns, no stream of the engine waits
+ * for anything, and fences are passed in the order in which they were made. To query the caller's own event
+ * would be cheaper, but then somebody would have to tell the caller until when to keep it, and an event that
+ * was recorded again meanwhile would stand for something else.
  *
  * Nobody looks at a clock. Fences are looked at whenever the library is called to map, unmap or dispatch, and
  * waited for when somebody needs what lies behind them: a map that would otherwise be refused, or of the very

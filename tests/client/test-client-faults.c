@@ -360,7 +360,7 @@ static void every_call_fails(life_fn live_one, const char *error)
         snprintf(plan, sizeof(plan), "*:%" PRIu64 "=%s", nth, error);
         noticed += live_with(fake, live_one, plan).failures;
     }
-    /* The rest are calls of closing and of fences, which have nobody to tell, and try again; and the test's. */
+    /* The rest are calls of closing and of fences, which have nobody to tell and try again, or the test's. */
     check(noticed > whole.calls / 2);
     fake_stop(fake);
 }

@@ -323,6 +323,9 @@ TEST(streams_take_time)
     ok(cuStreamQuery(other));
     ok(cuStreamWaitEvent(other, event, 0));
     expect(CUDA_ERROR_NOT_READY, cuStreamQuery(other));
+    ok(cuEventRecord(event, CU_STREAM_PER_THREAD)); /* which is idle; `other` still waits for what it was */
+    ok(cuEventQuery(event));
+    expect(CUDA_ERROR_NOT_READY, cuStreamQuery(other));
     ok(cuStreamSynchronize(other));
     check(now_us() - start >= 10 * 512 * 7.7);
     ok(cuStreamQuery(stream));
