@@ -72,6 +72,7 @@ static void open_both(struct life *life, struct fake *fake)
 /* What a life tells its parent. */
 struct report {
     uint64_t calls;
+    uint64_t left;     /* streams and events */
     unsigned failures; /* that the library reported */
 };
 
@@ -89,6 +90,7 @@ static void take_stock(const char *driver_path, struct report *report)
     check_eq(stats.handles, 0);
     check_eq(stats.mappings, 0);
     check_eq(stats.reservations, 0);
+    report->left = stats.streams + stats.events;
     dlclose(library);
 }
 
@@ -354,6 +356,7 @@ static void every_call_fails(life_fn live_one, const char *error)
     uint64_t noticed = 0;
 
     check_eq(whole.failures, 0);
+    check_eq(whole.left, 0);
     for (uint64_t nth = 1; nth <= whole.calls; nth++) {
         char plan[64];
 

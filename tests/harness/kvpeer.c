@@ -10,7 +10,8 @@
  *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION] [report=MS]
  *                                  what is missing is as the environment says; but min and max are 0
  *     open SOCKET INSTANCE ...     the same, shorter
- *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...]     ok ADDRESS STRIDE
+ *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...] [zero=1] [holes=1]
+ *                                  ok ADDRESS STRIDE; with KVC_REGION_ZERO_ON_MAP, KVC_REGION_HOLES_ZERO
  *     map NAME PAGES               PAGES is like 0-15,20
  *     unmap NAME PAGES
  *     write NAME PAGE SEGMENT VALUE    to the first and last four bytes; through the driver
@@ -372,15 +373,18 @@ static void do_region(const struct words *words)
     struct kvc_region_options options = {.size = sizeof(options)};
     struct named_region *slot = free_region();
     uint64_t extents[EXTENTS_MAX], segments = 1;
-    int r;
+    int zero = 0, holes = 0, r;
 
     if (words->n < 2 || !slot || !words_size(words, "page", &options.page_bytes) ||
         !words_size(words, "pages", &options.pages) || !words_size(words, "segments", &segments) ||
         !words_size(words, "stride", &options.stride_bytes) ||
-        !words_sizes(words, "extents", extents, EXTENTS_MAX, &options.n_extents)) {
-        usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...]");
+        !words_sizes(words, "extents", extents, EXTENTS_MAX, &options.n_extents) ||
+        !words_int(words, "zero", &zero) || !words_int(words, "holes", &holes)) {
+        usage(
+            "region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...] [zero=1] [holes=1]");
         return;
     }
+    options.flags = (zero ? KVC_REGION_ZERO_ON_MAP : 0) | (holes ? KVC_REGION_HOLES_ZERO : 0);
     options.segments = (uint32_t)segments;
     options.extent_bytes = options.n_extents ? extents : NULL;
     r = kvc_region_open(peer.client, &options, &slot->region);
