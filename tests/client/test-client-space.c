@@ -694,7 +694,7 @@ TEST(a_fence_that_cannot_be_made_changes_nothing)
                                             "cuEventRecord"};
 
     for (size_t i = 0; i < ARRAY_SIZE(functions); i++) {
-        struct fake *fake;
+        static struct fake *fake; /* which the child need not free */
         char plan[64];
         int status;
         pid_t pid;
