@@ -774,6 +774,33 @@ TEST(pins_are_all_or_nothing)
     finish(fake, client, emulator);
 }
 
+static uint64_t told_pinned(struct fake *fake)
+{
+    struct fake_counts counts;
+
+    fake_count(fake, &counts);
+    return counts.pinned;
+}
+
+/* The daemon sees how many pages can't be had; each once, however often it is pinned. */
+TEST(the_daemon_is_told_what_is_pinned)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+    struct kvc_client *client = open_plain(fake);
+    struct kvc_region *region = open_with(client, 0, 16);
+    struct emulator *emulator = emulator_open(client);
+
+    check_ok(map_range(region, 0, 3));
+    check_ok(kvc_region_pin(region, 0, 3));
+    check_ok(kvc_region_pin(region, 1, 1));
+    check_eq(told_pinned(fake), 3);
+    check_ok(kvc_region_unpin(region, 0, 2));
+    check_eq(told_pinned(fake), 2);
+    check_ok(kvc_region_unpin(region, 1, 2));
+    check_eq(told_pinned(fake), 0);
+    finish(fake, client, emulator);
+}
+
 TEST(pinned_pages_keep_their_blocks_pages)
 {
     const struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = PAGE};
