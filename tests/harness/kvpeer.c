@@ -10,10 +10,10 @@
  *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION] [report=MS]
  *                                  what is missing is as the environment says; but min and max are 0
  *     open SOCKET INSTANCE ...     the same, shorter
- *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...] [zero=1] [holes=1]
- *                                  ok ADDRESS STRIDE; with KVC_REGION_ZERO_ON_MAP, KVC_REGION_HOLES_ZERO
+ *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...]     ok ADDRESS STRIDE
  *     map NAME PAGES               PAGES is like 0-15,20
  *     unmap NAME PAGES
+ *     region ... zero=yes holes=yes    with KVC_REGION_ZERO_ON_MAP, KVC_REGION_HOLES_ZERO
  *     write NAME PAGE SEGMENT VALUE    to the first and last four bytes; through the driver
  *     read NAME PAGE SEGMENT           ok VALUE; "torn" where first and last differ
  *     probe NAME PAGE SEGMENT          ok mapped, or ok fault: looks at the address itself (emulator only)
@@ -360,6 +360,17 @@ static struct named_region *find_region(const struct words *words)
     return NULL;
 }
 
+static uint32_t region_flags(const struct words *words)
+{
+    uint32_t flags = 0;
+
+    if (words_value(words, "zero"))
+        flags |= KVC_REGION_ZERO_ON_MAP;
+    if (words_value(words, "holes"))
+        flags |= KVC_REGION_HOLES_ZERO;
+    return flags;
+}
+
 static struct named_region *free_region(void)
 {
     for (unsigned i = 0; i < REGIONS_MAX; i++)
@@ -373,18 +384,16 @@ static void do_region(const struct words *words)
     struct kvc_region_options options = {.size = sizeof(options)};
     struct named_region *slot = free_region();
     uint64_t extents[EXTENTS_MAX], segments = 1;
-    int zero = 0, holes = 0, r;
+    int r;
 
     if (words->n < 2 || !slot || !words_size(words, "page", &options.page_bytes) ||
         !words_size(words, "pages", &options.pages) || !words_size(words, "segments", &segments) ||
         !words_size(words, "stride", &options.stride_bytes) ||
-        !words_sizes(words, "extents", extents, EXTENTS_MAX, &options.n_extents) ||
-        !words_int(words, "zero", &zero) || !words_int(words, "holes", &holes)) {
-        usage(
-            "region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...] [zero=1] [holes=1]");
+        !words_sizes(words, "extents", extents, EXTENTS_MAX, &options.n_extents)) {
+        usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...]");
         return;
     }
-    options.flags = (zero ? KVC_REGION_ZERO_ON_MAP : 0) | (holes ? KVC_REGION_HOLES_ZERO : 0);
+    options.flags = region_flags(words);
     options.segments = (uint32_t)segments;
     options.extent_bytes = options.n_extents ? extents : NULL;
     r = kvc_region_open(peer.client, &options, &slot->region);

@@ -115,7 +115,7 @@ def test_layouts_share_extents(programs: Programs, site: Site) -> None:
 
 def test_zeros_where_others_have_written(programs: Programs, daemon: Daemon) -> None:
     first, second = programs.peer(daemon, "first"), programs.peer(daemon, "second")
-    for peer, flags in ((first, ""), (second, " zero=1")):
+    for peer, flags in ((first, ""), (second, " zero=yes")):
         peer.do("open max=2")
         peer.do(REGION + flags)
     first.do("map kv 0-11")
@@ -136,7 +136,7 @@ def test_holes_are_charged_and_ones_own(programs: Programs, daemon: Daemon, kvct
     first, second = programs.peer(daemon, "first"), programs.peer(daemon, "second")
     for peer in (first, second):
         peer.do("open")
-        peer.do(REGION + " holes=1")
+        peer.do(REGION + " holes=yes")
     assert granted(kvctl, "first") == PAGE  # an extent of 8 and one of 2, for both segments
     first.do("write kv 5 1 9")
     assert first.do("read kv 17 0") == "9"
