@@ -411,7 +411,7 @@ static void detach(struct kvc_region *region, uint64_t *pages, size_t n, struct 
     place(region, pages, n, places);
     if (gpu_enter(region->client->gpu, &previous) < 0)
         return;
-    space_detach(region, places, n);
+    space_vacate(region, places, n);
     gpu_leave(region->client->gpu, previous);
     for (size_t i = 0; i < n; i++)
         take_out(region, &places[i], leaving);

@@ -2,11 +2,20 @@
 #pragma once
 
 /*
- * Clearing: pages that read as zero once they are mapped.
+ * Clearing: regions with KVC_REGION_ZERO_ON_MAP.
  */
 
 #include "space.h"
 
-/* Of a region with KVC_REGION_ZERO_ON_MAP, orders the clearing of these pages in its stream; else does
- * nothing. In the primary context; the places are sorted. 0 or KVC_E_DRIVER. */
+/* In the primary context: has mapped pages, in ascending order, cleared in the order of the region's stream.
+ * 0 or KVC_E_DRIVER: some of them may be cleared yet. */
 int clear_pages(struct kvc_region *region, const struct placement *places, size_t n);
+
+/* In the primary context: returns when the GPU clears nothing in the region any more. 0 or KVC_E_DRIVER. */
+int clear_wait(struct kvc_region *region);
+
+/* Frees what it takes, once the region's pages are unmapped. */
+void clear_close(struct kvc_region *region);
+
+/* 0, or KVC_E_INVALID for a stream that means something else on each thread. */
+int clear_check_stream(const void *stream);

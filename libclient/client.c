@@ -423,10 +423,14 @@ KVC_API int kvc_dispatch(struct kvc_client *client)
 static int trim(struct kvc_client *client)
 {
     struct list leaving = LIST_INIT(leaving);
-    int r, one;
+    int r = 0, one;
 
     fence_wait(client, NULL);
-    r = reserve_empty(client, &leaving);
+    if (client->n_fences > 0)
+        r = error_set(KVC_E_DRIVER,
+                      "The driver does not unmap, or cannot say whether the GPU has come so far");
+    one = reserve_empty(client, &leaving);
+    r = r ? r : one;
     list_for_each (it, &client->regions) {
         struct kvc_region *region = container_of(it, struct kvc_region, link);
 

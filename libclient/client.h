@@ -30,6 +30,7 @@ struct kvc_client {
     uint64_t features;     /* bits of Kvcached__Feature that hold on this connection */
     struct gpu *gpu;       /* NULL in a scheduler */
     CUstream fences;       /* in which the GPU comes to fences one after the other; NULL: none so far */
+    unsigned n_fences;     /* that have not been passed, of all regions */
     struct worker *worker; /* NULL: the host dispatches */
     const struct status_page *status;
     struct lease_line *leases; /* by region number; NULL: the daemon knows no leases */

@@ -2,21 +2,27 @@
 
 /*
  * The caller's event is waited for in a stream of our own, and followed by an event of our own: so the
- * caller's can be recorded again, or destroyed, as soon as the call returns, no stream of the engine waits for
- * anything, and fences are passed in the order in which they were made.
+ * caller's can be recorded again, or destroyed, as soon as the call returns, no stream of the engine waits
+ * for anything, and fences are passed in the order in which they were made. To query the caller's own event
+ * would be cheaper, but then somebody would have to tell the caller until when to keep it, and an event that
+ * was recorded again meanwhile would stand for something else.
  *
- * Nobody looks at a clock. Fences are looked at whenever the library is called, and waited for when somebody
- * needs what lies behind them: a map that would otherwise be refused, or of the very page; a trim; the end of
- * the region.
+ * Nobody looks at a clock. Fences are looked at whenever the library is called to map, unmap or dispatch, and
+ * waited for when somebody needs what lies behind them: a map that would otherwise be refused, or of the very
+ * page; a trim; the end of the region. What goes back to the daemon when a fence is passed isn't waited for:
+ * whoever looks may be the library's thread, or somebody who came for another region.
+ *
+ * The lock is released during a wait for the GPU. Meanwhile the fence may be passed by others, and its region
+ * may come to its end, so a fence lives until nobody waits for it, and says itself whether it still stands.
  */
 
 #include "fence.h"
 
-#include <inttypes.h>
 #include <string.h>
 
 #include "map.h"
 
+/* In the primary context. */
 static struct fence *fence_free(struct kvc_client *client, struct fence *fence)
 {
     if (fence && fence->event)
@@ -28,8 +34,12 @@ static struct fence *fence_free(struct kvc_client *client, struct fence *fence)
 void fence_forget(struct kvc_region *region)
 {
     list_for_each_safe (it, &region->fences) {
-        list_unlink(it);
-        free(container_of(it, struct fence, link));
+        struct fence *fence = container_of(it, struct fence, link);
+
+        list_unlink(&fence->link);
+        fence->region = NULL;
+        if (fence->n_waiters == 0)
+            free(fence);
     }
 }
 
@@ -55,7 +65,8 @@ static int record(struct kvc_client *client, struct fence *fence, CUevent event)
         r = gpu_result(client->gpu, driver->cuStreamCreate(&client->fences, CU_STREAM_NON_BLOCKING),
                        "cuStreamCreate");
     if (r == 0)
-        r = gpu_result(client->gpu, driver->cuEventCreate(&fence->event, CU_EVENT_DISABLE_TIMING),
+        r = gpu_result(client->gpu,
+                       driver->cuEventCreate(&fence->event, CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC),
                        "cuEventCreate");
     if (r == 0)
         r = gpu_result(client->gpu, driver->cuStreamWaitEvent(client->fences, event, 0), "cuStreamWaitEvent");
@@ -64,29 +75,43 @@ static int record(struct kvc_client *client, struct fence *fence, CUevent event)
     return r;
 }
 
+static struct fence *fence_new(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    struct fence *fence;
+
+    if (n > (SIZE_MAX - sizeof(*fence)) / sizeof(pages[0]))
+        return NULL;
+    fence = calloc(1, sizeof(*fence) + n * sizeof(pages[0]));
+    if (!fence)
+        return NULL;
+    list_init(&fence->link);
+    fence->region = region;
+    fence->n = n;
+    memcpy(fence->pages, pages, n * sizeof(pages[0]));
+    return fence;
+}
+
 static int make(struct kvc_region *region, const uint64_t *pages, size_t n, CUevent event, struct fence **ret)
 {
     struct kvc_client *client = region->client;
-    struct fence *fence = calloc(1, sizeof(*fence) + n * sizeof(fence->pages[0]));
+    struct fence *fence = fence_new(region, pages, n);
     CUcontext previous;
     int r;
 
     if (!fence)
         return error_nomem();
-    list_init(&fence->link);
-    fence->n = n;
-    memcpy(fence->pages, pages, n * sizeof(fence->pages[0]));
     r = gpu_enter(client->gpu, &previous);
-    if (r == 0) {
-        r = record(client, fence, event);
-        gpu_leave(client->gpu, previous);
-    }
     if (r < 0) {
-        fence_free(client, fence);
+        free(fence);
         return r;
     }
-    *ret = fence;
-    return 0;
+    r = record(client, fence, event);
+    if (r < 0)
+        fence = fence_free(client, fence);
+    gpu_leave(client->gpu, previous);
+    if (r == 0)
+        *ret = fence;
+    return r;
 }
 
 static int unmap_after(struct kvc_region *region, const uint64_t *pages, size_t n, CUevent event)
@@ -94,15 +119,16 @@ static int unmap_after(struct kvc_region *region, const uint64_t *pages, size_t 
     struct fence *fence = NULL;
     int r;
 
-    r = map_set_leaving(region, pages, n, true);
+    r = map_set_leaving(region, pages, n);
     if (r < 0)
         return r;
     r = make(region, pages, n, event, &fence);
     if (r < 0) {
-        map_set_leaving(region, pages, n, false);
+        map_set_staying(region, pages, n);
         return r;
     }
     list_append(&region->fences, &fence->link);
+    region->client->n_fences++;
     return 0;
 }
 
@@ -128,38 +154,58 @@ KVC_API int kvc_region_unmap_after(struct kvc_region *region, const uint64_t *pa
 
 /* ---- Passing ---- */
 
-/* The event has come: the pages are the library's to unmap, as in any unmap. What the driver refuses stays
- * mapped, and the caller's problem is over: it is tried again by the next poll. */
-static bool pass(struct kvc_region *region, struct fence *fence)
+/* Nothing is left to do for it. In the primary context. */
+static void settle(struct kvc_client *client, struct fence *fence)
 {
-    struct kvc_client *client = region->client;
+    list_unlink(&fence->link);
+    fence->region = NULL;
+    client->n_fences--;
+    if (fence->n_waiters == 0)
+        fence_free(client, fence);
+}
+
+/* What the driver didn't unmap goes on leaving; what it broke is nobody's any more. */
+static bool keep_leaving(struct fence *fence)
+{
+    struct page *pages = fence->region->pages;
+    size_t n = 0;
+
+    for (size_t i = 0; i < fence->n; i++) {
+        if (pages[fence->pages[i]].state != PAGE_MAPPED)
+            continue;
+        pages[fence->pages[i]].state = PAGE_LEAVING;
+        fence->pages[n++] = fence->pages[i];
+    }
+    fence->n = n;
+    return n > 0;
+}
+
+/* The event has come: the pages are the library's to unmap, as in any unmap. What the driver refuses stays
+ * mapped, and is tried again at the next look. True if the fence is over. */
+static bool pass(struct fence *fence)
+{
+    struct kvc_region *region = fence->region;
     int r;
 
-    map_set_leaving(region, fence->pages, fence->n, false);
+    map_set_staying(region, fence->pages, fence->n);
     error_hold();
-    r = unmap_pages(region, fence->pages, fence->n);
+    r = unmap_pages_soon(region, fence->pages, fence->n);
     error_release();
-    if (r == KVC_E_DRIVER || r == KVC_E_NOMEM) {
-        map_set_leaving(region, fence->pages, fence->n, true);
-        list_prepend(&region->fences, &fence->link);
+    if ((r == KVC_E_DRIVER || r == KVC_E_NOMEM) && keep_leaving(fence))
         return false;
-    }
-    fence_free(client, fence);
+    settle(region->client, fence);
     return true;
 }
 
 static void poll_region(struct kvc_region *region)
 {
-    struct kvc_client *client = region->client;
+    const struct cuda_driver *driver = region->client->gpu->driver;
     bool going = true;
 
     while (going && !list_is_empty(&region->fences)) {
         struct fence *fence = list_first(&region->fences, struct fence, link);
 
-        if (client->gpu->driver->cuEventQuery(fence->event) != CUDA_SUCCESS)
-            return;
-        list_unlink(&fence->link);
-        going = pass(region, fence);
+        going = driver->cuEventQuery(fence->event) == CUDA_SUCCESS && pass(fence);
     }
 }
 
@@ -167,75 +213,106 @@ void fence_poll(struct kvc_client *client)
 {
     CUcontext previous;
 
-    if (!client->fences || gpu_enter(client->gpu, &previous) < 0)
+    if (client->n_fences == 0)
         return;
-    list_for_each (it, &client->regions)
-        poll_region(container_of(it, struct kvc_region, link));
-    gpu_leave(client->gpu, previous);
+    error_hold();
+    if (gpu_enter(client->gpu, &previous) == 0) {
+        list_for_each (it, &client->regions)
+            poll_region(container_of(it, struct kvc_region, link));
+        gpu_leave(client->gpu, previous);
+    }
+    error_release();
 }
 
-static struct kvc_region *first_fenced(struct kvc_client *client, struct kvc_region *region)
+static struct fence *first_of(struct kvc_client *client, struct kvc_region *region)
 {
     if (region)
-        return list_is_empty(&region->fences) ? NULL : region;
+        return list_is_empty(&region->fences) ? NULL : list_first(&region->fences, struct fence, link);
     list_for_each (it, &client->regions) {
         region = container_of(it, struct kvc_region, link);
         if (!list_is_empty(&region->fences))
-            return region;
+            return list_first(&region->fences, struct fence, link);
     }
     return NULL;
 }
 
-/* Without the lock, so the fence is nobody's meanwhile. */
-static bool synchronize(struct kvc_client *client, struct fence *fence)
+/* Without the lock. *ret_stands: whether nobody has passed it meanwhile; if not, it may be gone. */
+static bool synchronize(struct kvc_client *client, struct fence *fence, bool *ret_stands)
 {
     CUresult result;
 
-    list_unlink(&fence->link);
+    fence->n_waiters++;
     pthread_mutex_unlock(&client->conn->lock);
     result = client->gpu->driver->cuEventSynchronize(fence->event);
     pthread_mutex_lock(&client->conn->lock);
+    fence->n_waiters--;
+    *ret_stands = fence->region != NULL;
+    if (!*ret_stands && fence->n_waiters == 0)
+        fence_free(client, fence);
     return result == CUDA_SUCCESS;
 }
 
-static bool wait_for(struct kvc_region *region, struct fence *fence)
+/* True if it is over. */
+static bool wait_for(struct kvc_client *client, struct fence *fence)
 {
-    if (synchronize(region->client, fence))
-        return pass(region, fence);
-    list_prepend(&region->fences, &fence->link);
-    return false;
+    bool stands, come = synchronize(client, fence, &stands);
+
+    return !stands || (come && pass(fence));
+}
+
+static bool wait_many(struct kvc_client *client, struct kvc_region *region, bool only_one)
+{
+    bool any = false, going = true;
+    struct fence *fence;
+    CUcontext previous;
+
+    if (client->n_fences == 0)
+        return false;
+    error_hold();
+    if (gpu_enter(client->gpu, &previous) == 0) {
+        while (going && (fence = first_of(client, region))) {
+            going = wait_for(client, fence);
+            any |= going;
+            going &= !only_one;
+        }
+        gpu_leave(client->gpu, previous);
+    }
+    error_release();
+    return any;
 }
 
 bool fence_wait(struct kvc_client *client, struct kvc_region *region)
 {
-    struct kvc_region *fenced;
-    CUcontext previous;
-    bool any = false, going = true;
+    return wait_many(client, region, false);
+}
 
-    if (!client->fences || gpu_enter(client->gpu, &previous) < 0)
-        return false;
-    while (going && (fenced = first_fenced(client, region))) {
-        going = wait_for(fenced, list_first(&fenced->fences, struct fence, link));
-        any |= going;
-    }
-    gpu_leave(client->gpu, previous);
-    return any;
+bool fence_wait_next(struct kvc_client *client)
+{
+    return wait_many(client, NULL, true);
+}
+
+/* A driver that cannot tell even at a second try has lost the context, and all that ran in it. */
+static void abandon(struct kvc_region *region, struct fence *fence)
+{
+    struct kvc_client *client = region->client;
+    bool stands;
+
+    if (!synchronize(client, fence, &stands) && stands)
+        synchronize(client, fence, &stands);
+    if (!stands)
+        return;
+    map_set_staying(region, fence->pages, fence->n);
+    settle(client, fence);
 }
 
 void fence_abandon(struct kvc_region *region)
 {
-    struct kvc_client *client = region->client;
+    struct gpu *gpu = region->client->gpu;
     CUcontext previous;
 
-    if (list_is_empty(&region->fences) || gpu_enter(client->gpu, &previous) < 0)
+    if (list_is_empty(&region->fences) || (gpu_enter(gpu, &previous) < 0 && gpu_enter(gpu, &previous) < 0))
         return;
-    while (!list_is_empty(&region->fences)) {
-        struct fence *fence = list_first(&region->fences, struct fence, link);
-
-        client->gpu->driver->cuEventSynchronize(fence->event);
-        map_set_leaving(region, fence->pages, fence->n, false);
-        list_unlink(&fence->link);
-        fence_free(client, fence);
-    }
-    gpu_leave(client->gpu, previous);
+    while (!list_is_empty(&region->fences))
+        abandon(region, list_first(&region->fences, struct fence, link));
+    gpu_leave(gpu, previous);
 }

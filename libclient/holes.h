@@ -20,6 +20,9 @@ void holes_close(struct kvc_region *region);
 /* Frees host memory only. */
 struct holes *holes_forget(struct holes *holes);
 
+/* Whether a page without memory is as it has to be. */
+bool holes_cover(const struct kvc_region *region, uint64_t page);
+
 /* How many mappings it takes beyond those of pages. */
 uint64_t holes_mappings(uint32_t flags, const struct shape *shape);
 

@@ -116,7 +116,7 @@ static int steal(struct plan *plan, size_t n)
     space_sort(plan->stolen, n);
     r = gpu_enter(plan->region->client->gpu, &previous);
     if (r == 0) {
-        r = space_detach(plan->region, plan->stolen, n);
+        r = space_vacate(plan->region, plan->stolen, n);
         gpu_leave(plan->region->client->gpu, previous);
     }
     for (size_t i = 0; i < n; i++)
@@ -177,7 +177,7 @@ static int find_memory(struct plan *plan)
         r = take_from_cache(plan);
         if (r == 0 && plan->n_backed < plan->n_fresh)
             r = take_from_daemon(plan);
-    } while (is_shortage(r) && (reserve_yield(plan->region) || fence_wait(client, NULL)));
+    } while (is_shortage(r) && (reserve_yield(plan->region) || fence_wait_next(client)));
     client->n_takers--;
     return r;
 }
@@ -200,7 +200,7 @@ static int attach(struct plan *plan)
         r = clear_pages(plan->region, plan->hits, plan->n_hits);
     if (r < 0) {
         error_hold();
-        space_detach(plan->region, plan->fresh, plan->n_fresh);
+        space_vacate(plan->region, plan->fresh, plan->n_fresh);
         error_release();
     }
     gpu_leave(gpu, previous);
@@ -343,6 +343,7 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
     r = client_enter(region->client);
     if (r < 0)
         return r;
+    fence_poll(region->client);
     r = map_check_host(region);
     if (r == 0)
         r = conn_check(region->client->conn);
@@ -389,13 +390,19 @@ static int claim_mapped(struct kvc_region *region, const uint64_t *pages, size_t
     return 0;
 }
 
-int map_set_leaving(struct kvc_region *region, const uint64_t *pages, size_t n, bool leaving)
+int map_set_leaving(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
-    int r = leaving ? claim_mapped(region, pages, n) : 0;
+    int r = claim_mapped(region, pages, n);
 
     for (size_t i = 0; i < n && r == 0; i++)
-        region->pages[pages[i]].state = leaving ? PAGE_LEAVING : PAGE_MAPPED;
+        region->pages[pages[i]].state = PAGE_LEAVING;
     return r;
+}
+
+void map_set_staying(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        region->pages[pages[i]].state = PAGE_MAPPED;
 }
 
 /* Everything passes through the cache, which says what has to go. */
@@ -461,11 +468,8 @@ static int detach(struct kvc_region *region, struct leaving *leaving)
     if (r < 0)
         return r;
     r = space_detach(region, leaving->places, leaving->n);
-    if (r < 0) {
-        error_hold();
-        space_attach(region, leaving->places, leaving->n);
-        error_release();
-    }
+    if (r < 0)
+        space_reattach(region, leaving->places, leaving->n);
     gpu_leave(gpu, previous);
     return r;
 }
@@ -516,10 +520,20 @@ static int take_away(struct kvc_region *region, const uint64_t *pages, size_t n,
     return is_only_late(region->client, r) ? 0 : r;
 }
 
+static bool may_keep(const struct kvc_client *client)
+{
+    return client->conn->alive && !client_must_shrink(client);
+}
+
+int unmap_pages_soon(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    return take_away(region, pages, n, may_keep(region->client), false);
+}
+
 int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
     struct kvc_client *client = region->client;
-    bool keep = client->conn->alive && !client_must_shrink(client);
+    bool keep = may_keep(client);
     int r;
 
     r = take_away(region, pages, n, keep, true);
@@ -545,6 +559,7 @@ KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, s
     r = client_enter(region->client);
     if (r < 0)
         return r;
+    fence_poll(region->client);
     r = map_check_host(region);
     if (r == 0)
         r = n > 0 ? unmap_pages(region, pages, n) : conn_check(region->client->conn);

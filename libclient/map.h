@@ -19,8 +19,14 @@ int map_with(struct kvc_region *region, const uint64_t *pages, size_t n, struct 
 /* 0, or KVC_E_INVALID for a region whose pages are not its host's to map and unmap. */
 int map_check_host(const struct kvc_region *region);
 
-/* Marks mapped pages, all or none, as leaving; or leaving ones as mapped again. 0 or as kvc_region_unmap(). */
-int map_set_leaving(struct kvc_region *region, const uint64_t *pages, size_t n, bool leaving);
+/* As unmap_pages(), but doesn't wait for the daemon's word, and never releases the lock. */
+int unmap_pages_soon(struct kvc_region *region, const uint64_t *pages, size_t n);
+
+/* Marks mapped pages, all or none, as leaving. 0 or as kvc_region_unmap(). */
+int map_set_leaving(struct kvc_region *region, const uint64_t *pages, size_t n);
+
+/* Marks leaving pages as mapped again. */
+void map_set_staying(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Unmaps pages, all or none, keeps nothing, and sends the memory back. 0 or as kvc_region_unmap(). */
 int map_undo(struct kvc_region *region, const uint64_t *pages, size_t n);

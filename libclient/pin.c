@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Pins: memory that is registered with a network card keeps its physical pages, whatever is unmapped. So it is
- * never unmapped, never a page that the library keeps for later, and never asked for: the daemon is told how
- * much there is.
+ * Pins: memory that is registered with a network card keeps its physical pages, whatever is unmapped. So it
+ * is never unmapped, never a page that the library keeps for later, and never asked for: the daemon is told
+ * how much there is.
  */
 
 #include "region.h"

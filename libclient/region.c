@@ -17,6 +17,7 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "blocks.h"
+#include "clear.h"
 #include "fence.h"
 #include "holes.h"
 #include "orders.h"
@@ -44,7 +45,11 @@ void region_count_unmapped(struct kvc_region *region, uint64_t n)
 
 void region_page_empty(struct kvc_region *region, uint64_t page)
 {
-    region->pages[page] = (struct page){.state = PAGE_EMPTY, .hole = region->pages[page].hole};
+    enum hole hole = region->pages[page].hole;
+
+    region->pages[page] = (struct page){.state = PAGE_EMPTY, .hole = hole};
+    if (!holes_cover(region, page))
+        region_page_broken(region, page, NULL);
 }
 
 void region_page_broken(struct kvc_region *region, uint64_t page, struct backing *backing)
@@ -374,19 +379,15 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
     if (r == 0)
         r = prepare_orders(region, options);
     if (r == 0)
+        r = holes_open(region); /* before the daemon knows it: from then on orders may come */
+    if (r == 0)
         r = tell_opened(region);
     if (r < 0) {
         error_hold();
+        holes_close(region);
         free_addresses(region);
         error_release();
         region_forget(region);
-        return r;
-    }
-    r = holes_open(region);
-    if (r < 0) {
-        error_hold();
-        region_close(region);
-        error_release();
         return r;
     }
     *ret = region;
@@ -399,6 +400,8 @@ static int check_request(const struct kvc_client *client, const struct kvc_regio
         return error_set(KVC_E_INVALID, "A scheduler has no GPU: it attaches to its workers' regions");
     if (options->flags & ~(uint32_t)(KVC_REGION_ZERO_ON_MAP | KVC_REGION_HOLES_ZERO | KVC_REGION_ORDERED))
         return error_set(KVC_E_INVALID, "Flags of a region that this library does not know");
+    if (clear_check_stream(options->stream) < 0)
+        return KVC_E_INVALID;
     if (!(options->flags & KVC_REGION_ORDERED))
         return 0;
     if (client->role != KVC_ROLE_WORKER)
@@ -436,22 +439,6 @@ KVC_API uint64_t kvc_region_address(const struct kvc_region *region)
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region)
 {
     return region && region->shape ? region->shape->stride_bytes : 0;
-}
-
-KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream)
-{
-    int r;
-
-    if (!region)
-        return error_set(KVC_E_INVALID, "No region");
-    if (region->remote)
-        return error_set(KVC_E_INVALID, "A scheduler has no streams");
-    r = client_enter(region->client);
-    if (r < 0)
-        return r;
-    region->stream = stream;
-    client_leave(region->client);
-    return 0;
 }
 
 void region_show_pins(struct kvc_region *region)
@@ -510,7 +497,7 @@ static size_t gather(struct kvc_region *region, uint64_t *next, struct placement
             continue;
         if (page->state == PAGE_CACHED)
             page_cache_remove(&region->cache, &page->backing->entry);
-        if (page->state == PAGE_MAPPED)
+        if (page->state == PAGE_MAPPED || page->state == PAGE_LEAVING)
             region_count_unmapped(region, 1);
         page->state = PAGE_BROKEN;
         places[n++] = (struct placement){.page = *next, .backing = page->backing};
@@ -568,6 +555,7 @@ int region_close(struct kvc_region *region)
     orders_abandon(region);
     client->n_ordered -= region->orders != NULL;
     detach_all(region, &leaving);
+    clear_close(region);
     r = borrow_return(client, &leaving, true);
     if (r != KVC_E_TIMEOUT)
         r = borrow_settle(region);

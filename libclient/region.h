@@ -17,6 +17,20 @@ enum page_state {
     PAGE_BROKEN,  /* the driver failed while a failure was undone: nobody knows what is mapped */
 };
 
+/* How to tell that the GPU has cleared what it was told to, see clear.h. */
+enum clearing {
+    CLEARING_NONE,   /* it has */
+    CLEARING_EVENT,  /* the region's event says so */
+    CLEARING_STREAM, /* only the stream knows: something failed on the way to the event */
+};
+
+/* Of the region's zero page, see holes.h. */
+enum hole {
+    HOLE_NONE,
+    HOLE_MAPPED, /* it is mapped there */
+    HOLE_TORN,   /* the driver failed while a failure was undone: parts of it may be */
+};
+
 struct orders; /* see orders.h */
 struct remote; /* see remote.h */
 
@@ -24,7 +38,7 @@ struct page {
     struct backing *backing;
     enum page_state state;
     uint32_t pins;
-    bool hole; /* the region's zero page is mapped there */
+    enum hole hole;
 };
 
 struct kvc_blocks;
@@ -41,10 +55,12 @@ struct kvc_region {
     uint64_t n_mapped;
     uint64_t n_pinned; /* pages */
     struct page_cache cache;
-    uint32_t flags;      /* KVC_REGION_* */
-    CUstream stream;     /* in whose order pages are cleared */
-    struct list fences;  /* oldest first */
-    struct holes *holes; /* NULL: what is not mapped faults */
+    uint32_t flags;         /* KVC_REGION_* */
+    CUstream stream;        /* in whose order pages are cleared, if they are */
+    enum clearing clearing; /* what is under way there */
+    CUevent cleared;        /* NULL: not made so far */
+    struct list fences;     /* oldest first */
+    struct holes *holes;    /* NULL: what is not mapped faults */
     struct region_lease lease;
     struct kvc_blocks *blocks; /* whose the pages are; NULL: the host's */
     uint64_t max_cached_pages; /* of the cache, when they are the host's again */

@@ -134,7 +134,7 @@ static int detach(struct kvc_region *region, const struct placement *places, siz
 
     r = gpu_enter(gpu, &previous);
     if (r == 0) {
-        r = space_detach(region, places, n);
+        r = space_vacate(region, places, n);
         gpu_leave(gpu, previous);
     }
     for (size_t i = 0; i < n; i++) {

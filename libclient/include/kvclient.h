@@ -17,7 +17,8 @@
  * keeps nobody from unmapping. kvc_status() never waits.
  *
  * CUDA: the library works in the device's primary context, and leaves the calling thread's current context as
- * it found it. It doesn't wait for kernels: unmap a page only when nothing on the GPU uses it any more.
+ * it found it. It doesn't wait for kernels: unmap a page only when nothing on the GPU uses it any more, or
+ * with kvc_region_unmap_after().
  *
  * Errors: functions that return int return 0 or a negative KVC_E_* value. kvc_last_error() has the details. A
  * call that fails has changed nothing, unless it says otherwise. The library never aborts, installs no signal
@@ -198,20 +199,27 @@ KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret);
  * same device. Lives as long as the client. */
 KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 
-/* Gives all cached free pages back to the daemon, and refills no cache before the region's next map. */
+/* Gives all cached free pages back to the daemon, and those that wait for the GPU, which is waited for; and
+ * refills no cache before the region's next map. */
 KVC_API int kvc_trim(struct kvc_client *client);
 
 /* Flags of a region, since 0.2. */
 enum kvc_region_flags {
-    /* Pages read as zero after a map, for what `stream` does next: they are cleared in its order, also where
-     * the memory was this region's before. */
+    /* Pages read as zero after a map, for what `stream` does next: they are cleared in its order
+     * (cuMemsetD8Async), also where the memory was this region's before. Other streams must wait for it. Map
+     * nothing while the stream is being captured into a graph: the graph would clear the page whenever it
+     * runs. Unmapping, changing the stream and closing wait until the GPU has cleared what it was told to.
+     * Blocks are not cleared when they are handed out: the page was, when it was mapped. */
     KVC_REGION_ZERO_ON_MAP = 1,
 
     /* What is not mapped can be read and written, instead of faulting: behind it lies a zero page that this
      * region alone has. It reads as zero until something is written there, which then shows in every hole.
-     * Takes one extent of each size that the pages have (charged to the instance), a mapping of the driver
-     * for each extent of each page that isn't mapped, and two more driver calls for each page that is
-     * mapped or unmapped; kvc_region_open() maps all of them. */
+     * Takes one extent of each size that the pages have, charged to the instance like any page (so opening
+     * can be KVC_E_LIMIT, KVC_E_BUDGET and so on); a mapping of the driver for each extent of each page that
+     * isn't mapped, all of which kvc_region_open() makes (KVC_E_NOSPACE where that is more than the driver
+     * has); and for each segment of a page one more driver call to map it, and one for each of its extents
+     * and one more to unmap it. While a page is mapped or unmapped nothing on the GPU may use its addresses,
+     * nor the hole there. */
     KVC_REGION_HOLES_ZERO = 2,
 
     KVC_REGION_ORDERED = 4, /* of a worker: the instance's scheduler maps it, see kvc_region_attach() */
@@ -231,7 +239,8 @@ struct kvc_region_options {
 
     /* Since 0.2. */
     uint32_t flags; /* KVC_REGION_* */
-    void *stream;   /* CUstream of the device's primary context; NULL: the default stream */
+    void *stream;   /* CUstream of the device's primary context, in use until another is set or the region is
+                     * closed; NULL: the default stream. Not CU_STREAM_PER_THREAD: KVC_E_INVALID */
     uint32_t group; /* for KVC_REGION_ORDERED: which of the engine's regions this is */
     uint32_t rank;  /* ... and which of its workers */
 };
@@ -240,7 +249,8 @@ struct kvc_region_options {
 KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_options *options,
                             struct kvc_region **ret);
 
-/* Unmaps what is mapped, returns it to the daemon, frees the address space. NULL is fine; returns NULL. */
+/* Unmaps what is mapped, pinned or not, returns it to the daemon, frees the address space. Pages that wait
+ * for the GPU are waited for. NULL is fine; returns NULL. */
 KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region);
 
 /* CUdeviceptr of page 0 in segment 0. Page i of segment s is at address + s × stride + i × page_bytes. */
@@ -251,32 +261,38 @@ KVC_API uint64_t kvc_region_stride(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_pages(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
 
-/* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain
- * left). Waits for the daemon if its memory has to be made first. KVC_E_MAPPED, KVC_E_LIMIT, KVC_E_BUDGET,
- * KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT, KVC_E_DISCONNECTED.
- * KVC_E_DRIVER, too, for a page that an earlier failure of the driver has left in a state nobody knows: such
- * a page is unusable until its region is closed. */
+/* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain left)
+ * without KVC_REGION_ZERO_ON_MAP. Waits for the daemon if its memory has to be made first. KVC_E_MAPPED,
+ * KVC_E_LIMIT, KVC_E_BUDGET, KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT,
+ * KVC_E_DISCONNECTED. KVC_E_DRIVER, too, for a page that an earlier failure of the driver has left in a state
+ * nobody knows: such a page is unusable until its region is closed. */
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow and
  * the instance is within its limit; the rest is with the daemon when the call returns. A cached page may stay
  * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER; KVC_E_DISCONNECTED and
- * KVC_E_TIMEOUT when the daemon has not confirmed what was given back (the pages are unmapped all the same). */
+ * KVC_E_TIMEOUT when the daemon has not confirmed what was given back (the pages are unmapped all the
+ * same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
 
-/* Since 0.2. As kvc_region_unmap(), once the GPU has come to `event`, a CUevent that was recorded before. The
- * pages are the caller's no more when the call returns, and the event may be recorded again or destroyed.
- * Nothing waits: the library looks at it when it is called, on its own thread or by the host, and waits for
- * it only when the memory or the pages are wanted: by a map that would be refused otherwise, a map of such a
- * page, kvc_trim(), and the region's end. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER, KVC_E_NOMEM. */
+/* Since 0.2. As kvc_region_unmap(), once the GPU has come to `event`: a CUevent of the device's primary
+ * context that was recorded before (one that never was counts as come), and not in a stream that is being
+ * captured. The pages are the caller's no more when the call returns, and count as mapped until they are
+ * unmapped. The event is the caller's again: it may be recorded anew, or destroyed.
+ * Nothing waits: the library looks when it maps, unmaps or dispatches, on its own thread or by the host, and
+ * without any call nothing is unmapped. Events are passed in the order of these calls, so one that is late
+ * holds up later ones. The library waits for the GPU when the memory or the pages are wanted: in a map that
+ * would be refused otherwise, a map of such a page, kvc_trim(), and when the region is closed; other threads
+ * can use the client meanwhile. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER, KVC_E_NOMEM. */
 KVC_API int kvc_region_unmap_after(struct kvc_region *region, const uint64_t *pages, size_t n, void *event);
 
-/* Since 0.2. The stream in which pages are cleared from now on. */
+/* Since 0.2. The stream in which pages are cleared from now on; waits until those that the old one clears
+ * are. KVC_E_INVALID, KVC_E_DRIVER. */
 KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream);
 
 /* Since 0.2. Pins mapped pages, for as long as their memory is registered with somebody who keeps it whatever
- * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED, the
- * pages' memory is not kept for others and never asked back. All or nothing; the region's end ends them.
+ * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED,
+ * the pages' memory is not kept for others and never asked back. All or nothing; the region's end ends them.
  * Blocks in pinned pages are allocated and freed as always. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
 KVC_API int kvc_region_pin(struct kvc_region *region, uint64_t first, uint64_t n);
 KVC_API int kvc_region_unpin(struct kvc_region *region, uint64_t first, uint64_t n);

@@ -529,3 +529,33 @@ TEST(own_thread)
     check_done(counts, 0);
     end(&t);
 }
+
+/* What is ordered takes the place of zeros, and leaves zeros behind. A pinned page is not unmapped. */
+TEST(zeros_holes_and_pins_of_a_worker)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.orders = true});
+    struct kvc_options options = worker_options(fake);
+    struct kvc_region_options region = ordered();
+    struct worker_test t = {.fake = fake};
+    struct emulator *emulator;
+
+    region.flags |= KVC_REGION_ZERO_ON_MAP | KVC_REGION_HOLES_ZERO;
+    check_ok(kvc_open(&options, &t.client));
+    check_ok(kvc_region_open(t.client, &region, &t.region));
+    emulator = emulator_open(t.client);
+    check_eq(lent_bytes(fake), PAGE);
+    check_stamp(emulator, t.region, PAGE, 1, 3, 0);
+    check_eq(map(&t, 1, 1, 3, 1).order_error, 0);
+    check_stamp(emulator, t.region, PAGE, 1, 3, 0);
+    stamp(emulator, t.region, PAGE, 1, 3, 77);
+    check_stamp(emulator, t.region, PAGE, 1, 4, 0);
+    check_ok(kvc_region_pin(t.region, 3, 1));
+    check(unmap(&t, 1, 2, 3, 1).order_error != 0);
+    check_stamp(emulator, t.region, PAGE, 1, 3, 77);
+    check_ok(kvc_region_unpin(t.region, 3, 1));
+    check_eq(unmap(&t, 1, 3, 3, 1).order_error, 0);
+    check_stamp(emulator, t.region, PAGE, 1, 3, 0);
+    check_eq(lent_bytes(fake), PAGE);
+    emulator_close(emulator);
+    end(&t);
+}

@@ -15,6 +15,7 @@
  *     attach NAME RANK [timeout=MS]    of a scheduler: ok PAGES PAGE-BYTES
  *     map NAME PAGES               PAGES is like 0-15,20
  *     unmap NAME PAGES
+ *     region ... zero=yes holes=yes    with KVC_REGION_ZERO_ON_MAP, KVC_REGION_HOLES_ZERO
  *     write NAME PAGE SEGMENT VALUE    to the first and last four bytes; through the driver
  *     read NAME PAGE SEGMENT           ok VALUE; "torn" where first and last differ
  *     probe NAME PAGE SEGMENT          ok mapped, or ok fault: looks at the address itself (emulator only)
@@ -330,6 +331,17 @@ static struct named_region *find_region(const struct words *words)
     return NULL;
 }
 
+static uint32_t region_flags(const struct words *words)
+{
+    uint32_t flags = 0;
+
+    if (words_value(words, "zero"))
+        flags |= KVC_REGION_ZERO_ON_MAP;
+    if (words_value(words, "holes"))
+        flags |= KVC_REGION_HOLES_ZERO;
+    return flags;
+}
+
 static struct named_region *free_region(void)
 {
     for (unsigned i = 0; i < REGIONS_MAX; i++)
@@ -352,6 +364,7 @@ static void do_region(const struct words *words)
         usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...] [rank=N]");
         return;
     }
+    options.flags = region_flags(words);
     options.segments = (uint32_t)segments;
     options.extent_bytes = options.n_extents ? extents : NULL;
     if (rank != UINT64_MAX) {
