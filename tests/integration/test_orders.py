@@ -97,6 +97,26 @@ def hasty(programs: Programs) -> Crew:
     return start_crew(programs)
 
 
+def task_facts(peer: Peer | Daemon, pattern: str) -> list[str]:
+    """What the kernel says of each of its threads."""
+    tasks = Path(f"/proc/{peer.pid}/task").iterdir()
+    return [re.findall(pattern, (task / "status").read_text(), re.MULTILINE)[0] for task in tasks]
+
+
+def states(peer: Peer | Daemon) -> list[str]:
+    return task_facts(peer, r"^State:\s+(\w)")
+
+
+def switches(peer: Peer) -> int:
+    return sum(map(int, task_facts(peer, r"^voluntary_ctxt_switches:\s+(\d+)")))
+
+
+def stop(peer: Peer | Daemon) -> None:
+    """With all its threads: the signal alone is only a beginning."""
+    os.kill(peer.pid, signal.SIGSTOP)
+    eventually(lambda: set(states(peer)) == {"T"})
+
+
 # ---- One worker, one scheduler ----
 
 
@@ -174,16 +194,18 @@ def test_an_idle_worker_sleeps(programs: Programs, daemon: Daemon) -> None:
     scheduler.do("attach kv 0")
     scheduler.do("map kv 0")
 
-    def switches() -> int:
-        tasks = Path(f"/proc/{worker.pid}/task").iterdir()
-        pattern = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
-        return sum(int(pattern.findall((task / "status").read_text())[0]) for task in tasks)
+    def is_asked_in_vain() -> int:
+        """The worker's switches, where it sleeps through what others do; there is no timer."""
+        before = switches(worker)
+        assert set(states(worker)) == {"S"}
+        for _ in range(10):
+            assert programs.kvctl("info", "--json", daemon=daemon).rc == 0
+        assert switches(worker) == before
+        return before
 
-    # Two looks with the same result and another process' round trips between them: there is no timer.
-    before = eventually(lambda: (n := switches()) == switches() and n)
-    for _ in range(50):
-        assert programs.kvctl("info", "--json", daemon=daemon).rc == 0
-    assert switches() == before
+    asleep = eventually(is_asked_in_vain)
+    for _ in range(3):
+        assert is_asked_in_vain() == asleep
 
 
 # ---- Four of each ----
@@ -254,7 +276,7 @@ def test_a_worker_that_is_killed(hasty: Crew) -> None:
 def test_a_worker_that_is_stopped(hasty: Crew) -> None:
     """What it was asked is in doubt until it goes on; pages that it isn't asked about are not."""
     hasty.scheduler.do("map 0-1")
-    os.kill(hasty.workers[1].pid, signal.SIGSTOP)
+    stop(hasty.workers[1])
     assert re.match("KVC_E_TIMEOUT Rank 1: ", hasty.scheduler.refused("map 2-3"))
     assert re.match("KVC_E_TIMEOUT Rank 1: ", hasty.scheduler.refused("unmap 0"))
     assert hasty.scheduler.do("page 2") == "m?mm"
@@ -271,7 +293,7 @@ def test_a_worker_that_is_stopped(hasty: Crew) -> None:
 
 def test_a_stopped_worker_that_is_killed(hasty: Crew) -> None:
     """Its death is an answer, too: nothing was done, and nothing is in doubt."""
-    os.kill(hasty.workers[2].pid, signal.SIGSTOP)
+    stop(hasty.workers[2])
     assert hasty.scheduler.refused("map 2-3").startswith("KVC_E_TIMEOUT ")
     hasty.workers[2].kill()
     hasty.scheduler.do("settle")
@@ -282,7 +304,7 @@ def test_a_stopped_worker_that_is_killed(hasty: Crew) -> None:
 
 
 def test_a_daemon_that_is_stopped(hasty: Crew) -> None:
-    os.kill(hasty.daemons[0].pid, signal.SIGSTOP)
+    stop(hasty.daemons[0])
     assert re.match("KVC_E_TIMEOUT Rank 0: ", hasty.scheduler.refused("map 2"))
     assert hasty.scheduler.do("page 2") == "?mmm"
     os.kill(hasty.daemons[0].pid, signal.SIGCONT)
@@ -294,7 +316,7 @@ def test_a_daemon_that_is_stopped(hasty: Crew) -> None:
 def test_a_daemon_that_is_killed(hasty: Crew) -> None:
     """The rank is lost, with what it was asked and what it had."""
     hasty.scheduler.do("map 0")
-    os.kill(hasty.workers[0].pid, signal.SIGSTOP)
+    stop(hasty.workers[0])
     assert hasty.scheduler.refused("map 2").startswith("KVC_E_TIMEOUT ")
     hasty.daemons[0].kill()
     hasty.scheduler.do("settle")
@@ -325,7 +347,7 @@ def test_a_scheduler_that_is_killed(crew: Crew) -> None:
 
 def test_a_scheduler_that_is_killed_in_the_middle(hasty: Crew) -> None:
     """A worker that goes on only then does nothing for it any more that its successor would not undo."""
-    os.kill(hasty.workers[1].pid, signal.SIGSTOP)
+    stop(hasty.workers[1])
     assert hasty.scheduler.refused("map 0-7").startswith("KVC_E_TIMEOUT ")
     hasty.scheduler.kill()
     os.kill(hasty.workers[1].pid, signal.SIGCONT)
