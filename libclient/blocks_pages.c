@@ -161,8 +161,8 @@ static void unmap_all(struct kvc_blocks *blocks, const uint64_t *pages, size_t n
         in_region(blocks->regions[i], unmap_pages, pages, n);
 }
 
-/* Until all of them are mapped they count as being mapped: nobody else sees free pages in what a call that may
- * still fail has got so far, neither other threads nor who asks for memory back. */
+/* Until all of them are mapped they count as being mapped: nobody else sees free pages in what a call that
+ * may still fail has got so far, neither other threads nor who asks for memory back. */
 int blocks_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
     enum fate fates[BATCH];

@@ -11,8 +11,8 @@
  *     driver  the driver's calls that this cannot do without: unmap, map, set access
  *
  * All take turns in every round. Prints one line for each measurement, SIDE NANOSECONDS for one operation.
- * With --count SIDE it measures nothing: it does that side's batch so often as --rounds says, for somebody who
- * counts system calls.
+ * With --count SIDE it measures nothing: it does that side's batch as often as --rounds says, for somebody
+ * who counts system calls.
  */
 
 #include <getopt.h>

@@ -2,8 +2,8 @@
 
 /*
  * Measures a map transaction: a scheduler has one page mapped by a worker on each of several GPUs, through
- * their daemons, and the bare chain of the same hops (chain.h), taking turns. Prints SIDE NANOSECONDS for each
- * round:
+ * their daemons, and the bare chain of the same hops (chain.h), taking turns. Prints SIDE NANOSECONDS for
+ * each round:
  *
  *     group   from the scheduler's wish, claims in hand, to the last worker's answer
  *     chain   the same processes and sockets, with nothing done on the way

@@ -133,7 +133,8 @@ void world_begin_errand(struct world *w, struct errand *errand, struct person *p
 uint32_t world_issued(const struct person *person); /* pages */
 uint64_t world_offered(const struct world *w, const struct errand *scope_or_null,
                        const struct person *except);
-uint64_t world_hope(const struct world *w, const struct errand *scope_or_null, uint64_t since_step);
+uint64_t world_hope(const struct world *w, const struct errand *scope_or_null, const struct person *but,
+                    uint64_t since_step);
 bool world_is_charged(const struct errand *errand);
 enum world_verdict world_judge(struct world *w, const struct errand *errand);
 void world_check_verdict(struct world *w, enum world_verdict verdict, int r);

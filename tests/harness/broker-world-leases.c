@@ -64,14 +64,15 @@ static uint64_t hinted(const struct world *w, const struct person *person)
     return bytes + lease_read(&person->line).claimed * person->page_bytes;
 }
 
-uint64_t world_hope(const struct world *w, const struct errand *scope_or_null, uint64_t since_step)
+uint64_t world_hope(const struct world *w, const struct errand *scope_or_null, const struct person *but,
+                    uint64_t since_step)
 {
     uint64_t bytes = 0;
 
     for (unsigned i = 0; i < PEERS; i++) {
         const struct person *person = &w->people[i];
 
-        if (person->peer && !person->lost && person->listens && !person->peer->missed &&
+        if (person != but && person->peer && !person->lost && person->listens && !person->peer->missed &&
             is_in(person, scope_or_null) && (person->noticed || person->asked_step < since_step))
             bytes += hinted(w, person);
     }
@@ -128,7 +129,7 @@ static enum world_verdict weigh(const struct world *w, const struct errand *erra
         return WORLD_FITS;
     if (somebody_waits_for(w, errand, error))
         return WORLD_HOPES;
-    if (offered + world_hope(w, scope, UINT64_MAX) < lacking)
+    if (offered + world_hope(w, scope, errand->person, UINT64_MAX) < lacking)
         return error == BROKER_E_LIMIT ? WORLD_OVER_LIMIT : WORLD_OVER_BUDGET;
     return offered >= lacking ? WORLD_MAY_FIT : WORLD_HOPES;
 }
@@ -225,7 +226,7 @@ void world_check_hopeless(struct world *w, const struct errand *errand, int erro
     lacking += came_free(w, scope);
     world_expect(w, lacking > offered, "a request is refused though it fits with what is offered");
     if (w->now_ns - errand->since_ns < w->config.courtesy_ns && !has_granted(w))
-        world_expect(w, lacking > offered + world_hope(w, scope, errand->step),
+        world_expect(w, lacking > offered + world_hope(w, scope, errand->person, errand->step),
                      "a request is refused though others could have given back");
 }
 

@@ -53,9 +53,6 @@ AZURE: Expected = {
 
 FORMS = [
     ["--reserves", "off"],
-    ["--reserves", "on"],
-    ["--split", "--reserves", "off"],
-    ["--split", "--reserves", "on"],
 ]
 
 

@@ -18,8 +18,8 @@ struct layout {
 };
 
 /*
- * The smallest pages that hold whole blocks, or pages of `page_bytes` when that is not 0. False when a page is
- * no multiple of blocks or of the granularity.
+ * The smallest pages that hold whole blocks, or pages of `page_bytes` when that is not 0. False when a page
+ * is no multiple of blocks or of the granularity.
  */
 bool layout_make(const struct model *model, bool per_layer, uint64_t page_bytes, uint64_t granularity,
                  struct layout *ret);
