@@ -50,10 +50,15 @@ static struct lease least_lease(struct kvc_blocks *blocks)
     return least;
 }
 
+bool blocks_are_alone(const struct kvc_blocks *blocks)
+{
+    return blocks->n_regions == 1 && !blocks->group;
+}
+
 static void hint(struct kvc_blocks *blocks, const struct block_alloc_counts *counts)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
-        lease_hint(blocks->regions[i], blocks->n_regions == 1 ? counts->sheddable_pages : 0,
+        lease_hint(blocks->regions[i], blocks_are_alone(blocks) ? counts->sheddable_pages : 0,
                    counts->pinned_pages);
 }
 
@@ -98,7 +103,7 @@ static bool note_taken(struct kvc_blocks *blocks)
     blocks->resting = false;
     prealloc_used(&blocks->prealloc, blocks->low_pages - pages, lease_now_ns());
     blocks->low_pages = pages;
-    return blocks->prealloc_on;
+    return blocks->prealloc_on || !blocks_are_alone(blocks);
 }
 
 #define EDGE_PAGES 2
@@ -298,7 +303,7 @@ static int find_need(struct kvc_blocks *blocks, uint64_t n, uint64_t *ret_pages)
     return 0;
 }
 
-static int lease_some(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns)
+int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns)
 {
     uint64_t before = lease_claim_up_to(region, pages), now_ns = conn_now_ns();
     int r;
@@ -324,7 +329,7 @@ static int lease_and_wait(struct kvc_blocks *blocks, struct kvc_region *region, 
         return r;
     r = conn_check(client->conn);
     while (r == 0 && lease_claim_up_to(region, pages) < pages)
-        r = lease_some(region, pages, deadline_ns);
+        r = blocks_lease(region, pages, deadline_ns);
     if (r == 0)
         stamp(blocks);
     client_leave(client);
@@ -373,12 +378,12 @@ static bool has_leases(const struct kvc_blocks *blocks)
     for (size_t i = 0; i < blocks->n_regions; i++)
         if (!lease_is_on(blocks->regions[i]))
             return false;
-    return blocks->prealloc_on;
+    return blocks->prealloc_on || !blocks_are_alone(blocks);
 }
 
 static int want_pages(struct kvc_blocks *blocks, uint64_t n, uint64_t pages, int timeout_ms)
 {
-    if (timeout_ms != 0)
+    if (timeout_ms != 0 || !blocks_are_alone(blocks))
         return blocks_grow(blocks, n, NULL);
     pthread_mutex_lock(&blocks->lock);
     blocks->wanted_pages = pages;
@@ -516,7 +521,7 @@ KVC_API int kvc_blocks_census(struct kvc_blocks *blocks, struct kvc_page_census 
         return r;
     if (!ret_n || (max > 0 && !ret))
         return error_set(KVC_E_INVALID, "Nowhere to put the census");
-    max = u64_min(max, blocks->regions[0]->shape->pages);
+    max = u64_min(max, kvc_region_pages(blocks->regions[0]));
     census = calloc(max + 1, sizeof(*census));
     if (!census)
         return error_nomem();

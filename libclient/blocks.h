@@ -15,6 +15,7 @@
 #include "client.h"
 #include "prealloc.h"
 
+struct group;
 struct kvc_region;
 
 struct kvc_blocks {
@@ -35,12 +36,14 @@ struct kvc_blocks {
     uint64_t low_pages;      /* of the free ones, of late */
     bool resized;            /* there may be pages beyond the last resize that are in use */
     bool resting;            /* trimmed: nothing is prepared before a page is used */
+    bool settling;           /* some thread looks at what is in doubt */
     uint64_t wanted_pages;   /* to be mapped in the background, where there are no leases */
     _Atomic uint64_t poked_ns;
     struct kvc_blocks_status counters; /* what only counts up */
     unsigned n_users;                  /* threads at work for nobody; under the first client's lock */
 
-    size_t *order; /* of the regions, by their GPUs' UUIDs: nobody waits in a circle */
+    size_t *order;       /* of the regions, by their GPUs' UUIDs: nobody waits in a circle */
+    struct group *group; /* not NULL: they are workers' elsewhere */
     struct kvc_region *regions[];
 };
 
@@ -52,6 +55,13 @@ void blocks_publish(struct kvc_blocks *blocks);
 /* With the lock: n blocks, if they are there. 0 or BLOCK_ALLOC_E_SHORT. *ret_poke: blocks_poke() is due. */
 int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *ret_poke);
 
+/* Whether a page is one region's, of this process: then it can come and go at any time. */
+bool blocks_are_alone(const struct kvc_blocks *blocks);
+
+/* With the client's lock: lets the daemon offer what is missing to `pages` claims, and waits. 0: something has
+ * come. Or what kvc_region_map() returns. */
+int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns);
+
 /* The moment until which the last report holds. */
 uint64_t blocks_report_until(const struct kvc_blocks *blocks);
 
@@ -59,6 +69,9 @@ uint64_t blocks_report_until(const struct kvc_blocks *blocks);
 
 /* Maps what was planned, in all regions or none. 0, or what kvc_region_map() returns. */
 int blocks_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n);
+
+/* Tells the allocator what has become of up to 64 pages that were being mapped or unmapped, or in doubt. */
+void blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n);
 
 /* Maps as many pages as it takes until n blocks are free, and takes them; with `ret_ids` NULL it leaves them.
  * 0, KVC_E_NO_BLOCKS, KVC_E_IN_DOUBT, or what kvc_region_map() returns. */

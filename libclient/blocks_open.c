@@ -12,8 +12,9 @@
 
 #include "base/arith.h"
 #include "blocks.h"
+#include "blocks_group.h"
 #include "map.h"
-#include "region.h"
+#include "remote.h"
 
 #define CLOSE_BATCH 64
 
@@ -23,6 +24,7 @@ static struct kvc_blocks *blocks_free(struct kvc_blocks *blocks)
         return NULL;
     pthread_cond_destroy(&blocks->changed);
     pthread_mutex_destroy(&blocks->lock);
+    group_free(blocks->group);
     block_alloc_free(blocks->alloc);
     free(blocks->order);
     free(blocks);
@@ -63,9 +65,12 @@ static int check_regions(struct kvc_region *const *regions, size_t n)
     for (size_t i = 0; i < n; i++) {
         if (!regions[i])
             return error_set(KVC_E_INVALID, "One of the regions is missing");
-        if (regions[i]->remote || regions[i]->orders)
-            return error_set(KVC_E_INVALID, "Blocks need regions that this process maps itself");
-        if (regions[i]->shape->pages != regions[0]->shape->pages)
+        if (regions[i]->orders)
+            return error_set(KVC_E_INVALID, "A region that is mapped by a scheduler has no blocks here");
+        if (!regions[i]->remote != !regions[0]->remote)
+            return error_set(KVC_E_INVALID,
+                             "Blocks need regions that are all of this process, or all of workers");
+        if (kvc_region_pages(regions[i]) != kvc_region_pages(regions[0]))
             return error_set(KVC_E_INVALID, "The regions differ in their number of pages");
         for (size_t j = 0; j < i; j++)
             if (regions[j] == regions[i])
@@ -76,7 +81,7 @@ static int check_regions(struct kvc_region *const *regions, size_t n)
 
 static void set_bounds(struct kvc_blocks *blocks, const struct kvc_client *client)
 {
-    uint64_t slot_bytes = blocks->regions[0]->shape->slot_bytes;
+    uint64_t slot_bytes = kvc_region_page_bytes(blocks->regions[0]);
     uint64_t max = u64_min(client->max_reserved_pages, client->cached.max_bytes / slot_bytes);
 
     blocks->prealloc_on = client->min_reserved_pages > 0;
@@ -85,13 +90,19 @@ static void set_bounds(struct kvc_blocks *blocks, const struct kvc_client *clien
     prealloc_init(&blocks->prealloc, client->min_reserved_pages, blocks->prealloc_on ? max : 0);
 }
 
+/* Of a page, in one segment. */
+static uint64_t segment_share(const struct kvc_region *region)
+{
+    return region->remote ? region->remote->page_bytes / region->remote->segments : region->shape->page_bytes;
+}
+
 static int blocks_new(struct kvc_region *const *regions, size_t n, const struct kvc_blocks_options *options,
                       struct kvc_blocks **ret)
 {
     struct block_alloc_config config = {
-        .page_bytes = regions[0]->shape->page_bytes,
+        .page_bytes = segment_share(regions[0]),
         .block_bytes = options->block_bytes,
-        .pages = regions[0]->shape->pages,
+        .pages = kvc_region_pages(regions[0]),
         .max_pages = options->max_pages ? options->max_pages : UINT64_MAX,
         .null_block = options->null_block != 0,
     };
@@ -161,6 +172,8 @@ KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
         return r;
     for (size_t i = 0; i < n_regions && r == 0; i++)
         r = claim_region(blocks, regions[i]);
+    if (r == 0 && regions[0]->remote)
+        r = group_new(regions, (uint32_t)n_regions, &blocks->group);
     if (r == 0)
         r = map_null_page(blocks);
     if (r < 0) {
@@ -201,7 +214,7 @@ static void leave_region(struct kvc_region *region)
     region->refill = NULL;
     lease_give_up(region, UINT32_MAX);
     lease_hint(region, 0, 0);
-    while ((n = gather(region, &next, pages)) > 0)
+    while (!region->remote && (n = gather(region, &next, pages)) > 0)
         if (unmap_pages(region, pages, n) < 0)
             client_log(region->client, KVC_LOG_WARNING, "Pages could not be given back: %s",
                        kvc_last_error());
@@ -229,6 +242,8 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
             blocks_forget(blocks);
         return NULL;
     }
+    if (blocks->group)
+        blocks_group_empty(blocks);
     for (size_t i = 0; i < blocks->n_regions; i++)
         close_region(blocks, blocks->regions[i]);
     return blocks_free(blocks);
@@ -256,6 +271,7 @@ void blocks_forget(struct kvc_blocks *blocks)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
         blocks->regions[i]->blocks = NULL;
+    group_free(blocks->group);
     block_alloc_free(blocks->alloc);
     free(blocks->order);
     free(blocks);

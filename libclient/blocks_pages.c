@@ -14,6 +14,7 @@
 
 #include "base/arith.h"
 #include "blocks.h"
+#include "blocks_group.h"
 #include "map.h"
 #include "region.h"
 #include "space.h"
@@ -25,6 +26,7 @@
 enum fate {
     FATE_MAPPED, /* in all regions */
     FATE_EMPTY,  /* in none */
+    FATE_DOUBT,  /* some worker has not answered, or cannot undo */
     FATE_BROKEN, /* neither, or nobody knows */
 };
 
@@ -41,6 +43,18 @@ static enum fate fate_in(const struct kvc_region *region, uint64_t page)
     }
 }
 
+static enum fate fate_in_group(struct group *group, uint64_t page)
+{
+    switch (group_page(group, page)) {
+    case GROUP_PAGE_MAPPED:
+        return FATE_MAPPED;
+    case GROUP_PAGE_EMPTY:
+        return FATE_EMPTY;
+    default:
+        return FATE_DOUBT;
+    }
+}
+
 static void merge_fates(const struct kvc_region *region, const uint64_t *pages, size_t n, bool first,
                         enum fate *fates)
 {
@@ -53,19 +67,22 @@ static void merge_fates(const struct kvc_region *region, const uint64_t *pages, 
 
 static void tell_fate(struct kvc_blocks *blocks, uint64_t page, enum fate fate)
 {
-    bool mapping = block_alloc_page_state(blocks->alloc, page) == BLOCK_ALLOC_MAPPING;
+    enum block_alloc_state state = block_alloc_page_state(blocks->alloc, page);
 
     switch (fate) {
     case FATE_MAPPED:
-        if (mapping)
-            block_alloc_mapped(blocks->alloc, &page, 1);
-        else
+        if (state == BLOCK_ALLOC_UNMAPPING)
             block_alloc_keep(blocks->alloc, &page, 1);
-        blocks->counters.mapped_total += mapping;
+        else
+            block_alloc_mapped(blocks->alloc, &page, 1);
+        blocks->counters.mapped_total += state == BLOCK_ALLOC_MAPPING;
         break;
     case FATE_EMPTY:
         block_alloc_unmapped(blocks->alloc, &page, 1);
-        blocks->counters.unmapped_total += !mapping;
+        blocks->counters.unmapped_total += state == BLOCK_ALLOC_UNMAPPING;
+        break;
+    case FATE_DOUBT:
+        block_alloc_doubt(blocks->alloc, &page, 1);
         break;
     case FATE_BROKEN:
         block_alloc_broken(blocks->alloc, &page, 1);
@@ -107,9 +124,13 @@ static bool is_done_all_the_same(int r)
     return r == KVC_E_TIMEOUT || r == KVC_E_DISCONNECTED;
 }
 
-static void judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, enum fate *fates)
+void blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
-    for (size_t i = 0; i < blocks->n_regions; i++) {
+    enum fate fates[BATCH];
+
+    for (size_t i = 0; i < n && blocks->group; i++)
+        fates[i] = fate_in_group(blocks->group, pages[i]);
+    for (size_t i = 0; i < blocks->n_regions && !blocks->group; i++) {
         struct kvc_client *client = blocks->regions[i]->client;
 
         client_enter(client);
@@ -125,6 +146,9 @@ static int map_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
     size_t done = 0;
     int r = 0;
 
+    if (blocks->group)
+        return blocks_group_map(blocks, pages, n);
+
     while (done < blocks->n_regions && r == 0) {
         r = in_region(blocks->regions[blocks->order[done]], map_pages, pages, n);
         done += r == 0;
@@ -138,26 +162,34 @@ static int map_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
     return r;
 }
 
-static int unmap_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
+/* Where one fails first, others would only be torn apart. */
+static int unmap_here(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
-    enum fate fates[BATCH];
     int r = 0;
 
     for (size_t i = 0; i < blocks->n_regions; i++) {
         int one = in_region(blocks->regions[i], unmap_pages, pages, n);
 
         r = r ? r : one;
-        /* Others would only be torn apart. */
         if (one < 0 && !is_done_all_the_same(one) && i == 0)
             break;
     }
-    judge(blocks, pages, n, fates);
+    return r;
+}
+
+static int unmap_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
+{
+    int r = blocks->group ? blocks_group_unmap(blocks, pages, n) : unmap_here(blocks, pages, n);
+
+    blocks_judge(blocks, pages, n);
     return r;
 }
 
 static void unmap_all(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
-    for (size_t i = 0; i < blocks->n_regions; i++)
+    if (blocks->group)
+        blocks_group_unmap(blocks, pages, n);
+    for (size_t i = 0; i < blocks->n_regions && !blocks->group; i++)
         in_region(blocks->regions[i], unmap_pages, pages, n);
 }
 
@@ -165,7 +197,6 @@ static void unmap_all(struct kvc_blocks *blocks, const uint64_t *pages, size_t n
  * may still fail has got so far, neither other threads nor who asks for memory back. */
 int blocks_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
-    enum fate fates[BATCH];
     size_t done = 0;
     int r = 0;
 
@@ -177,7 +208,7 @@ int blocks_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
     for (size_t i = 0; i < n; i += BATCH) {
         if (r < 0 && i < done)
             unmap_all(blocks, pages + i, u64_min(n - i, BATCH));
-        judge(blocks, pages + i, u64_min(n - i, BATCH), fates);
+        blocks_judge(blocks, pages + i, u64_min(n - i, BATCH));
     }
     error_release();
     return r;
@@ -284,6 +315,8 @@ int blocks_grow(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
     bool done = false;
     int r = 0;
 
+    if (blocks->group)
+        blocks_group_settle(blocks);
     while (!done && r == 0)
         r = grow_once(blocks, &need, &done);
     if (need.poke)
@@ -350,6 +383,8 @@ int blocks_shrink(struct kvc_blocks *blocks, uint64_t keep)
     size_t n;
     int r = 0;
 
+    if (blocks->group)
+        blocks_group_settle(blocks);
     do {
         pthread_mutex_lock(&blocks->lock);
         n = pick(blocks, keep, BATCH, pages);
@@ -434,7 +469,7 @@ uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leavi
     enum fate fates[BATCH];
     size_t n;
 
-    if (blocks->n_regions != 1)
+    if (!blocks_are_alone(blocks))
         return 0;
     do {
         pthread_mutex_lock(&blocks->lock);

@@ -122,7 +122,7 @@ static struct shortage find_shortage(struct kvc_blocks *blocks)
     block_alloc_count(blocks->alloc, &counts);
     if (!blocks->resting && blocks->prealloc_on) {
         ready = prealloc_ready(&blocks->prealloc, now_ns);
-        if (blocks->n_regions == 1)
+        if (blocks_are_alone(blocks))
             shortage.mapped = u64_sub_floor(ready, counts.free_pages + counts.mapping_pages);
         shortage.leased = prealloc_ahead(&blocks->prealloc, now_ns);
     }

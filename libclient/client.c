@@ -81,6 +81,21 @@ static void tell_death(struct kvc_client *client)
     client_log(client, KVC_LOG_WARNING, "The connection to kvcachedd has ended: %s", client->conn->reason);
 }
 
+static struct kvc_region *region_at(const struct list *list, const struct list *link)
+{
+    return link == list ? NULL : container_of(link, struct kvc_region, link);
+}
+
+struct kvc_region *client_next_region(const struct kvc_client *client, const struct kvc_region *region)
+{
+    struct kvc_region *next;
+
+    if (region && region->remote)
+        return region_at(&client->remotes, region->link.next);
+    next = region_at(&client->regions, region ? region->link.next : client->regions.next);
+    return next ? next : region_at(&client->remotes, client->remotes.next);
+}
+
 /* Of the regions that the host maps itself: blocks show their own. */
 static void show_hints(struct kvc_client *client)
 {
@@ -138,9 +153,12 @@ bool client_has_work(const struct kvc_client *client)
     list_for_each (it, &client->regions) {
         struct kvc_region *region = container_of(it, struct kvc_region, link);
 
-        if (reserve_wants_refill(region) || (region->blocks && blocks_has_work(region)))
+        if (reserve_wants_refill(region))
             return true;
     }
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        if (region->blocks && blocks_has_work(region))
+            return true;
     return false;
 }
 
@@ -165,13 +183,11 @@ void client_work(struct kvc_client *client)
     news_handle(client);
     fence_poll(client);
     notice_work(client);
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-
-        reserve_refill(region);
+    list_for_each (it, &client->regions)
+        reserve_refill(container_of(it, struct kvc_region, link));
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
         if (region->blocks)
             blocks_work(region);
-    }
     client->cached_bytes = client->cached.bytes;
     tell_death(client);
     notice_reclaim(client);
@@ -365,6 +381,8 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
         return NULL;
     if (client_is_forked(client))
         return client_forget(client);
+    list_for_each (it, &client->remotes)
+        region_close_blocks(container_of(it, struct kvc_region, link));
     client->worker = worker_stop(client->worker);
     client_enter(client);
     while (!list_is_empty(&client->remotes))

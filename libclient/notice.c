@@ -41,12 +41,9 @@ uint64_t notice_due_ns(const struct kvc_client *client)
 
     if (!atomic_load(&client->notice.open))
         return UINT64_MAX;
-    list_for_each (it, &client->regions) {
-        const struct kvc_region *region = container_of(it, struct kvc_region, link);
-
+    for (const struct kvc_region *region = NULL; (region = client_next_region(client, region));)
         if (region->blocks)
             due_ns = u64_max(due_ns, blocks_report_until(region->blocks));
-    }
     return due_ns;
 }
 
@@ -61,19 +58,18 @@ bool notice_is_due(const struct kvc_client *client)
 
 static uint64_t pages_for(const struct kvc_region *region, uint64_t bytes)
 {
-    return bytes / region->shape->slot_bytes + (bytes % region->shape->slot_bytes != 0);
+    uint64_t page_bytes = kvc_region_page_bytes(region);
+
+    return bytes / page_bytes + (bytes % page_bytes != 0);
 }
 
 static uint64_t give_claims(struct kvc_client *client, uint64_t wanted)
 {
     uint64_t given = 0;
 
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-        uint64_t n = lease_give_up(region, pages_for(region, u64_sub_floor(wanted, given)));
-
-        given += n * region->shape->slot_bytes;
-    }
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        given += kvc_region_page_bytes(region) *
+                 lease_give_up(region, pages_for(region, u64_sub_floor(wanted, given)));
     return given;
 }
 
@@ -85,7 +81,7 @@ static uint64_t give_blocks(struct kvc_client *client, uint64_t wanted, struct l
         struct kvc_region *region = container_of(it, struct kvc_region, link);
 
         if (region->blocks && given < wanted)
-            given += region->shape->slot_bytes *
+            given += kvc_region_page_bytes(region) *
                      blocks_shed(region->blocks, pages_for(region, wanted - given), leaving);
     }
     return given;

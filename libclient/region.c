@@ -566,6 +566,12 @@ int region_close(struct kvc_region *region)
     return r;
 }
 
+void region_close_blocks(struct kvc_region *region)
+{
+    if (region->remote && region->blocks)
+        kvc_blocks_close(region->blocks);
+}
+
 KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
 {
     struct kvc_client *client;
@@ -575,6 +581,7 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
     client = region->client;
     if (client_is_forked(client))
         return client_is_at_rest(client) ? region_forget(region) : NULL;
+    region_close_blocks(region);
     client_enter(client);
     region_close(region);
     client_leave(client);

@@ -295,6 +295,7 @@ static bool read_shape(const Kvcached__RegionAttached *body, const struct kvc_de
             !u64_add(ret->page_bytes, bytes, &ret->page_bytes))
             return false;
     ret->pages = body->capacity_pages;
+    ret->segments = body->segments;
     ret->session = body->session;
     return ret->page_bytes > 0 && ret->pages > 0 && u64_mul(ret->pages, ret->page_bytes, &total);
 }
@@ -365,6 +366,7 @@ static int region_of(struct attachment *attachment, struct kvc_region **ret)
     list_init(&region->fences);
     list_init(&region->lease.asks);
     list_append(&region->client->remotes, &region->link);
+    lease_open(region);
     *ret = region;
     return 0;
 }
@@ -441,6 +443,7 @@ int remote_close(struct kvc_region *region)
     struct kvc_client *client = region->client;
     int r = 0;
 
+    lease_close(region);
     if (client->conn->alive)
         r = region_tell_closed(client, region->id, true);
     region_forget(region);

@@ -15,8 +15,9 @@
 struct remote {
     uint64_t pages;
     uint64_t page_bytes; /* of one page, over all segments */
-    uint64_t session;    /* this scheduler's */
-    uint64_t number;     /* of its latest Map or Unmap */
+    uint32_t segments;
+    uint64_t session; /* this scheduler's */
+    uint64_t number;  /* of its latest Map or Unmap */
 };
 
 /* As kvc_region_map() and kvc_region_unmap(); takes the lock. At most REMOTE_PAGES_MAX pages. */

@@ -202,17 +202,15 @@ static bool is_any_awaited(const void *data)
 {
     const struct kvc_client *client = data;
 
-    list_for_each (it, &client->regions)
-        if (is_awaited(container_of(it, struct kvc_region, link)))
+    for (const struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        if (is_awaited(region))
             return true;
     return false;
 }
 
 static void start_time(struct kvc_client *client)
 {
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));) {
         if (region->refill)
             conn_start_time(client->conn, &region->refill->request);
         lease_start_time(region);
@@ -231,12 +229,9 @@ static bool take_from_blocks(struct kvc_client *client, const struct kvc_region 
 {
     bool anything = false;
 
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
         if (region != except && region->blocks)
             anything |= blocks_yield(region->blocks, region, leaving);
-    }
     return anything;
 }
 

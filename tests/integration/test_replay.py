@@ -53,6 +53,7 @@ AZURE: Expected = {
 
 FORMS = [
     ["--reserves", "off"],
+    ["--split", "--reserves", "off"],
 ]
 
 

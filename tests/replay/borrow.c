@@ -168,7 +168,7 @@ int borrow_new(const struct worker_options *options, struct remote *remote, stru
 int borrow_fill(struct borrow *b)
 {
     size_t n = borrow_capacity(&b->memory);
-    _cleanup_free_ uint32_t *ids = calloc(n, sizeof(*ids));
+    _cleanup_free_ uint32_t *ids = calloc(n + 1, sizeof(*ids));
     int r;
 
     if (!ids)
