@@ -429,7 +429,8 @@ static int order_new(struct peer *peer, const struct wish *wish, uint32_t reques
 
     if (!order)
         return -ENOMEM;
-    memcpy(order->pages, wish->pages, wish->n_pages * sizeof(*wish->pages));
+    for (size_t i = 0; i < wish->n_pages; i++)
+        order->pages[i] = wish->pages[i];
     order->n_pages = wish->n_pages;
     order->maps = wish->maps;
     order->orders = orders;

@@ -58,8 +58,8 @@ int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *re
 /* Whether a page is one region's, of this process: then it can come and go at any time. */
 bool blocks_are_alone(const struct kvc_blocks *blocks);
 
-/* With the client's lock: lets the daemon offer what is missing to `pages` claims, and waits. 0: something has
- * come. Or what kvc_region_map() returns. */
+/* With the client's lock: lets the daemon offer what is missing to `pages` claims, and waits. 0: something
+ * has come. Or what kvc_region_map() returns. */
 int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns);
 
 /* The moment until which the last report holds. */

@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * Blocks over regions of workers elsewhere: pages are mapped out of leases, claimed at every daemon before any
- * worker is asked. What a worker has not answered, or cannot undo, is in doubt until it can be settled; such
- * pages hold no free blocks.
+ * Blocks over regions of workers elsewhere: pages are mapped out of leases, claimed at every daemon before
+ * any worker is asked. What a worker has not answered, or cannot undo, is in doubt until it can be settled;
+ * such pages hold no free blocks.
  *
  * Everything here waits for daemons and workers: with no lock held.
  */

@@ -64,7 +64,8 @@ bool client_is_forked(const struct kvc_client *client);
  * work is half done for ever. */
 bool client_is_at_rest(struct kvc_client *client);
 
-/* One region after the other, this process's and workers' ones; NULL gives the first, and comes after the last. */
+/* One region after the other, this process's and workers' ones. NULL gives the first, and comes after the
+ * last. */
 struct kvc_region *client_next_region(const struct kvc_client *client, const struct kvc_region *region);
 
 /* Every call begins and ends with these. 0 with the lock held, or KVC_E_INVALID (no handle), KVC_E_FORKED. */

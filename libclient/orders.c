@@ -224,7 +224,8 @@ static struct order *order_new(struct kvc_client *client, uint32_t request, cons
     order->session = body->session;
     order->number = body->number;
     order->n_pages = (uint32_t)body->n_pages;
-    memcpy(order->pages, body->pages, body->n_pages * sizeof(order->pages[0]));
+    for (size_t i = 0; i < body->n_pages; i++)
+        order->pages[i] = body->pages[i];
     order->arrived = backing_new(body->remaining + body->n_extents);
     if (!order->arrived) {
         order_free(order);

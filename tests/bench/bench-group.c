@@ -105,8 +105,6 @@ static void start_worker(struct bench *bench, const struct arguments *arguments,
     if (rank->pid < 0)
         die("fork: %s", strerror(errno));
     if (rank->pid == 0) {
-        for (unsigned k = 0; k < i; k++)
-            close(bench->ranks[k].stop);
         close(ends[1]);
         be_worker(arguments->sockets[i], i, ends[0], arguments->processor);
         exit(0);
@@ -138,6 +136,9 @@ static void close_bench(struct bench *bench, unsigned ranks)
     kvc_blocks_close(bench->blocks);
     for (unsigned i = 0; i < ranks; i++) {
         kvc_close(bench->ranks[i].client);
+        /* The chain's processes have that end, too, so that closing it says nothing. */
+        if (write(bench->ranks[i].stop, "", 1) != 1)
+            die("write: %s", strerror(errno));
         close(bench->ranks[i].stop);
     }
     for (unsigned i = 0; i < ranks; i++)
