@@ -20,7 +20,8 @@ struct sums {
     uint64_t bytes[_LEDGER_N];
     uint64_t charged_bytes, earmarked_bytes, shelved_bytes, warm_bytes, unconfirmed_bytes;
     uint32_t n_extents, n_descriptors, n_creating, n_exporting_ahead, n_doomed, n_doomed_descriptors;
-    uint32_t n_active;
+    uint32_t n_active, n_leased, n_leasing, n_needs, n_courtesies, n_undecided;
+    uint64_t unpromised_bytes; /* pending that no lease held before */
 };
 
 static enum ledger_state ledger_state_of(const struct extent *extent)
@@ -32,6 +33,8 @@ static enum ledger_state ledger_state_of(const struct extent *extent)
     case EXTENT_EXPORTING:
     case EXTENT_EARMARKED:
         return LEDGER_POOL;
+    case EXTENT_LEASED:
+        return LEDGER_LEASED;
     case EXTENT_GRANTED:
         return LEDGER_GRANTED;
     case EXTENT_LIMBO:
@@ -58,6 +61,7 @@ static void add_extent(struct sums *sums, const struct broker *broker, const str
     sums->shelved_bytes += extent->state == EXTENT_SHELVED ? bytes : 0;
     sums->warm_bytes += extent->state == EXTENT_SHELVED && extent->descriptor ? bytes : 0;
     sums->unconfirmed_bytes += extent->state == EXTENT_UNCONFIRMED ? bytes : 0;
+    sums->n_leased += extent->state == EXTENT_LEASED;
     sums->n_creating += extent->state == EXTENT_CREATING;
     sums->n_doomed += extent->state == EXTENT_DOOMED;
     sums->n_doomed_descriptors += extent->state == EXTENT_DOOMED && extent->descriptor;
@@ -69,6 +73,7 @@ static const char *check_colour(const struct broker *broker, const struct extent
     const struct broker_request *request = extent->holder;
     const struct broker_peer *peer = extent->holder;
     const struct broker_domain *domain = extent->holder;
+    const struct broker_lease *lease = extent->holder;
 
     switch ((enum extent_state)extent->state) {
     case EXTENT_EARMARKED:
@@ -76,6 +81,12 @@ static const char *check_colour(const struct broker *broker, const struct extent
         expect(extent->shelf == &broker->pool.clean || extent->shelf == &request_domain(request)->shelf,
                "an extent is earmarked across trust domains");
         expect(extent->descriptor, "a cold extent is earmarked");
+        break;
+    case EXTENT_LEASED:
+        expect(lease->peer && !lease->peer->lost && !lease->frozen, "an extent is leased to nobody");
+        expect(extent->shelf == &broker->pool.clean || extent->shelf == &lease->peer->instance->domain->shelf,
+               "an extent is leased across trust domains");
+        expect(extent->descriptor, "a cold extent is leased");
         break;
     case EXTENT_GRANTED:
     case EXTENT_LIMBO:
@@ -100,6 +111,7 @@ static const char *check_extent(const struct broker *broker, const struct extent
 {
     const struct ledger_account *account = NULL;
     const struct broker_peer *peer = extent->holder;
+    const struct broker_lease *lease = extent->holder;
 
     expect(extent->state != EXTENT_LOOSE, "an extent is nowhere");
     if (extent->state == EXTENT_UNCONFIRMED)
@@ -111,6 +123,8 @@ static const char *check_extent(const struct broker *broker, const struct extent
     expect(extent->charge.state == ledger_state_of(extent), "a charge is not in the state of its extent");
     if (extent->state == EXTENT_GRANTED || extent->state == EXTENT_LIMBO)
         account = &peer->instance->account;
+    if (extent->state == EXTENT_LEASED)
+        account = &lease->peer->instance->account;
     expect(extent->charge.account == account || ledger_state_of(extent) == LEDGER_DESTROYING,
            "an extent is charged to somebody who doesn't hold it");
     return check_colour(broker, extent);
@@ -121,6 +135,15 @@ static const char *check_request(const struct broker *broker, const struct broke
 {
     uint32_t n = 0, slot = 0;
 
+    if (request->state == BROKER_REQUEST_REFUSED || request->state == BROKER_REQUEST_UNDECIDED) {
+        expect(request->charge.bytes == 0, "a request that is not admitted is charged");
+        sums->n_undecided += request->state == BROKER_REQUEST_UNDECIDED && request->error == BROKER_E_BUDGET;
+        return NULL;
+    }
+    sums->n_leasing += request->lease ? request->n_extents : 0;
+    sums->n_courtesies += request->courtesy;
+    sums->n_needs += request->state != BROKER_REQUEST_READY && !request->courtesy;
+    sums->unpromised_bytes += request->promised ? 0 : request->bytes;
     expect(request->charge.bytes == request->bytes &&
                request->charge.account == &request->peer->instance->account &&
                request->charge.state == LEDGER_PENDING,
@@ -171,6 +194,48 @@ static const char *check_domain(const struct broker *broker, const struct broker
     return NULL;
 }
 
+static const char *check_lease(const struct broker *broker, const struct broker_lease *lease,
+                               uint64_t *ret_bytes, uint32_t *ret_extents)
+{
+    expect(lease->issued == 0 || !lease->frozen, "a frozen lease has something issued");
+    expect(list_is_empty(&lease->issued_link) == (lease->issued == 0) &&
+               list_is_empty(&lease->instance_link) == (lease->issued == 0),
+           "a lease is listed with nothing issued, or not with something");
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++) {
+        uint64_t n = 0;
+
+        list_for_each (it, &lease->extents[i]) {
+            const struct extent *extent = container_of(it, struct extent, link);
+
+            expect(extent->state == EXTENT_LEASED && extent->holder == lease && extent->class_index == i,
+                   "a lease lists an extent of another");
+            *ret_bytes += extent_bytes(&broker->pool, extent);
+            n++;
+        }
+        expect(n == (uint64_t)lease->issued * lease->page_counts[i], "a lease doesn't hold whole pages");
+        *ret_extents += n;
+    }
+    return NULL;
+}
+
+static const char *check_leases(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes)
+{
+    uint32_t n = 0;
+
+    list_for_each (it, &peer->leases) {
+        const struct broker_lease *lease = container_of(it, struct broker_lease, link);
+        const char *failure;
+
+        expect(lease->peer == peer, "a peer lists a lease of another");
+        failure = check_lease(broker, lease, &bytes[LEDGER_LEASED], &n);
+        if (failure)
+            return failure;
+    }
+    expect(!peer->lost || list_is_empty(&peer->leases), "a lost peer has leases");
+    expect(!peer->lost || (!peer->noticed && list_is_empty(&peer->notice_link)), "a lost peer is asked");
+    return NULL;
+}
+
 static const char *check_peer(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes)
 {
     uint64_t held = 0;
@@ -185,12 +250,13 @@ static const char *check_peer(const struct broker *broker, const struct broker_p
         n++;
     }
     expect(held == peer->held_bytes && n == peer->n_extents, "a peer miscounts what it holds");
-    return NULL;
+    return check_leases(broker, peer, bytes);
 }
 
 static const char *check_instance(const struct broker *broker, const struct broker_instance *instance)
 {
-    uint64_t bytes[_LEDGER_N] = {};
+    uint64_t bytes[_LEDGER_N] = {}, unpromised_bytes = 0;
+    uint32_t n_undecided = 0;
     const char *failure;
 
     list_for_each (it, &instance->peers) {
@@ -201,8 +267,16 @@ static const char *check_instance(const struct broker *broker, const struct brok
     list_for_each (it, &broker->arrivals) {
         const struct broker_request *request = container_of(it, struct broker_request, arrival_link);
 
-        bytes[LEDGER_PENDING] += request->peer->instance == instance ? request->bytes : 0;
+        if (request->peer->instance != instance)
+            continue;
+        bytes[LEDGER_PENDING] += request->charge.bytes;
+        unpromised_bytes += request->promised ? 0 : request->charge.bytes;
+        n_undecided += request->state == BROKER_REQUEST_UNDECIDED && request->error == BROKER_E_LIMIT;
     }
+    expect(n_undecided == instance->n_undecided, "an instance miscounts what its limit doesn't hold");
+    expect(!instance->missed ||
+               broker_used(instance) > policy_limit(instance->has_limit, instance->limit_of, NULL),
+           "an instance within its limit has missed it");
     /* Where nothing is, nothing is looked for: the sum of all accounts is checked too. */
     for (uint32_t i = 0; instance->account.bytes[LEDGER_DESTROYING] && i < pool_n_slots(&broker->pool); i++) {
         const struct extent *extent = pool_slot(&broker->pool, i);
@@ -212,7 +286,7 @@ static const char *check_instance(const struct broker *broker, const struct brok
     }
     for (unsigned state = 0; state < _LEDGER_N; state++)
         expect(bytes[state] == instance->account.bytes[state], "an account is not the sum of its charges");
-    expect(bytes[LEDGER_PENDING] == 0 ||
+    expect(unpromised_bytes == 0 ||
                broker_used(instance) <= policy_limit(instance->has_limit, instance->limit_of, NULL),
            "more was promised than the limit holds");
     return NULL;
@@ -224,11 +298,19 @@ static const char *check_sums(const struct broker *broker, const struct sums *su
         expect(sums->bytes[state] == broker->ledger.bytes[state], "the ledger is not the sum of all extents");
     expect(sums->charged_bytes == broker->ledger.charged_bytes,
            "what is charged is not the sum of the accounts");
-    expect(sums->bytes[LEDGER_PENDING] == 0 || sums->charged_bytes <= broker->budget.bytes,
+    expect(sums->unpromised_bytes == 0 || sums->charged_bytes <= broker->budget.bytes,
            "more was promised than the budget holds");
     expect(sums->n_extents == broker->pool.n_extents, "the pool miscounts its extents");
     expect(sums->n_descriptors == broker->pool.n_descriptors, "the pool miscounts its descriptors");
-    expect(sums->n_descriptors <= broker->config.warm_max, "too many descriptors are kept");
+    expect(sums->n_descriptors <= broker->config.warm_max + broker->config.lease_max,
+           "too many descriptors are kept");
+    expect(sums->n_leased == broker->n_leased && sums->n_leasing == broker->n_leasing,
+           "the broker miscounts what is leased");
+    expect(sums->n_leased + sums->n_leasing <= broker->config.lease_max, "leases keep too many descriptors");
+    expect(sums->n_needs == broker->n_needs && sums->n_courtesies == broker->n_courtesies &&
+               sums->n_undecided == broker->n_undecided,
+           "the broker miscounts who waits");
+    expect(sums->n_courtesies == 0 || sums->n_needs == 0, "a need waits beside a courtesy");
     expect(sums->shelved_bytes == broker->pool.shelved_bytes, "the pool miscounts what lies on its shelves");
     expect(sums->warm_bytes == broker->pool.warm_bytes, "the pool miscounts what is warm");
     expect(sums->earmarked_bytes == broker->earmarked_bytes, "the broker miscounts what is earmarked");

@@ -3,7 +3,8 @@
 
 /*
  * What the parts of the broker share: broker.c (construction, actions and their answers), lending.c (take and
- * return), members.c (domains, instances, peers, limits), queue.c (requests that wait, and their extents),
+ * return), admission.c (who may have what), leases.c (what is set aside), notices.c (who is asked to give
+ * back), members.c (domains, instances, peers, limits), queue.c (requests that wait, and their extents),
  * supply.c (what is ordered from the driver for them) and audit.c (the check of all of it).
  */
 
@@ -29,6 +30,21 @@ struct broker_domain {
     char name[BROKER_DOMAIN_MAX + 1];
 };
 
+struct broker_lease {
+    struct list link; /* of its peer */
+    /* While something is issued, longest unused first: of the broker, and of the instance. */
+    struct list issued_link, instance_link;
+    struct list report_link;  /* of those whose scribble is to be reported */
+    struct broker_peer *peer; /* NULL once it is lost */
+    struct lease_line *line;
+    uint32_t page_counts[BROKER_CLASSES_MAX];
+    uint32_t page_extents;
+    uint64_t page_bytes;
+    uint32_t issued; /* pages */
+    struct list extents[BROKER_CLASSES_MAX];
+    bool frozen;
+};
+
 struct broker {
     struct broker_config config;
     struct pool pool;
@@ -42,8 +58,27 @@ struct broker {
     struct list arrivals;       /* unanswered requests, oldest first */
     struct list stalled;        /* of these, longest first */
     struct list hungry, parked; /* domains */
-    uint32_t n_active;          /* extents of waiting and ready requests */
-    uint32_t n_sending;         /* extents of granted requests that are not freed */
+    struct list undecided;      /* requests, oldest first */
+    struct list hopeful;        /* of these, those that wait for others, longest first */
+    uint32_t n_undecided;       /* of these, those that the budget doesn't hold */
+    uint32_t n_needs;           /* requests that wait for extents, but for those out of courtesy */
+    uint32_t n_courtesies;      /* admitted and not answered */
+    uint64_t need_serial;
+
+    struct list leases;    /* with something issued, longest unused first */
+    struct list scribbled; /* leases */
+    uint32_t n_leased;     /* extents */
+    uint32_t n_leasing;    /* extents of admitted requests for leases */
+    bool may_offer;        /* something may be offered that the last look at all leases has not seen */
+    bool idle_told;        /* claims were asked for since the pool is idle */
+
+    struct list listeners;  /* peers that can be sent notices */
+    struct list due;        /* of these, those that are to be sent one */
+    struct list awaited[2]; /* those whose acknowledgement is waited for, of limits and out of courtesy */
+    struct list pressed;    /* instances that are to meet their limit */
+
+    uint32_t n_active;  /* extents of waiting and ready requests */
+    uint32_t n_sending; /* extents of granted requests that are not freed */
     uint64_t earmarked_bytes;
     uint32_t n_creating;        /* ordered and not answered */
     uint32_t n_exporting_ahead; /* of exports that no request waits for */
@@ -86,12 +121,68 @@ void members_budget_changed(struct broker *broker); /* what no longer fits is re
 void domain_collect(struct broker *broker, struct broker_domain *domain);
 struct broker_domain *shelf_domain(const struct broker *broker, struct pool_shelf *shelf); /* NULL: clean */
 
+/* ---- admission.c ---- */
+
+/* A new request: 0, and it is admitted or undecided; else refused. */
+int admission_ask(struct broker *broker, struct broker_request *request);
+void admission_forget(struct broker *broker, struct broker_request *request); /* an undecided one */
+void admission_settle(struct broker *broker);
+
+/* ---- leases.c ---- */
+
+/* What is offered, of one instance or of all, but for one lease. What scribbled ones have given up counts. */
+uint64_t leases_offered(struct broker *broker, struct broker_instance *instance_or_null,
+                        const struct broker_lease *except_or_null);
+/* Withdraws offers of at least so many bytes, as far as there are any. Returns how many. */
+uint64_t leases_withdraw(struct broker *broker, struct broker_instance *instance_or_null,
+                         const struct broker_lease *except_or_null, uint64_t bytes);
+void leases_lose(struct broker *broker, struct broker_peer *peer);
+bool leases_next_report(struct broker *broker, struct broker_action *ret);
+/* May leases hold as many descriptors more? Others' offers are withdrawn for it. */
+bool leases_fit_descriptors(struct broker *broker, const struct broker_request *request);
+uint64_t lease_claimed_bytes(struct broker *broker, struct broker_lease *lease);
+bool lease_is_open(struct broker *broker, struct broker_lease *lease);
+/* What a ready request has collected is issued and offered. */
+void lease_receive(struct broker *broker, struct broker_request *request);
+int lease_may_take(struct broker *broker, struct broker_lease *lease, const struct broker_peer *holder,
+                   uint32_t pages);
+/* Moves pages of the lease into a new request. */
+void lease_fill_request(struct broker *broker, struct broker_lease *lease, struct broker_request *request);
+
+/* ---- notices.c ---- */
+
+/* What the peers of one instance, or of all, could give back for the need of that number. But for the one who
+ * needs it: what that keeps for later is its own affair, and giving it up for more of the same would go on
+ * for ever. */
+uint64_t notices_hope(struct broker *broker, struct broker_instance *instance_or_null,
+                      const struct broker_peer *but, uint64_t serial);
+void notices_ask(struct broker *broker, struct broker_instance *instance_or_null,
+                 const struct broker_peer *but, uint64_t serial, uint64_t bytes);
+void notices_ask_claims(struct broker *broker);
+/* The limit has changed: who is over it is asked to meet it. */
+void notices_limit(struct broker *broker, struct broker_instance *instance);
+uint64_t broker_over_limit(const struct broker_instance *instance);
+uint64_t broker_over_budget(const struct broker *broker);
+void notices_returned(struct broker_peer *peer, uint64_t bytes);
+void notices_lose(struct broker_peer *peer);
+bool notices_next(struct broker *broker, struct broker_action *ret);
+void notices_expire(struct broker *broker);
+uint64_t notices_deadline(const struct broker *broker);
+
 /* ---- queue.c ---- */
 
 void queue_enqueue(struct broker *broker, struct broker_request *request);
 /* Takes an unanswered request out of wherever it is; what was earmarked for it is free again. */
 void queue_withdraw(struct broker *broker, struct broker_request *request);
 void queue_refuse(struct broker *broker, struct broker_request *request, int error);
+/* A ready one has got what it collected. */
+void queue_complete(struct broker *broker, struct broker_request *request);
+/* A request that comes with its extents, out of a lease. */
+void queue_promise(struct broker *broker, struct broker_request *request);
+/* Does nobody wait, but out of courtesy? */
+bool queue_is_at_ease(const struct broker *broker);
+/* What was asked for out of courtesy gives way. */
+void queue_yield(struct broker *broker);
 /* Takes a loose extent that nobody holds any more. `domain`: for whom it was made, if for anybody; one that
  * is coloured has no choice. */
 void queue_offer(struct broker *broker, struct broker_domain *domain, struct extent *extent);
@@ -127,6 +218,8 @@ void shelf_empty(struct broker *broker, struct pool_shelf *shelf);
 /* Undoes what a request stands for and frees it, without settling. */
 void request_end(struct broker *broker, struct broker_request *request);
 void broker_settle(struct broker *broker, uint64_t now_ns);
+void broker_note_activity(struct broker *broker); /* something was lent or returned */
+unsigned broker_descriptors_max(const struct broker *broker);
 /* Bytes that are on their way out, and may still be expected to arrive. */
 uint64_t broker_coming(const struct broker *broker);
 void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes);

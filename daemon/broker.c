@@ -67,6 +67,15 @@ int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t
     list_init(&broker->stalled);
     list_init(&broker->hungry);
     list_init(&broker->parked);
+    list_init(&broker->undecided);
+    list_init(&broker->hopeful);
+    list_init(&broker->leases);
+    list_init(&broker->scribbled);
+    list_init(&broker->listeners);
+    list_init(&broker->due);
+    list_init(&broker->awaited[false]);
+    list_init(&broker->awaited[true]);
+    list_init(&broker->pressed);
     list_init(&broker->unconfirmed);
     list_init(&broker->answers);
     list_init(&broker->dirty);
@@ -139,7 +148,13 @@ uint64_t broker_coming(const struct broker *broker)
     return broker->ledger.bytes[LEDGER_DESTROYING] - broker->stuck_bytes;
 }
 
-void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes)
+unsigned broker_descriptors_max(const struct broker *broker)
+{
+    return broker->config.warm_max + broker->config.lease_max;
+}
+
+/* Returns what is still lacking when the shelves are empty. */
+static uint64_t trim_shelves(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes)
 {
     const struct ledger *ledger = &broker->ledger;
     uint64_t shortage = policy_shortage(broker->budget.bytes, ledger_held(ledger), ledger->free_bytes,
@@ -152,6 +167,19 @@ void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t w
         pool_remove(&broker->pool, extent);
         extent_doom(broker, extent, NULL);
     }
+    return shortage;
+}
+
+/* The pool first, then what is offered. Those who wait can use some of that as it is, and want less then. */
+void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes)
+{
+    uint64_t shortage = trim_shelves(broker, own, wanted_bytes);
+    uint64_t earmarked_bytes = broker->earmarked_bytes;
+
+    if (shortage == 0 || !broker->may_offer)
+        return;
+    broker->may_offer = leases_withdraw(broker, NULL, NULL, shortage) >= shortage;
+    trim_shelves(broker, own, u64_sub_floor(wanted_bytes, broker->earmarked_bytes - earmarked_bytes));
 }
 
 static bool pool_is_idle(const struct broker *broker)
@@ -173,31 +201,67 @@ static void empty_pool(struct broker *broker)
 {
     struct pool_shelf *shelf;
 
+    if (broker->may_offer) {
+        leases_withdraw(broker, NULL, NULL, UINT64_MAX);
+        broker->may_offer = false;
+    }
     while ((shelf = list_first(&broker->pool.shelves, struct pool_shelf, link)))
         shelf_empty(broker, shelf);
 }
 
 /* ---- Time ---- */
 
+void broker_note_activity(struct broker *broker)
+{
+    broker->active_ns = broker->now_ns;
+    broker->idle_told = false;
+}
+
+/* Nobody uses the pool. Who has claims is asked once whether they are needed; others' are left alone. */
+static void go_idle(struct broker *broker)
+{
+    broker->may_offer |= !broker->idle_told;
+    empty_pool(broker);
+    if (!broker->idle_told)
+        notices_ask_claims(broker);
+    broker->idle_told = true;
+}
+
+static bool has_idle_leases(const struct broker *broker)
+{
+    return broker->n_leased && !broker->idle_told;
+}
+
 /* While something depends on free memory that others move too. */
 static bool needs_looks(const struct broker *broker)
 {
     const uint64_t *bytes = broker->ledger.bytes;
 
-    return bytes[LEDGER_LIMBO] || bytes[LEDGER_DESTROYING] || bytes[LEDGER_POOL] ||
+    return has_idle_leases(broker) || bytes[LEDGER_LIMBO] || bytes[LEDGER_DESTROYING] || bytes[LEDGER_POOL] ||
            !list_is_empty(&broker->arrivals) || broker->budget.rising || supply_expects(broker);
 }
 
 void broker_settle(struct broker *broker, uint64_t now_ns)
 {
     broker->now_ns = u64_max(now_ns, broker->now_ns);
-    if (broker->draining || pool_is_idle(broker))
+    notices_expire(broker);
+    admission_settle(broker);
+    if (broker->draining)
         empty_pool(broker);
+    else if (pool_is_idle(broker))
+        go_idle(broker);
     else
         broker_trim(broker, NULL, 0);
     supply_settle(broker);
     if (needs_looks(broker) && broker->now_ns - broker->looked_ns >= broker->config.look_ns)
         broker->look_wanted = true;
+}
+
+static uint64_t hopeful_end_ns(const struct broker *broker)
+{
+    const struct broker_request *request = list_first(&broker->hopeful, struct broker_request, stall_link);
+
+    return u64_add_ceil(request->stalled_ns, broker->config.courtesy_ns);
 }
 
 uint64_t broker_deadline(const struct broker *broker)
@@ -213,7 +277,10 @@ uint64_t broker_deadline(const struct broker *broker)
         if (end_ns > broker->now_ns)
             deadline = end_ns;
     }
-    if (broker->pool.shelved_bytes && list_is_empty(&broker->arrivals))
+    if (!list_is_empty(&broker->hopeful))
+        deadline = u64_min(deadline, hopeful_end_ns(broker));
+    deadline = u64_min(deadline, notices_deadline(broker));
+    if ((broker->pool.shelved_bytes || has_idle_leases(broker)) && list_is_empty(&broker->arrivals))
         deadline = u64_min(deadline, u64_add_ceil(broker->active_ns, broker->config.idle_ns));
     if (!broker->looking && needs_looks(broker))
         deadline = u64_min(deadline, u64_add_ceil(broker->looked_ns, broker->config.look_ns));
@@ -232,8 +299,7 @@ static void hand_over(struct broker *broker, struct broker_request *request)
     struct broker_peer *peer = request->peer;
     struct broker_instance *instance = peer->instance;
 
-    ledger_charge_deinit(&broker->ledger, &request->charge);
-    broker->n_active -= request->n_extents;
+    queue_complete(broker, request);
     broker->n_sending += request->n_extents;
     for (uint32_t i = 0; i < request->n_extents; i++) {
         struct extent *extent = pool_extent_find(&broker->pool, request->extents[i]);
@@ -251,8 +317,26 @@ static void hand_over(struct broker *broker, struct broker_request *request)
     }
     peer->n_extents += request->n_extents;
     request->granted = true;
-    broker->active_ns = broker->now_ns;
+    broker_note_activity(broker);
     instance_touch(broker, instance);
+}
+
+/* Its lease has been scribbled over meanwhile. */
+static bool is_in_vain(struct broker *broker, const struct broker_request *request)
+{
+    return request->state == BROKER_REQUEST_READY && request->lease && !lease_is_open(broker, request->lease);
+}
+
+static enum broker_action_type deliver(struct broker *broker, struct broker_request *request)
+{
+    if (request->state != BROKER_REQUEST_READY)
+        return BROKER_ACTION_REFUSE;
+    if (request->lease) {
+        lease_receive(broker, request);
+        return BROKER_ACTION_LEASE;
+    }
+    hand_over(broker, request);
+    return BROKER_ACTION_GRANT;
 }
 
 static bool next_answer(struct broker *broker, struct broker_action *ret)
@@ -261,12 +345,12 @@ static bool next_answer(struct broker *broker, struct broker_action *ret)
 
     if (!request)
         return false;
+    if (is_in_vain(broker, request))
+        queue_refuse(broker, request, BROKER_E_NOT_LEASED);
     list_unlink(&request->link);
     list_unlink(&request->arrival_link);
-    if (request->state == BROKER_REQUEST_READY)
-        hand_over(broker, request);
     *ret = (struct broker_action){
-        .type = request->granted ? BROKER_ACTION_GRANT : BROKER_ACTION_REFUSE,
+        .type = deliver(broker, request),
         .request = request,
         .error = request->error,
     };
@@ -321,8 +405,8 @@ static bool next_look(struct broker *broker, struct broker_action *ret)
 bool broker_next_action(struct broker *broker, struct broker_action *ret)
 {
     broker->forgotten = instance_free(broker, broker->forgotten);
-    return next_answer(broker, ret) || next_status(broker, ret) ||
-           next_of(broker, &broker->exports, BROKER_ACTION_EXPORT, ret) ||
+    return next_answer(broker, ret) || leases_next_report(broker, ret) || notices_next(broker, ret) ||
+           next_status(broker, ret) || next_of(broker, &broker->exports, BROKER_ACTION_EXPORT, ret) ||
            next_of(broker, &broker->exports_ahead, BROKER_ACTION_EXPORT, ret) ||
            next_of(broker, &broker->creates, BROKER_ACTION_CREATE, ret) || next_look(broker, ret) ||
            next_of(broker, &broker->destroys, BROKER_ACTION_DESTROY, ret);
@@ -389,6 +473,7 @@ void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns)
 
     broker->looking = broker->look_wanted = false;
     broker->now_ns = broker->looked_ns = u64_max(now_ns, broker->now_ns);
+    broker->may_offer = true;
     confirm_oldest(broker, proven_bytes);
     broker->stuck_bytes = broker->unconfirmed_bytes;
     supply_looked(broker);
@@ -408,7 +493,7 @@ void broker_look_failed(struct broker *broker, uint64_t now_ns)
 
 void broker_drain(struct broker *broker, uint64_t now_ns)
 {
-    broker->draining = true;
+    broker->draining = broker->may_offer = true;
     while (!list_is_empty(&broker->arrivals)) {
         struct list *oldest = broker->arrivals.next;
 
@@ -445,6 +530,7 @@ void broker_totals(const struct broker *broker, struct broker_totals *ret)
         .pool_bytes = ledger->bytes[LEDGER_POOL],
         .warm_bytes = broker->pool.warm_bytes + broker->earmarked_bytes,
         .granted_bytes = ledger->bytes[LEDGER_GRANTED],
+        .leased_bytes = ledger->bytes[LEDGER_LEASED],
         .limbo_bytes = ledger->bytes[LEDGER_LIMBO],
         .destroying_bytes = ledger->bytes[LEDGER_DESTROYING],
         .held_bytes = held,

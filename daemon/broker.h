@@ -12,6 +12,7 @@
  *
  * Life of an extent:
  *     creating → pool (cold ⇄ warm) → granted → pool, coloured by its trust domain
+ *     pool (warm) → leased → granted         set aside for a region; or back to the pool, as it was
  *     pool → destroying → gone               destroying ends when the driver's free memory confirms it
  *     granted → limbo → destroying → gone    of a lost peer: never used again
  */
@@ -23,6 +24,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "ledger.h"
+#include "wire/lease.h"
 
 #define BROKER_CLASSES_MAX 8
 #define BROKER_NAME_MAX 64    /* of an instance, without NUL */
@@ -40,6 +42,8 @@ enum {
     BROKER_E_INVALID,  /* out of range */
     BROKER_E_HAS_PEERS,
     BROKER_E_NOT_FOUND,
+    BROKER_E_NOT_LEASED,  /* a lease has not issued so much, or is closed: frozen, or its peer lost */
+    BROKER_E_DESCRIPTORS, /* leases hold as many descriptors as they may */
 };
 
 struct broker_config {
@@ -52,11 +56,14 @@ struct broker_config {
     uint64_t reserve_bytes;   /* upper bound of what is kept ready per class for demand that is expected */
     unsigned
         warm_max; /* extents whose descriptors the daemon may hold at once, in the pool and for requests */
+    unsigned lease_max;      /* extents that leases may hold besides, each with its descriptor */
     unsigned creating_max;   /* creates under way at once */
     uint64_t idle_ns;        /* without grants and returns for so long, the pool is given back */
     uint64_t look_ns;        /* between two looks at free memory while something depends on them */
     uint64_t budget_rise_ns; /* a larger budget must have been stable for so long */
     uint64_t patience_ns;    /* a request that the driver cannot satisfy for so long is refused */
+    uint64_t notice_ns;      /* in which a notice about a limit should be met */
+    uint64_t courtesy_ns;    /* in which one about others' needs should be answered */
 };
 
 enum broker_limit_source { /* as LimitSource of the protocol, strongest first */
@@ -68,12 +75,17 @@ enum broker_limit_source { /* as LimitSource of the protocol, strongest first */
 
 struct broker;
 struct broker_domain;
+struct broker_lease; /* of a peer and one of its regions */
 
 /* Fields are for reading. */
 struct broker_instance {
     struct list link; /* of the broker's instances, in order of creation */
     struct list dirty_link;
-    struct list peers; /* broker_peer.link, lost ones included */
+    struct list peers;        /* broker_peer.link, lost ones included */
+    struct list leases;       /* of its peers, those with something issued, longest unused first */
+    struct list pressed_link; /* while a notice about its limit runs */
+    uint64_t pressed_ns;      /* when that ends */
+    uint32_t n_undecided;     /* requests that its limit doesn't hold */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
     uint64_t identity; /* of who opened it; opaque */
@@ -82,6 +94,7 @@ struct broker_instance {
     uint64_t limit_of[5];
     struct ledger_account account; /* .bytes[LEDGER_GRANTED] and so on; broker_used() is the sum */
     bool frozen;
+    bool missed; /* it was asked to meet its limit and has not, so far */
     void *owner; /* the server's */
 };
 
@@ -89,19 +102,36 @@ struct broker_peer {
     struct list link;    /* of its instance */
     struct list extents; /* granted or limbo */
     struct list requests;
+    struct list leases;
     struct broker_instance *instance;
     bool lost;
     uint64_t held_bytes; /* granted + limbo */
     uint32_t n_extents;
     void *owner;
+
+    /* Notices. */
+    struct list listener_link; /* of all that can be sent some */
+    struct list notice_link;   /* while one is to be sent, or is waited for */
+    bool listens;
+    bool noticed;            /* one is sent and not acknowledged */
+    bool missed;             /* it let one's time pass; nobody waits for it */
+    uint32_t notice_number;  /* of the last one sent */
+    uint64_t notice_ns;      /* until when it is waited for */
+    uint64_t notice_bytes;   /* of the last one */
+    uint64_t asked_bytes;    /* by it, and not given so far */
+    uint64_t asked_serial;   /* of the last need for which it was, or is to be, asked */
+    uint64_t hinted_bytes;   /* what it could have given then */
+    uint64_t courtesy_bytes; /* of the next notice */
+    uint64_t limit_bytes;
 };
 
 enum broker_request_state {
-    BROKER_REQUEST_PARKED,   /* waits until the daemon may hold as many descriptors more */
-    BROKER_REQUEST_WAITING,  /* collects extents */
-    BROKER_REQUEST_READY,    /* has them all; its GRANT action comes next */
-    BROKER_REQUEST_REFUSED,  /* its REFUSE action comes next */
-    BROKER_REQUEST_ANSWERED, /* the action is out; broker_request_free() is due */
+    BROKER_REQUEST_UNDECIDED, /* limit or budget don't hold it; others have been asked to give back */
+    BROKER_REQUEST_PARKED,    /* waits until the daemon may hold as many descriptors more */
+    BROKER_REQUEST_WAITING,   /* collects extents */
+    BROKER_REQUEST_READY,     /* has them all; its GRANT action comes next */
+    BROKER_REQUEST_REFUSED,   /* its REFUSE action comes next */
+    BROKER_REQUEST_ANSWERED,  /* the action is out; broker_request_free() is due */
 };
 
 /* A request for extents. From its GRANT action until broker_request_free() the extents are in `extents`,
@@ -113,6 +143,11 @@ struct broker_request {
     struct list stall_link;   /* of those that nothing under way can help */
     struct list peer_link;
     struct broker_peer *peer;    /* NULL after its death */
+    struct broker_lease *lease;  /* that is to have the extents; NULL: the peer */
+    uint32_t pages;              /* of the lease */
+    bool courtesy;               /* gives way to every other need */
+    bool promised;               /* comes out of a lease */
+    uint64_t serial;             /* of the need, while undecided */
     struct ledger_charge charge; /* what is promised */
     uint64_t bytes;
     uint32_t counts[BROKER_CLASSES_MAX];
@@ -121,21 +156,24 @@ struct broker_request {
     uint32_t n_ready; /* earmarked so far */
     uint64_t *extents;
     uint64_t since_ns;
-    uint64_t stalled_ns;
-    int error;
+    uint64_t stalled_ns; /* while undecided: since when others are waited for */
+    int error;           /* while undecided: what doesn't hold it */
     bool granted;
     void *owner;
 };
 
 enum broker_action_type {
-    BROKER_ACTION_CREATE,  /* extent_index, class_index → broker_created() */
-    BROKER_ACTION_EXPORT,  /* → broker_exported() */
-    BROKER_ACTION_DESTROY, /* release handle, close descriptor → broker_destroyed() */
-    BROKER_ACTION_LOOK,    /* read free memory → broker_look(), always; one at a time */
-    BROKER_ACTION_GRANT,   /* all extents are warm: hand them over, then broker_request_free() */
-    BROKER_ACTION_REFUSE,  /* of a request that had been accepted: `error`; then broker_request_free() */
-    BROKER_ACTION_STATUS,  /* limit, use or flags of an instance changed */
-    BROKER_ACTION_FORGET,  /* an instance goes with the next call: let go of its owner pointer */
+    BROKER_ACTION_CREATE,    /* extent_index, class_index → broker_created() */
+    BROKER_ACTION_EXPORT,    /* → broker_exported() */
+    BROKER_ACTION_DESTROY,   /* release handle, close descriptor → broker_destroyed() */
+    BROKER_ACTION_LOOK,      /* read free memory → broker_look(), always; one at a time */
+    BROKER_ACTION_GRANT,     /* all extents are warm: hand them over, then broker_request_free() */
+    BROKER_ACTION_REFUSE,    /* of a request that had been accepted: `error`; then broker_request_free() */
+    BROKER_ACTION_STATUS,    /* limit, use or flags of an instance changed */
+    BROKER_ACTION_LEASE,     /* what a lease asked for is offered: say so, then broker_request_free() */
+    BROKER_ACTION_NOTICE,    /* to `peer`: number, bytes, deadline_ns, courtesy */
+    BROKER_ACTION_SCRIBBLED, /* over a lease of `peer`, which is frozen now; once for each lease */
+    BROKER_ACTION_FORGET,    /* an instance goes with the next call: let go of its owner pointer */
 };
 
 struct broker_action {
@@ -145,12 +183,18 @@ struct broker_action {
     int error;
     struct broker_request *request;
     struct broker_instance *instance;
+    struct broker_peer *peer;
+    uint32_t number;      /* to be named by broker_notice_acked() */
+    uint64_t bytes;       /* that the peer should give back */
+    uint64_t deadline_ns; /* from now */
+    bool courtesy;
 };
 
 struct broker_totals {
     uint64_t total_bytes, free_bytes, foreign_bytes, budget_bytes, headroom_bytes;
-    uint64_t creating_bytes, pool_bytes, warm_bytes, granted_bytes, limbo_bytes, destroying_bytes;
-    uint64_t held_bytes; /* creating + pool (warm is part of it) + granted + limbo + destroying */
+    uint64_t creating_bytes, pool_bytes, warm_bytes, granted_bytes, leased_bytes, limbo_bytes,
+        destroying_bytes;
+    uint64_t held_bytes; /* creating + pool (warm is part of it) + granted + leased + limbo + destroying */
     unsigned n_instances, n_peers;
 };
 
@@ -161,8 +205,8 @@ int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t
 struct broker *broker_free(struct broker *broker);
 DEFINE_CLEANUP(struct broker *, broker_free);
 
-/* Takes the next thing to do. Call after every event until false. Order: grants and refusals, status,
- * exports, creates, looks, destroys. */
+/* Takes the next thing to do. Call after every event until false. Order: grants, leases and refusals, what
+ * is reported of leases, notices, status, exports, creates, looks, destroys. */
 bool broker_next_action(struct broker *broker, struct broker_action *ret);
 
 /* When broker_tick() wants to be called next; UINT64_MAX: only after another event. */
@@ -208,7 +252,8 @@ void broker_instance_freeze(struct broker *broker, struct broker_instance *insta
 /* ---- Memory ---- */
 
 /* Asks for extents: all or nothing, in any number of classes. 0: an action will answer *ret (perhaps at
- * once). BROKER_E_LIMIT, BROKER_E_BUDGET, BROKER_E_FROZEN, BROKER_E_DRIVER (draining), BROKER_E_INVALID
+ * once): a REFUSE with BROKER_E_LIMIT or _BUDGET where others were asked to give back and didn't.
+ * BROKER_E_LIMIT, BROKER_E_BUDGET, BROKER_E_FROZEN, BROKER_E_DRIVER (draining), BROKER_E_INVALID
  * (none, or more than warm_max at once): refused, nothing has changed. -ENOMEM. */
 int broker_take(struct broker *broker, struct broker_peer *peer,
                 const uint32_t counts[static BROKER_CLASSES_MAX], uint64_t now_ns,
@@ -221,6 +266,43 @@ struct broker_request *broker_request_free(struct broker *broker, struct broker_
 /* Gives extents back. All or nothing: 0 or BROKER_E_NOT_HELD (also for one named twice). */
 int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_t *extents, size_t n,
                   uint64_t now_ns);
+
+/* ---- Leases and notices ---- */
+
+/* `page_counts`: extents of each class in a page of the region. `line`: shared memory, zero, that outlives
+ * the lease. -ENOMEM, BROKER_E_INVALID. */
+int broker_lease_new(struct broker *broker, struct broker_peer *peer,
+                     const uint32_t page_counts[static BROKER_CLASSES_MAX], struct lease_line *line,
+                     struct broker_lease **ret);
+
+/* What is issued returns to the pool, what was asked for is refused. A lease outlives its peer, empty. */
+struct broker_lease *broker_lease_free(struct broker *broker, struct broker_lease *lease);
+
+/* Asks for pages, to be offered. As broker_take(): 0, and a LEASE or REFUSE action for *ret; else refused
+ * now, also with BROKER_E_NOT_LEASED, _DESCRIPTORS. With `courtesy` nobody is to give back anything for it,
+ * or to wait: it is refused, or gives way later (with BROKER_E_BUDGET), when anybody else needs something. */
+int broker_lease_ask(struct broker *broker, struct broker_lease *lease, uint32_t pages, bool courtesy,
+                     uint64_t now_ns, struct broker_request **ret);
+
+/* Grants pages out of the lease to `holder`, a peer of the same instance: a GRANT action follows at once.
+ * They must have been claimed and taken off the word before. BROKER_E_NOT_LEASED, _FROZEN, _INVALID, _DRIVER
+ * (draining), -ENOMEM. */
+int broker_lease_take(struct broker *broker, struct broker_lease *lease, struct broker_peer *holder,
+                      uint32_t pages, uint64_t now_ns, struct broker_request **ret);
+
+uint32_t broker_lease_pages(const struct broker_lease *lease); /* issued */
+bool broker_lease_is_frozen(const struct broker_lease *lease); /* somebody has scribbled over its word */
+
+/* The peer can be sent notices. To be called once. */
+void broker_peer_listens(struct broker *broker, struct broker_peer *peer);
+
+/* The peer has given back what it can by itself. A number other than the last one's means nothing. */
+void broker_notice_acked(struct broker *broker, struct broker_peer *peer, uint32_t number, uint64_t now_ns);
+
+/* What it should give back: what it has been asked for and has not given so far, or is over its limit. */
+uint64_t broker_pressure(const struct broker_instance *instance);
+
+/* ---- The end ---- */
 
 /* Starts to let go of the whole pool and accepts no more requests (BROKER_E_DRIVER): for shutdown. */
 void broker_drain(struct broker *broker, uint64_t now_ns);

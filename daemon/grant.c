@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * A granted request leaves in packets of as many descriptors as a packet may have, its domain's share of
- * descriptors in flight permitting; one packet at a time, until the client has acknowledged it. A descriptor
- * is closed as soon as it is sent: the client's copy keeps the memory alive, and ours would only fill the
- * table.
+ * A granted request, of a client or of a scheduler for it, leaves in packets of as many descriptors as a
+ * packet may have, its domain's share of descriptors in flight permitting; one packet at a time, until the
+ * client has acknowledged it. A descriptor is closed as soon as it is sent: the client's copy keeps the
+ * memory alive, and ours would only fill the table.
  *
  * The broker's request lives until the last packet is acknowledged, because only then are the extents the
  * peer's to return. Until then it also holds a part of the descriptors that everybody's requests share. So a
@@ -23,6 +23,8 @@
 #include "base/arith.h"
 #include "instance_status.h"
 #include "memory.h"
+#include "orders.h"
+#include "region.h"
 #include "request.h"
 #include "server.h"
 
@@ -36,7 +38,10 @@ static struct slot *slot_of(const struct grant *grant, uint32_t index)
 static void grant_free(struct grant *grant)
 {
     list_unlink(&grant->link);
-    grant->peer->n_takes--;
+    if (grant->order)
+        grant->order->grant = NULL;
+    if (grant->kind != GRANT_ORDER)
+        grant->peer->n_takes--;
     if (grant->request)
         broker_request_free(grant->peer->server->broker, grant->request);
     else
@@ -44,57 +49,110 @@ static void grant_free(struct grant *grant)
     free(grant);
 }
 
-static uint32_t sum(const uint32_t counts[static BROKER_CLASSES_MAX])
+static int ask_broker(struct peer *peer, const struct region *region, uint32_t pages,
+                      struct broker_lease *lease, struct broker_request **ret)
 {
-    uint32_t n = 0;
+    struct broker *broker = peer->server->broker;
+    uint32_t counts[BROKER_CLASSES_MAX];
 
+    if (region_page_extents(region) * pages > BROKER_REQUEST_EXTENTS_MAX)
+        return BROKER_E_INVALID;
+    if (lease)
+        return broker_lease_take(broker, lease, peer->broker_peer, pages, server_now(), ret);
     for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
-        n += counts[i];
-    return n;
+        counts[i] = region->page_extents[i] * pages;
+    return broker_take(broker, peer->broker_peer, counts, server_now(), ret);
 }
 
-static uint64_t bytes_of(const struct broker_config *config, const uint32_t counts[static BROKER_CLASSES_MAX])
+static void enlist(struct grant *grant, struct peer *peer, uint32_t region, uint32_t pages, uint32_t number)
 {
-    uint64_t bytes = 0;
-
-    for (unsigned i = 0; i < config->n_classes; i++)
-        bytes += counts[i] * config->class_bytes[i];
-    return bytes;
+    grant->request->owner = grant;
+    grant->peer = peer;
+    grant->region = region;
+    grant->pages = pages;
+    grant->number = number;
+    if (grant->kind != GRANT_ORDER)
+        peer->n_takes++;
+    list_append(&peer->asked, &grant->link);
 }
 
-int grant_ask(struct peer *peer, uint32_t region, const uint32_t counts[static BROKER_CLASSES_MAX],
-              uint32_t number)
+int grant_ask(struct peer *peer, uint32_t number_of_region, uint32_t pages, uint32_t number,
+              struct broker_lease *lease, struct order *order)
 {
-    struct server *server = peer->server;
+    struct region *region = peer_region(peer, number_of_region);
     struct grant *grant = calloc(1, sizeof(*grant));
     int r;
 
     if (!grant)
         return -ENOMEM;
-    r = broker_take(server->broker, peer->broker_peer, counts, server_now(), &grant->request);
+    r = ask_broker(peer, region, pages, lease, &grant->request);
     if (r != 0) {
         free(grant);
-        if (r < 0)
-            return r;
-        return request_refuse_memory(peer, number, r, bytes_of(&server->settings.broker, counts));
+        return r;
     }
-    grant->request->owner = grant;
-    grant->peer = peer;
-    grant->region = region;
-    grant->number = number;
-    list_append(&peer->asked, &grant->link);
-    peer->n_takes++;
-    peer_region(peer, region)->n_extents += sum(counts);
+    grant->kind = order ? GRANT_ORDER : GRANT_TAKE;
+    grant->order = order;
+    if (order)
+        order->grant = grant;
+    enlist(grant, peer, number_of_region, pages, number);
+    region->n_extents += grant->request->n_extents;
     return 0;
+}
+
+int grant_ask_lease(struct peer *peer, uint32_t number_of_region, uint32_t pages, uint32_t number,
+                    bool courtesy)
+{
+    struct region *region = peer_region(peer, number_of_region);
+    struct grant *grant = calloc(1, sizeof(*grant));
+    int r;
+
+    if (!grant)
+        return -ENOMEM;
+    r = BROKER_E_INVALID;
+    if (region_page_extents(region) * pages <= BROKER_REQUEST_EXTENTS_MAX)
+        r = broker_lease_ask(peer->server->broker, region->lease, pages, courtesy, server_now(),
+                             &grant->request);
+    if (r != 0) {
+        free(grant);
+        return r;
+    }
+    grant->kind = GRANT_LEASE;
+    enlist(grant, peer, number_of_region, pages, number);
+    region->n_leasing += pages;
+    return 0;
+}
+
+static void forget_asked(struct grant *grant)
+{
+    struct region *region = peer_region(grant->peer, grant->region);
+
+    if (grant->kind == GRANT_LEASE)
+        region->n_leasing -= grant->pages;
+    else
+        region->n_extents -= grant->request->n_extents;
+    grant_free(grant);
+}
+
+bool grant_withdraw(struct grant *grant)
+{
+    if (grant->n_extents > 0)
+        return false;
+    forget_asked(grant);
+    return true;
 }
 
 void grant_refused(struct grant *grant, int broker_error)
 {
+    uint64_t bytes = grant->request->bytes;
+    struct order *order = grant->order;
     struct peer *peer = grant->peer;
+    uint32_t number = grant->number;
 
-    peer_region(peer, grant->region)->n_extents -= grant->request->n_extents;
-    request_refuse_memory(peer, grant->number, broker_error, grant->request->bytes);
-    grant_free(grant);
+    forget_asked(grant);
+    if (order)
+        orders_refused(order, broker_error, bytes);
+    else
+        request_refuse_memory(peer, number, broker_error, bytes);
 }
 
 static struct grant *next_granted(struct peer *peer)
@@ -157,22 +215,33 @@ static void collect(struct grant *grant, unsigned n, struct fdset *fds)
     }
 }
 
+static void send_part(struct grant *grant, unsigned n, struct fdset *fds)
+{
+    Kvcached__Grant body = KVCACHED__GRANT__INIT;
+
+    body.n_extents = n;
+    body.extents = grant->extents + grant->n_sent;
+    body.remaining = grant->n_extents - grant->n_sent - n;
+    peer_send(grant->peer, MESSAGE_GRANT, grant->number, &body.base, fds);
+}
+
 /* So many are charged already. */
 static void send_packet(struct grant *grant, unsigned n)
 {
     struct peer *peer = grant->peer;
-    Kvcached__Grant body = KVCACHED__GRANT__INIT;
     struct fdset fds = {0};
 
     collect(grant, n, &fds);
-    body.n_extents = n;
-    body.extents = grant->extents + grant->n_sent;
-    grant->n_sent += n;
-    body.remaining = grant->n_extents - grant->n_sent;
     peer->ack_request = grant->number;
     note_progress(peer);
-    peer_send(peer, MESSAGE_GRANT, grant->number, &body.base, &fds);
+    if (grant->order)
+        orders_send_part(grant->order, n, &fds);
+    else
+        send_part(grant, n, &fds);
     fdset_deinit(&fds);
+    grant->n_sent += n;
+    if (grant->order && grant->n_sent == grant->n_extents)
+        orders_sent(grant->order);
 }
 
 static void export_packet(struct grant *grant, unsigned n)

@@ -2,26 +2,45 @@
 #pragma once
 
 /*
- * Grants: requests for extents on their way from Take to the last acknowledged packet.
+ * Grants: requests for extents on their way from Take, Lease or an order to the last acknowledged packet.
  */
 
 #include "peer.h"
 #include "slots.h"
 
+struct order;
+
+enum grant_kind {
+    GRANT_TAKE,
+    GRANT_ORDER, /* a scheduler's, for a worker */
+    GRANT_LEASE, /* nothing is handed over; see lessor.h */
+};
+
 struct grant {
     struct list link; /* of its peer */
     struct peer *peer;
+    enum grant_kind kind;
     uint32_t region;
-    uint32_t number; /* of the Take on the wire */
+    uint32_t pages;
+    uint32_t number;     /* of the Take, order or Lease on the wire */
+    struct order *order; /* NULL: there is none, or it is gone */
     uint32_t n_extents, n_sent;
     uint32_t n_exporting;           /* of a cold grant's next packet */
     struct broker_request *request; /* NULL once the grant is cold */
     uint64_t *extents;              /* the request's; of a cold grant its own */
 };
 
-/* Asks the broker; the answer is sent when there is one. 0 or negative. */
-int grant_ask(struct peer *peer, uint32_t region, const uint32_t counts[static BROKER_CLASSES_MAX],
-              uint32_t number);
+/* Asks the broker for pages of a region; the answer is sent when there is one. `lease`: where they come from;
+ * NULL: wherever there are some. `order`: which they are for, or NULL. 0, BROKER_E_* (refused now), or
+ * negative. */
+int grant_ask(struct peer *peer, uint32_t region, uint32_t pages, uint32_t number, struct broker_lease *lease,
+              struct order *order);
+
+/* The same for more pages in the region's own lease. */
+int grant_ask_lease(struct peer *peer, uint32_t region, uint32_t pages, uint32_t number, bool courtesy);
+
+/* Ends it, if nothing was granted yet. */
+bool grant_withdraw(struct grant *grant);
 
 /* The broker's answers. */
 void grant_granted(struct grant *grant);

@@ -3,7 +3,8 @@
 /*
  * From a stranger to a member of an instance. The order is: version, device, name; then, if the kernel could
  * not tell for sure who connected, the challenge; then the broker's word about the name; then Welcome with
- * the status page. Whatever is refused here ends the connection.
+ * the status page, and with the lease file for those who know what to do with one. Whatever is refused here
+ * ends the connection.
  */
 
 #include "handshake.h"
@@ -17,10 +18,14 @@
 
 #include "base/arith.h"
 #include "instance_status.h"
+#include "lessor.h"
 #include "request.h"
 #include "server.h"
 
 #define HANDSHAKE_NS (10 * NSEC_PER_SEC)
+
+/* What this daemon can do for clients that want it. */
+#define FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS)
 
 /* ---- Time ---- */
 
@@ -118,6 +123,7 @@ static void keep_hello(struct peer *peer, const struct message *message)
     hello->request = message->request;
     if (peer->kind == LISTENER_CONTROL)
         return;
+    hello->features = body->features;
     hello->limit_ppm = body->limit_ppm;
     strcpy(hello->instance, body->instance);
     hello->role = body->role;
@@ -196,7 +202,7 @@ static int join(struct peer *peer)
     return r;
 }
 
-static int attach_status(struct peer *peer, struct fdset *fds)
+static int attach_files(struct peer *peer, struct fdset *fds)
 {
     struct instance_status *instance;
     int r;
@@ -204,7 +210,9 @@ static int attach_status(struct peer *peer, struct fdset *fds)
     if (peer->kind == LISTENER_CONTROL)
         return 0;
     r = instance_status_of(peer->server, peer->broker_peer->instance, &instance);
-    return r < 0 ? r : instance_status_share(instance, fds);
+    if (r == 0)
+        r = instance_status_share(instance, fds);
+    return r < 0 ? r : lessor_begin(peer, fds);
 }
 
 static int welcome(struct peer *peer, uint32_t request)
@@ -215,10 +223,11 @@ static int welcome(struct peer *peer, uint32_t request)
     struct fdset fds = {0};
     int r;
 
-    r = attach_status(peer, &fds);
+    r = attach_files(peer, &fds);
     if (r < 0)
         return r;
     body.version = FRAME_VERSION;
+    body.features = peer->features;
     body.gpu_uuid = (char *)info->uuid;
     body.emulated_folder = (char *)info->emulated_folder;
     body.total_bytes = info->total_bytes;
@@ -237,6 +246,7 @@ static int admit(struct peer *peer)
     int r = 0;
 
     peer->facts.role = peer->hello->role;
+    peer->features = peer->hello->features & FEATURES;
     if (peer->kind != LISTENER_CONTROL)
         r = join(peer);
     if (r == 0)

@@ -25,6 +25,8 @@ static int instance_status_new(struct instance_status **ret)
         free(instance);
         return r;
     }
+    list_init(&instance->orders);
+    list_init(&instance->attaching);
     *ret = instance;
     return 0;
 }
@@ -74,6 +76,7 @@ void instance_status_write(struct server *server, const struct broker_instance *
         .limit_bytes = broker_limit(server->broker, broker_instance, NULL),
         .used_bytes = broker_used(broker_instance),
         .budget_bytes = totals.budget_bytes,
+        .pressure_bytes = broker_pressure(broker_instance),
     };
     if (values.used_bytes > values.limit_bytes)
         values.flags |= STATUS_FLAG_OVER_LIMIT;

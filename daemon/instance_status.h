@@ -3,11 +3,12 @@
 
 /*
  * Instance status: what the server keeps beside each instance of the broker (its `owner`): the status page,
- * and whether a refusal has been logged.
+ * whether a refusal has been logged, and where its schedulers find its workers.
  */
 
 #include <stdbool.h>
 
+#include "base/list.h"
 #include "broker.h"
 #include "wire/fdset.h"
 #include "wire/status.h"
@@ -17,7 +18,9 @@ struct server;
 struct instance_status {
     struct status_page *page;
     int page_fd;
-    bool refused; /* since the last grant, and it was logged */
+    bool refused;          /* since the last grant, and it was logged */
+    struct list orders;    /* of regions that workers have opened for schedulers: see orders.h */
+    struct list attaching; /* schedulers that wait for one */
 };
 
 /* Makes the record when there is none yet. 0 or negative. */

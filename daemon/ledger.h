@@ -12,6 +12,7 @@ enum ledger_state {
     LEDGER_PENDING, /* promised to a request that waits; not memory yet */
     LEDGER_CREATING,
     LEDGER_POOL,
+    LEDGER_LEASED, /* set aside for a region, not handed over */
     LEDGER_GRANTED,
     LEDGER_LIMBO,
     LEDGER_DESTROYING, /* until the driver's free memory confirms that it is gone */

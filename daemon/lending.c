@@ -3,9 +3,9 @@
 /*
  * Lending: what peers ask for and give back.
  *
- * A request is judged once, when it comes, by limit and budget alone, and charged at once with all it asks
- * for. What lies in the pool counts as room for it, whatever its colour or class, so after that it is only a
- * matter of time.
+ * A request is judged by limit and budget alone (admission.c), mostly at once, and then charged with all it
+ * asks for. What lies in the pool counts as room for it, whatever its colour or class, so after that it is
+ * only a matter of time. What comes out of a lease has been charged before, and is not judged again.
  *
  * What comes back is put away in the colour of its domain. A call that names anything which the peer doesn't
  * hold, names an extent twice, or one whose descriptor is not out yet, changes nothing.
@@ -35,39 +35,39 @@ static int weigh(const struct broker *broker, const uint32_t *counts, uint64_t *
     return 0;
 }
 
-static int admit(const struct broker *broker, const struct broker_peer *peer, uint64_t bytes)
+static int may_ask(const struct broker *broker, const struct broker_peer *peer)
 {
-    const struct broker_instance *instance = peer->instance;
-
     if (peer->lost)
         return BROKER_E_INVALID;
-    if (instance->frozen)
+    if (peer->instance->frozen)
         return BROKER_E_FROZEN;
-    if (broker->draining)
-        return BROKER_E_DRIVER;
-    switch (policy_admit(broker_used(instance), policy_limit(instance->has_limit, instance->limit_of, NULL),
-                         broker->ledger.charged_bytes, broker->budget.bytes, bytes)) {
-    case POLICY_E_LIMIT:
-        return BROKER_E_LIMIT;
-    case POLICY_E_BUDGET:
-        return BROKER_E_BUDGET;
-    }
-    return 0;
+    return broker->draining ? BROKER_E_DRIVER : 0;
 }
 
-static int request_new(struct broker_peer *peer, const uint32_t *counts, uint32_t n,
+static int request_new(struct broker *broker, struct broker_peer *peer, const uint32_t *counts,
                        struct broker_request **ret)
 {
-    _cleanup_free_ struct broker_request *request = calloc(1, sizeof(*request));
+    _cleanup_free_ struct broker_request *request = NULL;
+    uint64_t bytes;
+    uint32_t n;
+    int r;
 
+    r = weigh(broker, counts, &bytes, &n);
+    if (r)
+        return r;
+    request = calloc(1, sizeof(*request));
     if (!request)
         return -ENOMEM;
     request->extents = calloc(n, sizeof(*request->extents));
     if (!request->extents)
         return -ENOMEM;
+    list_init(&request->link);
+    list_init(&request->arrival_link);
     list_init(&request->stall_link);
     request->peer = peer;
+    request->bytes = bytes;
     request->n_extents = n;
+    request->since_ns = broker->now_ns;
     for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
         request->counts[i] = counts[i];
     list_append(&peer->requests, &request->peer_link);
@@ -82,35 +82,114 @@ static void refresh_budget(struct broker *broker)
         broker->look_wanted = true;
 }
 
+static void request_drop(struct broker_request *request)
+{
+    list_unlink(&request->peer_link);
+    free(request->extents);
+    free(request);
+}
+
+static int submit(struct broker *broker, struct broker_request *request, struct broker_request **ret)
+{
+    int r;
+
+    refresh_budget(broker);
+    r = may_ask(broker, request->peer);
+    if (!r)
+        r = admission_ask(broker, request);
+    if (r)
+        request_drop(request);
+    else
+        *ret = request;
+    broker_settle(broker, broker->now_ns);
+    return r;
+}
+
 int broker_take(struct broker *broker, struct broker_peer *peer,
                 const uint32_t counts[static BROKER_CLASSES_MAX], uint64_t now_ns,
                 struct broker_request **ret)
 {
     struct broker_request *request;
-    uint64_t bytes;
-    uint32_t n;
     int r;
 
     broker->now_ns = u64_max(now_ns, broker->now_ns);
-    r = weigh(broker, counts, &bytes, &n);
+    r = request_new(broker, peer, counts, &request);
+    return r ? r : submit(broker, request, ret);
+}
+
+/* ---- Leases ---- */
+
+static int count_pages(const struct broker_lease *lease, uint32_t pages, uint32_t *counts)
+{
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++) {
+        uint64_t n = (uint64_t)pages * lease->page_counts[i];
+
+        if (n > BROKER_REQUEST_EXTENTS_MAX)
+            return BROKER_E_INVALID;
+        counts[i] = (uint32_t)n;
+    }
+    return 0;
+}
+
+int broker_lease_ask(struct broker *broker, struct broker_lease *lease, uint32_t pages, bool courtesy,
+                     uint64_t now_ns, struct broker_request **ret)
+{
+    uint32_t counts[BROKER_CLASSES_MAX];
+    struct broker_request *request;
+    int r;
+
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    if (!lease->peer)
+        return BROKER_E_NOT_LEASED;
+    r = count_pages(lease, pages, counts);
     if (r)
         return r;
-    refresh_budget(broker);
-    r = admit(broker, peer, bytes);
+    r = request_new(broker, lease->peer, counts, &request);
     if (r)
         return r;
-    r = request_new(peer, counts, n, &request);
-    if (r < 0)
+    request->lease = lease;
+    request->pages = pages;
+    request->courtesy = courtesy;
+    return submit(broker, request, ret);
+}
+
+static int take_out(struct broker *broker, struct broker_lease *lease, struct broker_peer *holder,
+                    uint32_t pages, struct broker_request **ret)
+{
+    uint32_t counts[BROKER_CLASSES_MAX];
+    struct broker_request *request;
+    int r;
+
+    r = count_pages(lease, pages, counts);
+    if (r)
         return r;
-    request->bytes = bytes;
-    request->since_ns = broker->now_ns;
-    ledger_charge_init(&broker->ledger, &request->charge, &peer->instance->account, LEDGER_PENDING, bytes);
-    instance_touch(broker, peer->instance);
-    queue_enqueue(broker, request);
-    broker_settle(broker, now_ns);
+    r = request_new(broker, holder, counts, &request);
+    if (r)
+        return r;
+    request->pages = pages;
+    request->promised = true;
+    lease_fill_request(broker, lease, request);
+    ledger_charge_init(&broker->ledger, &request->charge, &holder->instance->account, LEDGER_PENDING,
+                       request->bytes);
+    queue_promise(broker, request);
     *ret = request;
     return 0;
 }
+
+int broker_lease_take(struct broker *broker, struct broker_lease *lease, struct broker_peer *holder,
+                      uint32_t pages, uint64_t now_ns, struct broker_request **ret)
+{
+    int r;
+
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    r = lease_may_take(broker, lease, holder, pages);
+    if (!r)
+        r = take_out(broker, lease, holder, pages, ret);
+    broker_settle(broker, broker->now_ns);
+    return r;
+}
+
+/* ---- Ends and returns ---- */
 
 static void close_descriptors(struct broker *broker, struct broker_request *request)
 {
@@ -131,9 +210,7 @@ void request_end(struct broker *broker, struct broker_request *request)
         queue_withdraw(broker, request);
     else if (request->granted)
         close_descriptors(broker, request);
-    list_unlink(&request->peer_link);
-    free(request->extents);
-    free(request);
+    request_drop(request);
 }
 
 struct broker_request *broker_request_free(struct broker *broker, struct broker_request *request)
@@ -157,6 +234,7 @@ static void take_back(struct broker *broker, struct broker_peer *peer, struct ex
     list_unlink(&extent->link);
     extent->state = EXTENT_LOOSE;
     peer->held_bytes -= extent_bytes(&broker->pool, extent);
+    notices_returned(peer, extent_bytes(&broker->pool, extent));
     peer->n_extents--;
     ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);
     queue_offer(broker, NULL, extent);
@@ -187,7 +265,8 @@ int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_
     }
     if (r)
         return r;
-    broker->active_ns = u64_max(now_ns, broker->now_ns);
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    broker_note_activity(broker);
     instance_touch(broker, peer->instance);
     broker_settle(broker, now_ns);
     return 0;

@@ -88,6 +88,10 @@ static void domain_drop_instance(struct broker *broker, struct broker_domain *do
 
 void instance_touch(struct broker *broker, struct broker_instance *instance)
 {
+    if ((instance->missed || !list_is_empty(&instance->pressed_link)) && broker_over_limit(instance) == 0) {
+        instance->missed = false;
+        list_unlink(&instance->pressed_link);
+    }
     if (list_is_empty(&instance->dirty_link))
         list_append(&broker->dirty, &instance->dirty_link);
 }
@@ -120,6 +124,8 @@ static int instance_new(struct broker *broker, struct broker_domain *domain, con
     strcpy(instance->name, name);
     list_init(&instance->dirty_link);
     list_init(&instance->peers);
+    list_init(&instance->leases);
+    list_init(&instance->pressed_link);
     instance->domain = domain;
     instance->serial = ++broker->serial;
     instance->has_limit[BROKER_LIMIT_BUDGET] = true;
@@ -141,6 +147,7 @@ struct broker_instance *instance_free(struct broker *broker, struct broker_insta
     ledger_account_deinit(&instance->account);
     list_unlink(&instance->link);
     list_unlink(&instance->dirty_link);
+    list_unlink(&instance->pressed_link);
     broker->n_instances--;
     free(instance);
     domain_drop_instance(broker, domain);
@@ -199,13 +206,19 @@ int broker_instance_delete(struct broker *broker, struct broker_instance *instan
     return 0;
 }
 
-/* The youngest unanswered request, of one instance or of all. */
+static bool is_charged(const struct broker_request *request)
+{
+    return request->state == BROKER_REQUEST_PARKED || request->state == BROKER_REQUEST_WAITING ||
+           (request->state == BROKER_REQUEST_READY && !request->promised);
+}
+
+/* The youngest request that is charged with more than leases hold, of one instance or of all. */
 static struct broker_request *youngest(struct broker *broker, const struct broker_instance *instance)
 {
     for (struct list *it = broker->arrivals.prev; it != &broker->arrivals; it = it->prev) {
         struct broker_request *request = container_of(it, struct broker_request, arrival_link);
 
-        if (!instance || request->peer->instance == instance)
+        if (is_charged(request) && (!instance || request->peer->instance == instance))
             return request;
     }
     return NULL;
@@ -213,11 +226,14 @@ static struct broker_request *youngest(struct broker *broker, const struct broke
 
 void broker_instance_freeze(struct broker *broker, struct broker_instance *instance)
 {
-    struct broker_request *request;
-
     instance->frozen = true;
-    while ((request = youngest(broker, instance)))
-        queue_refuse(broker, request, BROKER_E_FROZEN);
+    list_for_each_safe (it, &broker->arrivals) {
+        struct broker_request *request = container_of(it, struct broker_request, arrival_link);
+
+        if (request->peer->instance == instance && request->state < BROKER_REQUEST_REFUSED)
+            queue_refuse(broker, request, BROKER_E_FROZEN);
+    }
+    leases_withdraw(broker, instance, NULL, UINT64_MAX);
     instance_touch(broker, instance);
     broker_settle(broker, broker->now_ns);
 }
@@ -241,22 +257,31 @@ static void apply_limit(struct broker_instance *instance, enum broker_limit_sour
     instance->limit_of[source] = bytes;
 }
 
-/* What waits gives way, the youngest first; what is held can only be given back. */
+/* What waits gives way, the youngest first, then what is offered; the rest can only be given back. */
 static void enforce_limit(struct broker *broker, struct broker_instance *instance)
 {
     struct broker_request *request;
 
-    while (broker_used(instance) > policy_limit(instance->has_limit, instance->limit_of, NULL) &&
-           (request = youngest(broker, instance)))
+    while (broker_over_limit(instance) && (request = youngest(broker, instance)))
         queue_refuse(broker, request, BROKER_E_LIMIT);
+    leases_withdraw(broker, instance, NULL, broker_over_limit(instance));
+    notices_limit(broker, instance);
+}
+
+static void enforce_budget(struct broker *broker)
+{
+    struct broker_request *request;
+
+    while (broker_over_budget(broker) && (request = youngest(broker, NULL)))
+        queue_refuse(broker, request, BROKER_E_BUDGET);
+    leases_withdraw(broker, NULL, NULL, broker_over_budget(broker));
+    if (broker_over_budget(broker))
+        notices_ask(broker, NULL, NULL, ++broker->need_serial, broker_over_budget(broker));
 }
 
 void members_budget_changed(struct broker *broker)
 {
-    struct broker_request *request;
-
-    while (broker->ledger.charged_bytes > broker->budget.bytes && (request = youngest(broker, NULL)))
-        queue_refuse(broker, request, BROKER_E_BUDGET);
+    enforce_budget(broker);
     list_for_each (it, &broker->instances)
         instance_touch(broker, container_of(it, struct broker_instance, link));
 }
@@ -324,6 +349,9 @@ int broker_peer_new(struct broker *broker, const char *domain, const char *name,
         return r;
     list_init(&peer->extents);
     list_init(&peer->requests);
+    list_init(&peer->leases);
+    list_init(&peer->listener_link);
+    list_init(&peer->notice_link);
     peer->instance = instance;
     list_append(&instance->peers, &peer->link);
     broker->n_peers++;
@@ -341,6 +369,7 @@ static void abandon_request(struct broker *broker, struct broker_request *reques
     }
     list_unlink(&request->peer_link);
     request->peer = NULL;
+    request->lease = NULL;
 }
 
 static void lose(struct broker *broker, struct broker_peer *peer)
@@ -348,6 +377,8 @@ static void lose(struct broker *broker, struct broker_peer *peer)
     peer->lost = true;
     list_for_each_safe (it, &peer->requests)
         abandon_request(broker, container_of(it, struct broker_request, peer_link));
+    leases_lose(broker, peer);
+    notices_lose(peer);
     list_for_each (it, &peer->extents) {
         struct extent *extent = container_of(it, struct extent, link);
 

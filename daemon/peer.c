@@ -22,10 +22,13 @@
 #include "base/arith.h"
 #include "grant.h"
 #include "handshake.h"
+#include "lessor.h"
+#include "orders.h"
+#include "region.h"
 #include "request.h"
 #include "server.h"
 
-#define QUEUE_MAX (PEER_TAKES_MAX + 32)
+#define QUEUE_MAX (PEER_TAKES_MAX + PEER_ORDERS_MAX + 32)
 #define MESSAGES_PER_TURN 2
 
 /* ---- Being watched ---- */
@@ -109,6 +112,8 @@ void peer_flush(struct peer *peer)
     if (link_flush(peer->conn) != 0)
         peer_doom(peer);
     watch(peer);
+    if (link_queued(peer->conn) == 0)
+        orders_resume(peer);
 }
 
 static void send_refusal(struct peer *peer, uint32_t request, Kvcached__Error error, const char *reason)
@@ -254,11 +259,11 @@ void peer_disconnect(struct peer *peer)
     handshake_end(peer);
     link_shutdown(peer->conn);
     close_handles(peer);
+    orders_end_all(peer);
     grant_end_all(peer);
-    for (unsigned i = 0; i < PEER_REGIONS_MAX; i++) {
-        free(peer->regions[i]);
-        peer->regions[i] = NULL;
-    }
+    for (unsigned i = 0; i < PEER_REGIONS_MAX; i++)
+        peer->regions[i] = region_free(peer, peer->regions[i]);
+    lessor_end(peer);
     if (peer->broker_peer)
         broker_peer_lost(server->broker, peer->broker_peer, server_now());
     if (peer->dead || !peer->broker_peer || peer->broker_peer->held_bytes == 0)
@@ -357,6 +362,9 @@ static struct peer *peer_alloc(struct server *server, const struct listener *lis
     list_init(&peer->wait_link);
     list_init(&peer->asked);
     list_init(&peer->granted);
+    list_init(&peer->attaching);
+    list_init(&peer->ordered);
+    list_init(&peer->sent);
     peer->server = server;
     peer->kind = listener->kind;
     peer->state = PEER_HELLO;

@@ -23,6 +23,7 @@
 
 #define PEER_REGIONS_MAX 256
 #define PEER_TAKES_MAX 64
+#define PEER_ORDERS_MAX 1024 /* that a scheduler has open, or a worker */
 
 enum peer_state {
     PEER_HELLO = 1,
@@ -31,16 +32,30 @@ enum peer_state {
     PEER_GONE = 8,
 };
 
+struct lease_line;
+struct orders;
+
+/* A peer's own, or a worker's to which a scheduler has attached. */
 struct region {
-    uint64_t capacity_extents;
+    uint64_t capacity_pages, capacity_extents;
     uint64_t n_extents; /* held or asked for */
+    uint32_t segments;
     uint32_t page_extents[BROKER_CLASSES_MAX];
+    struct orders *orders;      /* NULL: the region is mapped by whom it belongs to */
+    struct broker_lease *lease; /* NULL: the peer doesn't know leases */
+    uint64_t n_leasing;         /* pages that Leases wait for */
+
+    /* Of an attached one. */
+    uint64_t session;
+    uint64_t number;   /* of the last order */
+    unsigned n_orders; /* not answered */
 };
 
 /* What a handshake needs until it is over. Of the Hello only what will be asked for is kept while the
  * challenge is out, because a parsed message may be a hundred times as large. */
 struct peer_hello {
     uint32_t request;
+    uint64_t features;
     uint32_t limit_ppm;
     Kvcached__Role role;
     char instance[BROKER_NAME_MAX + 1];
@@ -60,6 +75,7 @@ struct peer {
     struct identity identity;
     struct snapshot_peer facts;
     bool is_admin;
+    uint64_t features; /* bits of Feature that hold */
     enum peer_state state;
     bool doomed, dead; /* to be disconnected; its process has ended */
 
@@ -74,9 +90,15 @@ struct peer {
     struct flight_charge in_flight; /* of the packet that waits for its acknowledgement */
     uint32_t ack_request;
     uint64_t waits_since_ns;
-    struct list asked;   /* requests that the broker has not answered */
-    struct list granted; /* and those of which something is still to be sent or acknowledged */
-    unsigned n_takes;
+    struct list asked;     /* requests that the broker has not answered */
+    struct list granted;   /* and those of which something is still to be sent or acknowledged */
+    struct list attaching; /* regions that a scheduler waits for */
+    struct list ordered;   /* a scheduler's orders that are not answered */
+    struct list sent;      /* orders that a worker has not reported on */
+    unsigned n_takes;      /* requests that wait, but for orders */
+    unsigned n_orders;
+    uint32_t n_ids;                           /* that were given to orders */
+    struct lease_line *lines;                 /* NULL: the peer doesn't know leases */
     struct region *regions[PEER_REGIONS_MAX]; /* the wire's number is one more than the index */
 };
 

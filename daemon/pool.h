@@ -20,6 +20,7 @@ enum extent_state {
     EXTENT_SHELVED,
     EXTENT_EXPORTING,   /* for: as above */
     EXTENT_EARMARKED,   /* for: the request that waits */
+    EXTENT_LEASED,      /* for: the lease */
     EXTENT_GRANTED,     /* for: the peer */
     EXTENT_LIMBO,       /* for: the lost peer */
     EXTENT_DOOMED,      /* to be destroyed */

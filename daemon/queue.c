@@ -8,6 +8,10 @@
  * collected at once as the daemon may hold descriptors, or requests that each have half of theirs would wait
  * for each other forever; beyond that requests are parked, and the domains take turns in getting theirs out.
  *
+ * What leases ask for out of courtesy is served only while nobody else waits for anything: the first request
+ * that is not met at once makes it give way, with all that it had collected. So it needs no rank in any
+ * queue, and can neither delay a need nor hold a part of one.
+ *
  * Whatever becomes free passes through here: it is offered to those who may have it before it goes onto a
  * shelf, so that nothing warm lies on a shelf which somebody waiting could use.
  *
@@ -78,6 +82,7 @@ static void become_ready(struct broker *broker, struct broker_request *request)
 {
     list_unlink(&request->link);
     unstall(request);
+    broker->n_needs -= !request->courtesy;
     request->state = BROKER_REQUEST_READY;
     list_append(&broker->answers, &request->link);
 }
@@ -249,7 +254,9 @@ static bool is_at_hand(const struct broker *broker, const struct broker_request 
 
 static bool fits_descriptors(const struct broker *broker, const struct broker_request *request)
 {
-    return (uint64_t)broker->n_active + broker->n_sending + request->n_extents <= broker->config.warm_max;
+    uint64_t n = (uint64_t)broker->n_active + broker->n_sending + broker->n_leased;
+
+    return n + request->n_extents <= broker_descriptors_max(broker);
 }
 
 static void park(struct broker *broker, struct broker_request *request)
@@ -267,7 +274,13 @@ void queue_enqueue(struct broker *broker, struct broker_request *request)
     struct broker_domain *domain = request_domain(request);
     bool at_hand = is_at_hand(broker, request);
 
-    list_append(&broker->arrivals, &request->arrival_link);
+    if (!at_hand && !request->courtesy) {
+        queue_yield(broker);
+        at_hand = is_at_hand(broker, request);
+    }
+    broker->n_needs += !request->courtesy;
+    broker->n_courtesies += request->courtesy;
+    broker->n_leasing += request->lease ? request->n_extents : 0;
     for (unsigned i = 0; i < broker->config.n_classes; i++)
         domain->wanted[i] += request->counts[i];
     if (at_hand || (list_is_empty(&broker->parked) && fits_descriptors(broker, request)))
@@ -292,14 +305,56 @@ void queue_unpark(struct broker *broker)
     }
 }
 
+/* It stands for nothing any more, whatever has become of it. */
+static void discharge(struct broker *broker, struct broker_request *request)
+{
+    ledger_charge_deinit(&broker->ledger, &request->charge);
+    broker->n_courtesies -= request->courtesy;
+    broker->n_leasing -= request->lease ? request->n_extents : 0;
+}
+
+void queue_complete(struct broker *broker, struct broker_request *request)
+{
+    broker->n_active -= request->n_extents;
+    discharge(broker, request);
+}
+
+void queue_promise(struct broker *broker, struct broker_request *request)
+{
+    broker->n_active += request->n_extents;
+    request->state = BROKER_REQUEST_READY;
+    list_append(&broker->arrivals, &request->arrival_link);
+    list_append(&broker->answers, &request->link);
+}
+
+bool queue_is_at_ease(const struct broker *broker)
+{
+    return broker->n_needs == 0 && list_is_empty(&broker->undecided);
+}
+
+/* There are some only while nobody else waits, so this looks at few others. */
+void queue_yield(struct broker *broker)
+{
+    list_for_each_safe (it, &broker->arrivals) {
+        struct broker_request *request = container_of(it, struct broker_request, arrival_link);
+
+        if (broker->n_courtesies == 0)
+            return;
+        if (request->courtesy && request->state < BROKER_REQUEST_REFUSED)
+            queue_refuse(broker, request, BROKER_E_BUDGET);
+    }
+}
+
 void queue_withdraw(struct broker *broker, struct broker_request *request)
 {
     struct broker_domain *domain = request_domain(request);
 
-    list_unlink(&request->link);
     list_unlink(&request->arrival_link);
+    if (request->state == BROKER_REQUEST_UNDECIDED)
+        admission_forget(broker, request);
+    list_unlink(&request->link);
     unstall(request);
-    if (request->state == BROKER_REQUEST_REFUSED)
+    if (request->state == BROKER_REQUEST_REFUSED || request->state == BROKER_REQUEST_UNDECIDED)
         return;
     for (unsigned i = 0; i < broker->config.n_classes; i++)
         note_missing(broker, request, i, -(int)request_missing(request, i));
@@ -307,7 +362,9 @@ void queue_withdraw(struct broker *broker, struct broker_request *request)
         list_unlink(&domain->parked_link);
     if (request->state != BROKER_REQUEST_PARKED)
         broker->n_active -= request->n_extents;
-    ledger_charge_deinit(&broker->ledger, &request->charge);
+    if (request->state != BROKER_REQUEST_READY)
+        broker->n_needs -= !request->courtesy;
+    discharge(broker, request);
     instance_touch(broker, request->peer->instance);
     queue_update_hunger(broker, domain);
     release_earmarks(broker, request);

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * What engines ask for: regions, extents, and giving them back. Regions exist for accounting only: how many
- * extents of which class a page takes, how many the region may have at all, and that none is left when it
- * closes.
+ * What engines ask for, but for regions (region.c) and orders (orders.c): extents, and giving them back.
  */
 
 #include "request.h"
@@ -17,9 +15,11 @@
 #include "grant.h"
 #include "handshake.h"
 #include "instance_status.h"
+#include "lessor.h"
+#include "orders.h"
+#include "region.h"
 #include "server.h"
 
-#define SEGMENTS_MAX 4096
 #define RETURN_EXTENTS_MAX 4096
 
 /* ---- Refusals ---- */
@@ -41,6 +41,8 @@ static Kvcached__Error error_of(int broker_error)
         return KVCACHED__ERROR__ERROR_FROZEN;
     case BROKER_E_DRIVER:
         return KVCACHED__ERROR__ERROR_DRIVER;
+    case BROKER_E_DESCRIPTORS:
+        return KVCACHED__ERROR__ERROR_RESOURCES;
     default:
         return KVCACHED__ERROR__ERROR_INVALID;
     }
@@ -60,7 +62,8 @@ static void describe_shortage(struct peer *peer, int broker_error, uint64_t byte
     } else {
         broker_totals(broker, &totals);
         body->limit_bytes = totals.budget_bytes;
-        body->used_bytes = totals.granted_bytes + totals.limbo_bytes + totals.destroying_bytes;
+        body->used_bytes =
+            totals.granted_bytes + totals.leased_bytes + totals.limbo_bytes + totals.destroying_bytes;
     }
     snprintf(reason, SNAPSHOT_REASON_MAX, "%s more would exceed the %s of %s, of which %s are in use",
              format_size(wanted, bytes), broker_error == BROKER_E_LIMIT ? "limit" : "budget",
@@ -78,6 +81,10 @@ int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error,
         snprintf(reason, sizeof(reason), "an administrator froze this instance");
     else if (broker_error == BROKER_E_DRIVER)
         snprintf(reason, sizeof(reason), "the driver has not given the memory");
+    else if (broker_error == BROKER_E_DESCRIPTORS)
+        snprintf(reason, sizeof(reason), "leases hold as many descriptors as the daemon can spare");
+    else if (broker_error == BROKER_E_NOT_LEASED)
+        snprintf(reason, sizeof(reason), "so many pages are not leased");
     else
         snprintf(reason, sizeof(reason), "that is more than can be had in one request");
     body.error = error_of(broker_error);
@@ -87,123 +94,50 @@ int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error,
     return 0;
 }
 
-/* ---- Regions ---- */
-
-static int free_number(const struct peer *peer, uint32_t *ret)
-{
-    for (uint32_t i = 0; i < PEER_REGIONS_MAX; i++) {
-        if (!peer->regions[i]) {
-            *ret = i + 1;
-            return 0;
-        }
-    }
-    return -ENOSPC;
-}
-
-static uint64_t page_extents(const struct region *region)
-{
-    uint64_t n = 0;
-
-    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
-        n += region->page_extents[i];
-    return n;
-}
-
-static uint64_t page_bytes(const struct region *region, const struct broker_config *config)
-{
-    uint64_t bytes = 0;
-
-    for (unsigned i = 0; i < config->n_classes; i++)
-        bytes += region->page_extents[i] * config->class_bytes[i];
-    return bytes;
-}
-
-/* NULL when the shape can be served. */
-static const char *judge_shape(const struct server *server, const Kvcached__RegionOpen *body,
-                               struct region *region)
-{
-    if (body->segments < 1 || body->segments > SEGMENTS_MAX)
-        return "a region has 1 to 4096 segments";
-    if (body->flags)
-        return "the region has a flag that this daemon doesn't know";
-    if (body->n_page_extents > server->settings.broker.n_classes)
-        return "there are fewer classes of extents";
-    for (size_t i = 0; i < body->n_page_extents; i++)
-        region->page_extents[i] = body->page_extents[i];
-    if (page_extents(region) == 0 || page_extents(region) > BROKER_REQUEST_EXTENTS_MAX)
-        return "a page takes 1 to 65536 extents";
-    if (!u64_mul(page_extents(region), body->capacity_pages, &region->capacity_extents))
-        return "the region has more pages than can be counted";
-    return NULL;
-}
-
-static int region_open(struct peer *peer, struct message *message)
-{
-    const Kvcached__RegionOpen *body = (const Kvcached__RegionOpen *)message->body;
-    Kvcached__RegionOpened answer = KVCACHED__REGION_OPENED__INIT;
-    struct server *server = peer->server;
-    struct region region = {0};
-    struct region *copy;
-    const char *reason;
-
-    reason = judge_shape(server, body, &region);
-    if (reason)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
-    if (page_bytes(&region, &server->settings.broker) > server->settings.broker.total_bytes)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_BUDGET,
-                      "a page of this region is larger than the GPU");
-    if (free_number(peer, &answer.region) < 0)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_RESOURCES, "a connection may have 256 regions");
-    copy = malloc(sizeof(*copy));
-    if (!copy)
-        return -ENOMEM;
-    *copy = region;
-    peer->regions[answer.region - 1] = copy;
-    peer_send(peer, MESSAGE_REGION_OPENED, message->request, &answer.base, NULL);
-    return 0;
-}
-
-static int region_close(struct peer *peer, struct message *message)
-{
-    const Kvcached__RegionClose *body = (const Kvcached__RegionClose *)message->body;
-    Kvcached__RegionClosed answer = KVCACHED__REGION_CLOSED__INIT;
-    struct region *region = peer_region(peer, body->region);
-
-    if (!region)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "there is no such region");
-    if (region->n_extents > 0)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID,
-                      "the region's extents have not been returned");
-    free(region);
-    peer->regions[body->region - 1] = NULL;
-    peer_send(peer, MESSAGE_REGION_CLOSED, message->request, &answer.base, NULL);
-    return 0;
-}
-
 /* ---- Extents ---- */
+
+/* ERROR_NONE when the broker can be asked. */
+static Kvcached__Error judge_take(const struct peer *peer, const struct region *region, uint32_t pages,
+                                  const char **ret_reason)
+{
+    if (pages < 1) {
+        *ret_reason = "at least one page must be taken";
+        return KVCACHED__ERROR__ERROR_INVALID;
+    }
+    if (region_page_extents(region) * pages > region->capacity_extents - region->n_extents) {
+        *ret_reason = "the region has not so many pages left";
+        return KVCACHED__ERROR__ERROR_INVALID;
+    }
+    if (peer->n_takes >= PEER_TAKES_MAX) {
+        *ret_reason = "too many requests wait for their answers";
+        return KVCACHED__ERROR__ERROR_RESOURCES;
+    }
+    return KVCACHED__ERROR__ERROR_NONE;
+}
 
 static int take(struct peer *peer, struct message *message)
 {
     const Kvcached__Take *body = (const Kvcached__Take *)message->body;
     struct region *region = peer_region(peer, body->region);
-    uint32_t counts[BROKER_CLASSES_MAX];
-    uint64_t n_extents;
+    struct broker_lease *lease;
+    const char *reason;
+    Kvcached__Error error;
+    int r;
 
     if (!region)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "there is no such region");
-    if (body->pages < 1)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "at least one page must be taken");
-    n_extents = page_extents(region) * body->pages;
-    if (n_extents > region->capacity_extents - region->n_extents)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "the region has not so many pages left");
-    if (n_extents > BROKER_REQUEST_EXTENTS_MAX)
-        return request_refuse_memory(peer, message->request, BROKER_E_INVALID, 0);
-    if (peer->n_takes >= PEER_TAKES_MAX)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_RESOURCES,
-                      "too many requests wait for their answers");
-    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
-        counts[i] = region->page_extents[i] * body->pages;
-    return grant_ask(peer, body->region, counts, message->request);
+    lease = body->leased ? region->lease : NULL;
+    error = judge_take(peer, region, body->pages, &reason);
+    if (error != KVCACHED__ERROR__ERROR_NONE) {
+        if (lease)
+            lessor_forgo(peer, region, body->pages);
+        return refuse(peer, message, error, reason);
+    }
+    r = grant_ask(peer, body->region, body->pages, message->request, lease, NULL);
+    if (r <= 0)
+        return r;
+    return request_refuse_memory(peer, message->request, r,
+                                 region_page_bytes(region, &peer->server->settings.broker) * body->pages);
 }
 
 static int grant_ack(struct peer *peer, struct message *message)
@@ -252,29 +186,40 @@ static int give_back(struct peer *peer, struct message *message)
 #define ROLE(name) (1u << KVCACHED__ROLE__ROLE_##name)
 #define NO_ROLE (1u << KVCACHED__ROLE__ROLE_UNSPECIFIED)
 #define MAPPERS (ROLE(ENGINE) | ROLE(WORKER))
-#define BOTH (1u << LISTENER_ENGINE | 1u << LISTENER_CONTROL)
+#define MEMBERS (MAPPERS | ROLE(SCHEDULER))
+#define ENGINES (1u << LISTENER_ENGINE)
+#define CONTROL (1u << LISTENER_CONTROL)
+#define LEASES KVCACHED__FEATURE__FEATURE_LEASES
+#define ORDERS KVCACHED__FEATURE__FEATURE_ORDERS
 
 struct request_rule {
     uint16_t type;
     unsigned sockets; /* bits of enum listener_kind */
     unsigned states;  /* enum peer_state */
+    uint64_t feature; /* without it, there is no such message */
     unsigned roles;   /* bits of the Role; before Hello there is none */
     bool admin;
     int (*handle)(struct peer *peer, struct message *message);
 };
 
 static const struct request_rule rules[] = {
-    {MESSAGE_HELLO, BOTH, PEER_HELLO, NO_ROLE, false, handshake_hello},
-    {MESSAGE_CHALLENGE_REPLY, BOTH, PEER_CHALLENGED, NO_ROLE, false, handshake_reply},
-    {MESSAGE_REGION_OPEN, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, region_open},
-    {MESSAGE_REGION_CLOSE, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, region_close},
-    {MESSAGE_TAKE, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, take},
-    {MESSAGE_GRANT_ACK, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, grant_ack},
-    {MESSAGE_RETURN, 1u << LISTENER_ENGINE, PEER_READY, MAPPERS, false, give_back},
-    {MESSAGE_LIST, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, false, control_list},
-    {MESSAGE_INFO, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, false, control_info},
-    {MESSAGE_SET_LIMIT, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, true, control_set_limit},
-    {MESSAGE_DELETE, 1u << LISTENER_CONTROL, PEER_READY, NO_ROLE, true, control_delete},
+    {MESSAGE_HELLO, ENGINES | CONTROL, PEER_HELLO, 0, NO_ROLE, false, handshake_hello},
+    {MESSAGE_CHALLENGE_REPLY, ENGINES | CONTROL, PEER_CHALLENGED, 0, NO_ROLE, false, handshake_reply},
+    {MESSAGE_REGION_OPEN, ENGINES, PEER_READY, 0, MAPPERS, false, region_open},
+    {MESSAGE_REGION_CLOSE, ENGINES, PEER_READY, 0, MEMBERS, false, region_close},
+    {MESSAGE_TAKE, ENGINES, PEER_READY, 0, MAPPERS, false, take},
+    {MESSAGE_GRANT_ACK, ENGINES, PEER_READY, 0, MAPPERS, false, grant_ack},
+    {MESSAGE_RETURN, ENGINES, PEER_READY, 0, MAPPERS, false, give_back},
+    {MESSAGE_LEASE, ENGINES, PEER_READY, LEASES, MEMBERS, false, lessor_ask},
+    {MESSAGE_NOTICE_ACK, ENGINES, PEER_READY, LEASES, MEMBERS, false, lessor_notice_acknowledged},
+    {MESSAGE_REGION_ATTACH, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_attach},
+    {MESSAGE_MAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_map},
+    {MESSAGE_UNMAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_unmap},
+    {MESSAGE_ORDER_DONE, ENGINES, PEER_READY, ORDERS, ROLE(WORKER), false, orders_done},
+    {MESSAGE_LIST, CONTROL, PEER_READY, 0, NO_ROLE, false, control_list},
+    {MESSAGE_INFO, CONTROL, PEER_READY, 0, NO_ROLE, false, control_info},
+    {MESSAGE_SET_LIMIT, CONTROL, PEER_READY, 0, NO_ROLE, true, control_set_limit},
+    {MESSAGE_DELETE, CONTROL, PEER_READY, 0, NO_ROLE, true, control_delete},
 };
 
 static const struct request_rule *find_rule(uint16_t type)
@@ -286,12 +231,18 @@ static const struct request_rule *find_rule(uint16_t type)
     return NULL;
 }
 
+static bool has_place(const struct request_rule *rule, const struct peer *peer)
+{
+    return rule && (rule->sockets & (1u << peer->kind)) && (rule->states & peer->state) &&
+           (rule->feature & ~peer->features) == 0;
+}
+
 static int handle(struct peer *peer, struct message *message)
 {
     const struct request_rule *rule = find_rule(message->type);
     const char *name = codec_type_name(message->type);
 
-    if (!rule || !(rule->sockets & (1u << peer->kind)) || !(rule->states & peer->state)) {
+    if (!has_place(rule, peer)) {
         peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "a %s has no place here", name);
         return REQUEST_E_FAILED;
     }

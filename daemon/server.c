@@ -21,6 +21,7 @@
 #include "grant.h"
 #include "handshake.h"
 #include "instance_status.h"
+#include "lessor.h"
 #include "lock.h"
 #include "memory.h"
 #include "notify.h"
@@ -100,6 +101,15 @@ static void carry_out(struct server *server, const struct broker_action *action)
         break;
     case BROKER_ACTION_REFUSE:
         grant_refused(action->request->owner, action->error);
+        break;
+    case BROKER_ACTION_LEASE:
+        lessor_granted(action->request->owner);
+        break;
+    case BROKER_ACTION_NOTICE:
+        lessor_send_notice(action);
+        break;
+    case BROKER_ACTION_SCRIBBLED:
+        lessor_note_scribble(server, action->peer);
         break;
     case BROKER_ACTION_STATUS:
         instance_status_write(server, action->instance);

@@ -15,6 +15,8 @@
 #define SMALLEST_CLASS_BYTES (2 * MIB)
 #define CREATING_MAX 16
 #define LOOK_NS (250 * NSEC_PER_MSEC)
+#define NOTICE_NS (2 * NSEC_PER_SEC)
+#define COURTESY_NS (500 * NSEC_PER_MSEC)
 #define PATIENCE_NS (5 * NSEC_PER_SEC)
 #define BUDGET_RISE_NS (2 * NSEC_PER_SEC)
 
@@ -60,6 +62,8 @@ void settings_init(struct settings *settings, const struct config *config, uint6
                 .total_bytes = total_bytes,
                 .warm_max = (unsigned)u64_min(or_else(config->warm_extents, warm_max), warm_max),
                 .creating_max = CREATING_MAX,
+                .notice_ns = NOTICE_NS,
+                .courtesy_ns = COURTESY_NS,
                 .look_ns = LOOK_NS,
                 .budget_rise_ns = BUDGET_RISE_NS,
                 .patience_ns = PATIENCE_NS,
@@ -67,6 +71,7 @@ void settings_init(struct settings *settings, const struct config *config, uint6
         .peers_max = (unsigned)u64_max(in_flight_max / 3, 1),
         .in_flight_max = (unsigned)in_flight_max,
     };
+    settings->broker.lease_max = settings->broker.warm_max / 2;
     choose_classes(&settings->broker, granularity_bytes);
     settings_reload(settings, config);
 }

@@ -74,7 +74,9 @@ int snapshot_instance(const struct broker *broker, const struct broker_instance 
     info->granted_bytes = bytes[LEDGER_GRANTED];
     info->limbo_bytes = bytes[LEDGER_LIMBO] + bytes[LEDGER_DESTROYING];
     info->pending_bytes = bytes[LEDGER_PENDING];
+    info->leased_bytes = bytes[LEDGER_LEASED];
     info->frozen = instance->frozen;
+    info->missed_notice = instance->missed;
     info->over_limit = info->used_bytes > info->limit_bytes;
     if (add_peers(instance, info) < 0)
         return -ENOMEM;
@@ -275,6 +277,7 @@ void snapshot_totals(struct broker *broker, Kvcached__InfoReply *reply)
     reply->headroom_bytes = totals.headroom_bytes;
     reply->pool_bytes = totals.pool_bytes;
     reply->warm_bytes = totals.warm_bytes;
+    reply->leased_bytes = totals.leased_bytes;
     reply->granted_bytes = totals.granted_bytes;
     reply->limbo_bytes = totals.limbo_bytes;
     reply->destroying_bytes = totals.destroying_bytes;

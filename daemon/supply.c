@@ -24,7 +24,7 @@
 
 bool supply_export(struct broker *broker, struct broker_domain *domain, struct extent *extent)
 {
-    if (broker->pool.n_descriptors >= broker->config.warm_max)
+    if (broker->pool.n_descriptors >= broker_descriptors_max(broker))
         return false;
     pool_set_descriptor(&broker->pool, extent, true);
     extent->state = EXTENT_EXPORTING;
@@ -70,7 +70,7 @@ static bool start_exports_for(struct broker *broker, struct broker_domain *domai
         struct pool_shelf *shelf;
 
         while (domain->missing[i] > domain->incoming[i] && (shelf = cold_shelf(broker, domain, i))) {
-            if (broker->pool.n_descriptors >= broker->config.warm_max) {
+            if (broker->pool.n_descriptors >= broker_descriptors_max(broker)) {
                 evict_warm(broker, domain);
                 return false;
             }
@@ -94,7 +94,7 @@ static void export_ahead(struct broker *broker)
 {
     while (list_is_empty(&broker->arrivals) && !list_is_empty(&broker->pool.cold_shelves) &&
            broker->n_exporting_ahead < broker->config.creating_max &&
-           broker->pool.n_descriptors < broker->config.warm_max) {
+           broker->pool.n_descriptors < broker_descriptors_max(broker)) {
         struct pool_shelf *shelf = list_first(&broker->pool.cold_shelves, struct pool_shelf, cold_link);
         unsigned class_index = 0;
 
@@ -244,7 +244,8 @@ static void start_creates(struct broker *broker)
         }
         if (room(broker) < broker->config.class_bytes[class_index]) {
             broker_trim(broker, &domain->shelf, bytes_to_create(broker));
-            if (!help_is_under_way(broker, request))
+            /* Offers that were withdrawn for it may have been all that it missed. */
+            if (request->state == BROKER_REQUEST_WAITING && !help_is_under_way(broker, request))
                 queue_stall(broker, request);
             return;
         }

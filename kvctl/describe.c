@@ -76,6 +76,7 @@ void describe_instance(FILE *out, const Kvcached__InstanceInfo *instance)
              text_percent(percent, instance->used_bytes, instance->limit_bytes));
     print_size(out, "Used", instance->used_bytes, instance->limit_bytes ? remark : "");
     print_size(out, "  granted", instance->granted_bytes, "");
+    print_size(out, "  leased", instance->leased_bytes, ", set aside for it, not handed over");
     print_size(out, "  pending", instance->pending_bytes, ", promised to requests that wait");
     print_size(out, "  limbo", instance->limbo_bytes, ", of lost processes, not yet proven free");
     if (instance->over_limit) {
@@ -83,6 +84,8 @@ void describe_instance(FILE *out, const Kvcached__InstanceInfo *instance)
         fprintf(out, "by %s: nothing is granted until it returns memory\n",
                 format_size(size, u64_sub_floor(instance->used_bytes, instance->limit_bytes)));
     }
+    if (instance->missed_notice)
+        print_text(out, "Missed notice", "it was asked to return memory and has not: nothing new is granted");
     if (instance->frozen)
         print_text(out, "Frozen", "by an administrator: nothing is granted, nobody may join");
     print_peers(out, instance);
@@ -120,6 +123,7 @@ void describe_daemon(FILE *out, const Kvcached__InfoReply *info, const char *soc
     print_size(out, "Headroom", info->headroom_bytes, ", kept free");
     print_size(out, "Held", info->held_bytes, ", what the daemon has");
     print_size(out, "  granted", info->granted_bytes, ", to engines");
+    print_size(out, "  leased", info->leased_bytes, ", set aside for engines, not handed over");
     print_size(out, "  pool", info->pool_bytes, ", ready for engines");
     print_size(out, "    warm", info->warm_bytes, ", at once");
     print_size(out, "  creating", info->creating_bytes, "");

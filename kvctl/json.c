@@ -93,7 +93,9 @@ cJSON *json_instance(const Kvcached__InstanceInfo *instance)
          add_u64(object, "granted_bytes", instance->granted_bytes) &&
          add_u64(object, "limbo_bytes", instance->limbo_bytes) &&
          add_u64(object, "pending_bytes", instance->pending_bytes) &&
+         add_u64(object, "leased_bytes", instance->leased_bytes) &&
          add_bool(object, "over_limit", instance->over_limit) &&
+         add_bool(object, "missed_notice", instance->missed_notice) &&
          add_bool(object, "frozen", instance->frozen) &&
          add_item(object, "peers", peer_array(instance->peers, instance->n_peers));
     return finish(object, ok);
@@ -132,6 +134,7 @@ static bool add_memory(cJSON *object, const Kvcached__InfoReply *info)
            add_u64(object, "creating_bytes", info->creating_bytes) &&
            add_u64(object, "pool_bytes", info->pool_bytes) &&
            add_u64(object, "warm_bytes", info->warm_bytes) &&
+           add_u64(object, "leased_bytes", info->leased_bytes) &&
            add_u64(object, "granted_bytes", info->granted_bytes) &&
            add_u64(object, "limbo_bytes", info->limbo_bytes) &&
            add_u64(object, "destroying_bytes", info->destroying_bytes);

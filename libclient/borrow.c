@@ -26,7 +26,7 @@
 
 /* ---- Memory in hand ---- */
 
-static struct backing *backing_new(uint64_t n_extents)
+struct backing *backing_new(uint64_t n_extents)
 {
     struct backing *backing = calloc(1, sizeof(*backing) + n_extents * sizeof(backing->extents[0]));
 
@@ -46,6 +46,14 @@ bool backing_is(const struct backing *backing, enum extent_state state)
     return true;
 }
 
+bool backing_has(const struct backing *backing, enum extent_state state)
+{
+    for (uint64_t i = 0; i < backing->n_extents; i++)
+        if (backing->extents[i].state == state)
+            return true;
+    return false;
+}
+
 static struct backing *first_of(struct list *backings)
 {
     return list_first(backings, struct backing, entry.link);
@@ -61,6 +69,32 @@ void backing_free_all(struct list *backings)
 {
     while (!list_is_empty(backings))
         backing_free(first_of(backings));
+}
+
+int extent_import(struct gpu *gpu, struct extent *extent, int fd, char reason[static ERROR_SENTENCE_MAX])
+{
+    CUresult result;
+
+    result = gpu->driver->cuMemImportFromShareableHandle(&extent->handle, (void *)(intptr_t)fd,
+                                                         CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    if (result == CUDA_SUCCESS) {
+        extent->state = EXTENT_IMPORTED;
+        return 0;
+    }
+    snprintf(reason, ERROR_SENTENCE_MAX, "cuMemImportFromShareableHandle failed: %s",
+             cuda_error_name(gpu->driver, result));
+    return KVC_E_DRIVER;
+}
+
+void backing_deal(const struct backing *arrived, const struct shape *shape, uint32_t n_pages,
+                  struct backing *const *pages)
+{
+    for (uint64_t i = 0; i < arrived->n_extents; i++) {
+        uint32_t page, slot;
+
+        shape_place(shape, n_pages, i, &page, &slot);
+        pages[page]->extents[slot] = arrived->extents[i];
+    }
 }
 
 /* ---- Taking ---- */
@@ -84,22 +118,6 @@ static void take_undo(struct take *take, bool wait)
     error_hold();
     borrow_return(take->client, &list, wait);
     error_release();
-}
-
-static void import(struct take *take, struct extent *extent, int fd)
-{
-    struct gpu *gpu = take->client->gpu;
-    CUresult result;
-
-    result = gpu->driver->cuMemImportFromShareableHandle(&extent->handle, (void *)(intptr_t)fd,
-                                                         CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
-    if (result == CUDA_SUCCESS) {
-        extent->state = EXTENT_IMPORTED;
-        return;
-    }
-    take->error = KVC_E_DRIVER;
-    snprintf(take->reason, sizeof(take->reason), "cuMemImportFromShareableHandle failed: %s",
-             cuda_error_name(gpu->driver, result));
 }
 
 static int check_grant(struct take *take, const struct message *message, const struct fdset *fds,
@@ -135,7 +153,7 @@ static void take_in(struct take *take, const Kvcached__Grant *grant, const struc
         extent->id = grant->extents[i];
         extent->state = EXTENT_GRANTED;
         if (take->region && !take->error)
-            import(take, extent, fdset_borrow(fds, i));
+            take->error = extent_import(take->client->gpu, extent, fdset_borrow(fds, i), take->reason);
     }
 }
 
@@ -160,12 +178,7 @@ static int take_receive(struct request *request, const struct message *message, 
 /* Deals the extents that arrived out to the pages they are for. */
 static void deal_out(struct take *take, const struct shape *shape, struct list *backings)
 {
-    for (uint64_t i = 0; i < take->n_arrived; i++) {
-        uint32_t page, slot;
-
-        shape_place(shape, take->n_pages, i, &page, &slot);
-        take->pages[page]->extents[slot] = take->arrived->extents[i];
-    }
+    backing_deal(take->arrived, shape, take->n_pages, take->pages);
     for (uint32_t i = 0; i < take->n_pages; i++) {
         list_append(backings, &take->pages[i]->entry.link);
         take->pages[i] = NULL;
@@ -180,10 +193,22 @@ static void learn(const struct take *take, int result)
         take->region->take_max = take->n_pages / 2;
 }
 
+/* What was spent for nothing is claimed again; a daemon that doesn't know of a single page has no lease. */
+static void settle_lease(const struct take *take, int result)
+{
+    if (!take->leased || !take->region || result == 0 || take->n_arrived > 0)
+        return;
+    if (result == KVC_E_INVALID && take->n_pages == 1)
+        lease_over(take->region);
+    else if (take->client->conn->alive)
+        lease_unspend(take->region->lease.line, take->n_pages);
+}
+
 /* A take that is done and the caller's: its pages, or why not. Frees it. */
 static int take_end(struct take *take, int result, bool wait, struct list *backings)
 {
     learn(take, result);
+    settle_lease(take, result);
     if (result == 0 && take->error)
         result = error_set(take->error, "%s", take->reason);
     if (result == 0 && take->region)
@@ -229,7 +254,7 @@ static struct take *take_new(struct kvc_region *region, uint32_t n_pages)
     return NULL;
 }
 
-int borrow_later(struct kvc_region *region, uint32_t n_pages, struct take **ret)
+int borrow_later(struct kvc_region *region, uint32_t n_pages, bool leased, struct take **ret)
 {
     struct kvc_client *client = region->client;
     Kvcached__Take body = KVCACHED__TAKE__INIT;
@@ -238,10 +263,18 @@ int borrow_later(struct kvc_region *region, uint32_t n_pages, struct take **ret)
 
     if (!take)
         return error_nomem();
+    if (leased && !lease_spend(region->lease.line, n_pages)) {
+        take_free(take);
+        return error_set(KVC_E_INVALID, "There are no such claims");
+    }
+    take->leased = leased;
     body.region = region->id;
     body.pages = n_pages;
+    body.leased = leased;
     r = conn_ask(client->conn, &take->request, MESSAGE_TAKE, &body.base);
     if (r < 0) {
+        if (leased)
+            lease_unspend(region->lease.line, n_pages);
         take_free(take);
         return r;
     }
@@ -250,15 +283,15 @@ int borrow_later(struct kvc_region *region, uint32_t n_pages, struct take **ret)
     return 0;
 }
 
-static int borrow_some(struct kvc_region *region, uint32_t n_pages, struct list *backings)
+static int borrow_some(struct kvc_region *region, uint32_t n_pages, bool leased, struct list *backings)
 {
     struct take *take;
     int r;
 
-    r = borrow_later(region, n_pages, &take);
+    r = borrow_later(region, n_pages, leased, &take);
     if (r < 0)
         return r;
-    r = conn_wait(region->client->conn, &take->request);
+    r = notice_wait(region->client, &take->request, region->client->conn->timeout_ns);
     if (!take->request.done) {
         borrow_abandon(take);
         return r;
@@ -266,20 +299,46 @@ static int borrow_some(struct kvc_region *region, uint32_t n_pages, struct list 
     return take_end(take, r, true, backings);
 }
 
-int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backings)
+/* Whether a refusal was about how much was asked for at once, or about a lease, so that there is another way.
+ * */
+static bool is_worth_another(const struct kvc_region *region, int r, uint32_t n, bool leased)
 {
-    struct list got = LIST_INIT(got);
+    return r == KVC_E_INVALID && (region->take_max < n || leased);
+}
+
+static int borrow_many(struct kvc_region *region, uint64_t n_pages, bool leased, struct list *got)
+{
     int r = 0;
 
     while (n_pages > 0 && r == 0) {
         uint32_t n = (uint32_t)u64_min(n_pages, region->take_max);
 
-        r = borrow_some(region, n, &got);
+        if (leased)
+            n = (uint32_t)u64_min(n, lease_of(region).claimed);
+        if (n == 0) {
+            /* Somebody else has spent them. */
+            leased = false;
+            continue;
+        }
+        r = borrow_some(region, n, leased, got);
         if (r == 0)
             n_pages -= n;
-        else if (r == KVC_E_INVALID && region->take_max < n)
+        else if (is_worth_another(region, r, n, leased))
             r = 0;
     }
+    return r;
+}
+
+/* What is not leased is asked for first: the daemon may refuse that, and then no claim has been spent. */
+int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backings)
+{
+    struct list got = LIST_INIT(got);
+    uint64_t n_leased = u64_min(lease_claim_up_to(region, n_pages), n_pages);
+    int r;
+
+    r = borrow_many(region, n_pages - n_leased, false, &got);
+    if (r == 0)
+        r = borrow_many(region, n_leased, true, &got);
     if (r == 0) {
         list_splice(backings, &got);
         return 0;

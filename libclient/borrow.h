@@ -32,8 +32,23 @@ struct backing {
 /* Whether all of its extents are in a state. */
 bool backing_is(const struct backing *backing, enum extent_state state);
 
+/* Room for `n_extents` extents, or NULL. */
+struct backing *backing_new(uint64_t n_extents);
+
+/* Whether any of them is. */
+bool backing_has(const struct backing *backing, enum extent_state state);
+
 /* Frees host memory only. */
 void backing_free_all(struct list *backings);
+
+/* Makes a handle of a granted extent's descriptor, which stays the caller's. 0, or KVC_E_DRIVER with a
+ * sentence. */
+int extent_import(struct gpu *gpu, struct extent *extent, int fd, char reason[static ERROR_SENTENCE_MAX]);
+
+/* Deals the extents of `n_pages` pages, in the order in which the daemon sends them, out to a backing
+ * each. */
+void backing_deal(const struct backing *arrived, const struct shape *shape, uint32_t n_pages,
+                  struct backing *const *pages);
 
 /* An unanswered question for memory. */
 struct take {
@@ -47,15 +62,17 @@ struct take {
     int error; /* of importing what arrived */
     char reason[ERROR_SENTENCE_MAX];
     uint32_t n_pages;
+    bool leased;             /* out of the region's lease: as many claims were spent */
     struct backing *pages[]; /* still empty: so that success needs no memory */
 };
 
-/* Asks for `n_pages` pages of a region and waits. 0: appends that many imported backings to *backings. Or
- * what kvc_region_map() returns; all that came goes back. */
+/* Asks for `n_pages` pages of a region and waits: what its lease holds is used. 0: appends that many imported
+ * backings to *backings. Or what kvc_region_map() returns; all that came goes back. */
 int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backings);
 
-/* Asks without waiting; reserve_arrived() gets the answer. 0 or KVC_E_*. */
-int borrow_later(struct kvc_region *region, uint32_t n_pages, struct take **ret);
+/* Asks without waiting; reserve_arrived() gets the answer. `leased`: out of the region's lease, where as many
+ * are claimed (else KVC_E_INVALID). 0 or KVC_E_*. */
+int borrow_later(struct kvc_region *region, uint32_t n_pages, bool leased, struct take **ret);
 
 /* Nobody wants the answer any more: what it brings goes back. */
 void borrow_abandon(struct take *take);

@@ -18,10 +18,15 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/arith.h"
+#include "blocks.h"
 #include "borrow.h"
 #include "discovery.h"
+#include "fence.h"
 #include "hello.h"
+#include "orders.h"
 #include "region.h"
+#include "remote.h"
 #include "reserve.h"
 #include "worker.h"
 
@@ -76,10 +81,37 @@ static void tell_death(struct kvc_client *client)
     client_log(client, KVC_LOG_WARNING, "The connection to kvcachedd has ended: %s", client->conn->reason);
 }
 
+static struct kvc_region *region_at(const struct list *list, const struct list *link)
+{
+    return link == list ? NULL : container_of(link, struct kvc_region, link);
+}
+
+struct kvc_region *client_next_region(const struct kvc_client *client, const struct kvc_region *region)
+{
+    struct kvc_region *next;
+
+    if (region && region->remote)
+        return region_at(&client->remotes, region->link.next);
+    next = region_at(&client->regions, region ? region->link.next : client->regions.next);
+    return next ? next : region_at(&client->remotes, client->remotes.next);
+}
+
+/* Of the regions that the host maps itself: blocks show their own. */
+static void show_hints(struct kvc_client *client)
+{
+    list_for_each (it, &client->regions) {
+        struct kvc_region *region = container_of(it, struct kvc_region, link);
+
+        if (!region->blocks)
+            region_show_pins(region);
+    }
+}
+
 void client_leave(struct kvc_client *client)
 {
     tell_death(client);
     client->cached_bytes = client->cached.bytes;
+    show_hints(client);
     if (client->worker)
         worker_poke(client->worker);
     pthread_mutex_unlock(&client->conn->lock);
@@ -98,32 +130,67 @@ void client_log(struct kvc_client *client, enum kvc_log_level level, const char 
     client->log(client->log_data, level, sentence);
 }
 
+static bool is_pressing(const struct kvc_client *client)
+{
+    uint64_t until_ns = atomic_load_explicit(&client->notice.pressing_until_ns, memory_order_relaxed);
+
+    return until_ns > 0 && conn_now_ns() < until_ns;
+}
+
 bool client_must_shrink(const struct kvc_client *client)
 {
     struct status_values status;
 
     status_page_read(client->status, &status);
-    return (status.flags & (STATUS_FLAG_OVER_LIMIT | STATUS_FLAG_FROZEN)) != 0;
+    return (status.flags & (STATUS_FLAG_OVER_LIMIT | STATUS_FLAG_FROZEN)) != 0 || status.pressure_bytes > 0 ||
+           is_pressing(client);
 }
 
 bool client_has_work(const struct kvc_client *client)
 {
-    if (news_has_any(&client->news))
+    if (news_has_any(&client->news) || notice_is_due(client) || client->notice.reclaim_due)
         return true;
-    list_for_each (it, &client->regions)
-        if (reserve_wants_refill(container_of(it, struct kvc_region, link)))
+    list_for_each (it, &client->regions) {
+        struct kvc_region *region = container_of(it, struct kvc_region, link);
+
+        if (reserve_wants_refill(region))
+            return true;
+    }
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        if (region->blocks && blocks_has_work(region))
             return true;
     return false;
+}
+
+int client_timeout_ms(struct kvc_client *client)
+{
+    uint64_t due_ns = notice_due_ns(client), left_ns;
+
+    if (!client->conn->alive || due_ns == UINT64_MAX)
+        return -1;
+    left_ns = u64_sub_floor(due_ns, conn_now_ns());
+    return (int)u64_min((left_ns + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC, INT_MAX);
+}
+
+bool client_listens(const struct kvc_client *client)
+{
+    return conn_has_background(client->conn) || client->n_ordered > 0 || client->leases;
 }
 
 void client_work(struct kvc_client *client)
 {
     conn_dispatch(client->conn);
     news_handle(client);
+    fence_poll(client);
+    notice_work(client);
     list_for_each (it, &client->regions)
         reserve_refill(container_of(it, struct kvc_region, link));
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        if (region->blocks)
+            blocks_work(region);
     client->cached_bytes = client->cached.bytes;
     tell_death(client);
+    notice_reclaim(client);
 }
 
 /* ---- Opening ---- */
@@ -200,6 +267,8 @@ static struct kvc_client *client_new(const struct settings *settings)
     if (!client)
         return NULL;
     list_init(&client->regions);
+    list_init(&client->remotes);
+    list_init(&client->orders);
     list_init(&client->takes);
     list_init(&client->leaving);
     news_init(&client->news);
@@ -218,6 +287,8 @@ static struct kvc_client *client_new(const struct settings *settings)
 static struct kvc_client *client_free(struct kvc_client *client)
 {
     client->conn = conn_free(client->conn);
+    if (client->gpu)
+        fence_close(client);
     client->gpu = gpu_close(client->gpu);
     news_deinit(&client->news);
     status_page_unmap(client->status);
@@ -280,6 +351,9 @@ static struct kvc_client *client_forget(struct kvc_client *client)
         return NULL;
     list_for_each_safe (it, &client->regions)
         region_forget(container_of(it, struct kvc_region, link));
+    list_for_each_safe (it, &client->remotes)
+        region_forget(container_of(it, struct kvc_region, link));
+    orders_forget(client);
     borrow_forget(client);
     worker_forget(client->worker);
     conn_forget(client->conn);
@@ -293,9 +367,9 @@ static struct kvc_client *client_forget(struct kvc_client *client)
 }
 
 /* A daemon that doesn't answer is waited for once, not once for each region. */
-static void close_next(struct kvc_client *client)
+static void close_next(struct kvc_client *client, struct list *regions)
 {
-    if (region_close(list_first(&client->regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
+    if (region_close(list_first(regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
         conn_die(client->conn, KVC_E_TIMEOUT, "kvcachedd did not answer while the client was closed");
 }
 
@@ -307,10 +381,15 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
         return NULL;
     if (client_is_forked(client))
         return client_forget(client);
+    list_for_each (it, &client->remotes)
+        region_close_blocks(container_of(it, struct kvc_region, link));
     client->worker = worker_stop(client->worker);
     client_enter(client);
+    while (!list_is_empty(&client->remotes))
+        close_next(client, &client->remotes);
     while (!list_is_empty(&client->regions))
-        close_next(client);
+        close_next(client, &client->regions);
+    orders_drop(client);
     borrow_return(client, &none, true);
     client_leave(client);
     return client_free(client);
@@ -342,7 +421,7 @@ KVC_API int kvc_get_timeout(struct kvc_client *client)
 
     if (r < 0)
         return r;
-    timeout = client_has_work(client) ? 0 : -1;
+    timeout = client_has_work(client) ? 0 : client_timeout_ms(client);
     client_leave(client);
     return timeout;
 }
@@ -359,13 +438,34 @@ KVC_API int kvc_dispatch(struct kvc_client *client)
     return r;
 }
 
+static int trim(struct kvc_client *client)
+{
+    struct list leaving = LIST_INIT(leaving);
+    int r = 0, one;
+
+    fence_wait(client, NULL);
+    if (client->n_fences > 0)
+        r = error_set(KVC_E_DRIVER,
+                      "The driver does not unmap, or cannot say whether the GPU has come so far");
+    one = reserve_empty(client, &leaving);
+    r = r ? r : one;
+    list_for_each (it, &client->regions) {
+        struct kvc_region *region = container_of(it, struct kvc_region, link);
+
+        if (region->blocks)
+            blocks_yield(region->blocks, region, &leaving);
+    }
+    one = borrow_return(client, &leaving, true);
+    return r ? r : one;
+}
+
 KVC_API int kvc_trim(struct kvc_client *client)
 {
     int r = client_enter(client);
 
     if (r < 0)
         return r;
-    r = reserve_trim(client, NULL);
+    r = trim(client);
     if (r == 0)
         r = conn_check(client->conn);
     client_leave(client);

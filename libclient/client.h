@@ -14,6 +14,7 @@
 #include "conn.h"
 #include "gpu.h"
 #include "news.h"
+#include "notice.h"
 #include "options.h"
 #include "page_cache.h"
 #include "shape.h"
@@ -28,6 +29,8 @@ struct kvc_client {
     enum kvc_role role;
     uint64_t features;     /* bits of Kvcached__Feature that hold on this connection */
     struct gpu *gpu;       /* NULL in a scheduler */
+    CUstream fences;       /* in which the GPU comes to fences one after the other; NULL: none so far */
+    unsigned n_fences;     /* that have not been passed, of all regions */
     struct worker *worker; /* NULL: the host dispatches */
     const struct status_page *status;
     struct lease_line *leases; /* by region number; NULL: the daemon knows no leases */
@@ -35,6 +38,7 @@ struct kvc_client {
     void *listener_data;
     uint64_t report_ns;
     struct news news;
+    struct notice notice;
     kvc_log_fn log;
     void *log_data;
     bool told_death;
@@ -43,6 +47,9 @@ struct kvc_client {
     uint64_t min_reserved_pages, max_reserved_pages;
 
     struct list regions;
+    struct list remotes; /* regions of workers elsewhere */
+    struct list orders;  /* that have not come completely, see orders.h */
+    unsigned n_ordered;  /* regions that orders may come for at any time */
     struct list takes;   /* unanswered, see borrow.h */
     struct list leaving; /* memory that could not be given back yet, see borrow.h */
     unsigned n_takers;   /* threads that wait for memory: reserves are not filled meanwhile */
@@ -57,6 +64,10 @@ bool client_is_forked(const struct kvc_client *client);
  * work is half done for ever. */
 bool client_is_at_rest(struct kvc_client *client);
 
+/* One region after the other, this process's and workers' ones. NULL gives the first, and comes after the
+ * last. */
+struct kvc_region *client_next_region(const struct kvc_client *client, const struct kvc_region *region);
+
 /* Every call begins and ends with these. 0 with the lock held, or KVC_E_INVALID (no handle), KVC_E_FORKED. */
 int client_enter(struct kvc_client *client);
 void client_leave(struct kvc_client *client);
@@ -67,7 +78,13 @@ void client_work(struct kvc_client *client);
 /* Whether client_work() would start something. */
 bool client_has_work(const struct kvc_client *client);
 
-/* True while nothing should be kept: the instance is above its limit, or frozen. */
+/* Whether something may come from the daemon that no thread waits for. */
+bool client_listens(const struct kvc_client *client);
+
+/* In how many ms it will have something to do, by itself; -1: never. */
+int client_timeout_ms(struct kvc_client *client);
+
+/* True while nothing should be kept: the instance is above its limit, or frozen, or asked to give back. */
 bool client_must_shrink(const struct kvc_client *client);
 
 void client_log(struct kvc_client *client, enum kvc_log_level level, const char *format, ...)

@@ -7,9 +7,10 @@
  * do not wait (an event loop's dispatch, the library's own thread) receive only while there is no leader; so
  * an answer is never taken away from under a thread that sleeps in poll().
  *
- * The leader keeps everybody's time. A deadline counts only after the socket has been found empty: a process
- * that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an answer
- * starts the time anew.
+ * The leader keeps everybody's time, but it may have gone to sleep before somebody came whose deadline is
+ * nearer: who follows wakes up for it, too. A deadline counts only after the socket has been found empty: a
+ * process that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an
+ * answer starts the time anew.
  *
  * A request that is given up stays in the table: its answer, when it comes, is recognised, and what it
  * carries goes back to the daemon.
@@ -34,7 +35,7 @@
 #define QUEUE_MAX 1024
 #define QUEUE_QUESTIONS_MAX 512
 
-static uint64_t now_ns(void)
+uint64_t conn_now_ns(void)
 {
     struct timespec now;
 
@@ -49,8 +50,19 @@ static int poll_timeout(uint64_t deadline_ns)
 
     if (deadline_ns == UINT64_MAX)
         return -1;
-    left_ms = (u64_sub_floor(deadline_ns, now_ns()) + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC;
+    left_ms = (u64_sub_floor(deadline_ns, conn_now_ns()) + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC;
     return (int)u64_min(left_ms, INT32_MAX);
+}
+
+/* By the clock of deadlines. */
+static void changed_init(pthread_cond_t *changed)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(changed, &attributes);
+    pthread_condattr_destroy(&attributes);
 }
 
 int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
@@ -63,7 +75,7 @@ int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
         return error_nomem();
     }
     pthread_mutex_init(&conn->lock, NULL);
-    pthread_cond_init(&conn->changed, NULL);
+    changed_init(&conn->changed);
     list_init(&conn->requests);
     conn->timeout_ns = timeout_ns;
     conn->alive = true;
@@ -216,7 +228,7 @@ void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const Protobu
 
     if (!conn->alive)
         return;
-    r = link_send(conn->link, type, request, body, NULL);
+    r = link_send(conn->link, type, request ? request : next_id(conn), body, NULL);
     if (r == LINK_E_FULL || r == -ENOMEM)
         conn_die(conn, KVC_E_DISCONNECTED, "an answer to kvcachedd could not be sent");
     else if (r < 0)
@@ -254,6 +266,8 @@ static int error_of(Kvcached__Error error)
         return KVC_E_INVALID;
     case KVCACHED__ERROR__ERROR_SHUTDOWN:
         return KVC_E_DISCONNECTED;
+    case KVCACHED__ERROR__ERROR_WORKER:
+        return KVC_E_WORKER;
     default:
         return KVC_E_REFUSED;
     }
@@ -386,7 +400,7 @@ static uint64_t next_deadline(struct conn *conn)
 
 static void expire(struct conn *conn)
 {
-    uint64_t now = now_ns();
+    uint64_t now = conn_now_ns();
 
     list_for_each (it, &conn->requests) {
         struct request *request = container_of(it, struct request, link);
@@ -400,10 +414,10 @@ static void expire(struct conn *conn)
 }
 
 /* Receives until the leader has what it waits for: what else has come is the next one's to find. */
-static void lead(struct conn *conn, bool (*pending)(const void *data), const void *data)
+static void lead(struct conn *conn, bool (*pending)(const void *data), const void *data, uint64_t until_ns)
 {
     struct pollfd pfd = {.fd = link_fd(conn->link), .events = conn_events(conn)};
-    int timeout = poll_timeout(next_deadline(conn));
+    int timeout = poll_timeout(u64_min(next_deadline(conn), until_ns));
 
     pthread_mutex_unlock(&conn->lock);
     poll(&pfd, 1, timeout);
@@ -430,27 +444,55 @@ static void push(struct conn *conn)
     flush(conn);
 }
 
-void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
+/* A thread that follows sleeps until something has changed, or until the next deadline. */
+static void follow(struct conn *conn, uint64_t until_ns)
+{
+    struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLIN};
+    uint64_t deadline_ns = u64_min(next_deadline(conn), until_ns);
+    struct timespec until = {
+        .tv_sec = (time_t)(deadline_ns / NSEC_PER_SEC),
+        .tv_nsec = (long)(deadline_ns % NSEC_PER_SEC),
+    };
+
+    if (deadline_ns == UINT64_MAX)
+        pthread_cond_wait(&conn->changed, &conn->lock);
+    else if (pthread_cond_timedwait(&conn->changed, &conn->lock, &until) == ETIMEDOUT &&
+             poll(&pfd, 1, 0) == 0)
+        expire(conn);
+}
+
+void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
+                           uint64_t until_ns)
 {
     while (pending(data)) {
         if (conn->has_leader && conn->alive && link_wants_write(conn->link))
             push(conn);
         else if (conn->has_leader)
-            pthread_cond_wait(&conn->changed, &conn->lock);
+            follow(conn, until_ns);
         else {
             conn->has_leader = true;
             while (pending(data))
-                lead(conn, pending, data);
+                lead(conn, pending, data, until_ns);
             conn->has_leader = false;
             pthread_cond_broadcast(&conn->changed);
         }
     }
 }
 
+void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
+{
+    conn_wait_while_until(conn, pending, data, UINT64_MAX);
+}
+
+uint64_t conn_deadline(uint64_t timeout_ns)
+{
+    return u64_add_ceil(conn_now_ns(), timeout_ns);
+}
+
 void conn_start_time(struct conn *conn, struct request *request)
 {
     request->expired = false;
-    request->deadline_ns = u64_add_ceil(now_ns(), conn->timeout_ns);
+    request->deadline_ns = conn_deadline(conn->timeout_ns);
 }
 
 static bool is_unanswered(const void *data)
@@ -460,15 +502,31 @@ static bool is_unanswered(const void *data)
     return !request->done && !request->expired;
 }
 
-int conn_wait(struct conn *conn, struct request *request)
+void conn_wait_begin(struct request *request, uint64_t deadline_ns)
 {
-    if (!request->done) {
-        request->waited = true;
-        conn_start_time(conn, request);
-    }
-    conn_wait_while(conn, is_unanswered, request);
+    if (request->done)
+        return;
+    request->waited = true;
+    request->expired = false;
+    request->deadline_ns = deadline_ns;
+}
+
+int conn_wait_end(struct request *request)
+{
     request->waited = false;
     if (!request->done)
         return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
     return request->result < 0 ? error_set(request->result, "%s", request->reason) : 0;
+}
+
+int conn_wait(struct conn *conn, struct request *request)
+{
+    return conn_wait_until(conn, request, conn_deadline(conn->timeout_ns));
+}
+
+int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadline_ns)
+{
+    conn_wait_begin(request, deadline_ns);
+    conn_wait_while(conn, is_unanswered, request);
+    return conn_wait_end(request);
 }

@@ -87,14 +87,30 @@ int conn_ask(struct conn *conn, struct request *request, uint16_t type, const Pr
  * it waits. */
 int conn_wait(struct conn *conn, struct request *request);
 
+/* The same, with a deadline of the caller's own: for who has several questions out at once. */
+int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadline_ns);
+
+/* So long from now. UINT64_MAX: never. */
+uint64_t conn_deadline(uint64_t timeout_ns);
+
+/* The two ends of such a wait, for who has more to do meanwhile: in between, until the request is done or
+ * expired, conn_wait_while_until(). */
+void conn_wait_begin(struct request *request, uint64_t deadline_ns);
+int conn_wait_end(struct request *request);
+
 /* Waits as long as pending(data) is true, receiving for everybody; for things that change when some request
  * is done, expires, or the connection ends. */
 void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data);
 
+/* The same; from `until_ns` on pending() is asked again at once. It must be false then. */
+void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
+                           uint64_t until_ns);
+
 /* Starts the time for a request's answer anew; `expired` becomes true when it is over. */
 void conn_start_time(struct conn *conn, struct request *request);
 
-/* Sends a message that is part of an exchange already going on. A failure ends the connection. */
+/* Sends a message that is part of an exchange already going on, or (request 0) one that is not answered. A
+ * failure ends the connection. */
 void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const ProtobufCMessage *body);
 
 /* Sends and receives what it can without waiting, unless a waiting thread does that already. */
@@ -111,3 +127,6 @@ short conn_events(const struct conn *conn);
 
 /* Whether there are requests that no thread takes over. */
 bool conn_has_background(const struct conn *conn);
+
+/* CLOCK_MONOTONIC. */
+uint64_t conn_now_ns(void);

@@ -17,9 +17,15 @@
  * Pages are marked busy while a call has them, since the lock is released while it waits for the daemon.
  */
 
+#include "map.h"
+
 #include <inttypes.h>
 #include <string.h>
 
+#include "clear.h"
+#include "fence.h"
+#include "orders.h"
+#include "remote.h"
 #include "reserve.h"
 
 /* ---- Mapping ---- */
@@ -110,7 +116,7 @@ static int steal(struct plan *plan, size_t n)
     space_sort(plan->stolen, n);
     r = gpu_enter(plan->region->client->gpu, &previous);
     if (r == 0) {
-        r = space_detach(plan->region, plan->stolen, n);
+        r = space_vacate(plan->region, plan->stolen, n);
         gpu_leave(plan->region->client->gpu, previous);
     }
     for (size_t i = 0; i < n; i++)
@@ -171,7 +177,7 @@ static int find_memory(struct plan *plan)
         r = take_from_cache(plan);
         if (r == 0 && plan->n_backed < plan->n_fresh)
             r = take_from_daemon(plan);
-    } while (is_shortage(r) && reserve_yield(plan->region));
+    } while (is_shortage(r) && (reserve_yield(plan->region) || fence_wait_next(client)));
     client->n_takers--;
     return r;
 }
@@ -182,15 +188,19 @@ static int attach(struct plan *plan)
     CUcontext previous;
     int r;
 
-    if (plan->n_fresh == 0)
+    if (plan->n_fresh == 0 && !(plan->region->flags & KVC_REGION_ZERO_ON_MAP))
         return 0;
     r = gpu_enter(gpu, &previous);
     if (r < 0)
         return r;
     r = space_attach(plan->region, plan->fresh, plan->n_fresh);
+    if (r == 0)
+        r = clear_pages(plan->region, plan->fresh, plan->n_fresh);
+    if (r == 0)
+        r = clear_pages(plan->region, plan->hits, plan->n_hits);
     if (r < 0) {
         error_hold();
-        space_detach(plan->region, plan->fresh, plan->n_fresh);
+        space_vacate(plan->region, plan->fresh, plan->n_fresh);
         error_release();
     }
     gpu_leave(gpu, previous);
@@ -213,7 +223,7 @@ static void undo_fresh(struct plan *plan, size_t i, struct list *leaving)
         list_append(leaving, &place->backing->entry.link);
 }
 
-static void undo(struct plan *plan)
+static void undo(struct plan *plan, bool wait)
 {
     struct kvc_region *region = plan->region;
     struct list leaving = LIST_INIT(leaving);
@@ -225,7 +235,7 @@ static void undo(struct plan *plan)
         page_cache_put(&region->cache, &plan->hits[i].backing->entry);
     }
     error_hold();
-    borrow_return(region->client, &leaving, true);
+    borrow_return(region->client, &leaving, wait);
     error_release();
 }
 
@@ -238,19 +248,39 @@ static void commit(struct plan *plan)
     reserve_want(plan->region);
 }
 
-static int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+/* Marks all pages for the plan that can be mapped, up to the first that can't. */
+static int claim_all(struct plan *plan, const uint64_t *pages, size_t n)
 {
-    struct plan *plan;
     int r = 0;
 
-    if (client_must_shrink(region->client))
-        reserve_trim(region->client, NULL);
-    plan = plan_new(region, n);
-    if (!plan)
-        return error_nomem();
     for (size_t i = 0; i < n && r == 0; i++)
         r = claim(plan, pages[i]);
     space_sort(plan->fresh, plan->n_fresh);
+    return r;
+}
+
+/* A page that waits for the GPU can be mapped again when that is over. */
+static bool is_any_leaving(const struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (pages[i] < region->shape->pages && region->pages[pages[i]].state == PAGE_LEAVING)
+            return true;
+    return false;
+}
+
+int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    struct plan *plan;
+    int r;
+
+    if (client_must_shrink(region->client))
+        reserve_trim(region->client, NULL);
+    if (is_any_leaving(region, pages, n))
+        fence_wait(region->client, region);
+    plan = plan_new(region, n);
+    if (!plan)
+        return error_nomem();
+    r = claim_all(plan, pages, n);
     if (r == 0)
         r = find_memory(plan);
     if (r == 0)
@@ -258,9 +288,48 @@ static int map_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
     if (r == 0)
         commit(plan);
     else
-        undo(plan);
+        undo(plan, true);
     free(plan);
     return r;
+}
+
+static void use(struct plan *plan, struct list *memory)
+{
+    while (plan->n_backed < plan->n_fresh) {
+        struct backing *backing = list_first(memory, struct backing, entry.link);
+
+        list_unlink(&backing->entry.link);
+        add_backing(plan, backing);
+    }
+}
+
+int map_with(struct kvc_region *region, const uint64_t *pages, size_t n, struct list *memory)
+{
+    struct plan *plan = plan_new(region, n);
+    int r;
+
+    r = plan ? claim_all(plan, pages, n) : error_nomem();
+    if (r == 0) {
+        use(plan, memory);
+        r = attach(plan);
+    }
+    if (r == 0)
+        commit(plan);
+    else if (plan)
+        undo(plan, false);
+    error_hold();
+    borrow_return(region->client, memory, false);
+    error_release();
+    free(plan);
+    return r;
+}
+
+/* Who hands out blocks, or orders from elsewhere, decides alone. */
+int map_check_host(const struct kvc_region *region)
+{
+    if (region->blocks)
+        return error_set(KVC_E_INVALID, "The region's pages are mapped and unmapped by its kvc_blocks");
+    return orders_refuse(region);
 }
 
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n)
@@ -269,10 +338,17 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
 
     if (!region || (n > 0 && !pages))
         return error_set(KVC_E_INVALID, "No region, or no list of pages");
+    if (region->remote) {
+        r = map_check_host(region);
+        return r < 0 ? r : remote_map(region, pages, n);
+    }
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = conn_check(region->client->conn);
+    fence_poll(region->client);
+    r = map_check_host(region);
+    if (r == 0)
+        r = conn_check(region->client->conn);
     if (r == 0 && n > 0)
         r = map_pages(region, pages, n);
     client_leave(region->client);
@@ -308,9 +384,27 @@ static int claim_mapped(struct kvc_region *region, const uint64_t *pages, size_t
             return release_claims(
                 region, pages, i,
                 error_set(KVC_E_NOT_MAPPED, "Page %" PRIu64 " is not mapped, or named twice", pages[i]));
+        if (region->pages[pages[i]].pins > 0)
+            return release_claims(region, pages, i,
+                                  error_set(KVC_E_PINNED, "Page %" PRIu64 " is pinned", pages[i]));
         region->pages[pages[i]].state = PAGE_BUSY;
     }
     return 0;
+}
+
+int map_set_leaving(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    int r = claim_mapped(region, pages, n);
+
+    for (size_t i = 0; i < n && r == 0; i++)
+        region->pages[pages[i]].state = PAGE_LEAVING;
+    return r;
+}
+
+void map_set_staying(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        region->pages[pages[i]].state = PAGE_MAPPED;
 }
 
 /* Everything passes through the cache, which says what has to go. */
@@ -376,22 +470,19 @@ static int detach(struct kvc_region *region, struct leaving *leaving)
     if (r < 0)
         return r;
     r = space_detach(region, leaving->places, leaving->n);
-    if (r < 0) {
-        error_hold();
-        space_attach(region, leaving->places, leaving->n);
-        error_release();
-    }
+    if (r < 0)
+        space_reattach(region, leaving->places, leaving->n);
     gpu_leave(gpu, previous);
     return r;
 }
 
-static int give_back(struct kvc_region *region, struct leaving *leaving)
+static int give_back(struct kvc_region *region, struct leaving *leaving, bool wait)
 {
     for (size_t i = 0; i < leaving->n; i++) {
         region_page_empty(region, leaving->places[i].page);
         list_append(&leaving->imported, &leaving->places[i].backing->entry.link);
     }
-    return borrow_return(region->client, &leaving->imported, true);
+    return borrow_return(region->client, &leaving->imported, wait);
 }
 
 /* What the driver will not release, or the host has no memory to talk about, goes back later: the pages are
@@ -404,11 +495,9 @@ static bool is_only_late(struct kvc_client *client, int r)
     return true;
 }
 
-static int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+static int take_away(struct kvc_region *region, const uint64_t *pages, size_t n, bool keep, bool wait)
 {
     _cleanup_free_ struct leaving *leaving = NULL;
-    struct kvc_client *client = region->client;
-    bool keep = client->conn->alive && !client_must_shrink(client);
     size_t n_max = n + region->cache.n_pages;
     int r;
 
@@ -429,10 +518,36 @@ static int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t 
         return r;
     }
     region_count_unmapped(region, n);
-    r = give_back(region, leaving);
-    if (r == 0 && !keep)
-        r = reserve_trim(client, region);
+    r = give_back(region, leaving, wait);
+    return is_only_late(region->client, r) ? 0 : r;
+}
+
+static bool may_keep(const struct kvc_client *client)
+{
+    return client->conn->alive && !client_must_shrink(client);
+}
+
+int unmap_pages_soon(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    return take_away(region, pages, n, may_keep(region->client), false);
+}
+
+int unmap_pages(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    struct kvc_client *client = region->client;
+    bool keep = may_keep(client);
+    int r;
+
+    r = take_away(region, pages, n, keep, true);
+    if (r < 0 || keep)
+        return r;
+    r = reserve_trim(client, region);
     return is_only_late(client, r) ? 0 : r;
+}
+
+int map_undo(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    return take_away(region, pages, n, false, false);
 }
 
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n)
@@ -441,10 +556,17 @@ KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, s
 
     if (!region || (n > 0 && !pages))
         return error_set(KVC_E_INVALID, "No region, or no list of pages");
+    if (region->remote) {
+        r = map_check_host(region);
+        return r < 0 ? r : remote_unmap(region, pages, n);
+    }
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = n > 0 ? unmap_pages(region, pages, n) : conn_check(region->client->conn);
+    fence_poll(region->client);
+    r = map_check_host(region);
+    if (r == 0)
+        r = n > 0 ? unmap_pages(region, pages, n) : conn_check(region->client->conn);
     client_leave(region->client);
     return r;
 }

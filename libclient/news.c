@@ -11,6 +11,8 @@
 #include <stdlib.h>
 
 #include "client.h"
+#include "notice.h"
+#include "orders.h"
 
 #define NEWS_MAX 256
 
@@ -77,25 +79,61 @@ bool news_has_any(const struct news *news)
     return !list_is_empty(&news->items);
 }
 
+static bool is_notice(const struct item *item)
+{
+    return item->message.type == MESSAGE_NOTICE;
+}
+
+bool news_has_notice(const struct news *news)
+{
+    list_for_each (it, &news->items)
+        if (is_notice(container_of(it, struct item, link)))
+            return true;
+    return false;
+}
+
 /* Each kind has its own module. */
 static void handle(struct kvc_client *client, struct item *item)
 {
+    int r = KVC_E_PROTOCOL;
+
     switch (item->message.type) {
+    case MESSAGE_NOTICE:
+        r = notice_arrived(client, (const Kvcached__Notice *)item->message.body);
+        break;
+    case MESSAGE_MAP_ORDER:
+        r = 0;
+        orders_map(client, &item->message, &item->fds, item->truncated);
+        break;
+    case MESSAGE_UNMAP_ORDER:
+        r = 0;
+        orders_unmap(client, &item->message);
+        break;
     default:
-        conn_die(client->conn, KVC_E_PROTOCOL, "kvcachedd sent a %s that has no place here",
-                 codec_type_name(item->message.type));
         break;
     }
+    if (r < 0)
+        conn_die(client->conn, KVC_E_PROTOCOL, "kvcachedd sent a %s that has no place here",
+                 codec_type_name(item->message.type));
+}
+
+static void take_out(struct kvc_client *client, struct item *item)
+{
+    list_unlink(&item->link);
+    client->news.n--;
+    handle(client, item);
+    item_free(item, true);
 }
 
 void news_handle(struct kvc_client *client)
 {
-    while (news_has_any(&client->news)) {
-        struct item *item = list_first(&client->news.items, struct item, link);
+    while (news_has_any(&client->news))
+        take_out(client, list_first(&client->news.items, struct item, link));
+}
 
-        list_unlink(&item->link);
-        client->news.n--;
-        handle(client, item);
-        item_free(item, true);
-    }
+void news_take_notices(struct kvc_client *client)
+{
+    list_for_each_safe (it, &client->news.items)
+        if (is_notice(container_of(it, struct item, link)))
+            take_out(client, container_of(it, struct item, link));
 }

@@ -29,6 +29,10 @@ void news_forget(struct news *news);
 int news_keep(struct news *news, struct message *message, struct fdset *fds, bool truncated);
 
 bool news_has_any(const struct news *news);
+bool news_has_notice(const struct news *news);
+
+/* Takes note of notices, and leaves the rest for news_handle(). */
+void news_take_notices(struct kvc_client *client);
 
 /* Does what they say, in the order in which they came. With the client's lock, which is released while
  * the engine is called. */

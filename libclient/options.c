@@ -17,12 +17,14 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "error.h"
+#include "layout.h"
 
 #define DEFAULT_TIMEOUT_MS 60000
 #define DEFAULT_REPORT_MS 100
 #define TIMEOUT_MAX_S 1e9
 #define DEFAULT_MIN_RESERVED_PAGES 5
 #define DEFAULT_MAX_RESERVED_PAGES 10
+#define DEFAULT_PAGE_BYTES (2 * MIB)
 #define MILLION 1000000
 
 /* A variable that is set and not empty, or NULL. */
@@ -218,6 +220,79 @@ static int resolve_listener(const struct kvc_options *o, struct settings *s)
         return error_set(KVC_E_INVALID, "kvc_listener has a size that this library does not know");
     s->listener_data = o->listener_data;
     s->report_ns = (o->report_ms ? o->report_ms : DEFAULT_REPORT_MS) * NSEC_PER_MSEC;
+    return 0;
+}
+
+/* ---- Layouts ---- */
+
+static int read_page_size(uint64_t *ret_bytes)
+{
+    static const char name[] = "KVCACHED_PAGE_SIZE_MB";
+    const char *text = secure_getenv(name);
+    uint64_t mib;
+
+    if (!text)
+        return 0;
+    if (parse_u64(text, &mib) < 0 || mib == 0 || mib % 2 != 0 || mib > UINT64_MAX / MIB)
+        return bad_variable(name, text, "a multiple of 2");
+    *ret_bytes = mib * MIB;
+    return 0;
+}
+
+int layout_resolve(const struct kvc_layout *options, struct layout *ret)
+{
+    struct layout layout = {.layers = options->layers,
+                            .kv_buffers = options->kv_buffers,
+                            .page_bytes = DEFAULT_PAGE_BYTES,
+                            .contiguous = true};
+    int r;
+
+    if (options->contiguous < -1 || options->contiguous > 1)
+        return error_set(KVC_E_INVALID, "contiguous is 1, 0, or -1");
+    r = read_page_size(&layout.page_bytes);
+    if (r == 0)
+        r = read_boolean("KVCACHED_CONTIGUOUS_LAYOUT", &layout.contiguous);
+    if (r < 0)
+        return r;
+    if (options->page_bytes)
+        layout.page_bytes = options->page_bytes;
+    if (options->contiguous >= 0)
+        layout.contiguous = options->contiguous != 0;
+    *ret = layout;
+    return 0;
+}
+
+static int explain_layout(int r)
+{
+    switch (r) {
+    case LAYOUT_E_LAYERS:
+        return error_set(KVC_E_INVALID, "A layout needs layers");
+    case LAYOUT_E_BUFFERS:
+        return error_set(KVC_E_INVALID, "A layer has one buffer or two");
+    default:
+        return error_set(KVC_E_INVALID, "A page over all layers is larger than any address space");
+    }
+}
+
+KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region_options *options)
+{
+    struct kvc_layout copy;
+    struct layout resolved;
+    uint64_t segments, page_bytes;
+    int r;
+
+    if (!options || !layout || !options_copy(&copy, sizeof(copy), sizeof(copy), layout))
+        return error_set(KVC_E_INVALID, "kvc_layout has a size that this library does not know");
+    r = layout_resolve(&copy, &resolved);
+    if (r < 0)
+        return r;
+    r = layout_shape(&resolved, &segments, &page_bytes);
+    if (r == 0 && segments > UINT32_MAX)
+        r = LAYOUT_E_SPACE;
+    if (r != 0)
+        return explain_layout(r);
+    options->segments = (uint32_t)segments;
+    options->page_bytes = page_bytes;
     return 0;
 }
 

@@ -39,8 +39,14 @@ struct settings {
 /* 0, KVC_E_INVALID or KVC_E_ENVIRONMENT. Every variable is checked, also where an option overrides it. */
 int settings_resolve(const struct kvc_options *options, struct settings *ret);
 
+struct layout;
+
+/* Likewise for a layout. */
+int layout_resolve(const struct kvc_layout *options, struct layout *ret);
+
 /* What the structures of the first release had; they have grown since. */
 #define OPTIONS_SIZE_FIRST offsetof(struct kvc_options, listener)
+#define REGION_OPTIONS_SIZE_FIRST offsetof(struct kvc_region_options, flags)
 
 /* Copies a versioned structure of the caller's, of `size` bytes by its own first member: what the caller
  * knows and we don't must be zero. False where that fails, or `size` is below that of the first release. */

@@ -16,6 +16,12 @@
 
 #include "base/arith.h"
 #include "base/parse.h"
+#include "blocks.h"
+#include "clear.h"
+#include "fence.h"
+#include "holes.h"
+#include "orders.h"
+#include "remote.h"
 #include "reserve.h"
 
 #define DRIVER_MAPPINGS_MAX 520000
@@ -25,7 +31,8 @@
 
 void region_page_mapped(struct kvc_region *region, uint64_t page, struct backing *backing)
 {
-    region->pages[page] = (struct page){.backing = backing, .state = PAGE_MAPPED};
+    region->pages[page] =
+        (struct page){.backing = backing, .state = PAGE_MAPPED, .hole = region->pages[page].hole};
     region->n_mapped++;
     region->client->mapped_bytes += region->shape->slot_bytes;
 }
@@ -38,14 +45,19 @@ void region_count_unmapped(struct kvc_region *region, uint64_t n)
 
 void region_page_empty(struct kvc_region *region, uint64_t page)
 {
-    region->pages[page] = (struct page){.state = PAGE_EMPTY};
+    enum hole hole = region->pages[page].hole;
+
+    region->pages[page] = (struct page){.state = PAGE_EMPTY, .hole = hole};
+    if (!holes_cover(region, page))
+        region_page_broken(region, page, NULL);
 }
 
 void region_page_broken(struct kvc_region *region, uint64_t page, struct backing *backing)
 {
     if (region->pages[page].state == PAGE_MAPPED)
         region_count_unmapped(region, 1);
-    region->pages[page] = (struct page){.backing = backing, .state = PAGE_BROKEN};
+    region->pages[page] =
+        (struct page){.backing = backing, .state = PAGE_BROKEN, .hole = region->pages[page].hole};
     client_log(region->client, KVC_LOG_ERROR,
                "Page %" PRIu64 " is unusable from now on: the driver failed while a failure was undone",
                page);
@@ -121,7 +133,8 @@ static int check_size(const struct kvc_region *region)
         return error_set(KVC_E_BUDGET,
                          "A page of %s over all segments is larger than the daemon's budget of %s",
                          format_size(page, shape->slot_bytes), format_size(budget, status.budget_bytes));
-    n_mappings = u64_min(shape->pages, total / shape->slot_bytes) * shape->n_slots;
+    n_mappings = u64_max(u64_min(shape->pages, total / shape->slot_bytes) * shape->n_slots,
+                         holes_mappings(region->flags, shape));
     if (n_mappings > DRIVER_MAPPINGS_MAX)
         return error_set(KVC_E_NOSPACE,
                          "The region could need %" PRIu64
@@ -157,7 +170,17 @@ struct region_request {
     uint16_t answer;
     uint32_t region_id;
     struct kvc_client *client;
+    struct kvc_region *opening; /* NULL: nobody waits for it any more */
 };
+
+/* At once, for the next packet may be an order for it. */
+static void region_opened(struct kvc_region *region, uint32_t id)
+{
+    region->id = id;
+    lease_open(region);
+    list_append(&region->client->regions, &region->link);
+    region->client->n_ordered += region->orders != NULL;
+}
 
 static int region_receive(struct request *request, const struct message *message, struct fdset *fds,
                           bool truncated)
@@ -169,10 +192,10 @@ static int region_receive(struct request *request, const struct message *message
                                 codec_type_name(message->type), codec_type_name(question->answer));
     if (message->type == MESSAGE_REGION_OPENED)
         question->region_id = ((const Kvcached__RegionOpened *)message->body)->region;
+    if (message->type == MESSAGE_REGION_OPENED && question->opening)
+        region_opened(question->opening, question->region_id);
     return 0;
 }
-
-static int close_remote(struct kvc_client *client, uint32_t region_id, bool wait);
 
 /* Nobody waits any more: a region that was opened too late is closed. */
 static void region_finish(struct request *request)
@@ -180,20 +203,20 @@ static void region_finish(struct request *request)
     struct region_request *question = container_of(request, struct region_request, request);
 
     if (request->result == 0 && question->answer == MESSAGE_REGION_OPENED)
-        close_remote(question->client, question->region_id, false);
+        region_tell_closed(question->client, question->region_id, false);
     free(question);
 }
 
-/* *ret: the question when it is done and the caller's, or NULL. */
+/* `opening`: the region that the answer is to open, or NULL. */
 static int ask(struct kvc_client *client, uint16_t type, uint16_t answer, const ProtobufCMessage *body,
-               bool wait, struct region_request **ret)
+               bool wait, struct kvc_region *opening)
 {
     struct region_request *question = calloc(1, sizeof(*question));
     int r;
 
-    *ret = NULL;
     if (!question)
         return error_nomem();
+    question->opening = opening;
     question->request.receive = region_receive;
     question->request.finish = region_finish;
     question->answer = answer;
@@ -206,45 +229,43 @@ static int ask(struct kvc_client *client, uint16_t type, uint16_t answer, const 
     if (!wait)
         return 0;
     r = conn_wait(client->conn, &question->request);
+    question->opening = NULL;
     if (question->request.done)
-        *ret = question;
+        free(question);
     return r;
 }
 
-static int close_remote(struct kvc_client *client, uint32_t region_id, bool wait)
+int region_tell_closed(struct kvc_client *client, uint32_t region_id, bool wait)
 {
     Kvcached__RegionClose body = KVCACHED__REGION_CLOSE__INIT;
-    struct region_request *question;
-    int r;
 
     body.region = region_id;
-    r = ask(client, MESSAGE_REGION_CLOSE, MESSAGE_REGION_CLOSED, &body.base, wait, &question);
-    free(question);
-    return r;
+    return ask(client, MESSAGE_REGION_CLOSE, MESSAGE_REGION_CLOSED, &body.base, wait, NULL);
 }
 
-static int open_remote(struct kvc_region *region)
+static int tell_opened(struct kvc_region *region)
 {
     Kvcached__RegionOpen body = KVCACHED__REGION_OPEN__INIT;
-    struct region_request *question;
-    int r;
 
     body.segments = (uint32_t)region->shape->segments;
     body.capacity_pages = region->shape->pages;
     body.n_page_extents = region->shape->n_classes;
     body.page_extents = region->shape->class_counts;
-    r = ask(region->client, MESSAGE_REGION_OPEN, MESSAGE_REGION_OPENED, &body.base, true, &question);
-    if (r == 0)
-        region->id = question->region_id;
-    free(question);
-    return r;
+    if (region->orders) {
+        body.ordered = true;
+        body.group = region->orders->group;
+        body.rank = region->orders->rank;
+    }
+    return ask(region->client, MESSAGE_REGION_OPEN, MESSAGE_REGION_OPENED, &body.base, true, region);
 }
 
-static int prepare(struct kvc_region *region, const struct kvc_region_options *options)
+static int prepare_store(struct kvc_region *region, const struct kvc_region_options *options)
 {
     struct kvc_client *client = region->client;
     int r;
 
+    region->flags = options->flags;
+    region->stream = options->stream;
     r = make_shape(region, options);
     if (r == 0)
         r = check_size(region);
@@ -252,12 +273,33 @@ static int prepare(struct kvc_region *region, const struct kvc_region_options *o
         return r;
     region->take_max = SHAPE_SLOTS_MAX / region->shape->n_slots;
     page_cache_init(&region->cache, &client->cached, region->shape->slot_bytes, client->max_reserved_pages);
+    return 0;
+}
+
+static int prepare(struct kvc_region *region, const struct kvc_region_options *options)
+{
+    int r = prepare_store(region, options);
+
+    if (r < 0)
+        return r;
     /* First: what the driver accepts bounds what the table of pages takes. */
     r = reserve_addresses(region);
     if (r < 0)
         return r;
     region->pages = calloc(region->shape->pages, sizeof(*region->pages));
     return region->pages ? 0 : error_nomem();
+}
+
+static int prepare_orders(struct kvc_region *region, const struct kvc_region_options *options)
+{
+    if (!(options->flags & KVC_REGION_ORDERED))
+        return 0;
+    region->orders = calloc(1, sizeof(*region->orders));
+    if (!region->orders)
+        return error_nomem();
+    region->orders->group = options->group;
+    region->orders->rank = options->rank;
+    return 0;
 }
 
 /* Closing has no second chance later, so it takes one at once. */
@@ -283,28 +325,89 @@ static void free_addresses(struct kvc_region *region)
                    cuda_error_name(gpu->driver, result));
 }
 
+static struct kvc_region *region_new(struct kvc_client *client)
+{
+    struct kvc_region *region = calloc(1, sizeof(*region));
+
+    if (!region)
+        return NULL;
+    list_init(&region->link);
+    list_init(&region->lease.asks);
+    list_init(&region->fences);
+    region->client = client;
+    return region;
+}
+
+/* The client doesn't list it: whoever has its memory mapped closes it. */
+int region_open_store(struct kvc_client *client, const struct kvc_region_options *options,
+                      struct kvc_region **ret)
+{
+    struct kvc_region *store = region_new(client);
+    int r;
+
+    if (!store)
+        return error_nomem();
+    r = prepare_store(store, options);
+    if (r == 0)
+        r = tell_opened(store);
+    if (r < 0) {
+        region_forget(store);
+        return r;
+    }
+    list_unlink(&store->link);
+    *ret = store;
+    return 0;
+}
+
+void region_close_store(struct kvc_region *store)
+{
+    lease_close(store);
+    if (borrow_settle(store) != KVC_E_TIMEOUT && store->client->conn->alive)
+        region_tell_closed(store->client, store->id, true);
+    region_forget(store);
+}
+
 static int open_region(struct kvc_client *client, const struct kvc_region_options *options,
                        struct kvc_region **ret)
 {
-    struct kvc_region *region = calloc(1, sizeof(*region));
+    struct kvc_region *region = region_new(client);
     int r;
 
     if (!region)
         return error_nomem();
-    list_init(&region->link);
-    region->client = client;
     r = prepare(region, options);
     if (r == 0)
-        r = open_remote(region);
+        r = prepare_orders(region, options);
+    if (r == 0)
+        r = holes_open(region); /* before the daemon knows it: from then on orders may come */
+    if (r == 0)
+        r = tell_opened(region);
     if (r < 0) {
         error_hold();
+        holes_close(region);
         free_addresses(region);
         error_release();
         region_forget(region);
         return r;
     }
-    list_append(&client->regions, &region->link);
     *ret = region;
+    return 0;
+}
+
+static int check_request(const struct kvc_client *client, const struct kvc_region_options *options)
+{
+    if (client->role == KVC_ROLE_SCHEDULER)
+        return error_set(KVC_E_INVALID, "A scheduler has no GPU: it attaches to its workers' regions");
+    if (options->flags & ~(uint32_t)(KVC_REGION_ZERO_ON_MAP | KVC_REGION_HOLES_ZERO | KVC_REGION_ORDERED))
+        return error_set(KVC_E_INVALID, "Flags of a region that this library does not know");
+    if (clear_check_stream(options->stream) < 0)
+        return KVC_E_INVALID;
+    if (!(options->flags & KVC_REGION_ORDERED))
+        return 0;
+    if (client->role != KVC_ROLE_WORKER)
+        return error_set(KVC_E_INVALID, "Only a worker (KVC_ROLE_WORKER) leaves mapping to a scheduler");
+    if (!(client->features & KVCACHED__FEATURE__FEATURE_ORDERS))
+        return error_set(KVC_E_VERSION, "This kvcachedd is too old for regions that a scheduler maps");
     return 0;
 }
 
@@ -314,12 +417,14 @@ KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_o
     struct kvc_region_options copy;
     int r;
 
-    if (!ret || !options || !options_copy(&copy, sizeof(copy), sizeof(copy), options))
+    if (!ret || !options || !options_copy(&copy, sizeof(copy), REGION_OPTIONS_SIZE_FIRST, options))
         return error_set(KVC_E_INVALID, "kvc_region_options has a size that this library does not know");
     r = client_enter(client);
     if (r < 0)
         return r;
-    r = conn_check(client->conn);
+    r = check_request(client, &copy);
+    if (r == 0)
+        r = conn_check(client->conn);
     if (r == 0)
         r = open_region(client, &copy, ret);
     client_leave(client);
@@ -333,7 +438,27 @@ KVC_API uint64_t kvc_region_address(const struct kvc_region *region)
 
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region)
 {
-    return region ? region->shape->stride_bytes : 0;
+    return region && region->shape ? region->shape->stride_bytes : 0;
+}
+
+void region_show_pins(struct kvc_region *region)
+{
+    if (!region->blocks)
+        lease_hint(region, region->cache.n_pages, region->n_pinned);
+}
+
+KVC_API uint64_t kvc_region_pages(const struct kvc_region *region)
+{
+    if (!region)
+        return 0;
+    return region->remote ? region->remote->pages : region->shape->pages;
+}
+
+KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region)
+{
+    if (!region)
+        return 0;
+    return region->remote ? region->remote->page_bytes : region->shape->slot_bytes;
 }
 
 /* ---- Closing ---- */
@@ -343,12 +468,18 @@ struct kvc_region *region_forget(struct kvc_region *region)
     if (!region)
         return NULL;
     list_unlink(&region->link);
+    if (region->blocks)
+        blocks_forget(region->blocks);
     if (region->pages && region->shape)
         for (uint64_t i = 0; i < region->shape->pages; i++)
             free(region->pages[i].backing);
     if (region->address)
         backing_free_all(&region->cache.imported);
+    fence_forget(region);
+    holes_forget(region->holes);
     free(region->pages);
+    free(region->orders);
+    free(region->remote);
     shape_free(region->shape);
     free(region);
     return NULL;
@@ -366,7 +497,7 @@ static size_t gather(struct kvc_region *region, uint64_t *next, struct placement
             continue;
         if (page->state == PAGE_CACHED)
             page_cache_remove(&region->cache, &page->backing->entry);
-        if (page->state == PAGE_MAPPED)
+        if (page->state == PAGE_MAPPED || page->state == PAGE_LEAVING)
             region_count_unmapped(region, 1);
         page->state = PAGE_BROKEN;
         places[n++] = (struct placement){.page = *next, .backing = page->backing};
@@ -410,19 +541,35 @@ int region_close(struct kvc_region *region)
     struct list leaving = LIST_INIT(leaving);
     int r;
 
+    if (region->remote)
+        return remote_close(region);
+    if (region->blocks)
+        blocks_part(region->blocks, region);
+    lease_close(region);
     if (region->refill)
         borrow_abandon(region->refill);
     region->refill = NULL;
     region->refill_wanted = false;
+    fence_abandon(region);
+    holes_close(region);
+    orders_abandon(region);
+    client->n_ordered -= region->orders != NULL;
     detach_all(region, &leaving);
+    clear_close(region);
     r = borrow_return(client, &leaving, true);
     if (r != KVC_E_TIMEOUT)
         r = borrow_settle(region);
     if (r != KVC_E_TIMEOUT && client->conn->alive)
-        r = close_remote(client, region->id, true);
+        r = region_tell_closed(client, region->id, true);
     free_addresses(region);
     region_forget(region);
     return r;
+}
+
+void region_close_blocks(struct kvc_region *region)
+{
+    if (region->remote && region->blocks)
+        kvc_blocks_close(region->blocks);
 }
 
 KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
@@ -434,6 +581,7 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
     client = region->client;
     if (client_is_forked(client))
         return client_is_at_rest(client) ? region_forget(region) : NULL;
+    region_close_blocks(region);
     client_enter(client);
     region_close(region);
     client_leave(client);

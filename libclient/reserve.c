@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/arith.h"
+#include "blocks.h"
 
 #define TRIM_BATCH 64
 
@@ -20,7 +21,7 @@
 
 void reserve_want(struct kvc_region *region)
 {
-    region->refill_wanted = region->client->min_reserved_pages > 0;
+    region->refill_wanted = region->client->min_reserved_pages > 0 && !region->orders;
     region->refill_refused = false;
 }
 
@@ -32,7 +33,8 @@ static uint64_t missing(const struct kvc_region *region)
     uint64_t wanted = u64_min(client->min_reserved_pages, mappable), room_bytes;
     struct status_values status;
 
-    if (!region->refill_wanted || region->refill || client->n_takers > 0 || !client->conn->alive)
+    if (region->blocks || !region->refill_wanted || region->refill || client->n_takers > 0 ||
+        !client->conn->alive)
         return 0;
     wanted = page_cache_shortfall(&region->cache, wanted);
     if (wanted == 0)
@@ -54,14 +56,17 @@ void reserve_refill(struct kvc_region *region)
 {
     uint64_t n = missing(region);
 
-    if (n > 0 && borrow_later(region, (uint32_t)n, &region->refill) < 0)
+    if (n > 0 && borrow_later(region, (uint32_t)n, false, &region->refill) < 0)
         region->refill_wanted = false;
 }
 
 /* Imported pages go into the cache as far as they fit now. */
 static void keep(struct kvc_region *region, struct list *pages)
 {
-    uint64_t room = client_must_shrink(region->client) ? 0 : page_cache_shortfall(&region->cache, UINT64_MAX);
+    uint64_t room = region->blocks ? UINT64_MAX : page_cache_shortfall(&region->cache, UINT64_MAX);
+
+    if (client_must_shrink(region->client))
+        room = 0;
 
     for (; room > 0 && !list_is_empty(pages); room--) {
         struct backing *backing = list_first(pages, struct backing, entry.link);
@@ -82,6 +87,7 @@ void reserve_arrived(struct kvc_region *region, int result, struct list *pages)
     }
     keep(region, pages);
     borrow_return(region->client, pages, false);
+    region->work_wanted = true;
 }
 
 /* ---- Emptying ---- */
@@ -128,7 +134,7 @@ static int detach(struct kvc_region *region, const struct placement *places, siz
 
     r = gpu_enter(gpu, &previous);
     if (r == 0) {
-        r = space_detach(region, places, n);
+        r = space_vacate(region, places, n);
         gpu_leave(gpu, previous);
     }
     for (size_t i = 0; i < n; i++) {
@@ -170,6 +176,11 @@ static int trim_regions(struct kvc_client *client, const struct kvc_region *exce
     return r;
 }
 
+int reserve_empty(struct kvc_client *client, struct list *leaving)
+{
+    return trim_regions(client, NULL, leaving);
+}
+
 int reserve_trim(struct kvc_client *client, const struct kvc_region *except)
 {
     struct list leaving = LIST_INIT(leaving);
@@ -182,43 +193,61 @@ int reserve_trim(struct kvc_client *client, const struct kvc_region *except)
 
 /* ---- Giving way ---- */
 
-static struct take *find_refill(const struct kvc_client *client)
+static bool is_awaited(const struct kvc_region *region)
 {
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-
-        if (region->refill && !region->refill->request.expired)
-            return region->refill;
-    }
-    return NULL;
+    return (region->refill && !region->refill->request.expired) || lease_is_asked(region);
 }
 
-static bool has_refill(const void *client)
+static bool is_any_awaited(const void *data)
 {
-    return find_refill(client) != NULL;
+    const struct kvc_client *client = data;
+
+    for (const struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        if (is_awaited(region))
+            return true;
+    return false;
 }
 
 static void start_time(struct kvc_client *client)
 {
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));) {
         if (region->refill)
             conn_start_time(client->conn, &region->refill->request);
+        lease_start_time(region);
     }
+}
+
+static uint64_t leased(const struct kvc_region *region)
+{
+    struct lease lease = lease_of(region);
+
+    return (uint64_t)lease.offered + lease.claimed;
+}
+
+/* What the block allocators of the other regions have promised nobody. */
+static bool take_from_blocks(struct kvc_client *client, const struct kvc_region *except, struct list *leaving)
+{
+    bool anything = false;
+
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        if (region != except && region->blocks)
+            anything |= blocks_yield(region->blocks, region, leaving);
+    return anything;
 }
 
 bool reserve_yield(struct kvc_region *region)
 {
     struct kvc_client *client = region->client;
     struct list leaving = LIST_INIT(leaving);
+    uint64_t before = leased(region);
     bool anything;
 
     error_hold();
     start_time(client);
-    conn_wait_while(client->conn, has_refill, client);
+    conn_wait_while(client->conn, is_any_awaited, client);
     trim_regions(client, region, &leaving);
-    anything = !list_is_empty(&leaving) || region->cache.n_pages > 0;
+    anything = take_from_blocks(client, region, &leaving);
+    anything |= !list_is_empty(&leaving) || region->cache.n_pages > 0 || leased(region) > before;
     borrow_return(client, &leaving, true);
     error_release();
     return anything && client->conn->alive;

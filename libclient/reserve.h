@@ -24,6 +24,10 @@ void reserve_put_back(struct kvc_region *region, const struct placement *place);
  * under way bring. Waits for the daemon. 0 or as borrow_return(), or KVC_E_DRIVER. */
 int reserve_trim(struct kvc_client *client, const struct kvc_region *except);
 
+/* Takes all that the caches of a client's regions hold out, for the caller to give back. 0 or KVC_E_DRIVER.
+ * */
+int reserve_empty(struct kvc_client *client, struct list *leaving);
+
 /* For a map that was refused: waits for the refills under way, gives the other regions' reserves back. True
  * when some went back, or this region has one of its own now, so that trying again makes sense. */
 bool reserve_yield(struct kvc_region *region);

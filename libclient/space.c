@@ -12,6 +12,9 @@
 
 #include <stdlib.h>
 
+#include "clear.h"
+#include "holes.h"
+
 /* Within a segment, extents are counted through all pages of the batch. */
 struct run {
     size_t begin, end;
@@ -118,7 +121,7 @@ static int allow_access(struct kvc_region *region, const struct placement *place
 
 int space_attach(struct kvc_region *region, const struct placement *places, size_t n)
 {
-    int r = 0;
+    int r = holes_remove(region, places, n);
 
     for (size_t i = 0; i < n && r == 0; i++)
         r = map_page(region, &places[i]);
@@ -146,7 +149,7 @@ static int unmap_segment(struct kvc_region *region, const struct placement *plac
     return r;
 }
 
-int space_detach(struct kvc_region *region, const struct placement *places, size_t n)
+static int unmap_segments(struct kvc_region *region, const struct placement *places, size_t n)
 {
     int r = 0;
 
@@ -155,5 +158,45 @@ int space_detach(struct kvc_region *region, const struct placement *places, size
 
         r = r ? r : one;
     }
+    return r;
+}
+
+int space_detach(struct kvc_region *region, const struct placement *places, size_t n)
+{
+    int r, one;
+
+    r = clear_wait(region);
+    if (r == 0)
+        r = unmap_segments(region, places, n);
+    one = holes_restore(region, places, n);
+    return r ? r : one;
+}
+
+void space_reattach(struct kvc_region *region, const struct placement *places, size_t n)
+{
+    error_hold();
+    for (size_t i = 0; i < n; i++)
+        if (space_attach(region, &places[i], 1) < 0)
+            space_detach(region, &places[i], 1);
+    error_release();
+}
+
+static bool is_half(const struct placement *place)
+{
+    return backing_has(place->backing, EXTENT_MAPPED) && !backing_is(place->backing, EXTENT_MAPPED);
+}
+
+int space_vacate(struct kvc_region *region, const struct placement *places, size_t n)
+{
+    int r = space_detach(region, places, n);
+
+    if (r == 0)
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        if (places[i].backing && is_half(&places[i]))
+            space_reattach(region, &places[i], 1);
+    error_hold();
+    holes_restore(region, places, n);
+    error_release();
     return r;
 }

@@ -2,8 +2,9 @@
 
 /*
  * The thread sleeps in poll() until it is poked, or the socket has something for it. While no background
- * request is under way that is only the end of the connection: answers to the host's own calls are received
- * by the threads that wait for them, and waking a second thread for each would cost more than the call.
+ * request is under way, and neither notices nor orders can come, that is only the end of the connection:
+ * answers to the host's own calls are received by the threads that wait for them, and waking a second thread
+ * for each would cost more than the call.
  *
  * All signals are blocked: they are the host's.
  */
@@ -36,7 +37,7 @@ static bool needs_look(const struct worker *worker)
 
     if (!conn->alive)
         return false;
-    return client_has_work(worker->client) || (conn_has_background(conn) && !worker->listening) ||
+    return client_has_work(worker->client) || (client_listens(worker->client) && !worker->listening) ||
            (link_wants_write(conn->link) && !worker->writing);
 }
 
@@ -56,11 +57,20 @@ void worker_poke(struct worker *worker)
         wake(worker);
 }
 
+void worker_call(struct worker *worker)
+{
+    uint64_t one = 1;
+
+    /* As above. */
+    if (write(worker->wake_fd, &one, sizeof(one)) < 0)
+        return;
+}
+
 static void clear_poke(struct worker *worker)
 {
     uint64_t count;
 
-    if (worker->poked && read(worker->wake_fd, &count, sizeof(count)) > 0)
+    if (read(worker->wake_fd, &count, sizeof(count)) > 0)
         worker->poked = false;
 }
 
@@ -72,15 +82,18 @@ static void wait_for_events(struct worker *worker)
         {.fd = worker->wake_fd, .events = POLLIN},
         {.fd = conn->alive ? link_fd(conn->link) : -1, .events = POLLRDHUP},
     };
+    int timeout;
 
-    worker->listening = conn_has_background(conn);
+    worker->listening = client_listens(worker->client);
     worker->writing = link_wants_write(conn->link);
     pfds[1].events |= (short)((worker->listening ? POLLIN : 0) | (worker->writing ? POLLOUT : 0));
+    timeout = client_timeout_ms(worker->client);
     pthread_mutex_unlock(&conn->lock);
-    poll(pfds, 2, -1);
+    poll(pfds, 2, timeout);
     pthread_mutex_lock(&conn->lock);
     worker->listening = worker->writing = false;
-    clear_poke(worker);
+    if (pfds[0].revents)
+        clear_poke(worker);
     /* A leader takes what has come. Looking again before it has done so would be a busy loop. */
     if (pfds[1].revents && conn->has_leader && !worker->stopping)
         pthread_cond_wait(&conn->changed, &conn->lock);

@@ -19,3 +19,6 @@ struct worker *worker_forget(struct worker *worker);
 
 /* With the client's lock: makes the thread look, if there is something that it doesn't wait for already. */
 void worker_poke(struct worker *worker);
+
+/* Without the lock: makes the thread look, whatever there is. A system call. */
+void worker_call(struct worker *worker);

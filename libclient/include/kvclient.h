@@ -17,7 +17,8 @@
  * keeps nobody from unmapping. kvc_status() never waits.
  *
  * CUDA: the library works in the device's primary context, and leaves the calling thread's current context as
- * it found it. It doesn't wait for kernels: unmap a page only when nothing on the GPU uses it any more.
+ * it found it. It doesn't wait for kernels: unmap a page only when nothing on the GPU uses it any more, or
+ * with kvc_region_unmap_after().
  *
  * Errors: functions that return int return 0 or a negative KVC_E_* value. kvc_last_error() has the details. A
  * call that fails has changed nothing, unless it says otherwise. The library never aborts, installs no signal
@@ -142,8 +143,7 @@ struct kvc_options {
     const struct kvc_listener *listener;
     void *listener_data;
 
-    /* Since 0.2: for how many ms a report of available blocks holds, if the engine makes no other call
-     * before. 0: 100. */
+    /* Since 0.2: for how many ms a report of available blocks holds, see kvc_blocks_available(). 0: 100. */
     unsigned report_ms;
 };
 
@@ -199,8 +199,31 @@ KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret);
  * same device. Lives as long as the client. */
 KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 
-/* Gives all cached free pages back to the daemon, and refills no cache before the region's next map. */
+/* Gives all cached free pages back to the daemon, and those that wait for the GPU, which is waited for; and
+ * refills no cache before the region's next map. */
 KVC_API int kvc_trim(struct kvc_client *client);
+
+/* Flags of a region, since 0.2. */
+enum kvc_region_flags {
+    /* Pages read as zero after a map, for what `stream` does next: they are cleared in its order
+     * (cuMemsetD8Async), also where the memory was this region's before. Other streams must wait for it. Map
+     * nothing while the stream is being captured into a graph: the graph would clear the page whenever it
+     * runs. Unmapping, changing the stream and closing wait until the GPU has cleared what it was told to.
+     * Blocks are not cleared when they are handed out: the page was, when it was mapped. */
+    KVC_REGION_ZERO_ON_MAP = 1,
+
+    /* What is not mapped can be read and written, instead of faulting: behind it lies a zero page that this
+     * region alone has. It reads as zero until something is written there, which then shows in every hole.
+     * Takes one extent of each size that the pages have, charged to the instance like any page (so opening
+     * can be KVC_E_LIMIT, KVC_E_BUDGET and so on); a mapping of the driver for each extent of each page that
+     * isn't mapped, all of which kvc_region_open() makes (KVC_E_NOSPACE where that is more than the driver
+     * has); and for each segment of a page one more driver call to map it, and one for each of its extents
+     * and one more to unmap it. While a page is mapped or unmapped nothing on the GPU may use its addresses,
+     * nor the hole there. */
+    KVC_REGION_HOLES_ZERO = 2,
+
+    KVC_REGION_ORDERED = 4, /* of a worker: the instance's scheduler maps it, see kvc_region_attach() */
+};
 
 struct kvc_region_options {
     size_t size;         /* sizeof(struct kvc_region_options) */
@@ -213,31 +236,228 @@ struct kvc_region_options {
     /* Classes that make up page_bytes, in order. NULL: largest first. */
     const uint64_t *extent_bytes;
     size_t n_extents;
+
+    /* Since 0.2. */
+    uint32_t flags; /* KVC_REGION_* */
+    void *stream;   /* CUstream of the device's primary context, in use until another is set or the region is
+                     * closed; NULL: the default stream. Not CU_STREAM_PER_THREAD: KVC_E_INVALID */
+    uint32_t group; /* for KVC_REGION_ORDERED: which of the engine's regions this is */
+    uint32_t rank;  /* ... and which of its workers */
 };
 
 /* Reserves address space. Costs no memory. KVC_E_BUDGET when not even one page could be backed. */
 KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_options *options,
                             struct kvc_region **ret);
 
-/* Unmaps what is mapped, returns it to the daemon, frees the address space. NULL is fine; returns NULL. */
+/* Unmaps what is mapped, pinned or not, returns it to the daemon, frees the address space. Pages that wait
+ * for the GPU are waited for. NULL is fine; returns NULL. */
 KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region);
 
 /* CUdeviceptr of page 0 in segment 0. Page i of segment s is at address + s × stride + i × page_bytes. */
 KVC_API uint64_t kvc_region_address(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region);
 
-/* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain
- * left). Waits for the daemon if its memory has to be made first. KVC_E_MAPPED, KVC_E_LIMIT, KVC_E_BUDGET,
- * KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT, KVC_E_DISCONNECTED.
- * KVC_E_DRIVER, too, for a page that an earlier failure of the driver has left in a state nobody knows: such
- * a page is unusable until its region is closed. */
+/* Since 0.2: capacity, and bytes of one page over all segments. */
+KVC_API uint64_t kvc_region_pages(const struct kvc_region *region);
+KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
+
+/* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain left)
+ * without KVC_REGION_ZERO_ON_MAP. Waits for the daemon if its memory has to be made first. KVC_E_MAPPED,
+ * KVC_E_LIMIT, KVC_E_BUDGET, KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT,
+ * KVC_E_DISCONNECTED. KVC_E_DRIVER, too, for a page that an earlier failure of the driver has left in a state
+ * nobody knows: such a page is unusable until its region is closed. */
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow and
  * the instance is within its limit; the rest is with the daemon when the call returns. A cached page may stay
- * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_DRIVER; KVC_E_DISCONNECTED and KVC_E_TIMEOUT when
- * the daemon has not confirmed what was given back (the pages are unmapped all the same). */
+ * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER; KVC_E_DISCONNECTED and
+ * KVC_E_TIMEOUT when the daemon has not confirmed what was given back (the pages are unmapped all the
+ * same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
+
+/* Since 0.2. As kvc_region_unmap(), once the GPU has come to `event`: a CUevent of the device's primary
+ * context that was recorded before (one that never was counts as come), and not in a stream that is being
+ * captured. The pages are the caller's no more when the call returns, and count as mapped until they are
+ * unmapped. The event is the caller's again: it may be recorded anew, or destroyed.
+ * Nothing waits: the library looks when it maps, unmaps or dispatches, on its own thread or by the host, and
+ * without any call nothing is unmapped. Events are passed in the order of these calls, so one that is late
+ * holds up later ones. The library waits for the GPU when the memory or the pages are wanted: in a map that
+ * would be refused otherwise, a map of such a page, kvc_trim(), and when the region is closed; other threads
+ * can use the client meanwhile. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER, KVC_E_NOMEM. */
+KVC_API int kvc_region_unmap_after(struct kvc_region *region, const uint64_t *pages, size_t n, void *event);
+
+/* Since 0.2. The stream in which pages are cleared from now on; waits until those that the old one clears
+ * are. KVC_E_INVALID, KVC_E_DRIVER. */
+KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream);
+
+/* Since 0.2. Pins mapped pages, for as long as their memory is registered with somebody who keeps it whatever
+ * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED,
+ * the pages' memory is not kept for others and never asked back. All or nothing; the region's end ends them.
+ * Blocks in pinned pages are allocated and freed as always. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
+KVC_API int kvc_region_pin(struct kvc_region *region, uint64_t first, uint64_t n);
+KVC_API int kvc_region_unpin(struct kvc_region *region, uint64_t first, uint64_t n);
+
+/* Since 0.2. From a model to the shape of a region. */
+struct kvc_layout {
+    size_t size;         /* sizeof(struct kvc_layout) */
+    uint32_t layers;     /* of the model, or of this pipeline stage */
+    uint32_t kv_buffers; /* of a layer: 2 where keys and values are apart, else 1 */
+    uint64_t page_bytes; /* of a layer and buffer. 0: $KVCACHED_PAGE_SIZE_MB, a multiple of 2, else 2 MiB */
+
+    /* 1: all layers and buffers of a page together, so that mapping it takes few extents; 0: a segment for
+     * each. -1: $KVCACHED_CONTIGUOUS_LAYOUT, else together. */
+    int contiguous;
+};
+
+/* Sets `segments` and `page_bytes` of the options, and nothing else. Any thread. KVC_E_INVALID,
+ * KVC_E_ENVIRONMENT. */
+KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region_options *options);
+
+/* Scheduler and workers in different processes, since 0.2
+ *
+ * A worker opens its regions with KVC_REGION_ORDERED, and maps nothing in them by itself: kvc_region_map()
+ * and kvc_region_unmap() are KVC_E_INVALID. Its library does what the scheduler wants, on its own thread
+ * or in kvc_dispatch(), for as long as the region is open; nothing of it is cached. A worker on an event
+ * loop must poll, since its scheduler waits.
+ *
+ * The scheduler opens a client of each worker's daemon, under the worker's instance name, with
+ * KVC_ROLE_SCHEDULER. Such a client has no GPU: its process never loads the driver, and kvc_region_open()
+ * is KVC_E_INVALID. What it attaches to can be mapped and unmapped like a region of its own. It has no
+ * address (0), and at most 1024 pages are mapped or unmapped by one call.
+ *
+ * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, or has done nothing of it (it says
+ * why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not answered in time:
+ * then it may do so later, and what it does is not undone. */
+
+/* Finds the region that a worker of this client's instance has opened under the two numbers, and waits for
+ * it. `timeout_ms`: for how long; negative: no limit; 0: as the client's. What an earlier scheduler has
+ * left mapped there is unmapped first: of several schedulers the last one rules. Closing leaves the
+ * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER. */
+KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
+                              struct kvc_region **ret);
+/* ---- Blocks (since 0.2) ----
+ *
+ * A kvc_blocks hands out the KV blocks that lie in a region's pages, and maps and unmaps the pages as needed.
+ * Block b lies at byte b × block_bytes of each segment; a block that would lie in two pages is never handed
+ * out. Blocks have numbers from 0 on.
+ *
+ * Until it is closed the region's pages are the kvc_blocks': kvc_region_map() and kvc_region_unmap() return
+ * KVC_E_INVALID. Close it before its regions; closing them, or their client, closes it too.
+ *
+ * Threads: all functions, from any. On pages that are mapped, alloc and free make no system call and take
+ * about a tenth of a microsecond; while one call waits for the daemon others run.
+ *
+ * Promises: see kvc_blocks_available().
+ */
+
+struct kvc_blocks;
+
+/* Zero-initialise, set `size`, set what is needed. */
+struct kvc_blocks_options {
+    size_t size; /* sizeof(struct kvc_blocks_options) */
+
+    uint64_t block_bytes; /* of a block in one segment of the first region; at most a page's share there */
+    int null_block;       /* not 0: block 0 is never handed out, and always mapped: padding points at it */
+    uint64_t max_pages; /* of the region that may be used, the first ones; 0: all. See kvc_blocks_resize() */
+};
+
+/* With several regions, page i of each is mapped and unmapped together with page i of the others: all or none
+ * of them. They may be different clients', and have different page sizes, but the same number of pages.
+ * KVC_E_INVALID; with `null_block` what kvc_region_map() returns. */
+KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
+                            const struct kvc_blocks_options *options, struct kvc_blocks **ret);
+
+/* Unmaps all pages, used or not, and gives their memory back. NULL is fine; returns NULL. */
+KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
+
+/* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
+ * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used.
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
+ * without need was given up for it, and the daemon has refused all the same. */
+KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
+
+/* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not
+ * unmapped before kvc_blocks_complete() has said that `epoch` is complete; 0: they may be at any time. When
+ * more free pages are mapped than max_reserved_pages, or the instance is asked for memory, they are unmapped
+ * by this call, if no report holds that counts on them. KVC_E_NOT_ALLOCATED: one is not allocated, named
+ * twice, or no block. */
+KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch);
+
+/* The GPU no longer uses what was freed with this epoch or a lower one. */
+KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
+
+/* How many blocks kvc_blocks_alloc() can have now: the free ones in mapped pages, and those of pages whose
+ * memory the daemon has set aside for this region. It is a promise: for `report_ms` (of kvc_options) neither
+ * the daemon nor the library takes them for anything else, so that a scheduler's step can rely on it; what is
+ * allocated meanwhile is taken off. Another engine's promises are never counted. While the daemon asks for
+ * memory back only what is certain to stay is counted. More may be had: see kvc_blocks_want(). 0 where the
+ * handle is no good. Takes nanoseconds, never waits. */
+KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
+
+/* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds
+ * them; above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there
+ * are no leases (preallocation is off, or the daemon older than 0.2) pages are mapped in place of being set
+ * aside. *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
+KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available);
+
+/* Sets n more free blocks aside, mapping pages as kvc_blocks_alloc() does: the next allocations take them
+ * first, and until then no page is unmapped that they would need. kvc_blocks_release() gives all that up. */
+KVC_API int kvc_blocks_reserve(struct kvc_blocks *blocks, size_t n);
+KVC_API int kvc_blocks_release(struct kvc_blocks *blocks);
+
+/* Unmaps all free pages that are not reserved, pinned or waiting for an epoch, and gives what is set aside
+ * back. Nothing is prepared before the engine uses another page. */
+KVC_API int kvc_blocks_trim(struct kvc_blocks *blocks);
+
+/* Only the first `pages` may be used from now on; more than the region's means all. What is allocated beyond
+ * stays so until it is freed; then its pages are unmapped at once. */
+KVC_API int kvc_blocks_resize(struct kvc_blocks *blocks, uint64_t pages);
+
+/* Frees all blocks, with epoch 0, and what is reserved. */
+KVC_API int kvc_blocks_clear(struct kvc_blocks *blocks);
+
+/* How many blocks of each page are allocated. KVC_E_INVALID: no such page. */
+KVC_API int kvc_blocks_occupancy(struct kvc_blocks *blocks, const uint64_t *pages, size_t n,
+                                 uint32_t *ret_used);
+
+/* For an engine that evicts: the pages that would come free, fewest allocated blocks first, at most `max`.
+ * *ret_n: how many were written. */
+struct kvc_page_census {
+    uint64_t page;
+    uint32_t used; /* blocks that are allocated, at least one */
+};
+KVC_API int kvc_blocks_census(struct kvc_blocks *blocks, struct kvc_page_census *ret, size_t max,
+                              size_t *ret_n);
+
+/* The page in which a block begins; UINT64_MAX where the handle is no good. */
+KVC_API uint64_t kvc_blocks_page_of(const struct kvc_blocks *blocks, uint32_t id);
+
+struct kvc_blocks_status {
+    size_t size;              /* set by the caller: sizeof(struct kvc_blocks_status) */
+    uint64_t total_blocks;    /* in all pages that may be used, mapped or not */
+    uint64_t used_blocks;     /* allocated */
+    uint64_t free_blocks;     /* in mapped pages, reserved ones included */
+    uint64_t reserved_blocks; /* see kvc_blocks_reserve() */
+    uint64_t claimed_pages;   /* set aside by the daemon, and promised to this region */
+    uint64_t offered_pages;   /* set aside by the daemon, and not claimed yet */
+    uint64_t mapped_pages;    /* the sum of free, partly used and full ones, and those beyond a resize */
+    uint64_t free_pages;
+    uint64_t partly_pages;
+    uint64_t full_pages;
+    uint64_t waiting_pages; /* free, and their epoch is not complete */
+    uint64_t pinned_pages;
+    uint64_t empty_pages;  /* that may be mapped */
+    uint64_t doubt_pages;  /* a worker has not answered about them */
+    uint64_t broken_pages; /* unusable: the driver failed on them */
+    uint64_t page_blocks;  /* of a page; where blocks lie across, some pages have one less */
+    uint64_t mapped_total; /* pages mapped so far ... */
+    uint64_t ready_total;  /* ... of them in the background, before they were needed */
+    uint64_t unmapped_total;
+    uint64_t waited_total;  /* calls of alloc and reserve that had to map pages */
+    uint64_t refused_total; /* ... and were refused */
+};
+KVC_API int kvc_blocks_status(struct kvc_blocks *blocks, struct kvc_blocks_status *ret);
 
 #ifdef __cplusplus
 }

@@ -132,3 +132,15 @@ static inline bool lease_spend(struct lease_line *line, uint32_t pages)
     } while (!atomic_compare_exchange_weak(&line->word, &word, lease_pack(lease)));
     return true;
 }
+
+/* Client: puts claims back that were spent on what the daemon then refused, or was never asked. */
+static inline void lease_unspend(struct lease_line *line, uint32_t pages)
+{
+    uint64_t word = atomic_load(&line->word);
+    struct lease lease;
+
+    do {
+        lease = lease_unpack(word);
+        lease.claimed += lease_min(pages, UINT32_MAX - lease.claimed);
+    } while (!atomic_compare_exchange_weak(&line->word, &word, lease_pack(lease)));
+}

@@ -11,24 +11,20 @@
  * somebody who counts system calls.
  */
 
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/arith.h"
-#include "base/parse.h"
-#include "control.h"
+#include "bench.h"
+#include "rest.h"
 #include "side.h"
 
 #define SIDES 4
-#define PATIENCE_NS (10 * NSEC_PER_SEC)
 
 struct arguments {
     const char *socket, *driver, *uuid, *count;
@@ -49,46 +45,7 @@ struct bench {
     int fds[PAGES_MAX];
 };
 
-void die(const char *format, ...)
-{
-    va_list args;
-
-    fputs("bench-map: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputc('\n', stderr);
-    exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec;
-}
-
-void pin_to(int processor)
-{
-    cpu_set_t set;
-
-    CPU_ZERO(&set);
-    CPU_SET(processor, &set);
-    if (sched_setaffinity(0, sizeof(set), &set) < 0)
-        die("processor %d: %s", processor, strerror(errno));
-}
-
 /* ---- Command line ---- */
-
-static unsigned number(const char *text, const char *option, unsigned max)
-{
-    uint64_t value;
-
-    if (parse_u64(text, &value) < 0 || value > max)
-        die("%s: %s is not a number up to %u", option, text, max);
-    return (unsigned)value;
-}
 
 static struct arguments parse(int argc, char **argv)
 {
@@ -121,16 +78,16 @@ static struct arguments parse(int argc, char **argv)
             arguments.count = optarg;
             break;
         case 'p':
-            arguments.pages = number(optarg, "--pages", PAGES_MAX);
+            arguments.pages = parse_number(optarg, "--pages", PAGES_MAX);
             break;
         case 'r':
-            arguments.rounds = number(optarg, "--rounds", 1000000);
+            arguments.rounds = parse_number(optarg, "--rounds", 1000000);
             break;
         case 'a':
-            arguments.processor = (int)number(optarg, "--processor", CPU_SETSIZE - 1);
+            arguments.processor = (int)parse_number(optarg, "--processor", CPU_SETSIZE - 1);
             break;
         case 'b':
-            arguments.donor_processor = (int)number(optarg, "--donor-processor", CPU_SETSIZE - 1);
+            arguments.donor_processor = (int)parse_number(optarg, "--donor-processor", CPU_SETSIZE - 1);
             break;
         default:
             exit(2);
@@ -146,17 +103,12 @@ static struct arguments parse(int argc, char **argv)
 /* The donor first: a driver does not survive a fork. */
 static void open_sides(struct bench *bench, const struct arguments *arguments)
 {
-    const struct control_options options = {.socket = arguments->socket};
-
     bench->donor =
         donor_new(arguments->driver, arguments->uuid, arguments->pages, arguments->donor_processor);
     pin_to(arguments->processor);
     bench->broker = broker_side_new(arguments->socket);
     bench->driver = driver_side_new(broker_side_driver(bench->broker), arguments->uuid, arguments->pages);
-    if (control_new(&bench->control) < 0)
-        die("out of memory");
-    if (control_connect(bench->control, &options) != 0)
-        die("%s", control_reason(bench->control));
+    bench->control = open_control(arguments->socket);
     bench->sides[0] = broker_side(bench->broker);
     bench->sides[1] = driver_side_create(bench->driver);
     bench->sides[2] = donor_side(bench->donor);
@@ -189,56 +141,12 @@ static struct sample measure(const struct side *side, unsigned n_pages)
     return (struct sample){.map_ns = mapped - start, .unmap_ns = end - mapped};
 }
 
-struct state {
-    uint64_t warm_bytes, creating_bytes, destroying_bytes;
-};
-
-static struct state ask_state(struct bench *bench)
-{
-    const Kvcached__InfoReply *info;
-    struct message reply;
-    struct state state;
-
-    if (control_info(bench->control, NULL, &reply) != 0)
-        die("%s", control_reason(bench->control));
-    info = (const Kvcached__InfoReply *)reply.body;
-    state = (struct state){info->warm_bytes, info->creating_bytes, info->destroying_bytes};
-    message_deinit(&reply);
-    return state;
-}
-
-static bool is_same(const struct state *a, const struct state *b)
-{
-    return a->warm_bytes == b->warm_bytes && a->creating_bytes == b->creating_bytes &&
-           a->destroying_bytes == b->destroying_bytes;
-}
-
-/* What the daemon does after a return (and would do while others measure) is over when two looks find the
- * same. Returns how much is warm then. */
-static uint64_t wait_for_rest(struct bench *bench, uint64_t pause_ns)
-{
-    const struct timespec pause = {.tv_nsec = (long)pause_ns};
-    uint64_t deadline = now_ns() + PATIENCE_NS;
-    struct state before = ask_state(bench), state;
-
-    for (;;) {
-        if (pause_ns)
-            nanosleep(&pause, NULL);
-        state = ask_state(bench);
-        if (is_same(&state, &before) && state.creating_bytes == 0)
-            return state.warm_bytes;
-        if (now_ns() > deadline)
-            die("the daemon doesn't come to rest");
-        before = state;
-    }
-}
-
 /* A daemon that has given its pool back needs to be asked before it fills it again. */
 static void wait_until_warm(struct bench *bench, unsigned n_pages)
 {
     uint64_t deadline = now_ns() + PATIENCE_NS;
 
-    while (wait_for_rest(bench, 200 * NSEC_PER_USEC) < n_pages * PAGE_BYTES) {
+    while (wait_for_rest(bench->control, 200 * NSEC_PER_USEC) < n_pages * PAGE_BYTES) {
         if (now_ns() > deadline)
             die("the daemon doesn't keep %u extents warm", n_pages);
         measure(&bench->sides[0], n_pages);
@@ -251,7 +159,7 @@ static void stir(struct bench *bench)
 {
     for (unsigned s = 0; s < SIDES; s++)
         measure(&bench->sides[s], 1);
-    wait_for_rest(bench, 0);
+    wait_for_rest(bench->control, 0);
 }
 
 /* Caches, pools and branch predictors have settled after a few rounds. */
@@ -314,7 +222,6 @@ int main(int argc, char **argv)
         run(bench, arguments.pages, arguments.rounds);
     close_sides(bench, arguments.pages);
     free(bench);
-    if (fflush(stdout) != 0 || ferror(stdout))
-        die("the measurements could not be written");
+    end_output();
     return 0;
 }

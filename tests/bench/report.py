@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,15 +21,15 @@ SCHEMA = "kvcached.bench.v1"
 class Timing:
     """Of one operation, in nanoseconds."""
 
-    p50: int
-    p99: int
+    p50: float
+    p99: float
     rounds: int
 
     @staticmethod
-    def of(samples: list[int]) -> Timing:
+    def of(samples: Sequence[float]) -> Timing:
         ranked = sorted(samples)
         p99 = ranked[math.ceil(0.99 * len(ranked)) - 1]
-        return Timing(round(statistics.median(ranked)), p99, len(ranked))
+        return Timing(round(statistics.median(ranked), 2), p99, len(ranked))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Case:
     place: Place
     timings: dict[str, dict[str, Timing]]
 
-    def p50(self, side: str, operation: str) -> int:
+    def p50(self, side: str, operation: str) -> float:
         return self.timings[side][operation].p50
 
     def ratio(self, operation: str) -> float:
@@ -81,6 +81,8 @@ class Bound:
     cores: int
     value: float
     at_most: float
+    unit: str = ""
+    where: str = ""  # beside costs and cores
 
     @property
     def met(self) -> bool:
@@ -95,6 +97,47 @@ def bounds_of(case: Case) -> Iterator[Bound]:
     if place.pages == 64 and place.costs in ("none", "a100"):
         what = "64 pages in one call, as a part of in-process"
         yield Bound(what, place.costs, place.cores, case.ratio("map"), 1.2 if place.costs == "none" else 0.4)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Sides that took turns in one program, which did something else than map pages."""
+
+    what: str
+    where: str
+    timings: dict[str, Timing]
+
+
+def series_bounds(series: Series) -> Iterator[Bound]:
+    def bound(what: str, value: float, at_most: float, unit: str = "") -> Bound:
+        return Bound(what, "none", 1, value, at_most, unit, series.where)
+
+    p50 = {side: timing.p50 for side, timing in series.timings.items()}
+    if series.what == "blocks" and "small" in p50:
+        for side, pages in (("small", 16), ("large", 4096)):
+            what = f"16 blocks allocated and freed, {pages} pages mapped"
+            yield bound(what, p50[side] / 1000, 0.25, "us")
+        yield bound("available blocks", p50["available"], 20, "ns")
+    elif series.what == "blocks":
+        yield bound("16 blocks allocated and freed", p50["alloc-free"] / 1000, 1, "us")
+        yield bound("available blocks", p50["available"], 100, "ns")
+    elif series.what == "group":
+        yield bound("a page in every worker, in bare chains", p50["group"] / p50["chain"], 2)
+    elif series.what == "crowd":
+        yield bound("one page, as a part of that without a crowd", p50["many"] / p50["few"], 1.3)
+        yield bound("kvctl list", p50["list"] / 1e6, 10, "ms")
+
+
+# What must not speak to anybody, or not even to the kernel.
+MESSAGE_CALLS = ("sendmsg", "recvmsg", "sendto", "recvfrom", "write", "read")
+
+
+def block_calls_bounds(side: str, calls: dict[str, float]) -> Iterator[Bound]:
+    if side == "remap":
+        messages = sum(calls.get(name, 0) for name in MESSAGE_CALLS)
+        yield Bound("messages for 1000 pages from the cache", "none", 1, messages, 0)
+    else:
+        yield Bound(f"system calls of 1000 calls, {side}", "none", 1, sum(calls.values()), 0)
 
 
 @dataclass(frozen=True)
@@ -116,9 +159,19 @@ class Report:
     judged: bool
     cases: list[Case] = field(default_factory=list)
     system_calls: list[SystemCalls] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    block_calls: dict[str, dict[str, float]] = field(default_factory=dict)
+    extent_bytes: int | None = None
 
     def bounds(self) -> list[Bound]:
-        return [bound for case in self.cases for bound in bounds_of(case)]
+        bounds = [bound for case in self.cases for bound in bounds_of(case)]
+        bounds += [bound for series in self.series for bound in series_bounds(series)]
+        for side, calls in self.block_calls.items():
+            bounds += block_calls_bounds(side, calls)
+        if self.extent_bytes is not None:
+            what = "the daemon's memory for an extent"
+            bounds.append(Bound(what, "none", 1, self.extent_bytes, 128, "bytes"))
+        return bounds
 
     def failed(self) -> bool:
         return self.judged and any(not bound.met for bound in self.bounds())
@@ -132,6 +185,8 @@ class Report:
             "judged": self.judged,
             "results": [self._case_json(case) for case in self.cases],
             "system_calls": [asdict(calls) for calls in self.system_calls],
+            "series": [asdict(series) for series in self.series],
+            "block_calls": self.block_calls,
             "bounds": [asdict(bound) | {"met": bound.met} for bound in self.bounds()],
         }
 
@@ -149,7 +204,7 @@ class Report:
         return asdict(case.place) | {"sides": sides, "ratios": ratios}
 
 
-def microseconds(nanoseconds: int) -> str:
+def microseconds(nanoseconds: float) -> str:
     return f"{nanoseconds / 1000:.1f}"
 
 
@@ -188,8 +243,15 @@ def calls_lines(calls: SystemCalls) -> Iterator[str]:
 
 def bound_line(bound: Bound, judged: bool) -> str:
     verdict = ("met" if bound.met else "MISSED") if judged else "not judged"
-    where = f"costs {bound.costs}, {'one core' if bound.cores == 1 else 'two cores'}"
-    return f"  {verdict:<10} {bound.value:5.2f} of {bound.at_most:.1f}  {bound.what} ({where})"
+    where = bound.where or f"costs {bound.costs}, {'one core' if bound.cores == 1 else 'two cores'}"
+    value = f"{bound.value:.3g} of {bound.at_most:g}{f' {bound.unit}' if bound.unit else ''}"
+    return f"  {verdict:<10} {value:>16}  {bound.what} ({where})"
+
+
+def series_lines(series: Series) -> Iterator[str]:
+    yield f"{series.what}, {series.where} (nanoseconds, median and p99)"
+    for side, timing in series.timings.items():
+        yield f"  {side:<12} {timing.p50:>12.1f} {timing.p99:>12.1f}   {timing.rounds} rounds"
 
 
 def text(report: Report) -> str:
@@ -199,11 +261,15 @@ def text(report: Report) -> str:
         groups.setdefault((case.place.costs, case.place.cores), []).append(case)
     for cases in groups.values():
         lines += [*place_lines(cases), ""]
-    lines.append("System calls for mapping and unmapping once:")
-    if not report.system_calls:
-        lines.append("  not counted: strace is missing, or may not trace here")
-    for calls in report.system_calls:
-        lines += calls_lines(calls)
-    lines += ["", "Bounds:"]
+    for series in report.series:
+        lines += [*series_lines(series), ""]
+    if report.cases:
+        lines.append("System calls for mapping and unmapping once:")
+        if not report.system_calls:
+            lines.append("  not counted: strace is missing, or may not trace here")
+        for calls in report.system_calls:
+            lines += calls_lines(calls)
+        lines.append("")
+    lines.append("Bounds:")
     lines += [bound_line(bound, report.judged) for bound in report.bounds()]
     return "\n".join(lines)

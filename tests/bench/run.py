@@ -24,7 +24,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,11 +31,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bench import report as reports
-from harness.broker import Daemon, Site, run_program
+from bench import rows
+from bench.rig import COSTS, Rig, new_site
+from harness.broker import Site
 
 PAGES_MAX = 200
-COSTS = ("none", "a100", "gb10")
 QUICK_ROUNDS = 20
+ROW_ROUNDS = 200
 COUNTED_PAGES = (1, 64)
 COUNTED_ROUNDS = (5, 45)
 
@@ -73,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pages", type=parse_numbers, help="default 1,16,64,200")
     parser.add_argument("--costs", type=parse_costs, help="of the emulated driver; default none,a100")
     parser.add_argument("--rounds", type=int, help="default by number of pages; at least 20")
+    parser.add_argument("--only", choices=("maps", "blocks", "group", "crowd", "live"), help="only this part")
     parser.add_argument(
         "--gpu", action="store_true", help="measure on the machine's GPU, not an emulated one"
     )
@@ -81,66 +83,11 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--rounds: at least {QUICK_ROUNDS}")
     arguments.pages = arguments.pages or ([1, 64] if arguments.quick else [1, 16, 64, 200])
     arguments.costs = arguments.costs or ["none", "a100"]
+    arguments.row_rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds or ROW_ROUNDS
     if arguments.gpu:
         os.environ["KVCACHED_TEST_DRIVER"] = "gpu"
         arguments.costs = ["the GPU's"]
     return arguments
-
-
-@contextlib.contextmanager
-def pinned(processor: int) -> Iterator[None]:
-    """What is started inside runs on that processor."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {processor})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextlib.contextmanager
-def new_site(build: Path) -> Iterator[Site]:
-    run = Path(tempfile.mkdtemp(prefix="kvb-", dir="/tmp"))
-    memory = Path(tempfile.mkdtemp(prefix="kvcached-bench-", dir="/dev/shm"))
-    try:
-        yield Site(build=build, run=run, emulate_dir=memory / "devices")
-    finally:
-        shutil.rmtree(run)
-        shutil.rmtree(memory)
-
-
-class Rig:
-    """A daemon on one processor, and what runs against it from another (or the same)."""
-
-    def __init__(self, site: Site, costs: str, daemon_processor: int, processor: int) -> None:
-        self.site = site
-        self.processor, self.daemon_processor = processor, daemon_processor
-        self.environment = {} if costs not in COSTS else {"KVCACHED_EMULATE_COSTS": costs}
-        with pinned(daemon_processor):
-            self.daemon = Daemon(site, "80G", environment=self.environment)
-        self.info = self._kvctl("info", "--json")
-
-    def _kvctl(self, *words: str) -> Any:
-        kvctl = str(self.site.program("kvctl/kvctl"))
-        result = run_program([kvctl, "--socket", str(self.daemon.socket), *words], self.site.environment())
-        if result.rc != 0:
-            raise RuntimeError(result.err.strip())
-        return result.json()
-
-    def command(self, pages: int, rounds: int) -> list[str]:
-        words = [str(self.site.program("tests/bench/bench-map")), "--socket", str(self.daemon.socket)]
-        words += ["--uuid", self.info["gpu"]["uuid"], "--pages", str(pages), "--rounds", str(rounds)]
-        words += ["--processor", str(self.processor), "--donor-processor", str(self.daemon_processor)]
-        if self.info["gpu"]["emulated"]:
-            words += ["--driver", str(self.site.program("tests/cuemu/libcuda.so.1"))]
-        return words
-
-    def run(self, command: list[str], **environment: str) -> str:
-        variables = self.site.environment(**self.environment, **environment)
-        result = run_program(command, variables, limit_s=120)
-        if result.rc != 0:
-            raise RuntimeError(result.err.strip() or f"{command[0]}: status {result.rc}")
-        return result.out
 
 
 # ---- System calls ----
@@ -198,6 +145,17 @@ def count_system_calls(rig: Rig, pages: int) -> reports.SystemCalls:
     )
 
 
+def count_system_calls_of(rig: Rig, side: str) -> dict[str, float]:
+    """Of one batch of bench-blocks, likewise."""
+    counts = []
+    for rounds in COUNTED_ROUNDS:
+        output = rig.site.run / "blocks.calls"
+        command = [*rows.blocks_command(rig, rounds), "--count", side]
+        rig.run(["strace", "-f", "-c", "-o", str(output), *command], ASAN_OPTIONS="detect_leaks=0")
+        counts.append(parse_summary(output.read_text()))
+    return difference(counts[0], counts[1], COUNTED_ROUNDS[1] - COUNTED_ROUNDS[0])
+
+
 def can_trace() -> bool:
     if not shutil.which("strace"):
         return False
@@ -233,26 +191,77 @@ def measure_place(rig: Rig, arguments: argparse.Namespace, costs: str, cores: in
         yield reports.parse_samples(reports.Place(costs, cores, pages), output.splitlines())
 
 
-def measure_all(site: Site, arguments: argparse.Namespace) -> reports.Report:
-    report: reports.Report | None = None
+def measure_maps(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
     for costs in arguments.costs:
         for daemon_processor, processor in layouts(arguments.quick):
             rig = Rig(site, costs, daemon_processor, processor)
             cores = 1 if daemon_processor == processor else 2
             try:
-                if report is None:
-                    info = rig.info
-                    report = reports.Report(
-                        info["daemon_version"], info["gpu"], machine(), judged=not arguments.quick
-                    )
-                    if can_trace():
-                        for pages in COUNTED_PAGES:
-                            progress(f"counting system calls, {pages} pages")
-                            report.system_calls.append(count_system_calls(rig, pages))
+                if not report.system_calls and can_trace():
+                    for pages in COUNTED_PAGES:
+                        progress(f"counting system calls, {pages} pages")
+                        report.system_calls.append(count_system_calls(rig, pages))
                 report.cases += measure_place(rig, arguments, costs, cores)
             finally:
                 rig.daemon.stop()
-    assert report is not None
+
+
+def measure_blocks(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
+    """On one core: nothing here speaks to the daemon."""
+    daemon_processor, processor = layouts(quick=True)[0]
+    rig = Rig(site, arguments.costs[0], daemon_processor, processor)
+    try:
+        progress("blocks")
+        report.series.append(rows.blocks(rig, arguments.row_rounds))
+        from_python = rows.blocks_from_python(rig, arguments.row_rounds)
+        if from_python:
+            report.series.append(from_python)
+        else:
+            progress("not from Python: its headers were missing when this was built")
+        if can_trace():
+            for side in rows.SILENT_SIDES:
+                calls = count_system_calls_of(rig, side)
+                report.block_calls[side] = calls
+    finally:
+        rig.daemon.stop()
+
+
+def measure_group(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
+    for daemon_processor, processor in layouts(arguments.quick):
+        progress(f"a scheduler with {rows.RANKS} workers")
+        report.series.append(rows.group(site, daemon_processor, processor, arguments.row_rounds))
+
+
+def measure_crowd(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
+    progress("a crowd")
+    series, extent_bytes = rows.crowd(site, layouts(quick=True)[0][1], arguments.row_rounds)
+    report.series.append(series)
+    report.extent_bytes = extent_bytes
+
+
+def measure_live(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
+    progress("live engines, with all memory from the start and with what they need")
+    report.series.append(rows.live(site, 1 if arguments.quick else rows.LIVE_ROUNDS))
+
+
+def describe_machine(site: Site, arguments: argparse.Namespace) -> reports.Report:
+    rig = Rig(site, arguments.costs[0], *layouts(quick=True)[0])
+    try:
+        gpu = rig.info["gpu"]
+        return reports.Report(rig.info["daemon_version"], gpu, machine(), judged=not arguments.quick)
+    finally:
+        rig.daemon.stop()
+
+
+def measure_all(site: Site, arguments: argparse.Namespace) -> reports.Report:
+    """Schedulers and crowds need several GPUs, or extents without end: emulated ones."""
+    parts = {"maps": measure_maps, "blocks": measure_blocks}
+    if not arguments.gpu:
+        parts |= {"group": measure_group, "crowd": measure_crowd, "live": measure_live}
+    report = describe_machine(site, arguments)
+    for name, measure in parts.items():
+        if arguments.only in (None, name):
+            measure(site, arguments, report)
     return report
 
 

@@ -15,6 +15,7 @@
 
 #include <stdint.h>
 
+#include "bench.h"
 #include "cuda/driver.h"
 
 #define PAGE_BYTES (UINT64_C(2) << 20)
@@ -26,11 +27,6 @@ struct side {
     void (*unmap)(void *state, unsigned n_pages);
     void *state;
 };
-
-_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-/* This thread, and those that it starts. */
-void pin_to(int processor);
 
 /* ---- The broker ---- */
 

@@ -22,15 +22,7 @@
 
 #include "base/arith.h"
 #include "base/cleanup.h"
-#include "base/list.h"
-#include "cuda/driver.h"
-#include "fakewire.h"
-#include "test.h"
-#include "wire/status.h"
-
-#define PEERS_MAX 16
-#define CLASSES_MAX 4
-#define REGIONS_MAX 64
+#include "fakeinternal.h"
 
 struct fake {
     pid_t pid;
@@ -39,54 +31,21 @@ struct fake {
 };
 
 struct command {
-    enum { COMMAND_LIE, COMMAND_RELEASE, COMMAND_LIMIT, COMMAND_COUNT } what;
+    enum {
+        COMMAND_LIE,
+        COMMAND_RELEASE,
+        COMMAND_LIMIT,
+        COMMAND_ORDER,
+        COMMAND_COUNT,
+        COMMAND_NOTICE,
+        COMMAND_PRESS,
+        COMMAND_WITHDRAW,
+        COMMAND_SCRIBBLE
+    } what;
     uint64_t value;
-    uint32_t at;
-};
-
-struct lent {
-    struct list link;
-    uint64_t id;
-    unsigned class;
-    int fd;
-    bool sent;
-    CUmemGenericAllocationHandle handle;
-};
-
-/* An answer to Take, sent packet by packet. */
-struct grant {
-    struct list link;
-    uint32_t request;
-    bool held; /* until fake_release() */
-    uint64_t n_left;
-    struct list extents; /* struct lent, unsent */
-};
-
-struct peer {
-    int fd;
-    bool awaits_ack;
-    uint32_t hello; /* of a challenged peer */
-    struct list grants;
-    struct list extents; /* lent */
-    uint32_t regions[REGIONS_MAX][CLASSES_MAX];
-    bool region_open[REGIONS_MAX];
-};
-
-struct daemon {
-    struct fake_settings settings;
-    char devices[96];
-    char uuid[CUDA_UUID_MAX];
-    struct cuda_driver *driver;
-    CUdevice device;
-    struct status_page *status;
-    int status_fd, listener, control;
-    unsigned n_classes;
-    uint64_t last_id, limit, used;
-    enum fake_lie lie;
-    uint16_t lie_at;
-    bool noisy; /* the client may be confused, and through no fault of its own */
-    struct fake_counts counts;
-    struct peer *peers[PEERS_MAX];
+    uint32_t at, after;
+    bool courtesy;
+    struct fake_order order;
 };
 
 /* ---- Memory ---- */
@@ -98,12 +57,13 @@ static void show_status(struct daemon *d)
         .used_bytes = d->used,
         .budget_bytes = d->settings.total_bytes,
         .flags = d->used > d->limit ? STATUS_FLAG_OVER_LIMIT : 0,
+        .pressure_bytes = d->pressure,
     };
 
     status_page_write(d->status, &values);
 }
 
-static struct lent *lend(struct daemon *d, unsigned class)
+struct lent *lend(struct daemon *d, unsigned class)
 {
     CUmemAllocationProp prop = {
         .type = CU_MEM_ALLOCATION_TYPE_PINNED,
@@ -158,6 +118,11 @@ static struct grant *next_grant(struct peer *peer)
     return NULL;
 }
 
+static size_t packet_max(const struct grant *grant)
+{
+    return grant->is_order && grant->order.packet_max ? grant->order.packet_max : FRAME_FDS_MAX;
+}
+
 /* The next packet of the peer's oldest grant, unless one is unacknowledged. */
 static void send_grants(struct daemon *d, struct peer *peer)
 {
@@ -170,7 +135,7 @@ static void send_grants(struct daemon *d, struct peer *peer)
     if (!grant || peer->awaits_ack)
         return;
     body.extents = ids;
-    while (body.n_extents < FRAME_FDS_MAX && (lent = list_first(&grant->extents, struct lent, link))) {
+    while (body.n_extents < packet_max(grant) && (lent = list_first(&grant->extents, struct lent, link))) {
         ids[body.n_extents] = lent->id;
         fds[body.n_extents++] = lent->fd;
         list_unlink(&lent->link);
@@ -178,8 +143,11 @@ static void send_grants(struct daemon *d, struct peer *peer)
     }
     grant->n_left -= body.n_extents;
     body.remaining = grant->n_left;
-    fake_answer(peer->fd, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds,
-                (unsigned)body.n_extents);
+    if (grant->is_order)
+        orders_send_packet(peer, grant, ids, fds, (unsigned)body.n_extents);
+    else
+        fake_answer(peer->fd, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds,
+                    (unsigned)body.n_extents);
     peer->awaits_ack = true;
     d->counts.unacknowledged++;
     for (size_t i = 0; i < body.n_extents; i++)
@@ -218,6 +186,107 @@ static void lie_about_grant(struct daemon *d, struct peer *peer, enum fake_lie l
         container_of(it, struct lent, link)->fd = close_fd(container_of(it, struct lent, link)->fd);
 }
 
+/* ---- Leases ---- */
+
+static uint64_t page_bytes(const struct daemon *d, const struct peer *peer, uint32_t region)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < d->n_classes; i++)
+        bytes += peer->regions[region][i] * d->settings.class_bytes[i];
+    return bytes;
+}
+
+/* `pages` of what was issued are in no lease any more. */
+static void unissue(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
+{
+    check(pages <= peer->issued[region]);
+    peer->issued[region] -= pages;
+    d->counts.issued -= pages;
+    d->used -= pages * page_bytes(d, peer, region);
+}
+
+static void withdraw(struct daemon *d, uint32_t pages)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++)
+            unissue(d, d->peers[i], region, lease_withdraw(&d->peers[i]->lines[region - 1], pages));
+    show_status(d);
+}
+
+static void withdraw_if_short(struct daemon *d, uint64_t bytes)
+{
+    if (d->used + bytes > d->limit)
+        withdraw(d, UINT32_MAX);
+}
+
+static void on_lease(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
+{
+    const Kvcached__Lease *lease = (const Kvcached__Lease *)m->body;
+    uint32_t region = lease->region % REGIONS_MAX;
+    uint64_t bytes = lease->pages * page_bytes(d, peer, region);
+    Kvcached__Leased body = KVCACHED__LEASED__INIT;
+
+    check(peer->lines);
+    d->counts.leases++;
+    d->counts.courtesies += lease->courtesy;
+    if (d->used + bytes > d->limit) {
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
+        return;
+    }
+    body.pages = lease->pages + (lie == FAKE_OTHER_LEASE);
+    peer->issued[region] += lease->pages;
+    d->counts.issued += lease->pages;
+    d->used += bytes;
+    if (lie != FAKE_FORGET)
+        check(lease_offer(&peer->lines[region - 1], lease->pages));
+    show_status(d);
+    fake_answer(peer->fd, lie, MESSAGE_LEASED, m->request, &body.base, NULL, 0);
+}
+
+static bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
+{
+    struct lease lease = lease_read(&peer->lines[region - 1]);
+
+    d->counts.leased_takes++;
+    if (pages + (uint64_t)lease.offered + lease.claimed > peer->issued[region])
+        return false;
+    unissue(d, peer, region, pages);
+    return true;
+}
+
+static void send_notices(struct daemon *d, const struct command *command)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++) {
+        Kvcached__Notice body = KVCACHED__NOTICE__INIT;
+
+        if (!d->peers[i] || !d->peers[i]->lines)
+            continue;
+        body.number = ++d->peers[i]->notices;
+        body.bytes = command->value;
+        body.deadline_ms = command->at;
+        body.courtesy = command->courtesy;
+        fake_answer(d->peers[i]->fd, FAKE_HONEST, MESSAGE_NOTICE, 0, &body.base, NULL, 0);
+    }
+}
+
+static void scribble(struct daemon *d)
+{
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++)
+            atomic_store(&d->peers[i]->lines[region - 1].word, UINT64_MAX);
+}
+
+static void count_hints(struct daemon *d)
+{
+    d->counts.cached = d->counts.pinned = 0;
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++) {
+            d->counts.cached += d->peers[i]->lines[region - 1].cached_pages;
+            d->counts.pinned += d->peers[i]->lines[region - 1].pinned_pages;
+        }
+}
+
 static void on_take(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
     const Kvcached__Take *take = (const Kvcached__Take *)m->body;
@@ -230,11 +299,17 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
         bytes += counts[i] * d->settings.class_bytes[i] * take->pages;
     }
     d->counts.takes++;
+    if (take->leased && !end_lease(d, peer, take->region % REGIONS_MAX, take->pages)) {
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "There is no such lease");
+        return;
+    }
+    if (!take->leased)
+        withdraw_if_short(d, bytes);
     if (d->settings.take_max && n > d->settings.take_max) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Take");
         return;
     }
-    if (d->used + bytes > d->limit) {
+    if (!take->leased && d->used + bytes > d->limit) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
         return;
     }
@@ -254,12 +329,17 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
     list_append(&peer->grants, &grant->link);
 }
 
-static void on_hello(struct daemon *d, struct peer *peer, uint32_t request, enum fake_lie lie)
+static void on_hello(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
+    uint32_t request = m->request;
     Kvcached__Welcome body = KVCACHED__WELCOME__INIT;
     Kvcached__Challenge challenge = KVCACHED__CHALLENGE__INIT;
-    int fd = d->status_fd;
+    int fds[2] = {d->status_fd, -1};
+    unsigned n_fds = 1;
 
+    if (m->type == MESSAGE_HELLO)
+        peer->has_leases = d->settings.leases &&
+                           ((const Kvcached__Hello *)m->body)->features & KVCACHED__FEATURE__FEATURE_LEASES;
     if (lie == FAKE_CHALLENGE || lie == FAKE_CHALLENGE_TWICE) {
         challenge.nonce = (ProtobufCBinaryData){.len = 16, .data = (uint8_t *)"0123456789abcdef"};
         fake_answer(peer->fd, FAKE_HONEST, MESSAGE_CHALLENGE, request, &challenge.base, NULL, 0);
@@ -275,13 +355,19 @@ static void on_hello(struct daemon *d, struct peer *peer, uint32_t request, enum
     body.class_bytes = d->settings.class_bytes;
     body.n_class_bytes = d->n_classes;
     body.daemon_version = (char *)"fake";
+    body.features = d->settings.orders ? KVCACHED__FEATURE__FEATURE_ORDERS : 0;
     if (lie == FAKE_BAD_STATUS) {
-        fd = memfd_create("short", MFD_CLOEXEC);
-        check_eq(ftruncate(fd, STATUS_PAGE_SIZE), 0);
+        fds[0] = memfd_create("short", MFD_CLOEXEC);
+        check_eq(ftruncate(fds[0], STATUS_PAGE_SIZE), 0);
     }
-    fake_answer(peer->fd, lie, MESSAGE_WELCOME, request, &body.base, &fd, 1);
+    if (peer->has_leases) {
+        check_eq(lease_file_new(&peer->lines, &fds[n_fds++]), 0);
+        body.features |= KVCACHED__FEATURE__FEATURE_LEASES;
+    }
+    fake_answer(peer->fd, lie, MESSAGE_WELCOME, request, &body.base, fds, n_fds);
     if (lie == FAKE_BAD_STATUS)
-        close_fd(fd);
+        close_fd(fds[0]);
+    close_fd(fds[1]);
 }
 
 static void on_region_open(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
@@ -294,9 +380,11 @@ static void on_region_open(struct daemon *d, struct peer *peer, const struct mes
         return;
     }
     check(open->n_page_extents == d->n_classes);
+    body.region = peer->lines != NULL;
     while (peer->region_open[body.region])
         check(++body.region < REGIONS_MAX);
     peer->region_open[body.region] = true;
+    peer->region_ordered[body.region] = open->ordered;
     memcpy(peer->regions[body.region], open->page_extents, d->n_classes * sizeof(uint32_t));
     d->counts.regions++;
     fake_answer(peer->fd, lie, MESSAGE_REGION_OPENED, m->request, &body.base, NULL, 0);
@@ -309,6 +397,12 @@ static void on_region_close(struct daemon *d, struct peer *peer, const struct me
 
     if (close->region < REGIONS_MAX && peer->region_open[close->region]) {
         peer->region_open[close->region] = false;
+        if (peer->lines) {
+            unissue(d, peer, close->region, peer->issued[close->region]);
+            atomic_store(&peer->lines[close->region - 1].word, 0);
+        }
+        peer->region_ordered[close->region] = false;
+        peer->attached[close->region] = (struct attached){0};
         d->counts.regions--;
     } else {
         check(d->noisy);
@@ -362,6 +456,9 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_RESOURCES,
                     "The daemon is short of descriptors");
         return true;
+    case FAKE_REFUSE_WORKER:
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_WORKER, "The worker has failed");
+        return true;
     case FAKE_REFUSE_VERSION:
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_VERSION, "This daemon speaks version 7");
         return true;
@@ -375,15 +472,18 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
 
 static void on_message(struct daemon *d, struct peer *peer, const struct message *m)
 {
-    enum fake_lie lie = m->type == d->lie_at ? d->lie : FAKE_HONEST;
+    enum fake_lie lie = FAKE_HONEST;
 
-    if (lie != FAKE_HONEST)
+    if (m->type == d->lie_at && d->lie_after-- == 0) {
+        lie = d->lie;
         d->lie_at = 0;
+    }
+    orders_note(d, peer, m);
     d->noisy |= lie == FAKE_NOISE;
     if (lie_bluntly(d, peer, m, lie))
         return;
     if (m->type == MESSAGE_HELLO || m->type == MESSAGE_CHALLENGE_REPLY)
-        on_hello(d, peer, m->request, lie);
+        on_hello(d, peer, m, lie);
     else if (m->type == MESSAGE_REGION_OPEN)
         on_region_open(d, peer, m, lie);
     else if (m->type == MESSAGE_REGION_CLOSE)
@@ -392,7 +492,11 @@ static void on_message(struct daemon *d, struct peer *peer, const struct message
         on_take(d, peer, m, lie);
     else if (m->type == MESSAGE_RETURN)
         on_return(d, peer, m, lie);
-    else if (m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
+    else if (m->type == MESSAGE_LEASE)
+        on_lease(d, peer, m, lie);
+    else if (m->type == MESSAGE_NOTICE_ACK)
+        d->counts.acks++;
+    else if (!orders_message(d, peer, m, lie) && m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
         peer->awaits_ack = false;
         d->counts.unacknowledged--;
     }
@@ -407,6 +511,9 @@ static struct peer *peer_free(struct daemon *d, struct peer *peer)
     while (!list_is_empty(&peer->grants))
         grant_free(d, list_first(&peer->grants, struct grant, link));
     take_all_back(d, &peer->extents);
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        unissue(d, peer, i, peer->issued[i]);
+    lease_file_unmap(peer->lines);
     for (unsigned i = 0; i < REGIONS_MAX; i++)
         d->counts.regions -= peer->region_open[i];
     d->counts.unacknowledged -= peer->awaits_ack;
@@ -452,6 +559,7 @@ static void accept_peer(struct daemon *d)
 
 static void release_held(struct daemon *d)
 {
+    orders_release(d);
     for (unsigned i = 0; i < PEERS_MAX; i++) {
         if (!d->peers[i])
             continue;
@@ -475,12 +583,28 @@ static bool obey(struct daemon *d)
     if (command.what == COMMAND_LIE) {
         d->lie = (enum fake_lie)command.value;
         d->lie_at = (uint16_t)command.at;
+        d->lie_after = command.after;
     } else if (command.what == COMMAND_RELEASE) {
         release_held(d);
+    } else if (command.what == COMMAND_ORDER) {
+        orders_give(d, &command.order);
+        for (unsigned i = 0; i < PEERS_MAX; i++)
+            if (d->peers[i])
+                send_grants(d, d->peers[i]);
     } else if (command.what == COMMAND_LIMIT) {
         d->limit = command.value;
         show_status(d);
+    } else if (command.what == COMMAND_NOTICE) {
+        send_notices(d, &command);
+    } else if (command.what == COMMAND_PRESS) {
+        d->pressure = command.value;
+        show_status(d);
+    } else if (command.what == COMMAND_WITHDRAW) {
+        withdraw(d, (uint32_t)command.value);
+    } else if (command.what == COMMAND_SCRIBBLE) {
+        scribble(d);
     }
+    count_hints(d);
     d->counts.bytes = d->used;
     check_eq(send(d->control, &d->counts, sizeof(d->counts), MSG_NOSIGNAL), sizeof(d->counts));
     return true;
@@ -617,6 +741,16 @@ void fake_lie(struct fake *fake, enum fake_lie lie, enum message_type at)
     command(fake, (struct command){.what = COMMAND_LIE, .value = lie, .at = at});
 }
 
+void fake_lie_after(struct fake *fake, enum fake_lie lie, enum message_type at, unsigned after)
+{
+    command(fake, (struct command){.what = COMMAND_LIE, .value = lie, .at = at, .after = after});
+}
+
+void fake_order(struct fake *fake, const struct fake_order *order)
+{
+    command(fake, (struct command){.what = COMMAND_ORDER, .order = *order});
+}
+
 void fake_release(struct fake *fake)
 {
     command(fake, (struct command){.what = COMMAND_RELEASE});
@@ -625,6 +759,27 @@ void fake_release(struct fake *fake)
 void fake_set_limit(struct fake *fake, uint64_t bytes)
 {
     command(fake, (struct command){.what = COMMAND_LIMIT, .value = bytes});
+}
+
+void fake_notice(struct fake *fake, uint64_t bytes, uint32_t deadline_ms, bool courtesy)
+{
+    command(fake, (struct command){
+                      .what = COMMAND_NOTICE, .value = bytes, .at = deadline_ms, .courtesy = courtesy});
+}
+
+void fake_press(struct fake *fake, uint64_t bytes)
+{
+    command(fake, (struct command){.what = COMMAND_PRESS, .value = bytes});
+}
+
+void fake_withdraw(struct fake *fake, uint64_t pages)
+{
+    command(fake, (struct command){.what = COMMAND_WITHDRAW, .value = pages});
+}
+
+void fake_scribble(struct fake *fake)
+{
+    command(fake, (struct command){.what = COMMAND_SCRIBBLE});
 }
 
 void fake_count(struct fake *fake, struct fake_counts *ret)

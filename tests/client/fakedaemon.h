@@ -21,6 +21,8 @@ struct fake_settings {
     uint64_t class_bytes[4]; /* 0, ...: 2 and 8 MiB */
     unsigned take_max;       /* extents of one Take; 0: any number */
     const char *uuid;        /* said in Welcome; NULL: the truth */
+    bool leases;             /* knows leases and notices */
+    bool orders;             /* knows schedulers and workers; else it is an old daemon */
 };
 
 enum fake_lie {
@@ -44,13 +46,16 @@ enum fake_lie {
     FAKE_SILENCE,       /* no answer, now or later */
     FAKE_LATE,          /* the answer comes with fake_release() */
     FAKE_DISCONNECT,
-    FAKE_LAST_WORD, /* Refused with request id 0, then end-of-file */
-    FAKE_REFUSE,    /* ERROR_RESOURCES */
+    FAKE_LAST_WORD,     /* Refused with request id 0, then end-of-file */
+    FAKE_REFUSE,        /* ERROR_RESOURCES */
+    FAKE_REFUSE_WORKER, /* ERROR_WORKER */
     FAKE_REFUSE_VERSION,
     FAKE_BAD_WELCOME, /* a GPU with no memory */
     FAKE_BAD_STATUS,  /* a status page that can be shortened */
     FAKE_CHALLENGE,   /* asks for a proof first; not a lie */
     FAKE_CHALLENGE_TWICE,
+    FAKE_OTHER_LEASE, /* another number of pages than was asked for */
+    FAKE_FORGET,      /* an offer that is not in the word */
     FAKE_NOISE, /* some bytes are others; from then on nothing that the client sends is held against it */
     FAKE_LIES,
 };
@@ -62,7 +67,32 @@ struct fake_counts {
     uint64_t bytes;
     uint64_t takes, returns; /* messages so far */
     uint64_t late;           /* answers held back */
-    uint64_t unacknowledged; /* grants */
+    uint64_t unacknowledged; /* grants and orders */
+    uint64_t leases;         /* messages so far */
+    uint64_t courtesies;     /* of them */
+    uint64_t leased_takes;   /* messages so far */
+    uint64_t issued;         /* pages in leases */
+    uint64_t acks;           /* of notices */
+    uint64_t cached, pinned; /* as the lease lines say, over all regions */
+    uint64_t maps, unmaps;   /* of schedulers */
+    uint64_t mapped;         /* pages at their workers */
+    uint64_t orders_done;    /* by workers */
+    uint64_t lent_at_done;   /* extents, when the latest order was said to be done */
+    int order_error;         /* said with it: Kvcached__Error */
+    char order_reason[200];
+};
+
+#define FAKE_ORDER_PAGES 8
+
+/* An order to a worker, with memory if it is one to map. */
+struct fake_order {
+    bool map;
+    uint64_t session, number;
+    uint64_t pages[FAKE_ORDER_PAGES];
+    size_t n;
+    unsigned packet_max; /* extents in a packet; 0: 64 */
+    uint32_t region;     /* added to the true number */
+    enum fake_lie lie;   /* told with its first packet */
 };
 
 /* In the test's folder; one at a time. Fails the test where it cannot start. */
@@ -76,10 +106,28 @@ const char *fake_socket(const struct fake *fake);
 /* The next message of a type is answered with a lie; the ones after it honestly again. */
 void fake_lie(struct fake *fake, enum fake_lie lie, enum message_type at);
 
+/* The same for a later message of the type, after some that are answered honestly. */
+void fake_lie_after(struct fake *fake, enum fake_lie lie, enum message_type at, unsigned after);
+
+/* Orders the first worker that has opened a region for that. */
+void fake_order(struct fake *fake, const struct fake_order *order);
+
 /* Sends what was held back. */
 void fake_release(struct fake *fake);
 
 void fake_set_limit(struct fake *fake, uint64_t bytes);
+
+/* Sends a notice to every peer. */
+void fake_notice(struct fake *fake, uint64_t bytes, uint32_t deadline_ms, bool courtesy);
+
+/* What the status page shows as asked for. */
+void fake_press(struct fake *fake, uint64_t bytes);
+
+/* Withdraws up to `pages` offers of every lease. */
+void fake_withdraw(struct fake *fake, uint64_t pages);
+
+/* Writes nonsense into every lease word: more than was issued. */
+void fake_scribble(struct fake *fake);
 void fake_count(struct fake *fake, struct fake_counts *ret);
 
 /* For SIGSTOP and SIGKILL. */

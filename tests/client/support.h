@@ -69,3 +69,6 @@ uint64_t lent_bytes(struct fake *fake);
             dispatch_once(client);                                                                           \
     } while (0)
 void dispatch_once(struct kvc_client *client);
+
+/* How often the library's own thread has gone to sleep or been woken. */
+unsigned long own_thread_switches(void);

@@ -72,6 +72,7 @@ static void open_both(struct life *life, struct fake *fake)
 /* What a life tells its parent. */
 struct report {
     uint64_t calls;
+    uint64_t left;     /* streams and events */
     unsigned failures; /* that the library reported */
 };
 
@@ -89,6 +90,7 @@ static void take_stock(const char *driver_path, struct report *report)
     check_eq(stats.handles, 0);
     check_eq(stats.mappings, 0);
     check_eq(stats.reservations, 0);
+    report->left = stats.streams + stats.events;
     dlclose(library);
 }
 
@@ -118,8 +120,210 @@ static struct report live(struct fake *fake)
     return report;
 }
 
+/* ---- A life with everything that a region may want ---- */
+
+#define PAGES 6
+
+struct rich {
+    struct life life;
+    struct cuda_driver *driver;
+    CUevent event;
+    bool stamped[PAGES]; /* mapped, and written to */
+};
+
+/* A driver call of the test's own may be the one that fails. */
+#define persist(call)                                                                                        \
+    do {                                                                                                     \
+        if ((call) != CUDA_SUCCESS)                                                                          \
+            check_eq(call, CUDA_SUCCESS);                                                                    \
+    } while (0)
+
+/* The emulator's addresses are the host's. */
+static volatile uint32_t *word(struct rich *rich, uint64_t page, unsigned segment, bool last)
+{
+    uint64_t address =
+        kvc_region_address(rich->life.region) + segment * kvc_region_stride(rich->life.region) + page * PAGE;
+
+    return (volatile uint32_t *)(uintptr_t)(address + (last ? PAGE - sizeof(uint32_t) : 0)); // NOLINT
+}
+
+/* What is mapped has its contents, everything else can be read. */
+static void look(struct rich *rich)
+{
+    for (uint64_t page = 0; page < PAGES; page++)
+        for (unsigned i = 0; i < 2 * SEGMENTS; i++) {
+            uint32_t value = *word(rich, page, i / 2, i % 2);
+
+            if (rich->stamped[page])
+                check_eq(value, page + 1);
+        }
+}
+
+static uint64_t stamped_bytes(const struct rich *rich)
+{
+    uint64_t n = 0;
+
+    for (uint64_t page = 0; page < PAGES; page++)
+        n += rich->stamped[page];
+    return n * PAGE * SEGMENTS;
+}
+
+static void stamp_rich(struct rich *rich, uint64_t page)
+{
+    for (unsigned i = 0; i < 2 * SEGMENTS; i++) {
+        check_eq(*word(rich, page, i / 2, i % 2), 0);
+        *word(rich, page, i / 2, i % 2) = (uint32_t)page + 1;
+    }
+    rich->stamped[page] = true;
+}
+
+/* All or nothing, and everybody else's is left alone. */
+static void change_rich(struct rich *rich, int (*call)(struct rich *, uint64_t, size_t), uint64_t first,
+                        size_t n)
+{
+    uint64_t before = mapped(rich->life.client);
+
+    if (failed(&rich->life, call(rich, first, n))) {
+        check(mapped(rich->life.client) <= before); /* less where what was leaving has gone */
+        check(mapped(rich->life.client) >= stamped_bytes(rich));
+        look(rich);
+        check_ok(call(rich, first, n));
+    }
+}
+
+static int map_rich(struct rich *rich, uint64_t first, size_t n)
+{
+    return map_range(rich->life.region, first, n);
+}
+
+static int unmap_rich(struct rich *rich, uint64_t first, size_t n)
+{
+    return unmap_range(rich->life.region, first, n);
+}
+
+static int leave_rich(struct rich *rich, uint64_t first, size_t n)
+{
+    check_eq(n, 1);
+    return kvc_region_unmap_after(rich->life.region, &first, 1, rich->event);
+}
+
+static void put_rich(struct rich *rich, uint64_t first, size_t n)
+{
+    change_rich(rich, map_rich, first, n);
+    for (uint64_t page = first; page < first + n; page++)
+        stamp_rich(rich, page);
+    look(rich);
+}
+
+static void take_rich(struct rich *rich, int (*call)(struct rich *, uint64_t, size_t), uint64_t first,
+                      size_t n)
+{
+    change_rich(rich, call, first, n);
+    for (uint64_t page = first; page < first + n; page++)
+        rich->stamped[page] = false;
+    look(rich);
+}
+
+static void open_rich(struct rich *rich, struct fake *fake)
+{
+    struct kvc_options options = plain_options(fake);
+    struct kvc_region_options region = {.size = sizeof(region),
+                                        .segments = SEGMENTS,
+                                        .page_bytes = PAGE,
+                                        .pages = PAGES,
+                                        .flags = KVC_REGION_ZERO_ON_MAP | KVC_REGION_HOLES_ZERO};
+    char error[CUDA_DRIVER_ERROR_MAX] = "";
+    struct life *life = &rich->life;
+
+    options.max_reserved_pages = 2;
+    if (failed(life, kvc_open(&options, &life->client)))
+        check_ok(kvc_open(&options, &life->client));
+    if (failed(life, kvc_region_open(life->client, &region, &life->region)))
+        check_ok(kvc_region_open(life->client, &region, &life->region));
+    if (cuda_driver_load(kvc_driver_path(life->client), &rich->driver, error) < 0 &&
+        cuda_driver_load(kvc_driver_path(life->client), &rich->driver, error) < 0)
+        test_fail(__FILE__, __LINE__, "%s", error);
+}
+
+static void make_event(struct rich *rich)
+{
+    CUcontext context;
+
+    persist(rich->driver->cuDevicePrimaryCtxRetain(&context, 0));
+    persist(rich->driver->cuCtxSetCurrent(context));
+    persist(rich->driver->cuEventCreate(&rich->event, CU_EVENT_DISABLE_TIMING));
+    persist(rich->driver->cuEventRecord(rich->event, NULL));
+}
+
+static void drop_event(struct rich *rich)
+{
+    persist(rich->driver->cuEventDestroy(rich->event));
+    persist(rich->driver->cuCtxSetCurrent(NULL));
+    persist(rich->driver->cuDevicePrimaryCtxRelease(0));
+}
+
+/* What leaves is gone after a look, or after the next if the driver failed. */
+static void pass_fences(struct rich *rich, uint64_t pages_left)
+{
+    for (int i = 0; i < 2 && mapped(rich->life.client) != pages_left * PAGE * SEGMENTS; i++)
+        check_ok(kvc_dispatch(rich->life.client));
+    check_eq(mapped(rich->life.client), pages_left * PAGE * SEGMENTS);
+}
+
+static void live_rich_with_event(struct rich *rich)
+{
+    struct life *life = &rich->life;
+
+    put_rich(rich, 0, 3);
+    take_rich(rich, unmap_rich, 0, 2);
+    put_rich(rich, 0, 1); /* still mapped */
+    put_rich(rich, 4, 2); /* one page's memory moves */
+    take_rich(rich, leave_rich, 0, 1);
+    take_rich(rich, leave_rich, 2, 1);
+    pass_fences(rich, 2);
+    check_ok(kvc_region_pin(life->region, 4, 1));
+    check_error(unmap_range(life->region, 4, 2), KVC_E_PINNED);
+    look(rich);
+    check_ok(kvc_region_unpin(life->region, 4, 1));
+    if (failed(life, kvc_region_set_stream(life->region, NULL)))
+        check_ok(kvc_region_set_stream(life->region, NULL));
+    take_rich(rich, leave_rich, 4, 1);
+    put_rich(rich, 4, 1); /* waits for it */
+    take_rich(rich, unmap_rich, 4, 1);
+    if (failed(life, kvc_trim(life->client)))
+        check_ok(kvc_trim(life->client));
+    look(rich);
+    take_rich(rich, leave_rich, 5, 1);
+    put_rich(rich, 0, 2);
+    take_rich(rich, unmap_rich, 0, 1);
+}
+
+/* Zeros, holes, fences and pins; closing with pages mapped, cached and leaving. */
+static struct report live_rich(struct fake *fake)
+{
+    struct report report = {0};
+    struct rich rich = {0};
+    char path[256];
+
+    open_rich(&rich, fake);
+    snprintf(path, sizeof(path), "%s", kvc_driver_path(rich.life.client));
+    make_event(&rich);
+    live_rich_with_event(&rich);
+    kvc_region_close(rich.life.region);
+    drop_event(&rich);
+    cuda_driver_unload(rich.driver);
+    kvc_close(rich.life.client);
+    take_stock(path, &report);
+    report.failures = rich.life.failures;
+    return report;
+}
+
+/* ---- All of them ---- */
+
+typedef struct report (*life_fn)(struct fake *);
+
 /* In a child of its own, since the plan of faults is read when the driver starts. */
-static struct report live_with(struct fake *fake, const char *plan)
+static struct report live_with(struct fake *fake, life_fn live_one, const char *plan)
 {
     struct report report = {0};
     int status, fds[2];
@@ -131,7 +335,7 @@ static struct report live_with(struct fake *fake, const char *plan)
     if (pid == 0) {
         if (plan)
             setenv("KVCACHED_EMULATE_FAULTS", plan, 1);
-        report = live(fake);
+        report = live_one(fake);
         check_eq(write(fds[1], &report, sizeof(report)), sizeof(report));
         exit(0);
     }
@@ -145,32 +349,43 @@ static struct report live_with(struct fake *fake, const char *plan)
     return report;
 }
 
-static void every_call_fails(const char *error)
+static void every_call_fails(life_fn live_one, const char *error)
 {
     struct fake *fake = fake_start(NULL);
-    struct report whole = live_with(fake, NULL);
+    struct report whole = live_with(fake, live_one, NULL);
     uint64_t noticed = 0;
 
     check_eq(whole.failures, 0);
+    check_eq(whole.left, 0);
     for (uint64_t nth = 1; nth <= whole.calls; nth++) {
         char plan[64];
 
         snprintf(plan, sizeof(plan), "*:%" PRIu64 "=%s", nth, error);
-        noticed += live_with(fake, plan).failures;
+        noticed += live_with(fake, live_one, plan).failures;
     }
-    /* The rest are calls of closing, which has nobody to tell, and tries again. */
+    /* The rest are calls of closing and of fences, which have nobody to tell and try again, or the test's. */
     check(noticed > whole.calls / 2);
     fake_stop(fake);
 }
 
 TEST_LIMIT(every_call_is_refused, 180)
 {
-    every_call_fails("INVALID_VALUE");
+    every_call_fails(live, "INVALID_VALUE");
 }
 
 TEST_LIMIT(every_call_is_out_of_memory, 180)
 {
-    every_call_fails("OUT_OF_MEMORY");
+    every_call_fails(live, "OUT_OF_MEMORY");
+}
+
+TEST_LIMIT(every_call_of_a_rich_life_is_refused, 180)
+{
+    every_call_fails(live_rich, "INVALID_VALUE");
+}
+
+TEST_LIMIT(every_call_of_a_rich_life_is_out_of_memory, 180)
+{
+    every_call_fails(live_rich, "OUT_OF_MEMORY");
 }
 
 static struct fake_counts count(struct fake *fake)

@@ -5,7 +5,6 @@
 
 #include "support.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -170,33 +169,6 @@ TEST(signals_interrupt_nothing)
 
 /* ---- The host ---- */
 
-/* How often the library's thread has been scheduled. */
-static unsigned long count_switches(void)
-{
-    char path[280], line[128];
-    unsigned long sum = 0, n;
-    DIR *dir = opendir("/proc/self/task");
-    bool ours = false;
-    FILE *file;
-
-    check(dir);
-    for (struct dirent *entry; !ours && (entry = readdir(dir));) {
-        snprintf(path, sizeof(path), "/proc/self/task/%s/status", entry->d_name);
-        file = fopen(path, "re");
-        for (sum = 0; file && fgets(line, sizeof(line), file);) {
-            ours |= strcmp(line, "Name:\tkvclient\n") == 0;
-            if (sscanf(line, "voluntary_ctxt_switches: %lu", &n) == 1 ||
-                sscanf(line, "nonvoluntary_ctxt_switches: %lu", &n) == 1)
-                sum += n;
-        }
-        if (file)
-            fclose(file);
-    }
-    closedir(dir);
-    check(ours && sum > 0);
-    return sum;
-}
-
 TEST(idle_costs_nothing)
 {
     struct fake *fake = fake_start(NULL);
@@ -218,13 +190,13 @@ TEST(idle_costs_nothing)
     }
     /* The thread still has to go to sleep; a call that gives it nothing to do leaves it there. */
     poll(NULL, 0, 100);
-    before = count_switches();
+    before = own_thread_switches();
     for (int i = 0; i < 10; i++) {
         check_ok(unmap_range(region, 0, 2));
         check_ok(map_range(region, 0, 2));
         poll(NULL, 0, 100);
     }
-    check_eq(count_switches(), before);
+    check_eq(own_thread_switches(), before);
     kvc_close(client);
     fake_stop(fake);
 }

@@ -52,6 +52,7 @@ static const struct expectation expectations[] = {
     {FAKE_LAST_WORD, KVC_E_DISCONNECTED, EVERYWHERE},
     {FAKE_REFUSE, KVC_E_REFUSED, EVERYWHERE & ~RETURN},
     {FAKE_REFUSE, KVC_E_DISCONNECTED, RETURN},
+    {FAKE_REFUSE_WORKER, KVC_E_WORKER, EVERYWHERE & ~RETURN},
     {FAKE_REFUSE_VERSION, KVC_E_VERSION, EVERYWHERE & ~RETURN},
     {FAKE_BAD_WELCOME, KVC_E_PROTOCOL, HELLO},
     {FAKE_BAD_STATUS, KVC_E_PROTOCOL, HELLO},
@@ -161,7 +162,14 @@ TEST_LIMIT(noise, 120)
 
 TEST(every_lie_is_told)
 {
-    bool told[FAKE_LIES] = {[FAKE_HONEST] = true, [FAKE_LATE] = true, [FAKE_NOISE] = true};
+    bool told[FAKE_LIES] = {
+        [FAKE_HONEST] = true,
+        [FAKE_LATE] = true,
+        [FAKE_NOISE] = true,
+        /* in test-client-leases.c */
+        [FAKE_OTHER_LEASE] = true,
+        [FAKE_FORGET] = true,
+    };
 
     for (size_t i = 0; i < ARRAY_SIZE(expectations); i++)
         told[expectations[i].lie] = true;

@@ -22,6 +22,7 @@ struct crew {
     struct kvc_client *client;
     struct kvc_region *regions[2];
     struct emulator *emulator;
+    uint32_t flags; /* of the regions */
     atomic_uint refused, mapped;
     atomic_bool done;
 };
@@ -44,6 +45,31 @@ static size_t choose(struct hand *hand, uint64_t *pages)
     return n;
 }
 
+/* Sometimes the pages leave when the GPU has come to an event. */
+static void take_away(struct hand *hand, struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    const struct cuda_driver *driver = hand->crew->emulator->driver;
+    CUevent event;
+
+    if (n == 0 || test_random(&hand->random) % 2) {
+        check_ok(kvc_region_unmap(region, pages, n));
+        return;
+    }
+    check_eq(driver->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING), CUDA_SUCCESS);
+    check_eq(driver->cuEventRecord(event, NULL), CUDA_SUCCESS);
+    check_ok(kvc_region_unmap_after(region, pages, n, event));
+    check_eq(driver->cuEventDestroy(event), CUDA_SUCCESS);
+    check_error(kvc_region_unmap(region, pages, n), KVC_E_NOT_MAPPED);
+}
+
+/* Pinned pages stay, whatever others do. */
+static void pin_one(struct kvc_region *region, uint64_t page)
+{
+    check_ok(kvc_region_pin(region, page, 1));
+    check_error(kvc_region_unmap(region, &page, 1), KVC_E_PINNED);
+    check_ok(kvc_region_unpin(region, page, 1));
+}
+
 static void turn(struct hand *hand, uint32_t serial)
 {
     struct crew *crew = hand->crew;
@@ -58,11 +84,16 @@ static void turn(struct hand *hand, uint32_t serial)
     }
     check_ok(r);
     atomic_fetch_add(&crew->mapped, 1);
+    if (crew->flags & KVC_REGION_ZERO_ON_MAP)
+        for (size_t i = 0; i < n; i++)
+            check_stamp(crew->emulator, region, PAGE, 0, pages[i], 0);
     for (size_t i = 0; i < n; i++)
         stamp(crew->emulator, region, PAGE, 0, pages[i], serial + (uint32_t)i);
     for (size_t i = 0; i < n; i++)
         check_stamp(crew->emulator, region, PAGE, 0, pages[i], serial + (uint32_t)i);
-    check_ok(kvc_region_unmap(region, pages, n));
+    if (n > 0)
+        pin_one(region, pages[0]);
+    take_away(hand, region, pages, n);
 }
 
 static void *work(void *data)
@@ -92,11 +123,23 @@ static void *look(void *data)
     return NULL;
 }
 
-static void run_crew(int own_thread, int min, int max)
+static struct kvc_region *open_flagged(struct crew *crew)
+{
+    const struct kvc_region_options options = {.size = sizeof(options),
+                                               .page_bytes = PAGE,
+                                               .pages = (uint64_t)THREADS * PAGES_EACH,
+                                               .flags = crew->flags};
+    struct kvc_region *region;
+
+    check_ok(kvc_region_open(crew->client, &options, &region));
+    return region;
+}
+
+static void run_crew(uint32_t flags, int own_thread, int min, int max)
 {
     struct fake *fake = fake_start(NULL);
     struct kvc_options options = plain_options(fake);
-    struct crew crew = {.done = false};
+    struct crew crew = {.flags = flags};
     struct hand hands[THREADS];
     pthread_t looker;
 
@@ -106,7 +149,7 @@ static void run_crew(int own_thread, int min, int max)
     check_ok(kvc_open(&options, &crew.client));
     fake_set_limit(fake, 20 * PAGE);
     for (int i = 0; i < 2; i++)
-        crew.regions[i] = open_region(crew.client, 1, PAGE, THREADS * PAGES_EACH);
+        crew.regions[i] = open_flagged(&crew);
     crew.emulator = emulator_open(crew.client);
     check_eq(pthread_create(&looker, NULL, look, &crew), 0);
     for (unsigned i = 0; i < THREADS; i++) {
@@ -126,17 +169,22 @@ static void run_crew(int own_thread, int min, int max)
 
 TEST_LIMIT(share_a_client, 120)
 {
-    run_crew(0, 0, 0);
+    run_crew(0, 0, 0, 0);
 }
 
 TEST_LIMIT(share_a_client_with_its_thread, 120)
 {
-    run_crew(1, 3, 6);
+    run_crew(0, 1, 3, 6);
 }
 
 TEST_LIMIT(share_a_client_with_caches, 120)
 {
-    run_crew(0, 2, 4);
+    run_crew(0, 0, 2, 4);
+}
+
+TEST_LIMIT(share_a_client_with_zeros_and_holes, 120)
+{
+    run_crew(KVC_REGION_ZERO_ON_MAP | KVC_REGION_HOLES_ZERO, 1, 2, 4);
 }
 
 /* Each answer wakes the thread that it is for, also when that isn't the one that receives. */

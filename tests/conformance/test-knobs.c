@@ -323,6 +323,9 @@ TEST(streams_take_time)
     ok(cuStreamQuery(other));
     ok(cuStreamWaitEvent(other, event, 0));
     expect(CUDA_ERROR_NOT_READY, cuStreamQuery(other));
+    ok(cuEventRecord(event, CU_STREAM_PER_THREAD)); /* which is idle; `other` still waits for what it was */
+    ok(cuEventQuery(event));
+    expect(CUDA_ERROR_NOT_READY, cuStreamQuery(other));
     ok(cuStreamSynchronize(other));
     check(now_us() - start >= 10 * 512 * 7.7);
     ok(cuStreamQuery(stream));
@@ -331,6 +334,41 @@ TEST(streams_take_time)
     ok(cuStreamDestroy(stream));
     ok(cuStreamDestroy(other));
     ok(cuMemFree(address));
+    support_finish();
+}
+
+static void set_costs(const char *text)
+{
+    char path[256];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "%s/costs", test_folder());
+    file = fopen(path, "we");
+    check(file && fputs(text, file) >= 0 && fclose(file) == 0);
+    setenv("KVCACHED_EMULATE_COSTS", path, 1);
+}
+
+/* Items 5 and 6: with costs, it shows that unmapping doesn't wait for what a stream sets. */
+TEST(unmapping_waits_for_no_stream)
+{
+    CUmemGenericAllocationHandle handle;
+    CUdeviceptr address;
+
+    support_devices("1G");
+    set_costs("cuMemset call:300000\n");
+    support_start();
+    handle = support_create(GRANULE);
+    address = support_reserve(GRANULE);
+    support_map(address, GRANULE, handle);
+    ok(cuMemsetD8(address, 0, GRANULE));
+    ok(cuCtxSynchronize());
+    ok(cuMemUnmap(address, GRANULE));
+    support_map(address, GRANULE, handle);
+    ok(cuMemsetD8(address, 0, GRANULE));
+    ok(cuMemUnmap(address, GRANULE));
+    expect(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+    ok(cuMemRelease(handle));
+    support_free(address, GRANULE);
     support_finish();
 }
 

@@ -18,6 +18,8 @@ struct mapping {
     struct handle *handle;
     uint64_t base, size;
     uint8_t access[EMU_MAX_DEVICES]; /* by ordinal: CU_MEM_ACCESS_FLAGS_… */
+    uint64_t busy_until_ns;          /* a stream sets it until then */
+    const void *busy_context;        /* whose stream that is; not to be dereferenced */
 };
 
 struct range {

@@ -203,6 +203,18 @@ static void fill(uint64_t address, uint32_t value, unsigned width, uint64_t coun
     }
 }
 
+/* Until when the stream is at work there. */
+static void keep_busy(CUdeviceptr address, uint64_t size, CUstream stream)
+{
+    uint64_t at = address, until_ns = *stream_busy(stream);
+    struct mapping *mapping;
+
+    while ((mapping = address_next(&emu.addresses, &at, address + size))) {
+        mapping->busy_until_ns = u64_max(mapping->busy_until_ns, until_ns);
+        mapping->busy_context = context_current();
+    }
+}
+
 static CUresult set(CUdeviceptr address, uint32_t value, unsigned width, size_t count, CUstream stream)
 {
     CUresult result;
@@ -217,6 +229,7 @@ static CUresult set(CUdeviceptr address, uint32_t value, unsigned width, size_t 
         return result;
     fill(address, value, width, count);
     streams_extend(stream, memset_ns(size));
+    keep_busy(address, size, stream);
     return CUDA_SUCCESS;
 }
 

@@ -6,8 +6,8 @@
  * Work is done when it is submitted, in the order of submission over all streams: that is one of the orders
  * that a GPU may choose whatever streams and events say, so every result that a correct program can see is
  * right. What is modelled beside that is time: with a cost table, memset keeps its stream busy, and until
- * then queries say "not ready", events wait, and synchronising takes as long. A program that unmaps what a
- * stream still uses is therefore not caught here.
+ * then queries say "not ready", events wait, and synchronising takes as long; what is unmapped before that
+ * breaks the context. A program that unmaps what a stream still copies is not caught.
  */
 
 #include "internal.h"

@@ -329,6 +329,14 @@ EXPORT CUresult cuMemMap(CUdeviceptr address, size_t size, size_t offset, CUmemG
     return CALL(cuMemMap, NEEDS_CONTEXT, map(address, size, offset, handle, flags));
 }
 
+/* Nothing waits: a stream that is still at work there writes to what is not mapped any more. */
+static void check_idle(const struct mapping *mapping)
+{
+    if (mapping->busy_until_ns > 0 && mapping->busy_context == context_current() &&
+        now_ns() < mapping->busy_until_ns)
+        context_break(CUDA_ERROR_ILLEGAL_ADDRESS);
+}
+
 static CUresult unmap(CUdeviceptr address, size_t size)
 {
     struct range *range = address_find_run(&emu.addresses, address, size);
@@ -343,6 +351,7 @@ static CUresult unmap(CUdeviceptr address, size_t size)
         struct handle *handle = mapping->handle;
 
         call_charge(COST_UNMAP, handle->size);
+        check_idle(mapping);
         address_unmap(&emu.addresses, mapping);
         handle->mappings--;
         unref_handle(handle);

@@ -32,11 +32,14 @@ void bench_init(struct bench *b, uint64_t budget_bytes)
                 .budget_bytes = budget_bytes,
                 .utilization_ppm = 900000,
                 .warm_max = 64,
+                .lease_max = 32,
                 .creating_max = 4,
                 .idle_ns = 30 * NSEC_PER_SEC,
                 .look_ns = 250 * NSEC_PER_MSEC,
                 .budget_rise_ns = NSEC_PER_SEC,
                 .patience_ns = 2 * NSEC_PER_SEC,
+                .notice_ns = 2 * NSEC_PER_SEC,
+                .courtesy_ns = 500 * NSEC_PER_MSEC,
             },
     };
 }
@@ -105,6 +108,17 @@ static void carry_out(struct bench *b, const struct broker_action *action)
     case BROKER_ACTION_FORGET:
         b->n_forgets++;
         break;
+    case BROKER_ACTION_LEASE:
+        b->n_leases++;
+        broker_request_free(b->broker, action->request);
+        break;
+    case BROKER_ACTION_NOTICE:
+        check(b->n_notices < ARRAY_SIZE(b->notices));
+        b->notices[b->n_notices++] = *action;
+        break;
+    case BROKER_ACTION_SCRIBBLED:
+        b->n_scribbles++;
+        break;
     case BROKER_ACTION_STATUS:
         break;
     }
@@ -162,6 +176,50 @@ void bench_take(struct bench *b, struct broker_peer *peer, uint32_t small, uint3
     if (ids)
         memcpy(ids, b->granted->extents, (small + large) * sizeof(*ids));
     broker_request_free(b->broker, b->granted);
+    bench_run(b);
+}
+
+struct broker_lease *bench_lease(struct bench *b, struct broker_peer *peer, uint32_t small, uint32_t large,
+                                 struct lease_line *line)
+{
+    uint32_t counts[BROKER_CLASSES_MAX] = {small, large};
+    struct broker_lease *lease = NULL;
+
+    *line = (struct lease_line){};
+    check_eq(broker_lease_new(b->broker, peer, counts, line, &lease), 0);
+    return lease;
+}
+
+int bench_lease_ask(struct bench *b, struct broker_lease *lease, uint32_t pages, bool courtesy)
+{
+    struct broker_request *request;
+    int r = broker_lease_ask(b->broker, lease, pages, courtesy, b->now_ns, &request);
+
+    b->error = 0;
+    bench_run(b);
+    return r;
+}
+
+void bench_lease_take(struct bench *b, struct broker_lease *lease, struct lease_line *line,
+                      struct broker_peer *holder, uint32_t pages, uint64_t *ret_ids)
+{
+    struct broker_request *request;
+
+    lease_claim(line, pages);
+    check(lease_spend(line, pages));
+    check_eq(broker_lease_take(b->broker, lease, holder, pages, b->now_ns, &request), 0);
+    b->granted = NULL;
+    bench_run(b);
+    check(b->granted == request);
+    if (ret_ids)
+        memcpy(ret_ids, request->extents, request->n_extents * sizeof(*ret_ids));
+    broker_request_free(b->broker, request);
+    bench_run(b);
+}
+
+void bench_ack(struct bench *b, struct broker_peer *peer)
+{
+    broker_notice_acked(b->broker, peer, peer->notice_number, b->now_ns);
     bench_run(b);
 }
 

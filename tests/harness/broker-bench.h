@@ -12,6 +12,7 @@
 
 #include "base/arith.h"
 #include "broker.h"
+#include "wire/lease.h"
 
 struct bench {
     struct broker *broker;
@@ -25,8 +26,11 @@ struct bench {
     bool looks_around; /* free memory is read around each destroy */
     bool others_grow;  /* as much as is destroyed, others take at once */
     bool hold_creates; /* creates are not answered */
-    unsigned n_creates, n_exports, n_destroys, n_looks, n_grants, n_refusals, n_forgets;
+    unsigned n_creates, n_exports, n_destroys, n_looks, n_grants, n_refusals, n_forgets, n_leases,
+        n_scribbles;
     struct broker_request *granted;
+    struct broker_action notices[64];
+    unsigned n_notices;
     int error;
     uint64_t sizes[4096];
     uint64_t held_back[64];
@@ -53,6 +57,20 @@ int bench_ask(struct bench *b, struct broker_peer *peer, uint32_t small, uint32_
 
 /* Asks, must be granted, takes note of the extents (where not NULL) and frees the request. */
 void bench_take(struct bench *b, struct broker_peer *peer, uint32_t small, uint32_t large, uint64_t *ret_ids);
+
+/* A lease of a region whose pages have so many of each class. */
+struct broker_lease *bench_lease(struct bench *b, struct broker_peer *peer, uint32_t small, uint32_t large,
+                                 struct lease_line *line);
+
+/* Asks for pages, notes the answer in `n_leases` or `error`, and frees the request. */
+int bench_lease_ask(struct bench *b, struct broker_lease *lease, uint32_t pages, bool courtesy);
+
+/* Claims, spends and takes pages for `holder`, as a client does; must be granted. */
+void bench_lease_take(struct bench *b, struct broker_lease *lease, struct lease_line *line,
+                      struct broker_peer *holder, uint32_t pages, uint64_t *ret_ids);
+
+/* The peer gives nothing back, and says so. */
+void bench_ack(struct bench *b, struct broker_peer *peer);
 
 /* Answers a create that was held back, with success. */
 void bench_answer(struct bench *b, unsigned index);

@@ -120,8 +120,13 @@ struct usage world_usage(struct world *w)
     for (unsigned i = 0; i < REQUESTS; i++) {
         const struct errand *errand = &w->errands[i];
 
-        if (errand->request && !errand->granted)
+        if (world_is_charged(errand))
             usage.bytes[errand->domain][errand->name] += errand->bytes;
+    }
+    for (unsigned i = 0; i < PEERS; i++) {
+        const struct person *person = &w->people[i];
+
+        usage.bytes[person->domain][person->name] += world_issued(person) * person->page_bytes;
     }
     for (uint32_t i = 0; i < w->n_rows; i++) {
         const struct person *holder = w->rows[i].exists ? w->rows[i].holder : NULL;
@@ -234,12 +239,24 @@ static void on_refuse(struct world *w, struct broker_request *request, int error
     if (!errand)
         return;
     world_expect(w, !errand->granted, "a request is refused after it was granted");
+    /* One that is new may have stood behind others, and be judged in the same event. */
+    errand->undecided |= errand->step == w->step;
+    if (errand->undecided && (error == BROKER_E_LIMIT || error == BROKER_E_BUDGET))
+        world_check_hopeless(w, errand, error);
     switch (error) {
+    case BROKER_E_NOT_LEASED:
+        world_expect(w, errand->lessee && (w->op == WORLD_CLOSE || errand->person->scribbled),
+                     "a lease is closed for no reason");
+        break;
+    case BROKER_E_DESCRIPTORS:
+        world_expect(w, errand->lessee && errand->undecided, "a lease is refused that was admitted");
+        break;
     case BROKER_E_LIMIT:
-        world_expect(w, w->op == WORLD_LIMIT, "a request is refused for a limit that has not changed");
+        world_expect(w, w->op == WORLD_LIMIT || errand->undecided,
+                     "a request is refused for a limit that has not changed");
         break;
     case BROKER_E_BUDGET:
-        world_expect(w, world_budget(w) < w->budget_before,
+        world_expect(w, world_budget(w) < w->budget_before || errand->undecided || errand->courtesy,
                      "a request is refused for a budget that has not fallen");
         break;
     case BROKER_E_FROZEN:
@@ -279,10 +296,24 @@ static void on_driver_action(struct world *w, const struct broker_action *action
 
 static void on_action(struct world *w, const struct broker_action *action)
 {
+    struct errand *errand;
+
     switch (action->type) {
     case BROKER_ACTION_GRANT:
         w->n_answers++;
         on_grant(w, action->request);
+        break;
+    case BROKER_ACTION_LEASE:
+        w->n_answers++;
+        errand = errand_of(w, action->request);
+        if (errand)
+            world_on_lease(w, errand);
+        break;
+    case BROKER_ACTION_NOTICE:
+        world_on_notice(w, action);
+        break;
+    case BROKER_ACTION_SCRIBBLED:
+        world_on_scribbled(w, action);
         break;
     case BROKER_ACTION_REFUSE:
         w->n_answers++;
@@ -333,7 +364,8 @@ static void check_order(struct world *w, const struct errand *errand)
     for (unsigned i = 0; i < REQUESTS; i++) {
         const struct errand *other = &w->errands[i];
 
-        if (other->request && !other->granted && other->domain == errand->domain)
+        if (other->request && !other->granted && other->domain == errand->domain && !other->courtesy &&
+            !other->undecided && other->request->state != BROKER_REQUEST_UNDECIDED)
             world_expect(w, other->serial > errand->serial || !same_classes(other, errand),
                          "a request is passed by a later one");
     }
@@ -350,13 +382,52 @@ static void check_fresh_grants(struct world *w)
         if (!errand->request || !errand->fresh)
             continue;
         errand->fresh = false;
+        /* What comes out of a lease was promised before, and passes everybody. */
+        if (errand->lessor)
+            continue;
         world_expect(w,
                      u.bytes[errand->domain][errand->name] <=
                          world_limit(world_instance(w, errand->domain, errand->name)),
                      "a grant exceeds the limit");
         world_expect(w, world_charged(&u) <= world_budget(w), "a grant exceeds the budget");
-        check_order(w, errand);
+        if (!errand->undecided)
+            check_order(w, errand);
     }
+    for (unsigned domain = 0; domain < N_DOMAINS; domain++)
+        for (unsigned name = 0; name < N_NAMES; name++) {
+            if (!w->leased_anew[domain][name])
+                continue;
+            w->leased_anew[domain][name] = false;
+            world_expect(w, u.bytes[domain][name] <= world_limit(world_instance(w, domain, name)),
+                         "a lease exceeds the limit");
+            world_expect(w, world_charged(&u) <= world_budget(w), "a lease exceeds the budget");
+        }
+}
+
+/* Who was undecided stands behind all who are admitted by then, the oldest first. */
+static void renew_places(struct world *w)
+{
+    struct errand *next;
+    uint64_t end = w->serial;
+
+    do {
+        next = NULL;
+        for (unsigned i = 0; i < REQUESTS; i++) {
+            struct errand *errand = &w->errands[i];
+
+            if (errand->request && errand->undecided && errand->serial <= end &&
+                (errand->granted || errand->request->state != BROKER_REQUEST_UNDECIDED) &&
+                (!next || errand->serial < next->serial))
+                next = errand;
+        }
+        if (next) {
+            next->serial = ++w->serial;
+            next->undecided = false;
+        }
+    } while (next);
+    for (unsigned i = 0; i < REQUESTS; i++)
+        if (w->errands[i].request && !w->errands[i].granted)
+            w->errands[i].undecided = w->errands[i].request->state == BROKER_REQUEST_UNDECIDED;
 }
 
 void world_settle(struct world *w)
@@ -369,4 +440,6 @@ void world_settle(struct world *w)
     failure = broker_check(w->broker);
     world_expect(w, !failure, failure);
     check_fresh_grants(w);
+    world_check_leases(w);
+    renew_places(w);
 }

@@ -10,6 +10,7 @@
 
 #include "broker-world.h"
 #include "broker.h"
+#include "wire/lease.h"
 
 #define PEERS 16
 #define REQUESTS 64
@@ -34,6 +35,19 @@ struct person {
     unsigned domain, name;
     bool lost, lies;
     uint64_t kept_bytes; /* of destroyed extents, by references of its own */
+
+    struct broker_lease *lease;
+    struct lease_line line;
+    uint32_t page_counts[BROKER_CLASSES_MAX], page_extents;
+    uint64_t page_bytes;
+    struct lease seen; /* what stood there after the last event */
+    uint32_t issued;   /* by then */
+    uint32_t spent;    /* pages that were taken off the word and not asked for */
+    uint32_t n_leased; /* pages, in this event */
+    bool scribbled, reported;
+    bool listens, noticed;
+    uint32_t notice_number;
+    uint64_t asked_step;
 };
 
 struct errand {
@@ -44,8 +58,23 @@ struct errand {
     uint64_t bytes;
     uint64_t since_ns;
     uint64_t serial;
-    bool granted; /* and not yet sent */
-    bool fresh;   /* in this event */
+    uint64_t step;
+    bool lessee; /* asks for pages of its lease */
+    bool courtesy;
+    uint32_t pages;
+    struct person *lessor; /* whose lease hands them over */
+    bool undecided;        /* after the last event */
+    bool granted;          /* and not yet sent */
+    bool fresh;            /* in this event */
+};
+
+enum world_verdict {
+    WORLD_FITS,
+    WORLD_MAY_FIT, /* when offers are withdrawn */
+    WORLD_HOPES,   /* for what others may give back */
+    WORLD_OVER_LIMIT,
+    WORLD_OVER_BUDGET,
+    WORLD_UNSURE,
 };
 
 struct world {
@@ -66,6 +95,9 @@ struct world {
     enum world_op op;
     uint64_t budget_before;
     unsigned n_answers;
+    uint64_t step;
+    unsigned n_leased; /* leases that have grown in this event */
+    bool leased_anew[N_DOMAINS][N_NAMES];
     const char *failure;
 };
 
@@ -88,6 +120,37 @@ uint64_t world_charged(const struct usage *usage);
 uint64_t world_limit(const struct broker_instance *instance); /* that is set; not capped */
 uint64_t world_budget(const struct world *w);
 unsigned world_n_waiting(const struct world *w);
+
+/* All that a request wants lies warm, and nobody else waits for anything? */
+bool world_is_at_hand(const struct world *w, unsigned domain, const uint32_t *counts);
+/* Extents that can be returned; the descriptors of what is granted are open until it is sent. */
+unsigned world_collect(const struct world *w, const struct person *person, uint64_t *ids, unsigned max);
+struct errand *world_spare_errand(struct world *w);
+void world_begin_errand(struct world *w, struct errand *errand, struct person *person);
+
+/* ---- Leases: broker-world-leases.c ---- */
+
+uint32_t world_issued(const struct person *person); /* pages */
+uint64_t world_offered(const struct world *w, const struct errand *scope_or_null,
+                       const struct person *except);
+uint64_t world_hope(const struct world *w, const struct errand *scope_or_null, const struct person *but,
+                    uint64_t since_step);
+bool world_is_charged(const struct errand *errand);
+enum world_verdict world_judge(struct world *w, const struct errand *errand);
+void world_check_verdict(struct world *w, enum world_verdict verdict, int r);
+void world_check_hopeless(struct world *w, const struct errand *errand, int error);
+void world_check_leases(struct world *w);
+void world_on_lease(struct world *w, struct errand *errand);
+void world_on_notice(struct world *w, const struct broker_action *action);
+void world_on_scribbled(struct world *w, const struct broker_action *action);
+void world_do_open(struct world *w, uint32_t arg);
+void world_do_close(struct world *w, uint32_t arg);
+void world_do_ask(struct world *w, uint32_t arg);
+void world_do_claim(struct world *w, uint32_t arg);
+void world_do_spend(struct world *w, uint32_t arg);
+void world_do_hint(struct world *w, uint32_t arg);
+void world_do_ack(struct world *w, uint32_t arg);
+void world_do_scribble(struct world *w, uint32_t arg);
 
 /* Carries out the oldest thing that the driver was told. */
 void world_drive(struct world *w);

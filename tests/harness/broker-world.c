@@ -52,15 +52,17 @@ static void do_join(struct world *w, uint32_t arg)
         return;
     if (arg & 64)
         limits[BROKER_LIMIT_ENGINE] = w->config.total_bytes / 4;
-    *person = (struct person){.domain = domain, .name = name};
+    *person = (struct person){.domain = domain, .name = name, .listens = arg & 384};
     frozen = instance && instance->frozen && (!list_is_empty(&instance->peers) || broker_used(instance));
     r = broker_peer_new(w->broker, world_domain_names[domain], world_instance_names[name], 7, limits,
                         &person->peer);
     world_expect(w, r == (frozen ? BROKER_E_FROZEN : 0), "a peer is not let in");
+    if (r == 0 && person->listens)
+        broker_peer_listens(w->broker, person->peer);
 }
 
-/* All that a request wants lies warm, and nobody else waits for anything? */
-static bool at_hand(const struct world *w, unsigned domain, const uint32_t *counts)
+/* Which extents leases hold cannot be seen, so any of a class may be one of theirs. */
+bool world_is_at_hand(const struct world *w, unsigned domain, const uint32_t *counts)
 {
     uint32_t warm[BROKER_CLASSES_MAX] = {};
 
@@ -72,56 +74,72 @@ static bool at_hand(const struct world *w, unsigned domain, const uint32_t *coun
         warm[row->class_index] +=
             row->exists && row->warm && !row->holder && !row->doomed && (row->domains & ~(1u << domain)) == 0;
     }
-    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
-        if (counts[i] > warm[i])
+    for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++) {
+        uint32_t leased = 0;
+
+        for (unsigned k = 0; k < PEERS; k++)
+            leased += world_issued(&w->people[k]) * w->people[k].page_counts[i];
+        if (counts[i] + leased > warm[i])
             return false;
+    }
     return true;
 }
 
-static int expected(struct world *w, const struct person *person, uint64_t bytes, uint32_t n)
+struct errand *world_spare_errand(struct world *w)
 {
-    const struct broker_instance *instance = person->peer->instance;
-    struct usage u = world_usage(w);
-
-    if (n == 0 || n > w->config.warm_max || person->lost)
-        return BROKER_E_INVALID;
-    if (instance->frozen)
-        return BROKER_E_FROZEN;
-    if (u.bytes[person->domain][person->name] + bytes > world_limit(instance))
-        return BROKER_E_LIMIT;
-    return world_charged(&u) + bytes > world_budget(w) ? BROKER_E_BUDGET : 0;
-}
-
-static void do_take(struct world *w, uint32_t arg)
-{
-    struct person *person = pick_person(w, arg);
     struct errand *errand = NULL;
-    unsigned answers = w->n_answers;
-    uint32_t n = 0;
-    bool instant;
-    int r, should;
 
     for (unsigned i = 0; i < REQUESTS; i++)
         if (!w->errands[i].request)
             errand = &w->errands[i];
-    if (!person || !errand)
-        return;
+    return errand;
+}
+
+void world_begin_errand(struct world *w, struct errand *errand, struct person *person)
+{
     *errand = (struct errand){
         .person = person,
         .domain = person->domain,
         .name = person->name,
         .since_ns = w->now_ns,
         .serial = ++w->serial,
+        .step = w->step,
     };
+}
+
+static int expected(const struct world *w, const struct person *person, uint32_t n)
+{
+    if (n == 0 || n > w->config.warm_max || person->lost)
+        return BROKER_E_INVALID;
+    return person->peer->instance->frozen ? BROKER_E_FROZEN : 0;
+}
+
+static void do_take(struct world *w, uint32_t arg)
+{
+    struct person *person = pick_person(w, arg);
+    struct errand *errand = world_spare_errand(w);
+    unsigned answers = w->n_answers;
+    enum world_verdict verdict;
+    uint32_t n = 0;
+    bool instant;
+    int r, should;
+
+    if (!person || !errand)
+        return;
+    world_begin_errand(w, errand, person);
     for (unsigned i = 0; i < w->config.n_classes; i++) {
         errand->counts[i] = arg >> (8 + 2 * i) & 3 ? arg >> (14 + 4 * i) & (i ? 3 : 15) : 0;
         errand->bytes += errand->counts[i] * w->config.class_bytes[i];
         n += errand->counts[i];
     }
-    should = expected(w, person, errand->bytes, n);
-    instant = at_hand(w, person->domain, errand->counts);
+    should = expected(w, person, n);
+    verdict = should == 0 ? world_judge(w, errand) : WORLD_UNSURE;
+    instant = verdict == WORLD_FITS && world_is_at_hand(w, person->domain, errand->counts);
     r = broker_take(w->broker, person->peer, errand->counts, w->now_ns, &errand->request);
-    world_expect(w, r == should, "a request is not judged by limit and budget");
+    if (should == 0)
+        world_check_verdict(w, verdict, r);
+    else
+        world_expect(w, r == should, "a request is not refused as it should be");
     world_settle(w);
     if (r == 0 && instant)
         world_expect(w, w->n_answers == answers + 1, "a request waits though all is warm");
@@ -153,8 +171,7 @@ static void do_withdraw(struct world *w, uint32_t arg)
     *errand = (struct errand){};
 }
 
-/* Descriptors of what is granted are closed when it is sent, so what is still warm cannot be returned yet. */
-static unsigned collect(const struct world *w, const struct person *person, uint64_t *ids, unsigned max)
+unsigned world_collect(const struct world *w, const struct person *person, uint64_t *ids, unsigned max)
 {
     unsigned n = 0;
 
@@ -172,7 +189,7 @@ static void do_return(struct world *w, uint32_t arg)
 
     if (!person || person->lost)
         return;
-    n = collect(w, person, ids, 1 + (arg >> 8) % 64);
+    n = world_collect(w, person, ids, 1 + (arg >> 8) % 64);
     for (unsigned i = 0; i < n; i++)
         w->rows[(uint32_t)ids[i]].holder = NULL;
     world_expect(w, broker_return(w->broker, person->peer, ids, n, w->now_ns) == 0,
@@ -187,7 +204,7 @@ static void do_return_bad(struct world *w, uint32_t arg)
 
     if (!person)
         return;
-    n = collect(w, person, ids, 6);
+    n = world_collect(w, person, ids, 6);
     ids[n] = n && arg & 256 ? ids[0] : arg;
     if (!(n && arg & 256))
         for (uint32_t i = 0; i < w->n_rows; i++)
@@ -235,6 +252,7 @@ static void do_die(struct world *w, uint32_t arg)
             w->errands[i].person = NULL;
     kept_bytes = person->kept_bytes;
     broker_peer_dead(w->broker, person->peer, w->now_ns);
+    person->lease = broker_lease_free(w->broker, person->lease);
     /* Some leave a child behind that keeps what they had. */
     *person = (struct person){};
     if (w->kind != WORLD_HONEST && arg & 1024)
@@ -339,6 +357,14 @@ static void act(struct world *w, enum world_op op, uint32_t arg)
         [WORLD_DIE] = do_die,
         [WORLD_LIMIT] = do_limit,
         [WORLD_DELETE] = do_delete,
+        [WORLD_OPEN] = world_do_open,
+        [WORLD_CLOSE] = world_do_close,
+        [WORLD_ASK] = world_do_ask,
+        [WORLD_CLAIM] = world_do_claim,
+        [WORLD_SPEND] = world_do_spend,
+        [WORLD_HINT] = world_do_hint,
+        [WORLD_ACK] = world_do_ack,
+        [WORLD_SCRIBBLE] = world_do_scribble,
         [WORLD_BUDGET] = do_budget,
         [WORLD_FOREIGN] = do_foreign,
         [WORLD_LIE] = do_lie,
@@ -362,6 +388,7 @@ const char *world_step(struct world *w, enum world_op op, uint32_t arg)
         return w->failure;
     broker_totals(w->broker, &before);
     w->op = op;
+    w->step++;
     w->budget_before = before.budget_bytes;
     act(w, op, arg);
     world_settle(w);
@@ -453,11 +480,14 @@ struct world *world_new(uint64_t seed, enum world_kind kind)
         .headroom_bytes = seed >> 4 & 1 ? 16 * MIB : 0,
         .reserve_bytes = seed >> 5 & 1 ? 24 * MIB : 0,
         .warm_max = seed >> 6 & 1 ? 24 : 200,
+        .lease_max = seed >> 6 & 1 ? 12 : 100,
         .creating_max = seed >> 7 & 1 ? 2 : 16,
         .idle_ns = seed >> 8 & 1 ? 3 * NSEC_PER_SEC : 60 * NSEC_PER_SEC,
         .look_ns = 250 * NSEC_PER_MSEC,
         .budget_rise_ns = NSEC_PER_SEC,
         .patience_ns = 5 * NSEC_PER_SEC,
+        .notice_ns = 2 * NSEC_PER_SEC,
+        .courtesy_ns = 500 * NSEC_PER_MSEC,
     };
     /* A fixed budget that headroom and others leave room for, or even an honest driver refuses. */
     if (kind == WORLD_HONEST && w->config.budget_bytes > 400 * MIB)

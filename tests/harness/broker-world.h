@@ -25,11 +25,19 @@ enum world_op {
     WORLD_DIE,
     WORLD_LIMIT,
     WORLD_DELETE,
+    WORLD_OPEN, /* a lease */
+    WORLD_CLOSE,
+    WORLD_ASK,   /* for pages of it */
+    WORLD_CLAIM, /* what is offered, or the other way round */
+    WORLD_SPEND, /* claims, and take their memory */
+    WORLD_HINT,  /* what could be given back */
+    WORLD_ACK,   /* a notice */
     _WORLD_N_HONEST,
     WORLD_BUDGET = _WORLD_N_HONEST,
     WORLD_FAIL, /* the driver begins or ceases to fail */
     WORLD_LIE,  /* a peer keeps references to what it returns, or drops them */
     WORLD_FREEZE,
+    WORLD_SCRIBBLE, /* over the word of a lease */
     _WORLD_N_LYING,
     WORLD_FOREIGN = _WORLD_N_LYING, /* others take or free memory */
     _WORLD_N,

@@ -372,6 +372,12 @@ class Peer:
         return self.process.poll() is None
 
 
+class Ranks(Peer):
+    """A scheduler over the workers of several daemons: a kvranks process."""
+
+    program = "tests/harness/kvranks"
+
+
 @dataclass
 class Programs:
     """Starts programs in a site, and ends at the test's end what the test has not ended itself."""
@@ -391,6 +397,12 @@ class Programs:
         peer = Peer(self.site, daemon.socket, instance, **options)
         self.peers.append(peer)
         return peer
+
+    def ranks(self, instance: str = "engine", **options: Any) -> Ranks:
+        """Arguments as of Peer."""
+        ranks = Ranks(self.site, self.site.run / "none.sock", instance, **options)
+        self.peers.append(ranks)
+        return ranks
 
     def kvctl(self, *arguments: str, daemon: Daemon | None = None, **environment: str) -> Result:
         """Runs kvctl against a daemon, or as the environment says."""

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arith.h"
 #include "base/cleanup.h"
 #include "base/parse.h"
 
@@ -90,4 +91,37 @@ bool words_sizes(const struct words *words, const char *key, uint64_t *sizes, si
         if (*ret_n == max || parse_size(size, &sizes[(*ret_n)++]) < 0)
             return false;
     return true;
+}
+
+const char *words_error(int error)
+{
+    static const char *const names[] = {
+        "KVC_OK",
+        "KVC_E_INVALID",
+        "KVC_E_NOMEM",
+        "KVC_E_NOFILE",
+        "KVC_E_CONNECT",
+        "KVC_E_VERSION",
+        "KVC_E_PROTOCOL",
+        "KVC_E_REFUSED",
+        "KVC_E_LIMIT",
+        "KVC_E_BUDGET",
+        "KVC_E_DEVICE_MEMORY",
+        "KVC_E_DRIVER",
+        "KVC_E_DISCONNECTED",
+        "KVC_E_TIMEOUT",
+        "KVC_E_FORKED",
+        "KVC_E_FROZEN",
+        "KVC_E_ENVIRONMENT",
+        "KVC_E_MAPPED",
+        "KVC_E_NOT_MAPPED",
+        "KVC_E_NOSPACE",
+        "KVC_E_WORKER",
+        "KVC_E_IN_DOUBT",
+        "KVC_E_PINNED",
+        "KVC_E_NO_BLOCKS",
+        "KVC_E_NOT_ALLOCATED",
+    };
+
+    return error <= 0 && -error < (int)ARRAY_SIZE(names) ? names[-error] : "unknown";
 }

@@ -32,5 +32,8 @@ bool words_sizes(const struct words *words, const char *key, uint64_t *sizes, si
 /* The i-th word as a number. */
 bool words_number(const struct words *words, unsigned i, uint64_t *ret);
 
+/* The name of a KVC_E_* value. */
+const char *words_error(int error);
+
 /* "0-15,20" as a list that the caller frees; NULL for anything else. */
 uint64_t *words_pages(const char *text, size_t *ret_n);

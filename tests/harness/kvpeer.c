@@ -6,13 +6,16 @@
  * At the end of input it closes what is open and exits with 0. It makes one client, of libkvclient as it is
  * installed.
  *
- *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker] [thread=0|1] [timeout=MS]
- *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION]
+ *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker|scheduler] [thread=0|1] [timeout=MS]
+ *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION] [report=MS]
  *                                  what is missing is as the environment says; but min and max are 0
  *     open SOCKET INSTANCE ...     the same, shorter
  *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...]     ok ADDRESS STRIDE
+ *                                  with rank=N a worker's, that its scheduler maps
+ *     attach NAME RANK [timeout=MS]    of a scheduler: ok PAGES PAGE-BYTES
  *     map NAME PAGES               PAGES is like 0-15,20
  *     unmap NAME PAGES
+ *     region ... zero=yes holes=yes    with KVC_REGION_ZERO_ON_MAP, KVC_REGION_HOLES_ZERO
  *     write NAME PAGE SEGMENT VALUE    to the first and last four bytes; through the driver
  *     read NAME PAGE SEGMENT           ok VALUE; "torn" where first and last differ
  *     probe NAME PAGE SEGMENT          ok mapped, or ok fault: looks at the address itself (emulator only)
@@ -27,6 +30,15 @@
  *     dispatch
  *     alloc SIZE                   ok ADDRESS: ordinary device memory, as weights are
  *     free ADDRESS
+ *     blocks NAME block=SIZE [null=0|1]        hands out the region's blocks from here on
+ *     take NAME N                  takes N blocks and keeps them; ok FIRST
+ *     give NAME N [EPOCH]          gives the N blocks back that it took last
+ *     complete NAME EPOCH
+ *     available NAME               ok N
+ *     want NAME N TIMEOUT          ok N: that many are available
+ *     count NAME                   ok used=N free=N claimed=N offered=N mapped=N free_pages=N
+ *     yield NAME                   from here on gives all of its blocks back when it is asked for memory
+ *     close-blocks NAME
  *     close-region NAME
  *     close
  *     fd-limit N                   this process may have descriptors below N; 0: as many as at first
@@ -67,6 +79,10 @@ struct named_region {
     char name[32];
     struct kvc_region *region;
     uint64_t page_bytes;
+    struct kvc_blocks *blocks;
+    uint32_t *ids; /* taken */
+    size_t n_ids;
+    bool yields;
 };
 
 static struct {
@@ -101,41 +117,13 @@ static void usage(const char *sentence)
     printf("error E_USAGE %s\n", sentence);
 }
 
-static const char *error_name(int error)
-{
-    static const char *const names[] = {
-        "KVC_OK",
-        "KVC_E_INVALID",
-        "KVC_E_NOMEM",
-        "KVC_E_NOFILE",
-        "KVC_E_CONNECT",
-        "KVC_E_VERSION",
-        "KVC_E_PROTOCOL",
-        "KVC_E_REFUSED",
-        "KVC_E_LIMIT",
-        "KVC_E_BUDGET",
-        "KVC_E_DEVICE_MEMORY",
-        "KVC_E_DRIVER",
-        "KVC_E_DISCONNECTED",
-        "KVC_E_TIMEOUT",
-        "KVC_E_FORKED",
-        "KVC_E_FROZEN",
-        "KVC_E_ENVIRONMENT",
-        "KVC_E_MAPPED",
-        "KVC_E_NOT_MAPPED",
-        "KVC_E_NOSPACE",
-    };
-
-    return error <= 0 && -error < (int)ARRAY_SIZE(names) ? names[-error] : "unknown";
-}
-
 /* The answer to a command that is one call. */
 static void result(int r)
 {
     if (r == 0)
         done();
     else
-        printf("error %s %s\n", error_name(r), kvc_last_error());
+        printf("error %s %s\n", words_error(r), kvc_last_error());
 }
 
 static void driver_result(CUresult r)
@@ -160,7 +148,9 @@ static bool read_options(const struct words *words, struct kvc_options *o)
     }
     o->gpu = words_value(words, "gpu");
     if (role)
-        o->role = strcmp(role, "worker") == 0 ? KVC_ROLE_WORKER : KVC_ROLE_ENGINE;
+        o->role = strcmp(role, "worker") == 0      ? KVC_ROLE_WORKER
+                  : strcmp(role, "scheduler") == 0 ? KVC_ROLE_SCHEDULER
+                                                   : KVC_ROLE_ENGINE;
     if (utilization && parse_decimal(utilization, &o->gpu_utilization) < 0)
         return false;
     return words_int(words, "thread", &o->own_thread) && words_int(words, "timeout", &o->timeout_ms) &&
@@ -194,21 +184,35 @@ static void unload_driver(void)
     peer.driver = cuda_driver_unload(peer.driver);
 }
 
+static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms)
+{
+    for (unsigned i = 0; i < REGIONS_MAX; i++) {
+        struct named_region *slot = &peer.regions[i];
+
+        if (slot->yields && kvc_blocks_free(slot->blocks, slot->ids, slot->n_ids, 0) == 0)
+            slot->n_ids = 0;
+    }
+}
+
+static const struct kvc_listener listener = {.size = sizeof(listener), .reclaim = on_reclaim};
+
 static void do_open(const struct words *words)
 {
-    struct kvc_options options = {.size = sizeof(options)};
+    struct kvc_options options = {.size = sizeof(options), .listener = &listener};
+    int report_ms = 0;
     int r;
 
     if (peer.client) {
         usage("There is a client already");
         return;
     }
-    if (!read_options(words, &options)) {
+    if (!read_options(words, &options) || !words_int(words, "report", &report_ms)) {
         usage("An option has a value that cannot be used");
         return;
     }
+    options.report_ms = (unsigned)report_ms;
     r = kvc_open(&options, &peer.client);
-    if (r == 0)
+    if (r == 0 && options.role != KVC_ROLE_SCHEDULER)
         load_driver();
     result(r);
 }
@@ -217,6 +221,8 @@ static void close_all(void)
 {
     unload_driver();
     peer.client = kvc_close(peer.client);
+    for (unsigned i = 0; i < REGIONS_MAX; i++)
+        free(peer.regions[i].ids);
     memset(peer.regions, 0, sizeof(peer.regions));
 }
 
@@ -325,6 +331,17 @@ static struct named_region *find_region(const struct words *words)
     return NULL;
 }
 
+static uint32_t region_flags(const struct words *words)
+{
+    uint32_t flags = 0;
+
+    if (words_value(words, "zero"))
+        flags |= KVC_REGION_ZERO_ON_MAP;
+    if (words_value(words, "holes"))
+        flags |= KVC_REGION_HOLES_ZERO;
+    return flags;
+}
+
 static struct named_region *free_region(void)
 {
     for (unsigned i = 0; i < REGIONS_MAX; i++)
@@ -337,18 +354,23 @@ static void do_region(const struct words *words)
 {
     struct kvc_region_options options = {.size = sizeof(options)};
     struct named_region *slot = free_region();
-    uint64_t extents[EXTENTS_MAX], segments = 1;
+    uint64_t extents[EXTENTS_MAX], segments = 1, rank = UINT64_MAX;
     int r;
 
     if (words->n < 2 || !slot || !words_size(words, "page", &options.page_bytes) ||
         !words_size(words, "pages", &options.pages) || !words_size(words, "segments", &segments) ||
-        !words_size(words, "stride", &options.stride_bytes) ||
+        !words_size(words, "stride", &options.stride_bytes) || !words_size(words, "rank", &rank) ||
         !words_sizes(words, "extents", extents, EXTENTS_MAX, &options.n_extents)) {
-        usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...]");
+        usage("region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,...] [rank=N]");
         return;
     }
+    options.flags = region_flags(words);
     options.segments = (uint32_t)segments;
     options.extent_bytes = options.n_extents ? extents : NULL;
+    if (rank != UINT64_MAX) {
+        options.flags = KVC_REGION_ORDERED;
+        options.rank = (uint32_t)rank;
+    }
     r = kvc_region_open(peer.client, &options, &slot->region);
     if (r < 0) {
         result(r);
@@ -359,13 +381,174 @@ static void do_region(const struct words *words)
     ok("%" PRIu64 " %" PRIu64, kvc_region_address(slot->region), kvc_region_stride(slot->region));
 }
 
+static void do_attach(const struct words *words)
+{
+    struct named_region *slot = free_region();
+    uint64_t rank;
+    int timeout_ms = 0, r;
+
+    if (!slot || !words_number(words, 2, &rank) || !words_int(words, "timeout", &timeout_ms)) {
+        usage("attach NAME RANK [timeout=MS]");
+        return;
+    }
+    r = kvc_region_attach(peer.client, 0, (uint32_t)rank, timeout_ms, &slot->region);
+    if (r < 0) {
+        result(r);
+        return;
+    }
+    snprintf(slot->name, sizeof(slot->name), "%s", words->word[1]);
+    ok("%" PRIu64 " %" PRIu64, kvc_region_pages(slot->region), kvc_region_page_bytes(slot->region));
+}
+
 static void do_close_region(const struct words *words)
 {
     struct named_region *slot = find_region(words);
 
     if (!slot)
         return;
+    free(slot->ids);
     slot->region = kvc_region_close(slot->region);
+    memset(slot, 0, sizeof(*slot));
+    done();
+}
+
+/* ---- Blocks ---- */
+
+static void do_blocks(const struct words *words)
+{
+    struct kvc_blocks_options options = {.size = sizeof(options)};
+    struct named_region *slot = find_region(words);
+
+    if (!slot)
+        return;
+    if (!words_size(words, "block", &options.block_bytes) || !words_int(words, "null", &options.null_block))
+        usage("blocks NAME block=SIZE [null=0|1]");
+    else
+        result(kvc_blocks_open(&slot->region, 1, &options, &slot->blocks));
+}
+
+/* The region's blocks and the number behind its name; NULL with a complaint. */
+static struct named_region *find_blocks(const struct words *words, uint64_t *ret_n)
+{
+    struct named_region *slot = find_region(words);
+
+    if (!slot || (slot->blocks && (!ret_n || words_number(words, 2, ret_n))))
+        return slot;
+    usage("There are no blocks of that region, or a number is missing");
+    return NULL;
+}
+
+static void do_take(const struct words *words)
+{
+    uint64_t n;
+    struct named_region *slot = find_blocks(words, &n);
+    uint32_t *ids;
+    int r;
+
+    if (!slot)
+        return;
+    ids = realloc(slot->ids, (slot->n_ids + n + 1) * sizeof(*ids));
+    if (!ids)
+        abort();
+    slot->ids = ids;
+    r = kvc_blocks_alloc(slot->blocks, n, ids + slot->n_ids);
+    if (r < 0 || n == 0) {
+        result(r);
+        return;
+    }
+    ok("%u", ids[slot->n_ids]);
+    slot->n_ids += n;
+}
+
+static void do_give(const struct words *words)
+{
+    uint64_t n, epoch = 0;
+    struct named_region *slot = find_blocks(words, &n);
+    int r;
+
+    if (!slot)
+        return;
+    if (n > slot->n_ids || (words->n > 3 && !words_number(words, 3, &epoch))) {
+        usage("It has not so many");
+        return;
+    }
+    r = kvc_blocks_free(slot->blocks, slot->ids + slot->n_ids - n, n, epoch);
+    slot->n_ids -= r == 0 ? n : 0;
+    result(r);
+}
+
+static void do_complete(const struct words *words)
+{
+    uint64_t epoch;
+    struct named_region *slot = find_blocks(words, &epoch);
+
+    if (slot)
+        result(kvc_blocks_complete(slot->blocks, epoch));
+}
+
+static void do_available(const struct words *words)
+{
+    struct named_region *slot = find_blocks(words, NULL);
+
+    if (slot)
+        ok("%" PRIu64, kvc_blocks_available(slot->blocks));
+}
+
+static void do_want(const struct words *words)
+{
+    uint64_t n, timeout_ms, available;
+    struct named_region *slot = find_blocks(words, &n);
+    int r;
+
+    if (!slot)
+        return;
+    if (!words_number(words, 3, &timeout_ms)) {
+        usage("How long?");
+        return;
+    }
+    r = kvc_blocks_want(slot->blocks, n, (int)timeout_ms, &available);
+    if (r < 0)
+        result(r);
+    else
+        ok("%" PRIu64, available);
+}
+
+static void do_count(const struct words *words)
+{
+    struct kvc_blocks_status s = {.size = sizeof(s)};
+    struct named_region *slot = find_blocks(words, NULL);
+    int r;
+
+    if (!slot)
+        return;
+    r = kvc_blocks_status(slot->blocks, &s);
+    if (r < 0)
+        result(r);
+    else
+        ok("used=%" PRIu64 " free=%" PRIu64 " claimed=%" PRIu64 " offered=%" PRIu64 " mapped=%" PRIu64
+           " free_pages=%" PRIu64,
+           s.used_blocks, s.free_blocks, s.claimed_pages, s.offered_pages, s.mapped_pages, s.free_pages);
+}
+
+static void do_yield(const struct words *words)
+{
+    struct named_region *slot = find_blocks(words, NULL);
+
+    if (!slot)
+        return;
+    slot->yields = true;
+    done();
+}
+
+static void do_close_blocks(const struct words *words)
+{
+    struct named_region *slot = find_blocks(words, NULL);
+
+    if (!slot)
+        return;
+    slot->blocks = kvc_blocks_close(slot->blocks);
+    slot->n_ids = 0;
+    slot->yields = false;
     done();
 }
 
@@ -590,7 +773,17 @@ static const struct command {
     {"open", do_open, false},
     {"close", do_close, false},
     {"region", do_region, true},
+    {"attach", do_attach, true},
     {"close-region", do_close_region, true},
+    {"blocks", do_blocks, true},
+    {"take", do_take, true},
+    {"give", do_give, true},
+    {"complete", do_complete, true},
+    {"available", do_available, true},
+    {"want", do_want, true},
+    {"count", do_count, true},
+    {"yield", do_yield, true},
+    {"close-blocks", do_close_blocks, true},
     {"map", do_map, true},
     {"unmap", do_unmap, true},
     {"write", do_write, true},

@@ -13,6 +13,8 @@ from harness.broker import LIMIT_S, Daemon, Peer, Programs, Site
 
 MAGIC = 0x4443564B
 HEADER_SIZE = 20
+LEASES = 1  # bits of Feature
+ORDERS = 2
 FRAME_SIZE_MAX = 65536
 
 
@@ -60,6 +62,29 @@ class Message:
         assert self["error"] == error, self.text
         assert reason.lower() in unquote(self["reason"]).lower(), self.text
         assert request is None or self.number("request") == request, self.text
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A line of the lease file, in pages."""
+
+    offered: int
+    claimed: int
+    cached: int
+    pinned: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker was told to do: "MapOrder" or "UnmapOrder"."""
+
+    name: str
+    id: int
+    region: int
+    session: int
+    number: int
+    pages: list[int]
+    extents: list[int]
 
 
 class RawPeer(Peer):
@@ -156,6 +181,84 @@ class RawPeer(Peer):
 
     def give_back(self, *extents: int) -> Message:
         return self.request("Return", extents=extents)
+
+    # ---- Leases ----
+
+    def lease(self, region: int) -> Lease:
+        """What the region's line says."""
+        return Lease(*map(int, self.do(f"lease {region}").split()))
+
+    def claim(self, region: int, pages: int) -> int:
+        """How many of the pages were offered."""
+        return int(self.do(f"lease {region} claim {pages}"))
+
+    def unclaim(self, region: int, pages: int) -> int:
+        return int(self.do(f"lease {region} unclaim {pages}"))
+
+    def spend(self, region: int, pages: int) -> bool:
+        return int(self.do(f"lease {region} spend {pages}")) == pages
+
+    def hint(self, region: int, cached: int, pinned: int = 0) -> None:
+        self.do(f"lease {region} hint {cached} {pinned}")
+
+    def scribble(self, region: int, word: int) -> None:
+        self.do(f"lease {region} write {word}")
+
+    # ---- Orders ----
+
+    def open_ordered(
+        self,
+        group: int = 0,
+        rank: int = 0,
+        *,
+        capacity_pages: int = 1 << 12,
+        page_extents: object = (1, 0, 0, 0),
+    ) -> int:
+        """A worker's region that a scheduler finds by these numbers."""
+        opened = self.request(
+            "RegionOpen",
+            segments=1,
+            capacity_pages=capacity_pages,
+            page_extents=page_extents,
+            ordered=1,
+            group=group,
+            rank=rank,
+        )
+        assert opened.name == "RegionOpened", opened.text
+        return opened.number("region")
+
+    def attach(self, group: int = 0, rank: int = 0) -> Message:
+        attached = self.request("RegionAttach", group=group, rank=rank)
+        assert attached.name == "RegionAttached", attached.text
+        return attached
+
+    def next_order(self) -> Order:
+        """The next order, whole; every packet of a MapOrder is acknowledged."""
+        first = packet = self.next()
+        assert first.name in ("MapOrder", "UnmapOrder"), first.text
+        extents: list[int] = []
+        while packet.name == "MapOrder":
+            assert packet.number("request") == first.number("request"), packet.text
+            assert (packet is first) == bool(packet.numbers("pages")), packet.text
+            got = packet.numbers("extents")
+            assert packet.number("fds") == len(got) > 0
+            extents += got
+            self.post("GrantAck", packet.number("request"))
+            if packet.number("remaining") == 0:
+                break
+            packet = self.next()
+        return Order(
+            name=first.name,
+            id=first.number("request"),
+            region=first.number("region"),
+            session=first.number("session"),
+            number=first.number("number"),
+            pages=first.numbers("pages"),
+            extents=extents,
+        )
+
+    def report(self, order: Order, error: str = "ERROR_NONE", reason: str = "") -> None:
+        self.post("OrderDone", order.id, error=error, reason=reason)
 
     def check_ended(self, error: str, reason: str = "") -> None:
         """The daemon says why, and nothing more."""

@@ -15,6 +15,14 @@
  *                               before it took no more for a second
  *     receive [MS]              waits for a message: "ok TYPE request=N fds=N FIELD=VALUE ...", or
  *                               "ok nothing", "ok closed", "ok violation REASON"
+ *     lease REGION              the region's line of the lease file that came with the last Welcome: "ok
+ *                               OFFERED CLAIMED CACHED PINNED"
+ *     lease REGION claim|unclaim|spend PAGES
+ *                               changes the word as a client does: "ok PAGES", as many as it got
+ *     lease REGION write WORD   scribbles
+ *     lease REGION hint CACHED PINNED
+ *     punch                     a hole into the lease file
+ *     shorten                   the lease file, which must fail
  *     child COMMAND             a child carries it out and ends
  *     keep                      descriptors that are received from now on stay open
  *     fork                      leaves a child with the socket (and with what was kept) that waits to be
@@ -42,6 +50,7 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "message_text.h"
+#include "wire/lease_file.h"
 #include "wire/link.h"
 
 #define QUEUE_MAX 16
@@ -52,6 +61,8 @@
 struct peer {
     struct link *link;
     bool keeps;
+    int lease_fd;
+    struct lease_line *lines;
 };
 
 static int answer(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -246,6 +257,18 @@ static int receive(struct link *link, int wait_ms, struct message *ret, struct f
     return r;
 }
 
+/* The second descriptor of a Welcome. */
+static void keep_leases(struct peer *peer, const struct message *message, struct fdset *fds)
+{
+    if (message->type != MESSAGE_WELCOME || fds->n < 2)
+        return;
+    peer->lines = lease_file_unmap(peer->lines);
+    close_fd(peer->lease_fd);
+    peer->lease_fd = fdset_steal(fds, 1);
+    if (lease_file_map(peer->lease_fd, &peer->lines) < 0)
+        answer("error the lease file cannot be mapped");
+}
+
 static int run_receive(struct peer *peer, char **words)
 {
     struct message message;
@@ -267,6 +290,7 @@ static int run_receive(struct peer *peer, char **words)
 
     printf("ok %s request=%" PRIu32 " fds=%u", codec_type_name(message.type), message.request, fds.n);
     message_text_print(message.body, stdout);
+    keep_leases(peer, &message, &fds);
     message_deinit(&message);
     if (!peer->keeps)
         fdset_deinit(&fds);
@@ -335,6 +359,65 @@ static int run_become(struct peer *peer, char **words)
     if (setresuid((uid_t)uid, (uid_t)uid, (uid_t)uid) < 0)
         return answer_errno(-errno);
     return answer("ok");
+}
+
+/* ---- Leases ---- */
+
+static int print_line(const struct lease_line *line)
+{
+    struct lease lease = lease_read(line);
+
+    return answer("ok %" PRIu32 " %" PRIu32 " %" PRIu64 " %" PRIu64, lease.offered, lease.claimed,
+                  atomic_load(&line->cached_pages), atomic_load(&line->pinned_pages));
+}
+
+static int change_line(struct lease_line *line, const char *how, uint64_t value, uint64_t second)
+{
+    uint32_t pages = (uint32_t)value;
+
+    if (strcmp(how, "claim") == 0)
+        return answer("ok %" PRIu32, lease_claim(line, pages));
+    if (strcmp(how, "unclaim") == 0)
+        return answer("ok %" PRIu32, lease_unclaim(line, pages));
+    if (strcmp(how, "spend") == 0)
+        return answer("ok %" PRIu32, lease_spend(line, pages) ? pages : 0);
+    if (strcmp(how, "write") == 0) {
+        atomic_store(&line->word, value);
+        return answer("ok");
+    }
+    if (strcmp(how, "hint") == 0) {
+        atomic_store(&line->cached_pages, value);
+        atomic_store(&line->pinned_pages, second);
+        return answer("ok");
+    }
+    return answer("error claim, unclaim, spend, write or hint");
+}
+
+static int run_lease(struct peer *peer, char **words)
+{
+    uint64_t region, value = 0, second = 0;
+
+    if (!words[0] || parse_u64(words[0], &region) < 0 || region < 1 || region > LEASE_LINES)
+        return answer("error lease REGION ...");
+    if (!peer->lines)
+        return answer("error there is no lease file");
+    if (!words[1])
+        return print_line(&peer->lines[region - 1]);
+    if (!words[2] || parse_u64(words[2], &value) < 0 || (words[3] && parse_u64(words[3], &second) < 0))
+        return answer("error lease REGION HOW NUMBER [NUMBER]");
+    return change_line(&peer->lines[region - 1], words[1], value, second);
+}
+
+static int run_punch(struct peer *peer, char **words)
+{
+    if (fallocate(peer->lease_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, LEASE_FILE_SIZE) < 0)
+        return answer_errno(-errno);
+    return answer("ok");
+}
+
+static int run_shorten(struct peer *peer, char **words)
+{
+    return ftruncate(peer->lease_fd, 0) < 0 ? answer_errno(-errno) : answer("ok");
 }
 
 /* ---- Cycles ---- */
@@ -439,11 +522,12 @@ static const struct command {
     bool needs_link;
     int (*run)(struct peer *peer, char **words);
 } commands[] = {
-    {"connect", false, run_connect}, {"more", false, run_more},  {"cycles", false, run_cycles},
-    {"become", false, run_become},   {"keep", false, run_keep},  {"raw", true, run_raw},
-    {"send", true, run_send},        {"flood", true, run_flood}, {"receive", true, run_receive},
-    {"fork", true, run_fork},        {"child", true, run_child}, {"shutdown", true, run_shutdown},
-    {"close", true, run_close},
+    {"connect", false, run_connect}, {"more", false, run_more},   {"cycles", false, run_cycles},
+    {"become", false, run_become},   {"keep", false, run_keep},   {"raw", true, run_raw},
+    {"send", true, run_send},        {"flood", true, run_flood},  {"receive", true, run_receive},
+    {"fork", true, run_fork},        {"child", true, run_child},  {"shutdown", true, run_shutdown},
+    {"close", true, run_close},      {"lease", false, run_lease}, {"punch", false, run_punch},
+    {"shorten", false, run_shorten},
 };
 
 static int run_line(struct peer *peer, char *line)
@@ -464,7 +548,7 @@ static int run_line(struct peer *peer, char *line)
 
 int main(void)
 {
-    struct peer peer = {0};
+    struct peer peer = {.lease_fd = -1};
     char *line = NULL;
     size_t size = 0;
     ssize_t n;
@@ -477,5 +561,7 @@ int main(void)
     }
     free(line);
     link_free(peer.link);
+    lease_file_unmap(peer.lines);
+    close_fd(peer.lease_fd);
     return 0;
 }

@@ -35,8 +35,8 @@ def report(*cases: reports.Case, judged: bool = True) -> reports.Report:
 def test_timings() -> None:
     assert reports.Timing.of([5]) == reports.Timing(5, 5, 1)
     assert reports.Timing.of([30, 10, 20]) == reports.Timing(20, 30, 3)
-    assert reports.Timing.of([1, 2]) == reports.Timing(2, 2, 2)
-    assert reports.Timing.of(list(range(1, 201))) == reports.Timing(100, 198, 200)
+    assert reports.Timing.of([1, 2]) == reports.Timing(1.5, 2, 2)
+    assert reports.Timing.of(list(range(1, 201))) == reports.Timing(100.5, 198, 200)
 
 
 def test_samples() -> None:
@@ -76,6 +76,30 @@ def test_bounds(measured: reports.Case, value: float, at_most: float, met: bool)
 def test_unbounded_cases() -> None:
     for measured in (case(16), case(1, "a100"), case(200), case(64, "the GPU's")):
         assert not list(reports.bounds_of(measured))
+
+
+def series_values(what: str, **p50: float) -> list[tuple[float, float, str]]:
+    timings = {side.replace("_", "-"): reports.Timing(n, n, 10) for side, n in p50.items()}
+    bounds = reports.series_bounds(reports.Series(what, "here", timings))
+    return [(bound.value, bound.at_most, bound.unit) for bound in bounds]
+
+
+def test_series_bounds() -> None:
+    assert series_values("blocks", small=111, large=250, available=21) == [
+        (0.111, 0.25, "us"),
+        (0.25, 0.25, "us"),
+        (21, 20, "ns"),
+    ]
+    assert series_values("blocks", alloc_free=1200, available=90) == [(1.2, 1, "us"), (90, 100, "ns")]
+    assert series_values("group", group=300, chain=200) == [(1.5, 2, "")]
+    assert series_values("crowd", few=100, many=130, list=5e6) == [(1.3, 1.3, ""), (5, 10, "ms")]
+
+
+def test_block_calls() -> None:
+    [alloc] = reports.block_calls_bounds("alloc", {"futex": 2, "sendmsg": 1})
+    assert (alloc.value, alloc.at_most) == (3, 0)
+    [remap] = reports.block_calls_bounds("remap", {"ioctl": 8, "sendmsg": 1, "read": 2})
+    assert (remap.value, remap.at_most) == (3, 0)
 
 
 def test_table() -> None:

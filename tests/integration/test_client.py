@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.broker import Daemon, Peer, Programs, Result, eventually, on_gpu
+from harness.broker import Daemon, Peer, Programs, Result, Site, eventually, on_gpu
 
 MIB = 1 << 20
 PAGE = 10 * MIB  # 8 + 2 in each of two segments
@@ -83,6 +84,76 @@ def test_returned_memory_serves_another(programs: Programs, daemon: Daemon, kvct
     second.do("map kv 0-5")
     assert granted(kvctl, "first") == 0
     assert granted(kvctl, "second") == 6 * 128 * MIB
+
+
+@pytest.mark.skipif(on_gpu(), reason="counts the daemon's driver calls")
+def test_layouts_share_extents(programs: Programs, site: Site) -> None:
+    """Engines whose pages have different sizes use each other's extents: each of them is made once."""
+    stats = site.run / "stats"
+    daemon = programs.daemon(environment={"KVCACHED_EMULATE_STATS": str(stats)})
+    large, small, odd = (programs.peer(daemon, name) for name in ("large", "small", "odd"))
+    for peer in (large, small, odd):
+        peer.do("open")
+    large.do("region kv page=144M pages=4")  # 128 + 8 + 8
+    small.do("region eights page=8M pages=8")
+    small.do("region twos page=2M pages=8")
+    odd.do("region kv page=18M pages=4")  # 8 + 8 + 2
+    large.do("map kv 0")  # made: 128, 8, 8
+    large.do("unmap kv 0")
+    small.do("map eights 3,5")
+    small.do("map twos 1")  # made: 2
+    small.do("unmap eights 3,5")
+    small.do("unmap twos 1")
+    odd.do("map kv 2")
+    odd.do("unmap kv 2")
+    large.do("map kv 1")
+    for peer in (large, small, odd):
+        peer.close()
+    daemon.stop()
+    assert json.loads(stats.read_text())["calls"]["cuMemCreate"] == 4
+
+
+def test_zeros_where_others_have_written(programs: Programs, daemon: Daemon) -> None:
+    first, second = programs.peer(daemon, "first"), programs.peer(daemon, "second")
+    for peer, flags in ((first, ""), (second, " zero=yes")):
+        peer.do("open max=2")
+        peer.do(REGION + flags)
+    first.do("map kv 0-11")
+    for page in range(12):
+        first.do(f"write kv {page} 0 7")
+        first.do(f"write kv {page} 1 7")
+    first.do("unmap kv 0-11")
+    first.do("trim")
+    second.do("map kv 0-11")
+    assert {second.do(f"read kv {page} {segment}") for page in range(12) for segment in (0, 1)} == {"0"}
+    second.do("write kv 3 1 5")
+    second.do("unmap kv 3")
+    second.do("map kv 3")  # out of the cache
+    assert second.do("read kv 3 1") == "0"
+
+
+def test_holes_are_charged_and_ones_own(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
+    first, second = programs.peer(daemon, "first"), programs.peer(daemon, "second")
+    for peer in (first, second):
+        peer.do("open")
+        peer.do(REGION + " holes=yes")
+    assert granted(kvctl, "first") == PAGE  # an extent of 8 and one of 2, for both segments
+    first.do("write kv 5 1 9")
+    assert first.do("read kv 17 0") == "9"
+    assert second.do("read kv 17 0") == "0"
+    first.do("map kv 5")
+    first.do("write kv 5 1 10")
+    assert first.do("read kv 17 1") == "9"
+    assert granted(kvctl, "first") == PAGE + 2 * PAGE
+    first.do("unmap kv 5")
+    assert first.do("read kv 5 1") == "9"
+    assert kvctl("limit", "second", "10M").rc == 0
+    assert second.refused("map kv 0").startswith("KVC_E_LIMIT ")
+    assert second.do("read kv 0 0") == "0"
+    second.do("close-region kv")
+    assert granted(kvctl, "second") == 0
+    first.kill()
+    eventually(lambda: granted(kvctl, "first") == 0)
 
 
 def test_limit_is_all_or_nothing(engine: Peer, kvctl: Kvctl) -> None:

@@ -236,7 +236,9 @@ def test_list(programs: Programs) -> None:
         "granted_bytes": 8 * MIB,
         "limbo_bytes": 0,
         "pending_bytes": 0,
+        "leased_bytes": 0,
         "over_limit": False,
+        "missed_notice": False,
         "frozen": False,
         "peers": [{"pid": peer.pid, "role": "engine", "program": "python3 -m vllm", "connected": True}],
     }

@@ -51,6 +51,12 @@ AZURE: Expected = {
 }
 
 
+FORMS = [
+    ["--reserves", "off"],
+    ["--split", "--reserves", "off"],
+]
+
+
 def azure_traces() -> list[str]:
     """Two of them, one twice with a shift; nothing where the suite was given none."""
     folder = os.environ.get("KVCACHED_TRACES")
@@ -138,10 +144,14 @@ def check_nothing_left(programs: Programs, daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(("sharing", "gib"), [("elastic", 3), ("static", 6)])
 @pytest.mark.parametrize("traces", ["generated", "azure"])
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
 def test_virtual_time_gives_what_the_model_says(
-    programs: Programs, traces: str, sharing: str, gib: int
+    programs: Programs, form: list[str], traces: str, sharing: str, gib: int
 ) -> None:
-    """Each decision of every engine, through real calls, is the model's: else, not one number would be."""
+    """Each decision of every engine, through real calls, is the model's: else, not one number would be.
+
+    Whether the worker is a process of its own, and whether the library keeps memory ready, decides nothing.
+    """
     if traces == "azure":
         arguments = ["--requests", "200", "--slow", "3", *azure_traces()]
         if not azure_traces():
@@ -150,7 +160,7 @@ def test_virtual_time_gives_what_the_model_says(
         arguments = ["--requests", "60"]
     expected = (AZURE if traces == "azure" else GENERATED)[sharing, gib]
     daemon = programs.daemon("80G", budget=f"{gib}G")
-    result = replay(programs.site, daemon, "--virtual", f"--{sharing}", *arguments)
+    result = replay(programs.site, daemon, "--virtual", f"--{sharing}", *form, *arguments)
     assert result["budget_bytes"] == gib << 30
     found = [
         (e["served"], e["preempted"], e["peak_blocks"], e["ttft_s"]["p50"], e["ttft_s"]["p99"])

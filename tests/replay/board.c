@@ -99,3 +99,20 @@ bool board_has_failed(const struct board *b)
             return true;
     return false;
 }
+
+struct worker_options slot_borrow_options(const struct board *board, size_t i)
+{
+    const struct options *o = board->options;
+
+    return (struct worker_options){
+        .socket = o->socket,
+        .instance = board->slots[i].instance,
+        .model = &o->model,
+        .per_layer = o->per_layer,
+        .page_bytes = o->page_bytes,
+        .weights_bytes = o->model.weights_bytes,
+        .split = o->split,
+        .reserves = o->reserves,
+        .hold = o->hold,
+    };
+}

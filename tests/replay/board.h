@@ -58,6 +58,9 @@ void slot_update(struct slot *slot, const struct engine *engine);
 /* Everything, in the end. Both may be NULL. */
 void slot_close(struct slot *slot, const struct engine *engine, const struct borrow *borrow);
 
+/* What the engine of a slot borrows with. */
+struct worker_options slot_borrow_options(const struct board *board, size_t i);
+
 /* Requests that are neither served nor refused. */
 uint64_t slot_unfinished(const struct slot *slot);
 bool board_has_failed(const struct board *board);

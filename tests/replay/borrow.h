@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * An engine's KV memory as the broker lends it: a connection, a region, its blocks and their stamps. The
- * blocks are had through borrow_memory().
+ * An engine's KV memory as the broker lends it: the blocks of libkvclient, and who stamps them. The blocks
+ * are had through borrow_memory().
  */
 
 #include <stdbool.h>
@@ -11,25 +11,20 @@
 
 #include "base/cleanup.h"
 #include "memory.h"
-#include "model.h"
+#include "remote.h"
+#include "worker.h"
 
 struct borrow;
 
-struct borrow_options {
-    const char *socket; /* NULL: as libkvclient finds it */
-    const char *instance;
-    const struct model *model;
-    bool per_layer;      /* a segment for each layer */
-    uint64_t page_bytes; /* of one segment; 0: as small as can be */
-    uint64_t weights_bytes;
-    bool deterministic; /* no library thread, no reserves: every page comes from the daemon, and goes there */
-};
+#define BORROW_ERROR_MAX 640
 
-#define BORROW_ERROR_MAX 512
-
-/* Connects, and puts the weights on the GPU. A negative errno with a sentence. */
-int borrow_new(const struct borrow_options *options, struct borrow **ret_borrow,
+/* Connects, and puts the weights on the GPU. With `split` the scheduler is in this process and `remote` its
+ * worker, which is taken over, also on failure; else it is NULL. A negative errno with a sentence. */
+int borrow_new(const struct worker_options *options, struct remote *remote, struct borrow **ret_borrow,
                char error[static BORROW_ERROR_MAX]);
+/* Maps all that the limit allows, once, so that with `hold` nothing has to be mapped later. */
+int borrow_fill(struct borrow *borrow);
+
 /* Whatever is still borrowed goes back. */
 struct borrow *borrow_free(struct borrow *borrow);
 
@@ -40,8 +35,7 @@ struct memory *borrow_memory(struct borrow *borrow);
 const char *borrow_error(const struct borrow *borrow);
 
 uint64_t borrow_budget_bytes(struct borrow *borrow);
-uint64_t borrow_page_bytes(const struct borrow *borrow);  /* over all segments */
-uint64_t borrow_block_bytes(const struct borrow *borrow); /* over all segments */
+uint64_t borrow_page_bytes(const struct borrow *borrow); /* over all segments */
 
 struct borrow_counts {
     uint64_t refusals; /* for want of memory */

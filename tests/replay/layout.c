@@ -1,27 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Sizes of pages and blocks. A page holds whole blocks; what is left at its end is not used.
+ * Sizes of pages and blocks. A block that lay in two pages would be of no use, so pages are multiples of both
+ * blocks and the driver's granularity.
  */
 
 #include "layout.h"
 
-#include "pages.h"
+static uint64_t common_divisor(uint64_t a, uint64_t b)
+{
+    while (b) {
+        uint64_t rest = a % b;
+
+        a = b;
+        b = rest;
+    }
+    return a;
+}
 
 bool layout_make(const struct model *model, bool per_layer, uint64_t page_bytes, uint64_t granularity,
                  struct layout *ret)
 {
     struct layout l = {.segments = per_layer ? model->layers : 1};
-    uint64_t per_page;
 
     l.block_bytes = model_block_bytes(model) / l.segments;
-    l.page_bytes = page_bytes ? page_bytes : (l.block_bytes + granularity - 1) / granularity * granularity;
-    if (l.block_bytes == 0 || l.page_bytes % granularity != 0)
+    if (l.block_bytes == 0)
         return false;
-    per_page = l.page_bytes / l.block_bytes;
-    if (per_page == 0 || per_page > PAGES_BLOCKS_MAX)
+    l.page_bytes =
+        page_bytes ? page_bytes : l.block_bytes / common_divisor(l.block_bytes, granularity) * granularity;
+    if (l.page_bytes % granularity != 0 || l.page_bytes % l.block_bytes != 0)
         return false;
-    l.blocks_per_page = (uint32_t)per_page;
     *ret = l;
     return true;
 }

@@ -27,7 +27,8 @@ struct live_engine {
     const struct options *options;
     struct borrow *borrow;
     struct engine *engine;
-    double next; /* end of the step, or when to look for memory again; INFINITY: neither */
+    double start_s; /* by progress_clock(): all at once, but for those that first have to take their memory */
+    double next;    /* end of the step, or when to look for memory again; INFINITY: neither */
     int signals;
     bool stopped;
 };
@@ -58,12 +59,12 @@ void live_gate_close(struct live_gate *gate)
 /* Time in the traces. */
 static double replay_clock(const struct live_engine *e)
 {
-    return (progress_clock() - e->board->start_s) * e->options->speed;
+    return (progress_clock() - e->start_s) * e->options->speed;
 }
 
 static void wait_until(struct live_engine *e, double replay_s)
 {
-    signals_wait(e->signals, e->board->start_s + replay_s / e->options->speed);
+    signals_wait(e->signals, e->start_s + replay_s / e->options->speed);
     e->stopped = signals_read_end(e->signals) != 0;
 }
 
@@ -129,17 +130,14 @@ static int replay(struct live_engine *e)
 
 static int set_up(struct live_engine *e)
 {
-    const struct borrow_options options = {
-        .socket = e->options->socket,
-        .instance = e->slot->instance,
-        .model = &e->options->model,
-        .per_layer = e->options->per_layer,
-        .page_bytes = e->options->page_bytes,
-        .weights_bytes = e->options->model.weights_bytes,
-    };
-    int r;
+    const struct worker_options options = slot_borrow_options(e->board, (size_t)(e->slot - e->board->slots));
+    struct remote *remote = NULL;
+    int r = 0;
 
-    r = borrow_new(&options, &e->borrow, e->slot->error);
+    if (options.split)
+        r = remote_new(&options, &remote, e->slot->error);
+    if (r == 0)
+        r = borrow_new(&options, remote, &e->borrow, e->slot->error);
     if (r < 0)
         return r;
     e->slot->page_bytes = borrow_page_bytes(e->borrow);
@@ -173,7 +171,10 @@ static int run(struct live_engine *e, const struct live_gate *gate)
         return r;
     if (!pass_gate(e, gate))
         return 0;
-    r = replay(e);
+    r = e->options->hold ? borrow_fill(e->borrow) : 0;
+    e->start_s = e->options->hold ? progress_clock() : e->board->start_s;
+    if (r == 0)
+        r = replay(e);
     if (r < 0)
         snprintf(e->slot->error, sizeof(e->slot->error), "%s", borrow_error(e->borrow));
     return r;

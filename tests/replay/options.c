@@ -33,6 +33,13 @@ static const char usage[] =
     "      --virtual         in one process and without a clock, the same every time (default)\n"
     "      --live            a process for each engine, in real time\n"
     "      --speed N         with --live: N times as fast as in real time\n"
+    "      --split           each engine's worker, which maps and touches the memory, is a process of its "
+    "own\n"
+    "      --reserves on|off  whether the library keeps pages ready (default: on with --live; the result of\n"
+    "                        --virtual is the same)\n"
+    "      --hold            each engine maps all that its limit allows at the start and keeps it, as "
+    "engines\n"
+    "                        do that share nothing; with --static\n"
     "\n"
     "      --requests N      only the first N of each trace\n"
     "      --slow F          stretch arrival times by this factor\n"
@@ -91,6 +98,7 @@ static int print_version(void)
 
 enum {
     OPTION_ELASTIC = 256,
+    OPTION_HOLD,
     OPTION_JSON,
     OPTION_LAYOUT,
     OPTION_LIVE,
@@ -99,10 +107,12 @@ enum {
     OPTION_PAGE,
     OPTION_PREFILL_RATE,
     OPTION_REQUESTS,
+    OPTION_RESERVES,
     OPTION_SEED,
     OPTION_SLOW,
     OPTION_SOCKET,
     OPTION_SPEED,
+    OPTION_SPLIT,
     OPTION_STATIC,
     OPTION_TOKEN_BYTES,
     OPTION_VERSION,
@@ -114,6 +124,7 @@ enum {
 static const struct option table[] = {
     {"elastic", no_argument, NULL, OPTION_ELASTIC},
     {"help", no_argument, NULL, 'h'},
+    {"hold", no_argument, NULL, OPTION_HOLD},
     {"json", no_argument, NULL, OPTION_JSON},
     {"layout", required_argument, NULL, OPTION_LAYOUT},
     {"live", no_argument, NULL, OPTION_LIVE},
@@ -122,10 +133,12 @@ static const struct option table[] = {
     {"page", required_argument, NULL, OPTION_PAGE},
     {"prefill-rate", required_argument, NULL, OPTION_PREFILL_RATE},
     {"requests", required_argument, NULL, OPTION_REQUESTS},
+    {"reserves", required_argument, NULL, OPTION_RESERVES},
     {"seed", required_argument, NULL, OPTION_SEED},
     {"slow", required_argument, NULL, OPTION_SLOW},
     {"socket", required_argument, NULL, OPTION_SOCKET},
     {"speed", required_argument, NULL, OPTION_SPEED},
+    {"split", no_argument, NULL, OPTION_SPLIT},
     {"static", no_argument, NULL, OPTION_STATIC},
     {"token-bytes", required_argument, NULL, OPTION_TOKEN_BYTES},
     {"version", no_argument, NULL, OPTION_VERSION},
@@ -133,6 +146,11 @@ static const struct option table[] = {
     {"weights", required_argument, NULL, OPTION_WEIGHTS},
     {"write-traces", required_argument, NULL, OPTION_WRITE_TRACES},
     {},
+};
+
+struct parsing {
+    struct options options;
+    bool has_reserves;
 };
 
 static int set_size(const char *name, const char *text, uint64_t *ret)
@@ -160,6 +178,14 @@ static int set_layout(struct options *o, const char *text)
     o->per_layer = strcmp(text, "layers") == 0;
     return o->per_layer || strcmp(text, "blocks") == 0 ? 0
                                                        : complain("--layout: \"%s\" is not a layout", text);
+}
+
+static int set_reserves(struct parsing *p, const char *text)
+{
+    if (parse_bool(text, &p->options.reserves) < 0)
+        return complain("--reserves: \"%s\" is neither on nor off", text);
+    p->has_reserves = true;
+    return 0;
 }
 
 static int set_prefill_rate(struct options *o, const char *text)
@@ -191,8 +217,9 @@ static int set_model(struct options *o, int argc, char **argv)
     return 0;
 }
 
-static int set_option(struct options *o, int c, const char *name)
+static int set_option(struct parsing *p, int c, const char *name)
 {
+    struct options *o = &p->options;
     uint64_t requests = 0;
     int r = 0;
 
@@ -204,6 +231,9 @@ static int set_option(struct options *o, int c, const char *name)
     case OPTION_LIVE:
     case OPTION_VIRTUAL:
         o->live = c == OPTION_LIVE;
+        return 0;
+    case OPTION_HOLD:
+        o->hold = true;
         return 0;
     case OPTION_JSON:
         o->json = true;
@@ -230,8 +260,13 @@ static int set_option(struct options *o, int c, const char *name)
     case OPTION_SOCKET:
         o->socket = optarg;
         return 0;
+    case OPTION_RESERVES:
+        return set_reserves(p, optarg);
     case OPTION_SPEED:
         return set_factor(name, optarg, &o->speed);
+    case OPTION_SPLIT:
+        o->split = true;
+        return 0;
     case OPTION_TOKEN_BYTES:
         return set_size(name, optarg, &o->model.token_bytes);
     case OPTION_WEIGHTS:
@@ -264,24 +299,30 @@ static int set_traces(struct options *o, const char *const *specs, int n)
 
 int options_parse(int argc, char **argv, struct options *ret)
 {
-    struct options o = {.elastic = true, .speed = 1, .trace = {.slow = 1}, .seed = 1, .prefix = "replay"};
+    struct parsing p = {
+        .options = {.elastic = true, .speed = 1, .trace = {.slow = 1}, .seed = 1, .prefix = "replay"}};
+    struct options *o = &p.options;
     int c, index, r;
 
-    r = set_model(&o, argc, argv);
+    r = set_model(o, argc, argv);
     if (r)
         return r;
     opterr = 1;
     optind = 1;
     while ((c = getopt_long(argc, argv, "h", table, &index)) != -1) {
-        r = set_option(&o, c, c < 256 ? "" : table[index].name);
+        r = set_option(&p, c, c < 256 ? "" : table[index].name);
         if (r)
             return r;
     }
-    r = set_traces(&o, (const char *const *)argv + optind, argc - optind);
+    r = set_traces(o, (const char *const *)argv + optind, argc - optind);
     if (r)
         return r;
-    if (o.speed != 1 && !o.live)
+    if (o->speed != 1 && !o->live)
         return complain("--speed is for --live");
-    *ret = o;
+    if (o->hold && o->elastic)
+        return complain("--hold is for --static");
+    if (!p.has_reserves)
+        o->reserves = o->live;
+    *ret = *o;
     return 0;
 }

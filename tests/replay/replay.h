@@ -8,7 +8,7 @@
 
 #include "board.h"
 
-#define REPLAY_ERROR_MAX 640
+#define REPLAY_ERROR_MAX 768
 
 /*
  * 0 when every engine has come to its end, or was interrupted by SIGINT or SIGTERM: *ret_signal, else 0. A

@@ -24,6 +24,7 @@
 
 struct session {
     struct board *board;
+    struct remote *remotes[ENGINES_MAX]; /* until a borrow has it */
     struct borrow *borrows[ENGINES_MAX];
     struct engine *engines[ENGINES_MAX];
     struct progress progress;
@@ -34,23 +35,31 @@ struct session {
     double through_at; /* when that last changed */
 };
 
+/* All of them first: a process that has threads and a driver is not one to fork. */
+static int start_workers(struct session *s, char error[static REPLAY_ERROR_MAX])
+{
+    char reason[WORKER_ERROR_MAX];
+    int r = 0;
+
+    for (size_t i = 0; i < s->board->n && s->board->options->split && r == 0; i++) {
+        const struct worker_options options = slot_borrow_options(s->board, i);
+
+        r = remote_new(&options, &s->remotes[i], reason);
+        if (r < 0)
+            snprintf(error, REPLAY_ERROR_MAX, "%s: %s", options.instance, reason);
+    }
+    return r;
+}
+
 static int open_engine(struct session *s, size_t i, char error[static REPLAY_ERROR_MAX])
 {
+    const struct worker_options options = slot_borrow_options(s->board, i);
     const struct options *o = s->board->options;
     struct slot *slot = &s->board->slots[i];
-    const struct borrow_options options = {
-        .socket = o->socket,
-        .instance = slot->instance,
-        .model = &o->model,
-        .per_layer = o->per_layer,
-        .page_bytes = o->page_bytes,
-        .weights_bytes = o->model.weights_bytes,
-        .deterministic = true,
-    };
     char reason[BORROW_ERROR_MAX];
     int r;
 
-    r = borrow_new(&options, &s->borrows[i], reason);
+    r = borrow_new(&options, steal_pointer(s->remotes[i]), &s->borrows[i], reason);
     if (r < 0) {
         snprintf(error, REPLAY_ERROR_MAX, "%s: %s", slot->instance, reason);
         return r;
@@ -143,14 +152,16 @@ static void close_engines(struct session *s)
         slot_close(&s->board->slots[i], s->engines[i], s->borrows[i]);
         engine_free(s->engines[i]);
         borrow_free(s->borrows[i]);
+        remote_free(s->remotes[i]);
     }
 }
 
 static int run_open(struct session *s, char error[static REPLAY_ERROR_MAX])
 {
     const struct options *o = s->board->options;
-    int r = 0;
+    int r;
 
+    r = start_workers(s, error);
     for (size_t i = 0; i < s->board->n && r == 0; i++)
         r = open_engine(s, i, error);
     if (r < 0)
@@ -158,6 +169,11 @@ static int run_open(struct session *s, char error[static REPLAY_ERROR_MAX])
     s->board->budget_bytes = borrow_budget_bytes(s->borrows[0]);
     if (!o->elastic)
         r = shares_set(o->socket, s->board, borrow_page_bytes(s->borrows[0]), error);
+    for (size_t i = 0; i < s->board->n && o->hold && r == 0; i++) {
+        r = borrow_fill(s->borrows[i]);
+        if (r < 0)
+            snprintf(error, REPLAY_ERROR_MAX, "%s", borrow_error(s->borrows[i]));
+    }
     if (r == 0)
         r = run(s, error);
     if (r == 0 && s->board->interrupted)

@@ -14,6 +14,10 @@ static const uint64_t no_limits[5] = {UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64
 #define PEERS 1000
 #define EXTENTS 100000
 
+/* Of everybody: a page each, claimed by every other one. */
+static struct lease_line lines[PEERS];
+static struct broker_lease *leases[PEERS];
+
 static uint64_t clock_ns(void)
 {
     struct timespec now;
@@ -47,11 +51,27 @@ static uint64_t serve(struct broker *broker, uint64_t free_bytes)
             first = action.request->extents[0];
             broker_request_free(broker, action.request);
             break;
+        case BROKER_ACTION_LEASE:
+            broker_request_free(broker, action.request);
+            break;
         default:
             break;
         }
     }
     return first;
+}
+
+static void lease_page(struct broker *broker, struct broker_peer *peer, unsigned i)
+{
+    struct broker_request *request;
+
+    broker_peer_listens(broker, peer);
+    check_eq(broker_lease_new(broker, peer, (uint32_t[BROKER_CLASSES_MAX]){1}, &lines[i], &leases[i]), 0);
+    check_eq(broker_lease_ask(broker, leases[i], 1, false, 0, &request), 0);
+    serve(broker, 1024 * GIB);
+    if (i % 2)
+        check_eq(lease_claim(&lines[i], 1), 1);
+    check_eq(broker_lease_pages(leases[i]), 1);
 }
 
 static struct broker *large_broker(unsigned n_peers, unsigned n_extents, struct broker_peer **ret_last)
@@ -62,6 +82,7 @@ static struct broker *large_broker(unsigned n_peers, unsigned n_extents, struct 
         .class_bytes = {2 * MIB},
         .budget_bytes = 1024 * GIB,
         .warm_max = 1024,
+        .lease_max = 1024,
         .creating_max = 64,
         .idle_ns = UINT64_MAX,
         .look_ns = UINT64_MAX,
@@ -79,6 +100,8 @@ static struct broker *large_broker(unsigned n_peers, unsigned n_extents, struct 
             broker_take(broker, *ret_last, (uint32_t[BROKER_CLASSES_MAX]){n_extents / n_peers}, 0, &request),
             0);
         serve(broker, 1024 * GIB);
+        if (n_peers > 1)
+            lease_page(broker, *ret_last, i);
     }
     return broker;
 }
@@ -143,8 +166,11 @@ TEST(a_grant_costs_the_same_among_many)
     for (struct broker_instance *i = NULL; (i = broker_instance_next(many, i));)
         broker_peer_dead(many, list_first(&i->peers, struct broker_peer, link), 0);
     broker_peer_dead(few, few_peer, 0);
+    broker_drain(many, 0);
     serve(few, 1024 * GIB);
     serve(many, 1024 * GIB);
+    for (unsigned i = 0; i < PEERS; i++)
+        leases[i] = broker_lease_free(many, leases[i]);
     few = broker_free(few);
     many = broker_free(many);
 }

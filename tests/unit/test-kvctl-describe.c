@@ -32,6 +32,7 @@ TEST(an_instance_at_peace)
                            "  source      none of its own: the daemon's budget\n"
                            "Used                   0 B  (0 bytes), 0.0 % of the limit\n"
                            "  granted              0 B  (0 bytes)\n"
+                           "  leased               0 B  (0 bytes), set aside for it, not handed over\n"
                            "  pending              0 B  (0 bytes), promised to requests that wait\n"
                            "  limbo                0 B  (0 bytes), of lost processes, not yet proven free\n"
                            "Processes     none\n");
@@ -56,9 +57,11 @@ TEST(an_instance_in_trouble)
     info.limit_source = KVCACHED__LIMIT_SOURCE__LIMIT_SOURCE_ADMIN;
     info.used_bytes = 6 * MIB;
     info.granted_bytes = 4 * MIB;
+    info.leased_bytes = 1 * MIB;
     info.limbo_bytes = 2 * MIB;
     info.over_limit = true;
     info.frozen = true;
+    info.missed_notice = true;
     info.n_peers = 2;
     info.peers = peers;
     expect_instance(&info,
@@ -68,9 +71,11 @@ TEST(an_instance_in_trouble)
                     "  source      set with kvctl\n"
                     "Used               6.00 MB  (6291456 bytes)\n"
                     "  granted          4.00 MB  (4194304 bytes)\n"
+                    "  leased           1.00 MB  (1048576 bytes), set aside for it, not handed over\n"
                     "  pending              0 B  (0 bytes), promised to requests that wait\n"
                     "  limbo            2.00 MB  (2097152 bytes), of lost processes, not yet proven free\n"
                     "Over limit    by 6.00 MB: nothing is granted until it returns memory\n"
+                    "Missed notice it was asked to return memory and has not: nothing new is granted\n"
                     "Frozen        by an administrator: nothing is granted, nobody may join\n"
                     "Processes     pid 12 (python3), engine\n"
                     "              pid 13 (\\x1bc), worker, has disconnected and is still running\n");
@@ -92,6 +97,7 @@ TEST(a_daemon)
     info.budget_bytes = 76 * GIB;
     info.held_bytes = 10 * MIB;
     info.granted_bytes = 2 * MIB;
+    info.leased_bytes = 1 * MIB;
     info.pool_bytes = 8 * MIB;
     info.warm_bytes = 6 * MIB;
     info.instances = 2;
@@ -109,6 +115,7 @@ TEST(a_daemon)
                        "Headroom               0 B  (0 bytes), kept free\n"
                        "Held              10.00 MB  (10485760 bytes), what the daemon has\n"
                        "  granted          2.00 MB  (2097152 bytes), to engines\n"
+                       "  leased           1.00 MB  (1048576 bytes), set aside for engines, not handed over\n"
                        "  pool             8.00 MB  (8388608 bytes), ready for engines\n"
                        "    warm           6.00 MB  (6291456 bytes), at once\n"
                        "  creating             0 B  (0 bytes)\n"

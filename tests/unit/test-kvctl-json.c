@@ -39,20 +39,26 @@ TEST(instances)
     info.granted_bytes = UINT64_MAX;
     info.limbo_bytes = 2;
     info.pending_bytes = 3;
+    info.leased_bytes = 4;
     info.over_limit = true;
-    expect(json_instance(&info),
-           "{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"limit_bytes\":8589934592,\"limit_source\":\"config\","
-           "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
-           "\"pending_bytes\":3,\"over_limit\":true,\"frozen\":false,\"peers\":[]}");
+    expect(
+        json_instance(&info),
+        "{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"limit_bytes\":8589934592,\"limit_source\":\"config\","
+        "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
+        "\"pending_bytes\":3,\"leased_bytes\":4,\"over_limit\":true,\"missed_notice\":false,\"frozen\":false,"
+        "\"peers\":[]}");
     info.n_peers = 2;
     info.peers = peers;
     info.frozen = true;
-    expect(json_instances(infos, 1),
-           "[{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"limit_bytes\":8589934592,\"limit_source\":\"config\","
-           "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
-           "\"pending_bytes\":3,\"over_limit\":true,\"frozen\":true,\"peers\":["
-           "{\"pid\":77,\"role\":\"worker\",\"program\":\"py\\\"\\\\x1b\\\\xff\",\"connected\":true},"
-           "{\"pid\":77,\"role\":\"worker\",\"program\":\"py\\\"\\\\x1b\\\\xff\",\"connected\":true}]}]");
+    info.missed_notice = true;
+    expect(
+        json_instances(infos, 1),
+        "[{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"limit_bytes\":8589934592,\"limit_source\":\"config\","
+        "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
+        "\"pending_bytes\":3,\"leased_bytes\":4,\"over_limit\":true,\"missed_notice\":true,\"frozen\":true,"
+        "\"peers\":["
+        "{\"pid\":77,\"role\":\"worker\",\"program\":\"py\\\"\\\\x1b\\\\xff\",\"connected\":true},"
+        "{\"pid\":77,\"role\":\"worker\",\"program\":\"py\\\"\\\\x1b\\\\xff\",\"connected\":true}]}]");
 }
 
 TEST(daemons)
@@ -75,6 +81,7 @@ TEST(daemons)
     info.pool_bytes = 9;
     info.warm_bytes = 10;
     info.granted_bytes = 11;
+    info.leased_bytes = 16;
     info.limbo_bytes = 12;
     info.destroying_bytes = 13;
     info.instances = 14;
@@ -85,7 +92,8 @@ TEST(daemons)
         "\"emulated_folder\":\"/dev/shm/x\"},\"socket\":\"/run/kvcached/gpu1.sock.ctl\","
         "\"daemon_version\":\"0.1.0\",\"protocol_version\":1,\"total_bytes\":2,\"free_bytes\":3,"
         "\"foreign_bytes\":4,\"budget_bytes\":5,\"headroom_bytes\":6,\"held_bytes\":7,\"creating_bytes\":8,"
-        "\"pool_bytes\":9,\"warm_bytes\":10,\"granted_bytes\":11,\"limbo_bytes\":12,\"destroying_bytes\":13,"
+        "\"pool_bytes\":9,\"warm_bytes\":10,\"leased_bytes\":16,\"granted_bytes\":11,\"limbo_bytes\":12,"
+        "\"destroying_bytes\":13,"
         "\"instances\":14,\"peers\":15}");
 }
 

@@ -135,3 +135,18 @@ TEST(another_file_is_refused)
     check_eq(lease_file_map(fd, &lines), -EBADMSG);
     close(fd);
 }
+
+TEST(unspend)
+{
+    struct lease_line line = {0};
+
+    check(lease_offer(&line, 3));
+    check_eq(lease_claim(&line, 2), 2);
+    check(lease_spend(&line, 2));
+    check_eq(lease_read(&line).claimed, 0);
+    lease_unspend(&line, 2);
+    check_eq(lease_read(&line).claimed, 2);
+    check_eq(lease_read(&line).offered, 1);
+    lease_unspend(&line, UINT32_MAX);
+    check_eq(lease_read(&line).claimed, UINT32_MAX);
+}

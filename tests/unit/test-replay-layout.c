@@ -10,8 +10,9 @@ TEST(a_block_to_a_page)
 
     check(layout_make(model_find("llama-3.1-8b"), false, 0, 2 * MIB, &l));
     check_eq(l.segments, 1);
-    check_eq(l.blocks_per_page, 1);
+    check_eq(l.block_bytes, 2 * MIB);
     check_eq(layout_page_total(&l), 2 * MIB);
+    check_eq(layout_blocks(&l, 7), 7);
     check_eq(layout_offset(&l, 0, 5, 0), 10 * MIB);
 }
 
@@ -23,8 +24,8 @@ TEST(a_segment_for_each_layer)
     check(layout_make(model_find("llama-3.1-8b"), true, 0, 2 * MIB, &l));
     check_eq(l.segments, 32);
     check_eq(l.block_bytes, 64 * KIB);
-    check_eq(l.blocks_per_page, 32);
     check_eq(layout_page_total(&l), 64 * MIB);
+    check_eq(layout_blocks(&l, 2), 64);
     /* the second block of the third page, in the fourth segment */
     check_eq(layout_offset(&l, stride, 2 * 32 + 1, 3), 3 * stride + 4 * MIB + 64 * KIB);
 }
@@ -35,10 +36,11 @@ TEST(pages_hold_whole_blocks)
 
     check(layout_make(model_find("qwen2.5-7b"), false, 0, 2 * MIB, &l));
     check_eq(l.block_bytes, 896 * KIB);
-    check_eq(l.blocks_per_page, 2);
-    check_eq(layout_offset(&l, 0, 3, 0), 2 * MIB + 896 * KIB);
-    check(layout_make(model_find("qwen2.5-7b"), false, 8 * MIB, 2 * MIB, &l));
-    check_eq(l.blocks_per_page, 9);
+    check_eq(l.page_bytes, 14 * MIB);
+    check_eq(layout_blocks(&l, 1), 16);
+    check_eq(layout_offset(&l, 0, 17, 0), 14 * MIB + 896 * KIB);
+    check(layout_make(model_find("qwen2.5-7b"), false, 28 * MIB, 2 * MIB, &l));
+    check_eq(layout_blocks(&l, 1), 32);
 }
 
 TEST(layouts_that_cannot_be)
@@ -46,7 +48,7 @@ TEST(layouts_that_cannot_be)
     struct layout l = {.segments = 42};
 
     check(!layout_make(model_find("llama-3.1-8b"), false, 3 * MIB, 2 * MIB, &l));
-    check(!layout_make(model_find("qwen2.5-7b"), false, 2 * MIB / 4, MIB / 2, &l));
-    check(!layout_make(model_find("llama-3.2-1b"), true, 8 * MIB, 2 * MIB, &l)); /* 256 blocks in a page */
+    check(!layout_make(model_find("qwen2.5-7b"), false, 8 * MIB, 2 * MIB, &l)); /* 9 blocks and a part */
+    check(!layout_make(model_find("qwen2.5-7b"), false, 7 * MIB, 2 * MIB, &l));
     check_eq(l.segments, 42);
 }

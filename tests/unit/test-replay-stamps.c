@@ -18,7 +18,7 @@
 #define SEGMENTS 2
 
 static const struct layout layout = {
-    .segments = SEGMENTS, .page_bytes = PAGE_BYTES, .block_bytes = BLOCK_BYTES, .blocks_per_page = 4};
+    .segments = SEGMENTS, .page_bytes = PAGE_BYTES, .block_bytes = BLOCK_BYTES};
 
 struct gpu {
     uint8_t memory[SEGMENTS * N_PAGES * PAGE_BYTES];
@@ -126,7 +126,7 @@ TEST(a_failing_gpu_is_not_a_wrong_stamp)
 
 TEST(blocks_too_small_for_their_stamps)
 {
-    const struct layout small = {.segments = 1, .page_bytes = 64, .block_bytes = 64, .blocks_per_page = 1};
+    const struct layout small = {.segments = 1, .page_bytes = 64, .block_bytes = 64};
     struct stamps *stamps = NULL;
     struct gpu gpu = {};
 

@@ -26,6 +26,9 @@ TEST(defaults)
     check_eq(settings.broker.n_classes, 4);
     check(settings.broker.class_bytes[3] == 128 * MIB);
     check_eq(settings.broker.warm_max, 5000);
+    check_eq(settings.broker.lease_max, 2500);
+    check_eq(settings.broker.courtesy_ns, 500 * NSEC_PER_MSEC);
+    check_eq(settings.broker.notice_ns, 2 * NSEC_PER_SEC);
     check_eq(settings.peers_max, 1666);
     check_eq(settings.in_flight_max, 5000);
     config_free(config);

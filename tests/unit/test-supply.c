@@ -255,6 +255,7 @@ TEST(descriptors_are_bounded_and_nobody_waits_for_ever)
 
     bench_init(&b, 1000 * MIB);
     b.config.warm_max = 16;
+    b.config.lease_max = 0;
     bench_start(&b);
     for (unsigned i = 0; i < 3; i++)
         peers[i] = bench_join(&b, i ? "d" : "e", "a");
@@ -281,6 +282,7 @@ TEST(warm_extents_of_others_make_way_for_descriptors)
 
     bench_init(&b, 1000 * MIB);
     b.config.warm_max = 16;
+    b.config.lease_max = 0;
     bench_start(&b);
     a = bench_join(&b, "d", "a");
     other = bench_join(&b, "e", "a");

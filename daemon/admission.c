@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Admission: may a request have what it asks for?
+ *
+ * It is judged by limit and budget alone. Where one of them does not hold it, memory is looked for that its
+ * owners can do without, in this order: leases that are asked for out of courtesy give way, offers are
+ * withdrawn (of the same instance for its limit, of anybody for the budget), and peers that could give back
+ * more are asked to. All of it is weighed first, so that nobody loses anything to a request that has to be
+ * refused anyway.
+ *
+ * While others are waited for, the request is undecided, and not charged. Undecided ones are judged again
+ * after every event, in order of arrival: one that lacks what an earlier one lacks, too, stands behind it,
+ * when it comes and later; one that fits passes. Each waits for a bounded time once it is first, and is
+ * refused when there is nothing left to hope for.
+ */
+
+#include "base/arith.h"
+#include "broker-internal.h"
+
+/* 0, or what doesn't hold it, and by how much. */
+static int find_shortage(const struct broker *broker, const struct broker_request *request,
+                         uint64_t *ret_bytes)
+{
+    const struct broker_instance *instance = request->peer->instance;
+    uint64_t limit = policy_limit(instance->has_limit, instance->limit_of, NULL);
+    uint64_t used = broker_used(instance), charged = broker->ledger.charged_bytes;
+
+    switch (policy_admit(used, limit, charged, broker->budget.bytes, request->bytes)) {
+    case POLICY_E_LIMIT:
+        *ret_bytes = u64_sub_floor(u64_add_ceil(used, request->bytes), limit);
+        return BROKER_E_LIMIT;
+    case POLICY_E_BUDGET:
+        *ret_bytes = u64_sub_floor(u64_add_ceil(charged, request->bytes), broker->budget.bytes);
+        return BROKER_E_BUDGET;
+    }
+    return 0;
+}
+
+static uint32_t *n_undecided(struct broker *broker, struct broker_request *request)
+{
+    return request->error == BROKER_E_LIMIT ? &request->peer->instance->n_undecided : &broker->n_undecided;
+}
+
+/* Does an earlier one lack the same? Its own turn to wait for others begins after that. */
+static bool is_behind(struct broker *broker, struct broker_request *request)
+{
+    if (*n_undecided(broker, request) == 0)
+        return false;
+    list_unlink(&request->stall_link);
+    return true;
+}
+
+static bool is_late(const struct broker *broker, const struct broker_request *request)
+{
+    return !list_is_empty(&request->stall_link) &&
+           broker->now_ns - request->stalled_ns >= broker->config.courtesy_ns;
+}
+
+static void wait_for_others(struct broker *broker, struct broker_request *request,
+                            struct broker_instance *scope, uint64_t bytes)
+{
+    if (list_is_empty(&request->stall_link)) {
+        request->stalled_ns = broker->now_ns;
+        list_append(&broker->hopeful, &request->stall_link);
+    }
+    notices_ask(broker, scope, request->peer, request->serial, bytes);
+}
+
+/* Makes room of what is offered. 0: enough; else the request's error, and *ret_undecided if others could
+ * still give enough, and have been asked. */
+static int make_room(struct broker *broker, struct broker_request *request, uint64_t lacking,
+                     bool *ret_undecided)
+{
+    struct broker_instance *scope = request->error == BROKER_E_LIMIT ? request->peer->instance : NULL;
+    uint64_t offered = leases_offered(broker, scope, request->lease);
+    uint64_t hope =
+        is_late(broker, request) ? 0 : notices_hope(broker, scope, request->peer, request->serial);
+    int r;
+
+    if (u64_add_ceil(offered, hope) < lacking)
+        return request->error;
+    if (find_shortage(broker, request, &lacking) == request->error)
+        leases_withdraw(broker, scope, request->lease, lacking);
+    r = find_shortage(broker, request, &lacking);
+    if (r != request->error)
+        return 0;
+    *ret_undecided = hope > 0;
+    if (*ret_undecided)
+        wait_for_others(broker, request, scope, lacking);
+    return r;
+}
+
+/* 0: admitted; else an error, which may not be the last word. */
+static int judge(struct broker *broker, struct broker_request *request, bool *ret_undecided)
+{
+    uint64_t lacking = 0;
+    int r;
+
+    *ret_undecided = false;
+    if (request->lease && !lease_is_open(broker, request->lease))
+        return BROKER_E_NOT_LEASED;
+    if (request->lease && !leases_fit_descriptors(broker, request))
+        return BROKER_E_DESCRIPTORS;
+    if (find_shortage(broker, request, &lacking) && !request->courtesy)
+        queue_yield(broker);
+    while ((r = find_shortage(broker, request, &lacking))) {
+        request->error = r;
+        if (request->courtesy)
+            return r;
+        *ret_undecided = is_behind(broker, request);
+        if (*ret_undecided)
+            return r;
+        r = make_room(broker, request, lacking, ret_undecided);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+static void admit(struct broker *broker, struct broker_request *request)
+{
+    struct broker_instance *instance = request->peer->instance;
+
+    list_unlink(&request->stall_link);
+    request->error = 0;
+    ledger_charge_init(&broker->ledger, &request->charge, &instance->account, LEDGER_PENDING, request->bytes);
+    instance_touch(broker, instance);
+    queue_enqueue(broker, request);
+}
+
+static void leave_undecided(struct broker *broker, struct broker_request *request)
+{
+    request->state = BROKER_REQUEST_UNDECIDED;
+    list_append(&broker->undecided, &request->link);
+    ++*n_undecided(broker, request);
+}
+
+void admission_forget(struct broker *broker, struct broker_request *request)
+{
+    --*n_undecided(broker, request);
+    list_unlink(&request->link);
+    list_unlink(&request->stall_link);
+}
+
+int admission_ask(struct broker *broker, struct broker_request *request)
+{
+    bool undecided;
+    int r;
+
+    /* Courtesy is for when nobody else needs anything. */
+    if (request->courtesy && !queue_is_at_ease(broker))
+        return BROKER_E_BUDGET;
+    request->serial = ++broker->need_serial;
+    r = judge(broker, request, &undecided);
+    if (r && !undecided) {
+        list_unlink(&request->stall_link);
+        return r;
+    }
+    list_append(&broker->arrivals, &request->arrival_link);
+    if (undecided)
+        leave_undecided(broker, request);
+    else
+        admit(broker, request);
+    return 0;
+}
+
+/* Those who lack what an earlier one lacks are counted behind it again, unjudged. */
+void admission_settle(struct broker *broker)
+{
+    struct list waiting = LIST_INIT(waiting);
+    struct broker_request *request;
+
+    list_for_each (it, &broker->undecided)
+        --*n_undecided(broker, container_of(it, struct broker_request, link));
+    list_splice(&waiting, &broker->undecided);
+    while ((request = list_first(&waiting, struct broker_request, link))) {
+        bool undecided = is_behind(broker, request);
+        int r = undecided ? request->error : judge(broker, request, &undecided);
+
+        list_unlink(&request->link);
+        if (undecided) {
+            leave_undecided(broker, request);
+        } else if (r) {
+            leave_undecided(broker, request);
+            queue_refuse(broker, request, r);
+        } else {
+            admit(broker, request);
+        }
+    }
+}

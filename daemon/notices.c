@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Notices: asking peers to give back what they hold and may not need.
+ *
+ * A notice out of courtesy goes to those who could help somebody else: what they could give stands in the
+ * lines of their leases (claims, and free pages that they keep), which is only the client's word, so it is
+ * cut to what the books say the peer has. One about a limit goes to all peers of the instance, in proportion
+ * to what each holds and has not pinned.
+ *
+ * At most one is unacknowledged per peer; what comes up meanwhile is put together into the next. Needs are
+ * numbered, and a peer is asked once for each: when it has acknowledged, it has given what it could, unless
+ * it gave all that was wanted and still has more. One that lets the time pass has missed: nobody waits for it
+ * again before it has said or returned something. So every wait for others ends, and nothing runs after it.
+ */
+
+#include <stdatomic.h>
+
+#include "base/arith.h"
+#include "broker-internal.h"
+
+void broker_peer_listens(struct broker *broker, struct broker_peer *peer)
+{
+    peer->listens = true;
+    list_append(&broker->listeners, &peer->listener_link);
+}
+
+/* ---- What peers could give ---- */
+
+static uint64_t pages_to_bytes(uint64_t pages, uint64_t page_bytes)
+{
+    uint64_t bytes = UINT64_MAX;
+
+    u64_mul(pages, page_bytes, &bytes);
+    return bytes;
+}
+
+static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (it, &peer->leases)
+        bytes += lease_claimed_bytes(broker, container_of(it, struct broker_lease, link));
+    return bytes;
+}
+
+/* Who has scribbled over a word is not believed otherwise either. */
+static uint64_t hinted_bytes(struct broker *broker, struct broker_peer *peer)
+{
+    uint64_t claimed = claimed_bytes(broker, peer), cached = 0;
+
+    list_for_each (it, &peer->leases) {
+        const struct broker_lease *lease = container_of(it, struct broker_lease, link);
+
+        if (lease->frozen)
+            continue;
+        cached =
+            u64_add_ceil(cached, pages_to_bytes(atomic_load(&lease->line->cached_pages), lease->page_bytes));
+    }
+    return claimed + u64_min(cached, peer->held_bytes);
+}
+
+/* Held, and not pinned by its own word. */
+static uint64_t givable_bytes(const struct broker_peer *peer)
+{
+    uint64_t bytes = peer->held_bytes, pinned = 0;
+
+    list_for_each (it, &peer->leases) {
+        const struct broker_lease *lease = container_of(it, struct broker_lease, link);
+
+        bytes += lease->issued * lease->page_bytes;
+        pinned =
+            u64_add_ceil(pinned, pages_to_bytes(atomic_load(&lease->line->pinned_pages), lease->page_bytes));
+    }
+    return u64_sub_floor(bytes, pinned);
+}
+
+static bool is_due(const struct broker_peer *peer)
+{
+    return peer->courtesy_bytes || peer->limit_bytes;
+}
+
+/* Is there anything to be hoped for from it, for the need of that number? */
+static bool may_help(const struct broker_peer *peer, uint64_t serial)
+{
+    if (!peer->listens || peer->lost || peer->missed)
+        return false;
+    return peer->asked_serial < serial || peer->noticed || is_due(peer);
+}
+
+static struct broker_peer *of_list(struct list *it, const struct broker_instance *instance)
+{
+    return instance ? container_of(it, struct broker_peer, link)
+                    : container_of(it, struct broker_peer, listener_link);
+}
+
+uint64_t notices_hope(struct broker *broker, struct broker_instance *instance, const struct broker_peer *but,
+                      uint64_t serial)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (it, instance ? &instance->peers : &broker->listeners) {
+        struct broker_peer *peer = of_list(it, instance);
+
+        if (peer != but && may_help(peer, serial))
+            bytes += hinted_bytes(broker, peer);
+    }
+    return bytes;
+}
+
+/* ---- Asking ---- */
+
+static void await(struct broker *broker, struct broker_peer *peer, bool courtesy)
+{
+    peer->notice_ns =
+        u64_add_ceil(broker->now_ns, courtesy ? broker->config.courtesy_ns : broker->config.notice_ns);
+    list_append(&broker->awaited[courtesy], &peer->notice_link);
+}
+
+static void make_due(struct broker *broker, struct broker_peer *peer)
+{
+    if (!peer->noticed && list_is_empty(&peer->notice_link))
+        list_append(&broker->due, &peer->notice_link);
+    instance_touch(broker, peer->instance);
+}
+
+/* One who still has a notice is asked again when that is acknowledged, if need be. */
+static void ask(struct broker *broker, struct broker_peer *peer, uint64_t serial, uint64_t bytes,
+                uint64_t could_bytes)
+{
+    if (peer->noticed) {
+        if (list_is_empty(&peer->notice_link))
+            await(broker, peer, true);
+        return;
+    }
+    if (peer->asked_serial >= serial)
+        return;
+    peer->asked_serial = serial;
+    peer->hinted_bytes = could_bytes;
+    peer->courtesy_bytes = u64_min(peer->courtesy_bytes + bytes, could_bytes);
+    make_due(broker, peer);
+}
+
+void notices_ask(struct broker *broker, struct broker_instance *instance, const struct broker_peer *but,
+                 uint64_t serial, uint64_t bytes)
+{
+    list_for_each_safe (it, instance ? &instance->peers : &broker->listeners) {
+        struct broker_peer *peer = of_list(it, instance);
+        uint64_t could = peer != but && may_help(peer, serial) ? hinted_bytes(broker, peer) : 0;
+
+        if (bytes == 0)
+            return;
+        if (could == 0)
+            continue;
+        ask(broker, peer, serial, u64_min(could, bytes), could);
+        bytes = u64_sub_floor(bytes, could);
+    }
+}
+
+void notices_ask_claims(struct broker *broker)
+{
+    uint64_t serial = ++broker->need_serial;
+
+    list_for_each (it, &broker->listeners) {
+        struct broker_peer *peer = of_list(it, NULL);
+        uint64_t claimed = may_help(peer, serial) ? claimed_bytes(broker, peer) : 0;
+
+        if (claimed && !peer->noticed)
+            ask(broker, peer, serial, claimed, hinted_bytes(broker, peer));
+    }
+}
+
+/* ---- Limits and the budget ---- */
+
+uint64_t broker_over_limit(const struct broker_instance *instance)
+{
+    return u64_sub_floor(broker_used(instance), policy_limit(instance->has_limit, instance->limit_of, NULL));
+}
+
+uint64_t broker_over_budget(const struct broker *broker)
+{
+    return u64_sub_floor(broker->ledger.charged_bytes, broker->budget.bytes);
+}
+
+static void call_off(struct broker_instance *instance)
+{
+    list_unlink(&instance->pressed_link);
+    list_for_each (it, &instance->peers) {
+        struct broker_peer *peer = container_of(it, struct broker_peer, link);
+
+        peer->limit_bytes = 0;
+        if (!peer->noticed && !is_due(peer))
+            list_unlink(&peer->notice_link);
+    }
+}
+
+/* Each gets its share of the whole, so that all shares together are exactly that. */
+static void share_out(struct broker *broker, struct broker_instance *instance, uint64_t bytes, uint64_t total)
+{
+    uint64_t givable = 0, shared = 0;
+
+    list_for_each (it, &instance->peers) {
+        struct broker_peer *peer = container_of(it, struct broker_peer, link);
+        uint64_t until;
+
+        if (!peer->listens || peer->lost)
+            continue;
+        givable += givable_bytes(peer);
+        until = (uint64_t)((unsigned __int128)bytes * givable / total);
+        peer->limit_bytes = until - shared;
+        shared = until;
+        if (peer->limit_bytes)
+            make_due(broker, peer);
+    }
+}
+
+void notices_limit(struct broker *broker, struct broker_instance *instance)
+{
+    uint64_t over = broker_over_limit(instance), total = 0;
+
+    call_off(instance);
+    list_for_each (it, &instance->peers) {
+        const struct broker_peer *peer = container_of(it, struct broker_peer, link);
+
+        total += peer->listens && !peer->lost ? givable_bytes(peer) : 0;
+    }
+    if (over == 0 || total == 0)
+        return;
+    share_out(broker, instance, u64_min(over, total), total);
+    instance->pressed_ns = u64_add_ceil(broker->now_ns, broker->config.notice_ns);
+    list_append(&broker->pressed, &instance->pressed_link);
+}
+
+uint64_t broker_pressure(const struct broker_instance *instance)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (it, &instance->peers) {
+        const struct broker_peer *peer = container_of(it, struct broker_peer, link);
+
+        bytes += peer->asked_bytes + u64_max(peer->courtesy_bytes, peer->limit_bytes);
+    }
+    return u64_max(bytes, broker_over_limit(instance));
+}
+
+/* ---- Sent, acknowledged, missed ---- */
+
+bool notices_next(struct broker *broker, struct broker_action *ret)
+{
+    struct broker_peer *peer = list_first(&broker->due, struct broker_peer, notice_link);
+    bool courtesy;
+
+    if (!peer)
+        return false;
+    list_unlink(&peer->notice_link);
+    courtesy = peer->limit_bytes == 0;
+    peer->noticed = true;
+    peer->notice_number++;
+    peer->notice_bytes = peer->asked_bytes = u64_max(peer->courtesy_bytes, peer->limit_bytes);
+    peer->courtesy_bytes = peer->limit_bytes = 0;
+    await(broker, peer, courtesy);
+    /* The next need begins with another. */
+    list_unlink(&peer->listener_link);
+    list_append(&broker->listeners, &peer->listener_link);
+    *ret = (struct broker_action){
+        .type = BROKER_ACTION_NOTICE,
+        .instance = peer->instance,
+        .peer = peer,
+        .number = peer->notice_number,
+        .bytes = peer->notice_bytes,
+        .deadline_ns = peer->notice_ns - broker->now_ns,
+        .courtesy = courtesy,
+    };
+    return true;
+}
+
+/* Who gave all that was wanted, and has more, can be asked for more. */
+static void judge_answer(struct broker *broker, struct broker_peer *peer)
+{
+    if (u64_sub_floor(peer->hinted_bytes, hinted_bytes(broker, peer)) >= peer->notice_bytes)
+        peer->asked_serial = 0;
+}
+
+void broker_notice_acked(struct broker *broker, struct broker_peer *peer, uint32_t number, uint64_t now_ns)
+{
+    if (!peer->noticed || peer->lost || number != peer->notice_number)
+        return;
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    peer->noticed = peer->missed = false;
+    peer->asked_bytes = 0;
+    list_unlink(&peer->notice_link);
+    judge_answer(broker, peer);
+    leases_withdraw(broker, peer->instance, NULL, broker_over_limit(peer->instance));
+    leases_withdraw(broker, NULL, NULL, broker_over_budget(broker));
+    broker->may_offer = true;
+    if (is_due(peer))
+        make_due(broker, peer);
+    instance_touch(broker, peer->instance);
+    broker_settle(broker, now_ns);
+}
+
+void notices_returned(struct broker_peer *peer, uint64_t bytes)
+{
+    peer->missed = false;
+    peer->asked_bytes = u64_sub_floor(peer->asked_bytes, bytes);
+}
+
+void notices_lose(struct broker_peer *peer)
+{
+    list_unlink(&peer->listener_link);
+    list_unlink(&peer->notice_link);
+    peer->noticed = false;
+    peer->asked_bytes = peer->courtesy_bytes = peer->limit_bytes = 0;
+}
+
+static void expire(struct broker *broker, struct list *awaited)
+{
+    struct broker_peer *peer;
+
+    while ((peer = list_first(awaited, struct broker_peer, notice_link)) &&
+           peer->notice_ns <= broker->now_ns) {
+        list_unlink(&peer->notice_link);
+        peer->missed = true;
+        peer->asked_bytes = 0;
+        instance_touch(broker, peer->instance);
+    }
+}
+
+void notices_expire(struct broker *broker)
+{
+    struct broker_instance *instance;
+
+    expire(broker, &broker->awaited[false]);
+    expire(broker, &broker->awaited[true]);
+    while ((instance = list_first(&broker->pressed, struct broker_instance, pressed_link)) &&
+           instance->pressed_ns <= broker->now_ns) {
+        list_unlink(&instance->pressed_link);
+        instance->missed = true;
+        instance_touch(broker, instance);
+    }
+}
+
+uint64_t notices_deadline(const struct broker *broker)
+{
+    uint64_t deadline = UINT64_MAX;
+
+    for (unsigned courtesy = 0; courtesy < 2; courtesy++) {
+        const struct broker_peer *peer =
+            list_first(&broker->awaited[courtesy], struct broker_peer, notice_link);
+
+        if (peer)
+            deadline = u64_min(deadline, peer->notice_ns);
+    }
+    if (!list_is_empty(&broker->pressed))
+        deadline =
+            u64_min(deadline, list_first(&broker->pressed, struct broker_instance, pressed_link)->pressed_ns);
+    return deadline;
+}

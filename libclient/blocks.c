@@ -1,0 +1,580 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What the engine calls all the time: taking blocks of mapped pages, giving them back, and asking how many
+ * there are. None of it makes a system call or touches a client's lock.
+ *
+ * Counting and what takes pages away run without a common lock, so each leaves word for the other before it
+ * looks: a report first says that it holds, and what it promises, and then looks whether somebody is
+ * shedding; who sheds says so first, and then looks what is promised. One of the two sees the other. Blocks
+ * of mapped pages are counted before claims: memory on its way from the one to the other is then missed,
+ * never counted twice.
+ */
+
+#include "blocks.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/arith.h"
+#include "region.h"
+#include "reserve.h"
+
+static bool is_forked(const struct kvc_blocks *blocks)
+{
+    return client_is_forked(blocks->regions[0]->client);
+}
+
+static int check_handle(const struct kvc_blocks *blocks)
+{
+    if (!blocks)
+        return error_set(KVC_E_INVALID, "No kvc_blocks");
+    if (is_forked(blocks))
+        return error_set(KVC_E_FORKED,
+                         "The handle belongs to the process that opened it, not to its forked child");
+    return 0;
+}
+
+/* ---- With the lock ---- */
+
+static struct lease least_lease(struct kvc_blocks *blocks)
+{
+    struct lease least = {.claimed = UINT32_MAX};
+
+    for (size_t i = 0; i < blocks->n_regions; i++) {
+        struct lease lease = lease_of(blocks->regions[i]);
+
+        least.claimed = lease_min(least.claimed, lease.claimed);
+        least.offered |= lease.offered;
+    }
+    return least;
+}
+
+bool blocks_are_alone(const struct kvc_blocks *blocks)
+{
+    return blocks->n_regions == 1 && !blocks->group;
+}
+
+static void hint(struct kvc_blocks *blocks, const struct block_alloc_counts *counts)
+{
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        lease_hint(blocks->regions[i], blocks_are_alone(blocks) ? counts->sheddable_pages : 0,
+                   counts->pinned_pages);
+}
+
+void blocks_publish(struct kvc_blocks *blocks)
+{
+    uint64_t claimed = least_lease(blocks).claimed;
+    struct block_alloc_counts counts;
+
+    block_alloc_count(blocks->alloc, &counts);
+    hint(blocks, &counts);
+    blocks->low_pages = counts.free_pages;
+    atomic_store(&blocks->claim_view, claimed << 32 | block_alloc_gain(blocks->alloc, claimed));
+}
+
+/* Taken off before they are taken: a report that is being made may count them still, and then promises too
+ * much of what it has itself; the other way round it would promise too little. */
+static void spend_promise(struct kvc_blocks *blocks, uint64_t n)
+{
+    uint64_t promised = atomic_load_explicit(&blocks->promised_blocks, memory_order_relaxed);
+
+    while (promised > 0 &&
+           !atomic_compare_exchange_weak(&blocks->promised_blocks, &promised, u64_sub_floor(promised, n)))
+        ;
+}
+
+static void hint_again(struct kvc_blocks *blocks)
+{
+    struct block_alloc_counts counts;
+
+    block_alloc_count(blocks->alloc, &counts);
+    hint(blocks, &counts);
+}
+
+/* Pages that come and go at the edge are not used up: only a new low counts. True: it is one. */
+static bool note_taken(struct kvc_blocks *blocks)
+{
+    uint64_t pages = block_alloc_free_pages(blocks->alloc);
+
+    hint_again(blocks);
+    if (pages >= blocks->low_pages)
+        return false;
+    blocks->resting = false;
+    prealloc_used(&blocks->prealloc, blocks->low_pages - pages, lease_now_ns());
+    blocks->low_pages = pages;
+    return blocks->prealloc_on || !blocks_are_alone(blocks);
+}
+
+#define EDGE_PAGES 2
+
+static void note_given(struct kvc_blocks *blocks)
+{
+    uint64_t pages = block_alloc_free_pages(blocks->alloc);
+
+    blocks->low_pages = u64_max(blocks->low_pages, u64_sub_floor(pages, EDGE_PAGES));
+    hint_again(blocks);
+}
+
+int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *ret_poke)
+{
+    uint64_t pages = block_alloc_free_pages(blocks->alloc);
+    int r;
+
+    *ret_poke = false;
+    if (n > block_alloc_free_blocks(blocks->alloc))
+        return BLOCK_ALLOC_E_SHORT;
+    spend_promise(blocks, n);
+    r = block_alloc_take(blocks->alloc, n, ret_ids);
+    if (block_alloc_free_pages(blocks->alloc) != pages)
+        *ret_poke = note_taken(blocks);
+    return r;
+}
+
+/* ---- Allocating and freeing ---- */
+
+KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
+{
+    bool poke;
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    if (n > 0 && !ret_ids)
+        return error_set(KVC_E_INVALID, "Nowhere to put the blocks");
+    pthread_mutex_lock(&blocks->lock);
+    r = blocks_take(blocks, n, ret_ids, &poke);
+    pthread_mutex_unlock(&blocks->lock);
+    if (poke)
+        blocks_poke(blocks);
+    return r == 0 ? 0 : blocks_grow(blocks, n, ret_ids);
+}
+
+KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch)
+{
+    uint64_t pages, freed;
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    if (n > 0 && !ids)
+        return error_set(KVC_E_INVALID, "No list of blocks");
+    pthread_mutex_lock(&blocks->lock);
+    pages = block_alloc_free_pages(blocks->alloc);
+    r = block_alloc_give(blocks->alloc, ids, n, epoch);
+    freed = block_alloc_free_pages(blocks->alloc) - pages;
+    if (freed > 0)
+        note_given(blocks);
+    /* A page beyond a resize is no free one; whether there are such is worth a look only then. */
+    freed |= blocks->resized;
+    pthread_mutex_unlock(&blocks->lock);
+    if (r != 0)
+        return error_set(KVC_E_NOT_ALLOCATED, "A block is not allocated, or named twice");
+    if (freed > 0)
+        blocks_tidy(blocks);
+    return 0;
+}
+
+KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch)
+{
+    struct block_alloc_counts before, after;
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&blocks->lock);
+    block_alloc_count(blocks->alloc, &before);
+    block_alloc_complete(blocks->alloc, epoch);
+    block_alloc_count(blocks->alloc, &after);
+    if (after.waiting_pages != before.waiting_pages)
+        hint(blocks, &after);
+    pthread_mutex_unlock(&blocks->lock);
+    if (after.waiting_pages != before.waiting_pages)
+        blocks_tidy(blocks);
+    return 0;
+}
+
+/* ---- Reports ---- */
+
+uint64_t blocks_report_until(const struct kvc_blocks *blocks)
+{
+    return atomic_load(&blocks->report_until_ns);
+}
+
+static bool is_notice_open(const struct kvc_blocks *blocks)
+{
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        if (atomic_load(&blocks->regions[i]->client->notice.open))
+            return true;
+    return false;
+}
+
+/* What a notice cannot take: blocks of pages that have used ones. */
+static uint64_t count_certain(struct kvc_blocks *blocks)
+{
+    struct block_alloc_counts counts;
+
+    pthread_mutex_lock(&blocks->lock);
+    block_alloc_count(blocks->alloc, &counts);
+    pthread_mutex_unlock(&blocks->lock);
+    return u64_sub_floor(counts.free_blocks, counts.free_pages * counts.page_blocks);
+}
+
+static uint64_t count_slowly(struct kvc_blocks *blocks)
+{
+    uint64_t n;
+
+    pthread_mutex_lock(&blocks->lock);
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        lease_claim_up_to(blocks->regions[i], UINT32_MAX);
+    blocks_publish(blocks);
+    n = block_alloc_free_blocks(blocks->alloc) + (uint32_t)atomic_load(&blocks->claim_view);
+    pthread_mutex_unlock(&blocks->lock);
+    return n;
+}
+
+static uint64_t count_all(struct kvc_blocks *blocks)
+{
+    uint64_t n = block_alloc_free_blocks(blocks->alloc), view;
+    struct lease lease;
+
+    atomic_thread_fence(memory_order_acquire);
+    lease = least_lease(blocks);
+    view = atomic_load_explicit(&blocks->claim_view, memory_order_acquire);
+    if (lease.offered > 0 || lease.claimed != view >> 32 || atomic_load(&blocks->shedding))
+        return count_slowly(blocks);
+    return n + (uint32_t)view;
+}
+
+/* Says that a report holds from now on. False: a notice has come, and it doesn't. */
+static bool stamp(struct kvc_blocks *blocks)
+{
+    uint64_t until_ns = lease_now_ns() + blocks->hold_ns;
+
+    if (is_notice_open(blocks))
+        return false;
+    if (atomic_load_explicit(&blocks->report_until_ns, memory_order_relaxed) == until_ns)
+        return true;
+    atomic_store(&blocks->report_until_ns, until_ns);
+    return !is_notice_open(blocks);
+}
+
+static uint64_t report(struct kvc_blocks *blocks)
+{
+    uint64_t n;
+
+    if (!stamp(blocks))
+        return count_certain(blocks);
+    n = count_all(blocks);
+    while (atomic_load_explicit(&blocks->promised_blocks, memory_order_relaxed) != n) {
+        uint64_t again;
+
+        atomic_store(&blocks->promised_blocks, n);
+        again = count_all(blocks);
+        if (again >= n)
+            break;
+        n = again;
+    }
+    return n;
+}
+
+KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks)
+{
+    if (!blocks || is_forked(blocks))
+        return 0;
+    return report(blocks);
+}
+
+/* ---- Wanting more ---- */
+
+/* How many pages more have to be there, mapped or claimed. */
+static int find_need(struct kvc_blocks *blocks, uint64_t n, uint64_t *ret_pages)
+{
+    struct block_alloc_counts counts;
+    uint64_t missing;
+
+    pthread_mutex_lock(&blocks->lock);
+    missing = block_alloc_missing(blocks->alloc, n);
+    block_alloc_count(blocks->alloc, &counts);
+    pthread_mutex_unlock(&blocks->lock);
+    if (missing > counts.empty_pages + counts.mapping_pages + counts.unmapping_pages)
+        return error_set(KVC_E_NO_BLOCKS, "There are not %" PRIu64 " free blocks in all pages", n);
+    *ret_pages = missing;
+    return 0;
+}
+
+int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns)
+{
+    uint64_t before = lease_claim_up_to(region, pages), now_ns = conn_now_ns();
+    int r;
+
+    if (before >= pages)
+        return 0;
+    if (now_ns >= deadline_ns)
+        return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
+    r = lease_ask_and_wait(region, pages - before, deadline_ns - now_ns);
+    if (r == KVC_E_LIMIT || r == KVC_E_BUDGET || r == KVC_E_DEVICE_MEMORY)
+        r = reserve_yield(region) || lease_claim_up_to(region, pages) > before ? 0 : r;
+    return r;
+}
+
+/* Whoever fills up in the background leaves what is claimed here alone from this moment on. */
+static int lease_and_wait(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages,
+                          uint64_t deadline_ns)
+{
+    struct kvc_client *client = region->client;
+    int r = client_enter(client);
+
+    if (r < 0)
+        return r;
+    r = conn_check(client->conn);
+    while (r == 0 && lease_claim_up_to(region, pages) < pages)
+        r = blocks_lease(region, pages, deadline_ns);
+    if (r == 0)
+        stamp(blocks);
+    client_leave(client);
+    return r;
+}
+
+static int lease_later(struct kvc_region *region, uint64_t pages)
+{
+    struct kvc_client *client = region->client;
+    uint64_t have = lease_claim_up_to(region, pages);
+    int r = client_enter(client);
+
+    if (r < 0)
+        return r;
+    r = conn_check(client->conn);
+    have += region->lease.asked_pages;
+    if (r == 0 && have < pages)
+        r = lease_ask(region, pages - have, false);
+    client_leave(client);
+    return r;
+}
+
+static uint64_t deadline_of(const struct kvc_region *region, int timeout_ms)
+{
+    uint64_t timeout_ns =
+        timeout_ms < 0 ? region->client->conn->timeout_ns : (uint64_t)timeout_ms * NSEC_PER_MSEC;
+
+    return u64_add_ceil(conn_now_ns(), timeout_ns);
+}
+
+static int want_leases(struct kvc_blocks *blocks, uint64_t pages, int timeout_ms)
+{
+    uint64_t deadline_ns = deadline_of(blocks->regions[0], timeout_ms);
+    int r = 0;
+
+    for (size_t i = 0; i < blocks->n_regions && r == 0; i++) {
+        struct kvc_region *region = blocks->regions[blocks->order[i]];
+
+        r = timeout_ms == 0 ? lease_later(region, pages) : lease_and_wait(blocks, region, pages, deadline_ns);
+    }
+    return r;
+}
+
+static bool has_leases(const struct kvc_blocks *blocks)
+{
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        if (!lease_is_on(blocks->regions[i]))
+            return false;
+    return blocks->prealloc_on || !blocks_are_alone(blocks);
+}
+
+static int want_pages(struct kvc_blocks *blocks, uint64_t n, uint64_t pages, int timeout_ms)
+{
+    if (timeout_ms != 0 || !blocks_are_alone(blocks))
+        return blocks_grow(blocks, n, NULL);
+    pthread_mutex_lock(&blocks->lock);
+    blocks->wanted_pages = pages;
+    pthread_mutex_unlock(&blocks->lock);
+    blocks_poke(blocks);
+    return 0;
+}
+
+KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available)
+{
+    uint64_t pages = 0;
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    r = find_need(blocks, n, &pages);
+    if (r == 0 && pages > 0)
+        r = has_leases(blocks) ? want_leases(blocks, pages, timeout_ms)
+                               : want_pages(blocks, n, pages, timeout_ms);
+    if (ret_available)
+        *ret_available = report(blocks);
+    return r;
+}
+
+/* ---- The rest ---- */
+
+KVC_API int kvc_blocks_reserve(struct kvc_blocks *blocks, size_t n)
+{
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    for (;;) {
+        struct block_alloc_counts counts;
+        uint64_t wanted;
+
+        pthread_mutex_lock(&blocks->lock);
+        r = block_alloc_reserve(blocks->alloc, n);
+        block_alloc_count(blocks->alloc, &counts);
+        pthread_mutex_unlock(&blocks->lock);
+        if (r == 0)
+            return 0;
+        if (!u64_add(counts.reserved_blocks, n, &wanted))
+            return error_set(KVC_E_NO_BLOCKS, "There are not %zu free blocks in all pages", n);
+        r = blocks_grow(blocks, wanted, NULL);
+        if (r < 0)
+            return r;
+    }
+}
+
+KVC_API int kvc_blocks_release(struct kvc_blocks *blocks)
+{
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&blocks->lock);
+    block_alloc_release(blocks->alloc);
+    pthread_mutex_unlock(&blocks->lock);
+    blocks_tidy(blocks);
+    return 0;
+}
+
+KVC_API int kvc_blocks_trim(struct kvc_blocks *blocks)
+{
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    /* The engine's own wish ends what it was told before. */
+    atomic_store(&blocks->report_until_ns, 0);
+    pthread_mutex_lock(&blocks->lock);
+    blocks->wanted_pages = 0;
+    blocks->resting = true;
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        lease_give_up(blocks->regions[i], UINT32_MAX);
+    blocks_publish(blocks);
+    pthread_mutex_unlock(&blocks->lock);
+    return blocks_shrink(blocks, 0);
+}
+
+KVC_API int kvc_blocks_resize(struct kvc_blocks *blocks, uint64_t pages)
+{
+    struct block_alloc_counts counts;
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&blocks->lock);
+    block_alloc_resize(blocks->alloc, pages);
+    block_alloc_count(blocks->alloc, &counts);
+    blocks->resized = counts.removed_pages > 0;
+    blocks_publish(blocks);
+    pthread_mutex_unlock(&blocks->lock);
+    blocks_tidy(blocks);
+    return 0;
+}
+
+KVC_API int kvc_blocks_clear(struct kvc_blocks *blocks)
+{
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&blocks->lock);
+    block_alloc_clear(blocks->alloc, 0);
+    blocks_publish(blocks);
+    pthread_mutex_unlock(&blocks->lock);
+    blocks_tidy(blocks);
+    return 0;
+}
+
+KVC_API int kvc_blocks_occupancy(struct kvc_blocks *blocks, const uint64_t *pages, size_t n,
+                                 uint32_t *ret_used)
+{
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    if (n > 0 && (!pages || !ret_used))
+        return error_set(KVC_E_INVALID, "No list of pages, or nowhere to put their use");
+    pthread_mutex_lock(&blocks->lock);
+    r = block_alloc_occupancy(blocks->alloc, pages, n, ret_used);
+    pthread_mutex_unlock(&blocks->lock);
+    return r == 0 ? 0 : error_set(KVC_E_INVALID, "A page is none of the region's");
+}
+
+KVC_API int kvc_blocks_census(struct kvc_blocks *blocks, struct kvc_page_census *ret, size_t max,
+                              size_t *ret_n)
+{
+    _cleanup_free_ struct block_alloc_census *census = NULL;
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    if (!ret_n || (max > 0 && !ret))
+        return error_set(KVC_E_INVALID, "Nowhere to put the census");
+    max = u64_min(max, kvc_region_pages(blocks->regions[0]));
+    census = calloc(max + 1, sizeof(*census));
+    if (!census)
+        return error_nomem();
+    pthread_mutex_lock(&blocks->lock);
+    *ret_n = block_alloc_census(blocks->alloc, max, census);
+    pthread_mutex_unlock(&blocks->lock);
+    for (size_t i = 0; i < *ret_n; i++)
+        ret[i] = (struct kvc_page_census){.page = census[i].page, .used = census[i].used};
+    return 0;
+}
+
+KVC_API uint64_t kvc_blocks_page_of(const struct kvc_blocks *blocks, uint32_t id)
+{
+    return !blocks || is_forked(blocks) ? UINT64_MAX : block_alloc_page_of(blocks->alloc, id);
+}
+
+KVC_API int kvc_blocks_status(struct kvc_blocks *blocks, struct kvc_blocks_status *ret)
+{
+    struct block_alloc_counts counts;
+    struct kvc_blocks_status status;
+    struct lease lease;
+    size_t size;
+    int r = check_handle(blocks);
+
+    if (r < 0)
+        return r;
+    if (!ret)
+        return error_set(KVC_E_INVALID, "Nowhere to put the status");
+    memcpy(&size, ret, sizeof(size));
+    if (size < sizeof(status))
+        return error_set(KVC_E_INVALID, "The structure has a size that this library does not know");
+    pthread_mutex_lock(&blocks->lock);
+    block_alloc_count(blocks->alloc, &counts);
+    lease = least_lease(blocks);
+    status = blocks->counters;
+    pthread_mutex_unlock(&blocks->lock);
+    status.size = size;
+    status.total_blocks = counts.total_blocks;
+    status.used_blocks = counts.used_blocks;
+    status.free_blocks = counts.free_blocks;
+    status.reserved_blocks = counts.reserved_blocks;
+    status.claimed_pages = lease.claimed;
+    status.offered_pages = lease.offered;
+    status.mapped_pages = counts.mapped_pages;
+    status.free_pages = counts.free_pages;
+    status.partly_pages = counts.partly_pages;
+    status.full_pages = counts.full_pages;
+    status.waiting_pages = counts.waiting_pages;
+    status.pinned_pages = counts.pinned_pages;
+    status.empty_pages = counts.empty_pages;
+    status.doubt_pages = counts.doubt_pages;
+    status.broken_pages = counts.broken_pages;
+    status.page_blocks = counts.page_blocks;
+    memcpy(ret, &status, sizeof(status));
+    return 0;
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Blocks: the KV blocks of an engine, over one region or several whose pages are mapped together.
+ *
+ * Locks: a client's lock comes before the lock of a kvc_blocks; so nobody who holds the latter calls into the
+ * driver, or waits.
+ */
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "block_alloc.h"
+#include "client.h"
+#include "prealloc.h"
+
+struct group;
+struct kvc_region;
+
+struct kvc_blocks {
+    /* What available() touches without the lock. */
+    struct block_alloc *alloc;
+    uint64_t hold_ns;                 /* how long a report holds */
+    _Atomic uint64_t report_until_ns; /* until then the last report holds ... */
+    _Atomic uint64_t promised_blocks; /* ... for so many, less what has been taken since */
+    _Atomic uint64_t claim_view;      /* claimed pages (upper half), and the blocks that they stand for */
+    atomic_bool shedding;             /* what was counted without the lock may be gone */
+    size_t n_regions;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* a page is no more being mapped or unmapped */
+    struct prealloc prealloc;
+    bool prealloc_on;
+    uint64_t max_free_pages; /* kept mapped without need */
+    uint64_t low_pages;      /* of the free ones, of late */
+    bool resized;            /* there may be pages beyond the last resize that are in use */
+    bool resting;            /* trimmed: nothing is prepared before a page is used */
+    bool settling;           /* some thread looks at what is in doubt */
+    uint64_t wanted_pages;   /* to be mapped in the background, where there are no leases */
+    _Atomic uint64_t poked_ns;
+    struct kvc_blocks_status counters; /* what only counts up */
+    unsigned n_users;                  /* threads at work for nobody; under the first client's lock */
+
+    size_t *order;       /* of the regions, by their GPUs' UUIDs: nobody waits in a circle */
+    struct group *group; /* not NULL: they are workers' elsewhere */
+    struct kvc_region *regions[];
+};
+
+/* ---- blocks.c ---- */
+
+/* With the lock: what follows from a change of pages. */
+void blocks_publish(struct kvc_blocks *blocks);
+
+/* With the lock: n blocks, if they are there. 0 or BLOCK_ALLOC_E_SHORT. *ret_poke: blocks_poke() is due. */
+int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *ret_poke);
+
+/* Whether a page is one region's, of this process: then it can come and go at any time. */
+bool blocks_are_alone(const struct kvc_blocks *blocks);
+
+/* With the client's lock: lets the daemon offer what is missing to `pages` claims, and waits. 0: something
+ * has come. Or what kvc_region_map() returns. */
+int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns);
+
+/* The moment until which the last report holds. */
+uint64_t blocks_report_until(const struct kvc_blocks *blocks);
+
+/* ---- blocks_pages.c: without the lock ---- */
+
+/* Maps what was planned, in all regions or none. 0, or what kvc_region_map() returns. */
+int blocks_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n);
+
+/* Tells the allocator what has become of up to 64 pages that were being mapped or unmapped, or in doubt. */
+void blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n);
+
+/* Maps as many pages as it takes until n blocks are free, and takes them; with `ret_ids` NULL it leaves them.
+ * 0, KVC_E_NO_BLOCKS, KVC_E_IN_DOUBT, or what kvc_region_map() returns. */
+int blocks_grow(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
+
+/* Unmaps free pages until `keep` are left, as far as reports let it. 0 or KVC_E_*: some could not be, or the
+ * daemon has not confirmed it. */
+int blocks_shrink(struct kvc_blocks *blocks, uint64_t keep);
+
+/* Unmaps free pages if there are too many, or the instance is asked for memory. */
+void blocks_tidy(struct kvc_blocks *blocks);
+
+/* Whether a report holds. Of any thread, with or without the lock. */
+bool blocks_is_promised(const struct kvc_blocks *blocks);
+
+/* Below: with the client's lock of one of the regions, without waiting. */
+
+/* Takes up to `max` free pages' memory out, for the caller to give back. Returns how many. */
+uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leaving);
+
+/* The same, of what no report promises; and turns claims into offers. True: there was something. */
+bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct list *leaving);
+
+/* Pages are pinned, or not any more. */
+void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
+
+/* A region is closed: the last one takes the blocks with it. blocks_forget(): host memory only. */
+void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region);
+void blocks_forget(struct kvc_blocks *blocks);
+
+/* ---- blocks_prealloc.c ---- */
+
+bool blocks_has_work(const struct kvc_region *region);
+void blocks_work(struct kvc_region *region);
+
+/* Pages are used up: whoever fills up should look. Of any thread, without any lock. */
+void blocks_poke(struct kvc_blocks *blocks);

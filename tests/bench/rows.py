@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured beside single maps: blocks in C and from Python, a scheduler with its workers, a crowd.
+
+Each function starts what it needs, runs one program whose sides take turns, and returns what came out.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bench import report as reports
+from bench.rig import Rig, pinned
+from harness.broker import Daemon, Site, run_program
+
+# Of bench-blocks: what must not make a system call, and what must not send anything.
+SILENT_SIDES = ("small", "large", "available", "remap")
+
+RANKS = 4
+CROWD_PEERS = 1000
+CROWD_EXTENTS = 100_000
+LISTINGS = 20
+
+# Two engines that never need more than the half.
+LIVE_DEVICE = "160G"
+LIVE_TRACES = ("gen:code", "gen:chat")
+LIVE_REQUESTS = 60
+LIVE_SPEED = 4
+LIVE_ROUNDS = 3
+
+LIMIT_S = 300
+
+
+def parse_series(what: str, where: str, lines: Iterable[str]) -> reports.Series:
+    """From lines of SIDE NANOSECONDS."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    for line in lines:
+        side, nanoseconds = line.split()
+        samples[side].append(float(nanoseconds))
+    return reports.Series(what, where, {side: reports.Timing.of(s) for side, s in samples.items()})
+
+
+def run(site: Site, command: list[str]) -> str:
+    result = run_program(command, site.environment(), limit_s=LIMIT_S)
+    if result.rc != 0:
+        raise RuntimeError(result.err.strip() or f"{command[0]}: status {result.rc}")
+    return result.out
+
+
+# ---- Blocks ----
+
+
+def blocks_command(rig: Rig, rounds: int) -> list[str]:
+    words = [str(rig.site.program("tests/bench/bench-blocks")), "--socket", str(rig.daemon.socket)]
+    words += ["--uuid", rig.info["gpu"]["uuid"], "--rounds", str(rounds)]
+    return [*words, "--processor", str(rig.processor)]
+
+
+def blocks(rig: Rig, rounds: int) -> reports.Series:
+    output = rig.run(blocks_command(rig, rounds))
+    return parse_series("blocks", "from C", output.splitlines())
+
+
+def blocks_from_python(rig: Rig, rounds: int) -> reports.Series | None:
+    """None where the extension could not be built for want of Python's headers."""
+    folder = rig.site.build / "tests/bench"
+    if not list(folder.glob("pyblocks*.so")):
+        return None
+    script = Path(__file__).with_name("bench-python.py")
+    words = [sys.executable, str(script), str(folder), str(rig.daemon.socket), str(rounds)]
+    output = rig.run([*words, str(rig.processor)])
+    return parse_series("blocks", "from Python", output.splitlines())
+
+
+# ---- A scheduler and its workers ----
+
+
+@contextmanager
+def daemons(site: Site, sizes: str, processor: int) -> Iterator[list[Daemon]]:
+    started: list[Daemon] = []
+    try:
+        for gpu in range(len(sizes.split(","))):
+            with pinned(processor):
+                started.append(Daemon(site, sizes, name=f"rank{gpu}", arguments=("--gpu", str(gpu))))
+        yield started
+    finally:
+        for daemon in started:
+            daemon.stop()
+
+
+def group(site: Site, daemon_processor: int, processor: int, rounds: int) -> reports.Series:
+    with daemons(site, ",".join(["8G"] * RANKS), daemon_processor) as started:
+        words = [str(site.program("tests/bench/bench-group")), "--rounds", str(rounds)]
+        words += ["--processor", str(processor), "--daemon-processor", str(daemon_processor)]
+        for daemon in started:
+            words += ["--socket", str(daemon.socket)]
+        output = run(site, words)
+    cores = "one core" if processor == daemon_processor else "two cores"
+    return parse_series("group", cores, output.splitlines())
+
+
+# ---- A crowd ----
+
+
+def time_listing(site: Site, daemon: Daemon) -> float:
+    """Of the program alone, from its start to its end."""
+    command = [str(site.program("kvctl/kvctl")), "--socket", str(daemon.socket), "list"]
+    nowhere = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+    start = time.perf_counter_ns()
+    pid = os.posix_spawn(command[0], command, site.environment(), file_actions=nowhere)
+    status = os.waitpid(pid, 0)[1]
+    elapsed = time.perf_counter_ns() - start
+    if status != 0:
+        raise RuntimeError(f"kvctl list: status {os.waitstatus_to_exitcode(status)}")
+    return elapsed
+
+
+def converse(site: Site, few: Daemon, many: Daemon, processor: int, rounds: int) -> reports.Series:
+    words = [str(site.program("tests/bench/bench-crowd")), "--few", str(few.socket)]
+    words += ["--many", str(many.socket), "--peers", str(CROWD_PEERS), "--extents", str(CROWD_EXTENTS)]
+    words += ["--rounds", str(rounds), "--processor", str(processor)]
+    lines: list[str] = []
+    with subprocess.Popen(
+        words, env=site.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as crowd:
+        assert crowd.stdout is not None
+        for line in crowd.stdout:
+            if line == "ready\n":
+                break
+            lines.append(line)
+        listings = [time_listing(site, many) for _ in range(LISTINGS)] if crowd.poll() is None else []
+        crowd.communicate()
+    if crowd.returncode != 0:
+        raise RuntimeError(f"{words[0]}: status {crowd.returncode}")
+    series = parse_series("crowd", f"{CROWD_PEERS} peers, {CROWD_EXTENTS} extents", lines)
+    series.timings["list"] = reports.Timing.of(listings)
+    return series
+
+
+def crowd(site: Site, processor: int, rounds: int) -> tuple[reports.Series, int]:
+    """And how many bytes the daemon keeps for each extent."""
+    started: list[Daemon] = []
+    try:
+        started.append(Daemon(site, "256G", name="few"))
+        others = replace(site, emulate_dir=site.emulate_dir.with_name("crowd"))
+        started.append(Daemon(others, "256G", name="many"))
+        series = converse(site, started[0], started[1], processor, rounds)
+    finally:
+        for daemon in started:
+            daemon.stop()
+    return series, int(run(site, [str(site.program("tests/bench/bench-sizes"))]))
+
+
+# ---- What elasticity itself costs ----
+
+
+def replay_live(site: Site, words: list[str], costs: str) -> dict[str, float]:
+    """Times to first token, in seconds."""
+    daemon = Daemon(site, LIVE_DEVICE, environment={"KVCACHED_EMULATE_COSTS": costs})
+    try:
+        command = [str(site.program("tests/replay/kvreplay")), "--socket", str(daemon.socket), "--live"]
+        command += ["--json", "--speed", str(LIVE_SPEED), "--requests", str(LIVE_REQUESTS), *words]
+        variables = site.environment(KVCACHED_EMULATE_COSTS=costs)
+        result = run_program([*command, *LIVE_TRACES], variables, limit_s=LIMIT_S)
+        if result.rc != 0:
+            raise RuntimeError(result.err.strip() or f"kvreplay: status {result.rc}")
+        ttft: dict[str, float] = result.json()["all"]["ttft_s"]
+        return ttft
+    finally:
+        daemon.stop()
+
+
+def live(site: Site, rounds: int) -> reports.Series:
+    """Engines that hold all their memory from the start against engines that borrow what they need.
+
+    There is enough for all, so what differs is the broker's. They take turns; a run is one sample of each
+    percentile."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    ways = {"hold": ["--static", "--hold"], "elastic": ["--elastic"]}
+    for _ in range(rounds):
+        for way, words in ways.items():
+            for percentile, seconds in replay_live(site, words, "a100").items():
+                samples[f"{way} {percentile}"].append(seconds * 1e9)
+    timings = {side: reports.Timing.of(values) for side, values in samples.items()}
+    return reports.Series("live", "costs a100, ample memory: time to first token", timings)

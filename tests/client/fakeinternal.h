@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What the parts of the fake daemon share.
+ */
+
+#include "base/list.h"
+#include "cuda/driver.h"
+#include "fakedaemon.h"
+#include "fakewire.h"
+#include "test.h"
+#include "wire/lease_file.h"
+#include "wire/status.h"
+
+#define PEERS_MAX 16
+#define CLASSES_MAX 4
+#define REGIONS_MAX 64
+#define HELD_MAX 16
+
+struct lent {
+    struct list link;
+    uint64_t id;
+    unsigned class;
+    int fd;
+    bool sent;
+    CUmemGenericAllocationHandle handle;
+};
+
+/* An answer to Take, sent packet by packet. */
+struct grant {
+    struct list link;
+    uint32_t request;
+    bool held; /* until fake_release() */
+    uint64_t n_left;
+    struct list extents; /* struct lent, unsent */
+    bool is_order;       /* not a grant, but this order to map */
+    struct fake_order order;
+};
+
+/* A scheduler's region, whose worker is played by this daemon. */
+struct attached {
+    bool open;
+    uint32_t rank;
+    uint64_t number; /* of the latest Map or Unmap */
+    uint64_t mapped; /* bit by page */
+};
+
+/* An answer to Map or Unmap that waits for fake_release(). */
+struct held {
+    int fd;
+    uint16_t type;
+    uint32_t request;
+};
+
+struct peer {
+    int fd;
+    bool awaits_ack;
+    uint32_t hello; /* of a challenged peer */
+    struct list grants;
+    struct list extents; /* lent */
+    uint32_t regions[REGIONS_MAX][CLASSES_MAX];
+    bool region_open[REGIONS_MAX];
+    bool region_ordered[REGIONS_MAX];
+    struct attached attached[REGIONS_MAX];
+    bool has_leases;
+    struct lease_line *lines;
+    uint32_t issued[REGIONS_MAX]; /* pages: offered, claimed, or on their way */
+    uint32_t notices;
+};
+
+struct daemon {
+    struct fake_settings settings;
+    char devices[96];
+    char uuid[CUDA_UUID_MAX];
+    struct cuda_driver *driver;
+    CUdevice device;
+    struct status_page *status;
+    int status_fd, listener, control;
+    unsigned n_classes;
+    uint64_t last_id, limit, used, pressure;
+    enum fake_lie lie;
+    uint16_t lie_at;
+    unsigned lie_after; /* messages of the type that are answered honestly before */
+    bool noisy;         /* the client may be confused, and through no fault of its own */
+    struct fake_counts counts;
+    uint32_t last_order; /* request ids of orders */
+    uint64_t last_session;
+    struct held held[HELD_MAX];
+    unsigned n_held;
+    struct peer *peers[PEERS_MAX];
+};
+
+/* Makes an extent, charged and in no list. */
+struct lent *lend(struct daemon *d, unsigned class);
+
+/* ---- fakeorders.c ---- */
+
+/* Messages of schedulers, and of workers about orders. False: it is none. */
+bool orders_message(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie);
+
+/* What a scheduler asks, before anybody lies about it. */
+void orders_note(struct daemon *d, struct peer *peer, const struct message *m);
+
+/* The next packet of an order to map. */
+void orders_send_packet(struct peer *peer, struct grant *grant, uint64_t *ids, const int *fds, unsigned n);
+
+/* To the first worker that has opened an ordered region. */
+void orders_give(struct daemon *d, const struct fake_order *order);
+
+void orders_release(struct daemon *d);

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Leases, reports and notices, against a daemon that is honest or isn't.
+ */
+
+#include "support.h"
+
+#include <poll.h>
+#include <pthread.h>
+
+#define PAGE (2 * MIB)
+#define BLOCK (256 * KIB)
+#define EACH 8
+#define PAGES 16
+
+struct world {
+    struct fake *fake;
+    struct kvc_client *client;
+    struct kvc_region *region;
+    struct kvc_blocks *blocks;
+    uint64_t asked_bytes; /* of the engine, last */
+    unsigned n_asked;
+    int own_thread;
+};
+
+static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms)
+{
+    struct world *w = data;
+
+    check(client == w->client);
+    check(deadline_ms <= 60000);
+    check_ok(kvc_dispatch(client)); /* it may be called */
+    w->asked_bytes = bytes;
+    w->n_asked++;
+}
+
+static const struct kvc_listener listener = {.size = sizeof(listener), .reclaim = on_reclaim};
+
+static struct world *world_open(unsigned report_ms, int own_thread)
+{
+    struct fake_settings settings = {.leases = true};
+    struct world *w = calloc(1, sizeof(*w));
+    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = BLOCK};
+    struct kvc_options options;
+
+    w->own_thread = own_thread;
+    w->fake = fake_start(&settings);
+    options = plain_options(w->fake);
+    options.min_reserved_pages = 1;
+    options.max_reserved_pages = 4;
+    options.report_ms = report_ms;
+    options.own_thread = own_thread;
+    options.listener = &listener;
+    options.listener_data = w;
+    check_ok(kvc_open(&options, &w->client));
+    w->region = open_region(w->client, 1, PAGE, PAGES);
+    check_ok(kvc_blocks_open(&w->region, 1, &blocks, &w->blocks));
+    return w;
+}
+
+static void world_close(struct world *w)
+{
+    kvc_blocks_close(w->blocks);
+    kvc_close(w->client);
+    check_eq(lent_bytes(w->fake), 0);
+    fake_stop(w->fake);
+    free(w);
+}
+
+static struct fake_counts counts_of(struct world *w)
+{
+    struct fake_counts counts;
+
+    fake_count(w->fake, &counts);
+    return counts;
+}
+
+static void want(struct world *w, uint64_t n)
+{
+    uint64_t available;
+
+    check_ok(kvc_blocks_want(w->blocks, n, -1, &available));
+    check(w->own_thread ? available >= n : available == n);
+}
+
+static struct kvc_blocks_status status_of(struct world *w)
+{
+    struct kvc_blocks_status status = {.size = sizeof(status)};
+
+    check_ok(kvc_blocks_status(w->blocks, &status));
+    return status;
+}
+
+TEST(claims_are_spent)
+{
+    struct world *w = world_open(60000, 0);
+    uint32_t ids[3 * EACH];
+
+    want(w, 3 * EACH);
+    check_eq(counts_of(w).issued, 3);
+    fake_withdraw(w->fake, 10);
+    check_eq(kvc_blocks_available(w->blocks), 3 * EACH);
+    check_ok(kvc_blocks_alloc(w->blocks, 3 * EACH, ids));
+    check_eq(counts_of(w).issued, 0);
+    check_eq(counts_of(w).leased_takes, 1);
+    world_close(w);
+}
+
+/* What is offered is not counted before it is claimed. */
+TEST(offers_can_be_withdrawn)
+{
+    struct world *w = world_open(60000, 0);
+
+    check_ok(kvc_blocks_want(w->blocks, 3 * EACH, 0, NULL));
+    while (status_of(w).offered_pages == 0)
+        check_ok(kvc_dispatch(w->client));
+    fake_withdraw(w->fake, 1);
+    check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
+    fake_withdraw(w->fake, 10);
+    check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
+    check_eq(counts_of(w).issued, 2);
+    world_close(w);
+}
+
+TEST(more_than_was_claimed)
+{
+    struct world *w = world_open(60000, 0);
+    uint32_t ids[5 * EACH];
+
+    fake_set_limit(w->fake, 4 * PAGE);
+    want(w, 2 * EACH);
+    check_error(kvc_blocks_alloc(w->blocks, 5 * EACH, ids), KVC_E_LIMIT);
+    check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
+    check_eq(counts_of(w).issued, 2);
+    check_ok(kvc_blocks_alloc(w->blocks, 4 * EACH, ids));
+    check_eq(lent_bytes(w->fake), 4 * PAGE);
+    world_close(w);
+}
+
+TEST(a_refusal_spends_nothing)
+{
+    struct world *w = world_open(60000, 0);
+    uint32_t ids[2 * EACH];
+
+    want(w, 2 * EACH);
+    fake_lie(w->fake, FAKE_REFUSE, MESSAGE_TAKE);
+    check_error(kvc_blocks_alloc(w->blocks, 2 * EACH, ids), KVC_E_REFUSED);
+    check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
+    check_eq(status_of(w).claimed_pages, 2);
+    check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
+    world_close(w);
+}
+
+/* ---- Notices ---- */
+
+static bool is_acked(struct world *w, uint64_t n)
+{
+    return counts_of(w).acks == n;
+}
+
+TEST(notice_takes_what_nobody_was_promised)
+{
+    struct world *w = world_open(1, 0);
+    uint32_t ids[2 * EACH];
+
+    want(w, 3 * EACH);
+    check_ok(kvc_blocks_alloc(w->blocks, EACH, ids));
+    check_ok(kvc_blocks_free(w->blocks, ids, EACH, 0));
+    fake_notice(w->fake, 2 * PAGE, 500, true);
+    dispatch_until(w->client, is_acked(w, 1));
+    check_eq(status_of(w).claimed_pages, 0);
+    check_eq(status_of(w).offered_pages, 2);
+    check_eq(status_of(w).free_pages, 1);
+    fake_withdraw(w->fake, 10);
+    fake_notice(w->fake, 10 * PAGE, 500, true);
+    dispatch_until(w->client, is_acked(w, 2));
+    check_eq(lent_bytes(w->fake), 0);
+    check_eq(w->n_asked, 0);
+    world_close(w);
+}
+
+/* A report of 300 ms holds for 300 ms, and not for ever. */
+TEST(notice_waits_for_a_report)
+{
+    struct world *w = world_open(300, 0);
+    uint32_t ids[EACH];
+
+    want(w, 2 * EACH);
+    fake_notice(w->fake, 2 * PAGE, 5000, true);
+    while (kvc_get_timeout(w->client) < 0)
+        check_ok(kvc_dispatch(w->client));
+    check_ok(kvc_dispatch(w->client));
+    check(kvc_get_timeout(w->client) > 0);
+    check_eq(counts_of(w).acks, 0);
+    check_eq(status_of(w).claimed_pages, 2);
+    /* New reports promise nothing, and don't keep the old one alive. */
+    check_eq(kvc_blocks_available(w->blocks), 0);
+    check_ok(kvc_blocks_alloc(w->blocks, EACH, ids));
+    dispatch_until(w->client, is_acked(w, 1));
+    check_eq(status_of(w).claimed_pages, 0);
+    check_eq(kvc_get_timeout(w->client), -1);
+    world_close(w);
+}
+
+TEST(notice_of_a_limit_asks_the_engine)
+{
+    struct world *w = world_open(1, 0);
+    uint32_t ids[3 * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, 3 * EACH, ids));
+    check_ok(kvc_blocks_free(w->blocks, ids + 2 * EACH, EACH, 0));
+    fake_press(w->fake, 2 * PAGE);
+    fake_notice(w->fake, 2 * PAGE, 2000, false);
+    dispatch_until(w->client, w->n_asked == 1);
+    check_eq(w->asked_bytes, PAGE);
+    check_eq(lent_bytes(w->fake), 2 * PAGE);
+    check(is_acked(w, 1));
+    check_ok(kvc_blocks_free(w->blocks, ids, EACH, 0));
+    check_eq(lent_bytes(w->fake), PAGE);
+    world_close(w);
+}
+
+/* What the engine then gives is not kept, though the status page shows no pressure yet. */
+TEST(what_is_given_for_a_notice_goes_back)
+{
+    struct world *w = world_open(1, 0);
+    uint32_t ids[3 * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, 3 * EACH, ids));
+    fake_notice(w->fake, 2 * PAGE, 60000, false);
+    dispatch_until(w->client, w->n_asked == 1);
+    check_eq(w->asked_bytes, 2 * PAGE);
+    check_ok(kvc_blocks_free(w->blocks, ids, 2 * EACH, 0));
+    check_eq(lent_bytes(w->fake), PAGE);
+    world_close(w);
+}
+
+TEST(notice_leaves_what_the_gpu_reads)
+{
+    struct world *w = world_open(1, 0);
+    uint32_t ids[2 * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
+    check_ok(kvc_blocks_free(w->blocks, ids, EACH, 1));
+    check_ok(kvc_blocks_free(w->blocks, ids + EACH, EACH, 0));
+    check_eq(counts_of(w).cached, 1);
+    fake_press(w->fake, 4 * PAGE);
+    fake_notice(w->fake, 2 * PAGE, 2000, true);
+    dispatch_until(w->client, is_acked(w, 1));
+    check_eq(lent_bytes(w->fake), PAGE);
+    check_ok(kvc_blocks_complete(w->blocks, 1));
+    check_eq(lent_bytes(w->fake), 0);
+    world_close(w);
+}
+
+TEST(notice_to_an_idle_engine)
+{
+    struct world *w = world_open(50, 1);
+    uint32_t ids[2 * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
+    check_ok(kvc_blocks_free(w->blocks, ids, 2 * EACH, 0));
+    want(w, 4 * EACH);
+    fake_press(w->fake, PAGES * PAGE);
+    fake_notice(w->fake, PAGES * PAGE, 2000, false);
+    while (!is_acked(w, 1))
+        ;
+    fake_withdraw(w->fake, PAGES);
+    check_eq(lent_bytes(w->fake), 0);
+    world_close(w);
+}
+
+/* ---- A daemon that breaks its word ---- */
+
+TEST(another_number_of_pages)
+{
+    struct world *w = world_open(100, 0);
+
+    fake_lie(w->fake, FAKE_OTHER_LEASE, MESSAGE_LEASE);
+    check_error(kvc_blocks_want(w->blocks, EACH, -1, NULL), KVC_E_PROTOCOL);
+    check_error(kvc_blocks_want(w->blocks, EACH, -1, NULL), KVC_E_DISCONNECTED);
+    world_close(w);
+}
+
+TEST(scribbled_words)
+{
+    struct world *w = world_open(100, 0);
+    uint32_t ids[2 * EACH];
+
+    fake_scribble(w->fake);
+    check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
+    check_eq(lent_bytes(w->fake), 2 * PAGE);
+    check_ok(kvc_blocks_free(w->blocks, ids, 2 * EACH, 0));
+    world_close(w);
+}
+
+/* The daemon has said that it is there, and somebody else was faster. */
+TEST(an_offer_that_is_gone)
+{
+    struct world *w = world_open(100, 0);
+
+    fake_lie(w->fake, FAKE_FORGET, MESSAGE_LEASE);
+    want(w, EACH);
+    check_eq(counts_of(w).leases, 2);
+    world_close(w);
+}
+
+TEST(no_answer_in_time)
+{
+    struct world *w = world_open(100, 0);
+    uint64_t available = 7;
+
+    fake_lie(w->fake, FAKE_SILENCE, MESSAGE_LEASE);
+    check_error(kvc_blocks_want(w->blocks, EACH, 20, &available), KVC_E_TIMEOUT);
+    check_eq(available, 0);
+    world_close(w);
+}

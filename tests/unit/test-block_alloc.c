@@ -1,0 +1,669 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "block_alloc.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/arith.h"
+#include "test.h"
+
+/* ---- Host memory that runs out ---- */
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+
+static unsigned callocs_left = UINT32_MAX;
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    if (callocs_left == 0)
+        return NULL;
+    callocs_left -= callocs_left < UINT32_MAX;
+    return __real_calloc(n, size);
+}
+
+/* ---- What the tests share ---- */
+
+static struct block_alloc *alloc_new(uint64_t page_bytes, uint64_t block_bytes, uint64_t pages,
+                                     bool null_block)
+{
+    struct block_alloc_config config = {.page_bytes = page_bytes,
+                                        .block_bytes = block_bytes,
+                                        .pages = pages,
+                                        .max_pages = UINT64_MAX,
+                                        .null_block = null_block};
+    struct block_alloc *alloc;
+
+    check_eq(block_alloc_new(&config, &alloc), 0);
+    return alloc;
+}
+
+/* Maps the n lowest pages that are empty. */
+static void map_pages(struct block_alloc *alloc, size_t n)
+{
+    uint64_t pages[64];
+
+    check_eq(block_alloc_plan(alloc, n, pages), 0);
+    check_eq(block_alloc_mapped(alloc, pages, n), 0);
+}
+
+/* Of which all n pages are mapped, each of 4 blocks. */
+static struct block_alloc *mapped_new(uint64_t n)
+{
+    struct block_alloc *alloc = alloc_new(40, 10, n, false);
+
+    map_pages(alloc, n);
+    return alloc;
+}
+
+static struct block_alloc_counts count(const struct block_alloc *alloc)
+{
+    struct block_alloc_counts counts;
+
+    block_alloc_count(alloc, &counts);
+    return counts;
+}
+
+static void take(struct block_alloc *alloc, size_t n)
+{
+    uint32_t ids[64];
+
+    check_eq(block_alloc_take(alloc, n, ids), 0);
+}
+
+static void give(struct block_alloc *alloc, uint32_t first, uint32_t n, uint64_t epoch)
+{
+    for (uint32_t id = first; id < first + n; id++)
+        check_eq(block_alloc_give(alloc, &id, 1, epoch), 0);
+}
+
+static void check_range(const struct block_alloc *alloc, uint64_t page, uint32_t first, uint32_t n)
+{
+    uint32_t is_first, is_n;
+
+    block_alloc_range(alloc, page, &is_first, &is_n);
+    check_eq(is_n, n);
+    check_eq(is_first, first);
+}
+
+/* ---- Geometry ---- */
+
+TEST(geometry_without_straddlers)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(2 * MIB, 16 * KIB, 40960, false);
+
+    check_eq(count(alloc).page_blocks, 128);
+    check_eq(count(alloc).total_blocks, 40960 * 128);
+    check_eq(count(alloc).empty_pages, 40960);
+    check_range(alloc, 0, 0, 128);
+    check_range(alloc, 40959, 40959 * 128, 128);
+    check_eq(block_alloc_page_of(alloc, 127), 0);
+    check_eq(block_alloc_page_of(alloc, 128), 1);
+    check_eq(block_alloc_page_of(alloc, 40960 * 128 - 1), 40959);
+    check_eq(block_alloc_page_of(alloc, 40960 * 128), 40960);
+    check_eq(block_alloc_missing(alloc, 1), 1);
+    check_eq(block_alloc_missing(alloc, 128), 1);
+    check_eq(block_alloc_missing(alloc, 129), 2);
+    check(block_alloc_missing(alloc, 40960 * 128 + 1) > 40960);
+    check(block_alloc_missing(alloc, UINT64_MAX) > 40960);
+}
+
+/* Blocks of 3 in pages of 10: | 0 1 2 (3| ) 4 5 (6 | ) 7 8 9 | 10 … */
+TEST(geometry_with_straddlers)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(10, 3, 4, false);
+    uint32_t ids[12];
+    static const uint32_t should[] = {0, 1, 2, 4, 5, 7, 8, 9, 10, 11, 12};
+
+    check_range(alloc, 0, 0, 3);
+    check_range(alloc, 1, 4, 2);
+    check_range(alloc, 2, 7, 3);
+    check_range(alloc, 3, 10, 3);
+    check_eq(count(alloc).page_blocks, 3);
+    check_eq(count(alloc).total_blocks, 11);
+    check_eq(block_alloc_page_of(alloc, 3), 0);
+    check_eq(block_alloc_missing(alloc, 3), 1);
+    check_eq(block_alloc_missing(alloc, 5), 2);
+    check_eq(block_alloc_missing(alloc, 6), 3);
+    check_eq(block_alloc_missing(alloc, 11), 4);
+    check_eq(block_alloc_missing(alloc, 12), 5);
+    map_pages(alloc, 4);
+    check_eq(block_alloc_take(alloc, 12, ids), BLOCK_ALLOC_E_SHORT);
+    check_eq(block_alloc_take(alloc, 11, ids), 0);
+    for (unsigned i = 0; i < 11; i++)
+        check_eq(ids[i], should[i]);
+    for (uint32_t straddler = 3; straddler <= 6; straddler += 3)
+        check_eq(block_alloc_give(alloc, &straddler, 1, 0), BLOCK_ALLOC_E_FOREIGN);
+    check_eq(block_alloc_give(alloc, should, 11, 0), 0);
+    check_eq(count(alloc).free_pages, 4);
+}
+
+/* Blocks of 7 in pages of 10: the second page, and every third after it, has none. */
+TEST(pages_without_a_block_are_never_mapped)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(10, 7, 5, false);
+    uint64_t pages[5];
+
+    check_range(alloc, 0, 0, 1);
+    check_range(alloc, 1, 2, 0);
+    check_range(alloc, 2, 3, 1);
+    check_range(alloc, 3, 5, 0);
+    check_range(alloc, 4, 6, 1);
+    check_eq(count(alloc).empty_pages, 3);
+    check_eq(count(alloc).total_blocks, 3);
+    check_eq(block_alloc_plan(alloc, 4, pages), BLOCK_ALLOC_E_FULL);
+    check_eq(block_alloc_plan(alloc, 3, pages), 0);
+    check_eq(pages[0], 0);
+    check_eq(pages[1], 2);
+    check_eq(pages[2], 4);
+    block_alloc_resize(alloc, 2);
+    check_eq(count(alloc).total_blocks, 1);
+    check_eq(count(alloc).empty_pages, 0);
+}
+
+/* The page of every block, by division, where the reciprocal is rounded most. */
+/* What the next pages would add, exactly, though every other one has a block less. */
+TEST(gain_is_what_planning_brings)
+{
+    struct block_alloc *alloc = alloc_new(10, 4, 6, false);
+    uint64_t before;
+
+    check_eq(block_alloc_gain(alloc, 0), 0);
+    check_eq(block_alloc_gain(alloc, UINT64_MAX), block_alloc_gain(alloc, 6));
+    for (uint64_t n = 1; n < 4; n++) {
+        uint64_t gain = block_alloc_gain(alloc, n);
+
+        before = block_alloc_free_blocks(alloc);
+        map_pages(alloc, n);
+        check_eq(block_alloc_free_blocks(alloc) - before, gain);
+    }
+    check_eq(block_alloc_gain(alloc, 1), 0);
+    block_alloc_free(alloc);
+}
+
+TEST(certain_pages_are_shed)
+{
+    struct block_alloc *alloc = mapped_new(3);
+    const uint64_t pages[3] = {0, 1, 2};
+    uint64_t shed[3];
+    uint32_t id;
+
+    check_eq(block_alloc_take(alloc, 1, &id), 0);
+    check_eq(id, 0);
+    check_eq(block_alloc_shed_these(alloc, pages, 2, shed), 1);
+    check_eq(shed[0], 1);
+    check_eq(block_alloc_page_state(alloc, 1), BLOCK_ALLOC_UNMAPPING);
+    check_eq(block_alloc_page_state(alloc, 2), BLOCK_ALLOC_MAPPED);
+    check_eq(block_alloc_shed_these(alloc, pages, 2, shed), 0);
+    block_alloc_free(alloc);
+}
+
+TEST(page_of_is_exact)
+{
+    static const uint64_t sizes[][2] = {
+        {1, 1},         {2 * MIB, 2 * MIB},         {3, 2},   {1000003, 999983}, {2 * MIB, 100000},
+        {2 * MIB, 333}, {UINT64_C(1) << 40, 65537}, {641, 7},
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
+        _cleanup_(block_alloc_freep) struct block_alloc *alloc = NULL;
+        uint64_t page_bytes = sizes[i][0], block_bytes = sizes[i][1];
+        uint64_t pages = u64_min(4000, UINT32_MAX * block_bytes / page_bytes),
+                 n = pages * page_bytes / block_bytes;
+
+        alloc = alloc_new(page_bytes, block_bytes, pages, false);
+        for (uint64_t id = 0; id < n; id += 1 + n / 100000)
+            check_eq(block_alloc_page_of(alloc, (uint32_t)id), id * block_bytes / page_bytes);
+        for (uint64_t page = 0; page < pages; page++) {
+            uint64_t id = page * page_bytes / block_bytes;
+
+            check_eq(block_alloc_page_of(alloc, (uint32_t)id), id * block_bytes / page_bytes);
+        }
+    }
+}
+
+TEST(geometry_is_refused)
+{
+    static const struct {
+        struct block_alloc_config config;
+        int r;
+    } cases[] = {
+        {{.page_bytes = 0, .block_bytes = 1, .pages = 1}, BLOCK_ALLOC_E_ZERO},
+        {{.page_bytes = 1, .block_bytes = 0, .pages = 1}, BLOCK_ALLOC_E_ZERO},
+        {{.page_bytes = 1, .block_bytes = 1, .pages = 0}, BLOCK_ALLOC_E_ZERO},
+        {{.page_bytes = 10, .block_bytes = 11, .pages = 1}, BLOCK_ALLOC_E_LARGE},
+        {{.page_bytes = 2 * MIB, .block_bytes = 1, .pages = 2048}, BLOCK_ALLOC_E_MANY},
+        {{.page_bytes = UINT64_C(1) << 32, .block_bytes = GIB, .pages = UINT64_C(1) << 32},
+         BLOCK_ALLOC_E_MANY},
+        {{.page_bytes = UINT64_MAX, .block_bytes = UINT64_MAX, .pages = 2}, BLOCK_ALLOC_E_MANY},
+        {{.page_bytes = UINT64_MAX, .block_bytes = UINT64_MAX, .pages = 1}, 0},
+        {{.page_bytes = UINT64_C(1) << 63, .block_bytes = GIB, .pages = 1}, BLOCK_ALLOC_E_MANY},
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct block_alloc *alloc = NULL;
+
+        check_eq(block_alloc_new(&cases[i].config, &alloc), cases[i].r);
+        check(!alloc == (cases[i].r != 0));
+        block_alloc_free(alloc);
+    }
+}
+
+/* ---- Blocks ---- */
+
+TEST(nothing_is_mapped_at_first)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(40, 10, 3, false);
+    uint32_t id = 77;
+
+    check_eq(block_alloc_take(alloc, 1, &id), BLOCK_ALLOC_E_SHORT);
+    check_eq(id, 77);
+    check_eq(block_alloc_take(alloc, 0, NULL), 0);
+    check_eq(block_alloc_give(alloc, NULL, 0, 0), 0);
+    id = 0;
+    check_eq(block_alloc_give(alloc, &id, 1, 0), BLOCK_ALLOC_E_FOREIGN);
+    check_eq(block_alloc_free_blocks(alloc), 0);
+    check(!block_alloc_free(NULL));
+}
+
+TEST(the_fullest_page_is_taken_from_first)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(4);
+    uint32_t ids[8];
+    static const uint32_t should[] = {9, 1, 3, 4, 5, 6, 7, 12};
+
+    take(alloc, 12);
+    give(alloc, 9, 1, 0); /* page 2: 3 are used */
+    give(alloc, 1, 1, 0); /* page 0: 2 */
+    give(alloc, 3, 1, 0);
+    give(alloc, 4, 4, 0); /* page 1: none, as page 3 */
+    check_eq(count(alloc).partly_pages, 2);
+    check_eq(count(alloc).free_pages, 2);
+    check_eq(block_alloc_free_pages(alloc), 2);
+    check_eq(block_alloc_free_blocks(alloc), 11);
+    check_eq(block_alloc_take(alloc, 8, ids), 0);
+    for (unsigned i = 0; i < 8; i++)
+        check_eq(ids[i], should[i]);
+    check_eq(count(alloc).full_pages, 3);
+    check_eq(count(alloc).used_blocks, 13);
+    check_eq(block_alloc_free_blocks(alloc), 3);
+}
+
+/* A page of more blocks than a word has bits, and than a word of words. */
+TEST(large_pages)
+{
+    enum { PAGE_BLOCKS = 10000 };
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(PAGE_BLOCKS, 1, 2, false);
+    _cleanup_free_ uint32_t *ids = malloc(2 * PAGE_BLOCKS * sizeof(*ids));
+    uint32_t odd = 9999, id;
+
+    map_pages(alloc, 2);
+    check_eq(block_alloc_take(alloc, 2 * PAGE_BLOCKS, ids), 0);
+    for (uint32_t i = 0; i < 2 * PAGE_BLOCKS; i++)
+        check_eq(ids[i], i);
+    check_eq(block_alloc_take(alloc, 1, &id), BLOCK_ALLOC_E_SHORT);
+    check_eq(block_alloc_give(alloc, &odd, 1, 0), 0);
+    check_eq(block_alloc_give(alloc, &odd, 1, 0), BLOCK_ALLOC_E_FREE);
+    check_eq(block_alloc_take(alloc, 1, &id), 0);
+    check_eq(id, odd);
+    for (uint32_t i = 0; i < PAGE_BLOCKS; i++) {
+        uint32_t swapped = ids[i];
+
+        ids[i] = ids[2 * PAGE_BLOCKS - 1 - i];
+        ids[2 * PAGE_BLOCKS - 1 - i] = swapped;
+    }
+    check_eq(block_alloc_give(alloc, ids, 2 * PAGE_BLOCKS, 0), 0);
+    check_eq(count(alloc).free_pages, 2);
+}
+
+TEST(a_wrong_give_changes_nothing)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(2);
+    static const struct {
+        uint32_t ids[4];
+        int r;
+    } cases[] = {
+        {{3, 0, 5, 3}, BLOCK_ALLOC_E_FREE},    /* named twice */
+        {{3, 3, 5, 0}, BLOCK_ALLOC_E_FREE},    /* at once */
+        {{3, 0, 5, 6}, BLOCK_ALLOC_E_FREE},    /* never taken */
+        {{3, 0, 5, 8}, BLOCK_ALLOC_E_FOREIGN}, /* no such block */
+        {{3, 0, 6, 8}, BLOCK_ALLOC_E_FREE},    /* the first that is wrong counts */
+        {{UINT32_MAX, 0, 5, 3}, BLOCK_ALLOC_E_FOREIGN},
+    };
+    static const uint32_t good[] = {3, 0, 5, 1};
+    struct block_alloc_counts before;
+
+    take(alloc, 6);
+    before = count(alloc);
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct block_alloc_counts after;
+
+        check_eq(block_alloc_give(alloc, cases[i].ids, 4, 7), cases[i].r);
+        after = count(alloc);
+        check_eq(after.used_blocks, 6);
+        check_eq(after.free_blocks, before.free_blocks);
+        check_eq(after.partly_pages, before.partly_pages);
+        check_eq(after.full_pages, before.full_pages);
+    }
+    check_eq(block_alloc_give(alloc, good, 4, 0), 0);
+    give(alloc, 2, 1, 0);
+    check_eq(count(alloc).sheddable_pages, 1); /* nor has it an epoch */
+}
+
+TEST(null_block)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(40, 10, 2, true);
+    uint64_t page = 0, pages[2];
+    uint32_t ids[3], null = 0, with_null[2] = {1, 0}, used;
+
+    check_eq(block_alloc_page_state(alloc, 0), BLOCK_ALLOC_MAPPING);
+    check_eq(count(alloc).total_blocks, 7);
+    check_eq(count(alloc).empty_pages, 1);
+    check_eq(block_alloc_mapped(alloc, &page, 1), 0);
+    check_eq(block_alloc_free_blocks(alloc), 3);
+    check_eq(count(alloc).partly_pages, 1);
+    check_eq(count(alloc).used_blocks, 0);
+    check_eq(block_alloc_take(alloc, 3, ids), 0);
+    check_eq(ids[0], 1);
+    check_eq(block_alloc_give(alloc, &null, 1, 0), BLOCK_ALLOC_E_FOREIGN);
+    check_eq(block_alloc_give(alloc, with_null, 2, 0), BLOCK_ALLOC_E_FOREIGN);
+    check_eq(block_alloc_occupancy(alloc, &page, 1, &used), 0);
+    check_eq(used, 3);
+    check_eq(block_alloc_used_of(alloc, 0, 3, ids), 3);
+    check_eq(ids[0], 1);
+    check_eq(block_alloc_give(alloc, ids, 3, 0), 0);
+    block_alloc_clear(alloc, 0);
+    block_alloc_resize(alloc, 0);
+    check_eq(count(alloc).total_blocks, 0);
+    check_eq(block_alloc_shed(alloc, 0, 2, pages), 0);
+    check_eq(block_alloc_page_state(alloc, 0), BLOCK_ALLOC_MAPPED);
+}
+
+TEST(null_block_whose_page_could_not_be_mapped)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(40, 10, 2, true);
+    uint64_t page = 0, planned;
+
+    check_eq(block_alloc_unmapped(alloc, &page, 1), 0);
+    check_eq(block_alloc_plan(alloc, 1, &planned), 0);
+    check_eq(planned, 0);
+    check_eq(block_alloc_mapped(alloc, &page, 1), 0);
+    check_eq(block_alloc_free_blocks(alloc), 3);
+}
+
+TEST(reserve)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(3);
+    uint64_t pages[3];
+
+    check_eq(block_alloc_reserve(alloc, 13), BLOCK_ALLOC_E_SHORT);
+    check_eq(block_alloc_reserve(alloc, 3), 0);
+    check_eq(block_alloc_reserve(alloc, 4), 0);
+    check_eq(block_alloc_reserve(alloc, UINT64_MAX), BLOCK_ALLOC_E_SHORT);
+    check_eq(block_alloc_reserve(alloc, 6), BLOCK_ALLOC_E_SHORT);
+    check_eq(count(alloc).reserved_blocks, 7);
+    check_eq(block_alloc_free_blocks(alloc), 12);
+    check_eq(block_alloc_missing(alloc, 12), 0);
+    /* Two pages hold the seven. */
+    check_eq(block_alloc_shed(alloc, 0, 3, pages), 1);
+    check_eq(pages[0], 2);
+    take(alloc, 5);
+    check_eq(count(alloc).reserved_blocks, 2);
+    take(alloc, 3);
+    check_eq(count(alloc).reserved_blocks, 0);
+    give(alloc, 0, 8, 0);
+    check_eq(block_alloc_reserve(alloc, 8), 0);
+    check_eq(block_alloc_shed(alloc, 0, 3, pages), 0);
+    block_alloc_release(alloc);
+    check_eq(count(alloc).reserved_blocks, 0);
+    check_eq(block_alloc_shed(alloc, 0, 3, pages), 2);
+}
+
+TEST(clear)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(3);
+    uint64_t pages[3];
+
+    take(alloc, 10);
+    check_eq(block_alloc_reserve(alloc, 2), 0);
+    block_alloc_resize(alloc, 2); /* page 2 has two of them */
+    block_alloc_clear(alloc, 5);
+    check_eq(count(alloc).used_blocks, 0);
+    check_eq(count(alloc).reserved_blocks, 0);
+    check_eq(block_alloc_free_blocks(alloc), 8);
+    check_eq(count(alloc).waiting_pages, 3);
+    check_eq(block_alloc_shed(alloc, 0, 3, pages), 0);
+    block_alloc_complete(alloc, 5);
+    check_eq(block_alloc_shed(alloc, 0, 3, pages), 3);
+}
+
+/* ---- Pages ---- */
+
+TEST(shed_keeps_what_it_is_told)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(6);
+    uint64_t pages[6], again[6];
+
+    take(alloc, 1);
+    check_eq(block_alloc_shed(alloc, 5, 6, pages), 0);
+    check_eq(block_alloc_shed(alloc, 3, 1, pages), 1);
+    check_eq(pages[0], 5);
+    check_eq(block_alloc_page_state(alloc, 5), BLOCK_ALLOC_UNMAPPING);
+    check_eq(block_alloc_shed(alloc, 1, 6, pages + 1), 3);
+    check_eq(pages[1], 4);
+    check_eq(pages[2], 3);
+    check_eq(pages[3], 2);
+    check_eq(block_alloc_free_pages(alloc), 1);
+    check_eq(count(alloc).unmapping_pages, 4);
+    check_eq(block_alloc_free_blocks(alloc), 7);
+    /* One could not be unmapped. */
+    check_eq(block_alloc_unmapped(alloc, pages, 3), 0);
+    check_eq(block_alloc_keep(alloc, pages + 3, 1), 0);
+    check_eq(block_alloc_free_blocks(alloc), 11);
+    check_eq(count(alloc).empty_pages, 3);
+    check_eq(block_alloc_plan(alloc, 2, again), 0);
+    check_eq(again[0], 3);
+    check_eq(again[1], 4);
+}
+
+TEST(epochs)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(4);
+    uint64_t pages[4];
+
+    take(alloc, 16);
+    give(alloc, 0, 4, 3);
+    give(alloc, 4, 3, 9);
+    give(alloc, 7, 1, 2); /* the page's is 9 */
+    give(alloc, 8, 4, 0);
+    give(alloc, 12, 4, 5);
+    check_eq(block_alloc_free_blocks(alloc), 16);
+    check_eq(count(alloc).waiting_pages, 3);
+    check_eq(count(alloc).sheddable_pages, 1);
+    check_eq(block_alloc_shed(alloc, 0, 4, pages), 1);
+    check_eq(pages[0], 2);
+    block_alloc_complete(alloc, 8);
+    block_alloc_complete(alloc, 1);
+    check_eq(count(alloc).waiting_pages, 1);
+    check_eq(block_alloc_shed(alloc, 0, 4, pages), 2);
+    check_eq(pages[0], 3);
+    check_eq(pages[1], 0);
+    /* What waits can be taken, and waits no longer than it did. */
+    take(alloc, 1);
+    check_eq(count(alloc).waiting_pages, 0);
+    give(alloc, 4, 1, 0);
+    check_eq(count(alloc).waiting_pages, 1);
+    block_alloc_complete(alloc, 9);
+    check_eq(block_alloc_shed(alloc, 0, 4, pages), 1);
+    check_eq(pages[0], 1);
+}
+
+TEST(pins)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(40, 10, 4, false);
+    struct block_alloc_census census[4];
+    uint64_t pages[4];
+
+    map_pages(alloc, 3);
+    check_eq(block_alloc_pin(alloc, 1, 3), BLOCK_ALLOC_E_STATE);
+    check_eq(block_alloc_pin(alloc, 1, UINT64_MAX), BLOCK_ALLOC_E_PAGE);
+    check_eq(block_alloc_pin(alloc, 4, 1), BLOCK_ALLOC_E_PAGE);
+    check_eq(count(alloc).pinned_pages, 0);
+    check_eq(block_alloc_pin(alloc, 1, 2), 0);
+    check_eq(block_alloc_pin(alloc, 2, 1), 0);
+    check_eq(count(alloc).pinned_pages, 2);
+    check_eq(count(alloc).sheddable_pages, 1);
+    check_eq(block_alloc_free_pages(alloc), 3);
+    check_eq(block_alloc_shed(alloc, 3, 4, pages), 0);
+    check_eq(block_alloc_shed(alloc, 0, 4, pages), 1);
+    check_eq(pages[0], 0);
+    take(alloc, 5);
+    check_eq(block_alloc_census(alloc, 4, census), 0);
+    check_eq(block_alloc_unpin(alloc, 1, 2), 0);
+    check_eq(block_alloc_unpin(alloc, 1, 1), BLOCK_ALLOC_E_STATE);
+    check_eq(block_alloc_census(alloc, 4, census), 1);
+    check_eq(census[0].page, 1);
+    block_alloc_clear(alloc, 0);
+    check_eq(block_alloc_shed(alloc, 0, 4, pages), 1);
+    check_eq(block_alloc_unpin(alloc, 2, 1), 0);
+    check_eq(block_alloc_shed(alloc, 0, 4, pages), 1);
+    check_eq(pages[0], 2);
+}
+
+TEST(resize)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(4);
+    uint64_t pages[4];
+    uint32_t id;
+
+    take(alloc, 15);
+    check_eq(block_alloc_reserve(alloc, 1), 0);
+    block_alloc_resize(alloc, 2);
+    check_eq(count(alloc).removed_pages, 2);
+    check_eq(count(alloc).total_blocks, 8);
+    check_eq(count(alloc).used_blocks, 15);
+    check_eq(count(alloc).reserved_blocks, 0);
+    check_eq(block_alloc_free_blocks(alloc), 0);
+    check_eq(block_alloc_take(alloc, 1, &id), BLOCK_ALLOC_E_SHORT);
+    /* Removed ones go first, whatever is to be kept. */
+    give(alloc, 0, 4, 0);
+    give(alloc, 8, 7, 0);
+    check_eq(block_alloc_free_blocks(alloc), 4);
+    check_eq(block_alloc_shed(alloc, 9, 4, pages), 2);
+    check_eq(pages[0], 3);
+    check_eq(pages[1], 2);
+    check_eq(block_alloc_unmapped(alloc, pages, 2), 0);
+    check_eq(count(alloc).empty_pages, 0);
+    check_eq(block_alloc_plan(alloc, 1, pages), BLOCK_ALLOC_E_FULL);
+    block_alloc_resize(alloc, 3);
+    check_eq(count(alloc).empty_pages, 1);
+    check_eq(block_alloc_plan(alloc, 1, pages), 0);
+    check_eq(pages[0], 2);
+}
+
+TEST(removed_pages_come_back)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(3);
+
+    take(alloc, 6);
+    block_alloc_resize(alloc, 1);
+    check_eq(block_alloc_free_blocks(alloc), 0);
+    block_alloc_resize(alloc, UINT64_MAX);
+    check_eq(block_alloc_free_blocks(alloc), 6);
+    check_eq(block_alloc_free_pages(alloc), 1);
+    check_eq(count(alloc).total_blocks, 12);
+}
+
+TEST(doubt_and_worse)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = alloc_new(40, 10, 4, false);
+    uint64_t pages[4], twice[2] = {0, 0}, none = 4, mapped = 0;
+
+    check_eq(block_alloc_plan(alloc, 4, pages), 0);
+    check_eq(block_alloc_mapped(alloc, twice, 2), BLOCK_ALLOC_E_STATE);
+    check_eq(block_alloc_mapped(alloc, &none, 1), BLOCK_ALLOC_E_PAGE);
+    check_eq(block_alloc_keep(alloc, pages, 1), BLOCK_ALLOC_E_STATE);
+    check_eq(count(alloc).mapping_pages, 4);
+    check_eq(block_alloc_mapped(alloc, pages, 1), 0);
+    check_eq(block_alloc_doubt(alloc, pages + 1, 2), 0);
+    check_eq(block_alloc_broken(alloc, pages + 3, 1), 0);
+    check_eq(block_alloc_doubt(alloc, &mapped, 1), BLOCK_ALLOC_E_STATE);
+    check_eq(count(alloc).doubt_pages, 2);
+    check_eq(count(alloc).broken_pages, 1);
+    check_eq(block_alloc_free_blocks(alloc), 4);
+    check_eq(block_alloc_mapped(alloc, pages + 1, 1), 0);
+    check_eq(block_alloc_unmapped(alloc, pages + 2, 1), 0);
+    check_eq(block_alloc_free_blocks(alloc), 8);
+    check_eq(count(alloc).empty_pages, 1);
+    check_eq(block_alloc_mapped(alloc, pages + 3, 1), BLOCK_ALLOC_E_STATE);
+    check_eq(block_alloc_unmapped(alloc, pages + 3, 1), BLOCK_ALLOC_E_STATE);
+    check_eq(block_alloc_keep(alloc, pages + 3, 1), BLOCK_ALLOC_E_STATE);
+}
+
+/* ---- Questions ---- */
+
+TEST(census)
+{
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = mapped_new(5);
+    struct block_alloc_census census[5];
+    uint64_t pages[3] = {3, 0, 4}, none = 5;
+    uint32_t ids[4], used[3] = {7, 7, 7};
+
+    take(alloc, 16);
+    give(alloc, 1, 1, 0);  /* 3 of page 0 are used */
+    give(alloc, 4, 3, 0);  /* 1 of page 1 */
+    give(alloc, 12, 2, 0); /* 2 of page 3, which is removed */
+    block_alloc_resize(alloc, 3);
+    check_eq(block_alloc_census(alloc, 5, census), 4);
+    check_eq(census[0].page, 1);
+    check_eq(census[0].used, 1);
+    check_eq(census[1].page, 3);
+    check_eq(census[1].used, 2);
+    check_eq(census[2].page, 0);
+    check_eq(census[3].page, 2);
+    check_eq(census[3].used, 4);
+    check_eq(block_alloc_census(alloc, 2, census), 2);
+    check_eq(census[1].page, 3);
+    check_eq(block_alloc_occupancy(alloc, pages, 3, used), 0);
+    check_eq(used[0], 2);
+    check_eq(used[1], 3);
+    check_eq(used[2], 0);
+    check_eq(block_alloc_occupancy(alloc, &none, 1, used), BLOCK_ALLOC_E_PAGE);
+    check_eq(used[0], 2);
+    check_eq(block_alloc_used_of(alloc, 0, 4, ids), 3);
+    check_eq(ids[0], 0);
+    check_eq(ids[1], 2);
+    check_eq(ids[2], 3);
+    ids[1] = 77;
+    check_eq(block_alloc_used_of(alloc, 0, 1, ids), 3);
+    check_eq(ids[1], 77);
+    check_eq(block_alloc_used_of(alloc, 4, 4, ids), 0);
+    check_eq(block_alloc_used_of(alloc, 5, 4, ids), 0);
+}
+
+TEST(host_memory_runs_out)
+{
+    struct block_alloc_config config = {
+        .page_bytes = 40, .block_bytes = 10, .pages = 8, .max_pages = 8, .null_block = true};
+    struct block_alloc *alloc = NULL;
+    uint64_t pages[7];
+    unsigned n;
+
+    for (n = 0; !alloc; n++) {
+        callocs_left = n;
+        check_eq(block_alloc_new(&config, &alloc), n < 10 ? -ENOMEM : 0);
+    }
+    check_eq(n, 11);
+    for (n = 0; n < 7; n++) {
+        callocs_left = n > 0; /* the tables of the last attempt are still there */
+        check_eq(block_alloc_plan(alloc, 7, pages), -ENOMEM);
+        check_eq(count(alloc).mapping_pages, 1);
+        check_eq(count(alloc).empty_pages, 7);
+    }
+    callocs_left = 1;
+    check_eq(block_alloc_plan(alloc, 7, pages), 0);
+    callocs_left = 0;
+    check_eq(block_alloc_mapped(alloc, pages, 7), 0);
+    check_eq(block_alloc_free_blocks(alloc), 28);
+    block_alloc_free(alloc);
+}

@@ -1,0 +1,509 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Who is asked to give back how much, for whom, and what becomes of those who don't. */
+
+#include "base/arith.h"
+#include "broker-bench.h"
+#include "test.h"
+
+/* An engine that listens, with one region of small pages. */
+struct engine {
+    struct broker_peer *peer;
+    struct broker_lease *lease;
+    struct lease_line line;
+    uint64_t ids[64];
+};
+
+static void engine_start(struct bench *b, struct engine *engine, const char *name, uint32_t held,
+                         uint32_t claimed)
+{
+    engine->peer = bench_join(b, "d", name);
+    broker_peer_listens(b->broker, engine->peer);
+    engine->lease = bench_lease(b, engine->peer, 1, 0, &engine->line);
+    if (held)
+        bench_take(b, engine->peer, held, 0, engine->ids);
+    if (claimed) {
+        check_eq(bench_lease_ask(b, engine->lease, claimed, false), 0);
+        check_eq(lease_claim(&engine->line, claimed), claimed);
+    }
+}
+
+static void engine_end(struct bench *b, struct engine *engine)
+{
+    bench_end(b, engine->peer);
+    engine->lease = broker_lease_free(b->broker, engine->lease);
+}
+
+static void engine_return(struct bench *b, struct engine *engine, unsigned first, unsigned n)
+{
+    check_eq(broker_return(b->broker, engine->peer, engine->ids + first, n, b->now_ns), 0);
+    bench_run(b);
+}
+
+static void check_notice(struct bench *b, unsigned index, const struct engine *engine, uint64_t bytes,
+                         bool courtesy)
+{
+    const struct broker_action *notice = &b->notices[index];
+
+    check(index < b->n_notices);
+    check(notice->peer == engine->peer);
+    check_eq(notice->bytes, bytes);
+    check_eq(notice->courtesy, courtesy);
+    check_eq(notice->deadline_ns, courtesy ? 500 * NSEC_PER_MSEC : 2 * NSEC_PER_SEC);
+}
+
+/* Asks for small extents, and is neither granted nor refused so far. */
+static struct broker_request *ask_undecided(struct bench *b, struct broker_peer *peer, uint32_t n)
+{
+    uint32_t counts[BROKER_CLASSES_MAX] = {n};
+    struct broker_request *request = NULL;
+    unsigned n_grants = b->n_grants, n_refusals = b->n_refusals;
+
+    check_eq(broker_take(b->broker, peer, counts, b->now_ns, &request), 0);
+    bench_run(b);
+    check_eq(request->state, BROKER_REQUEST_UNDECIDED);
+    check_eq(request->charge.bytes, 0);
+    check_eq(b->n_grants, n_grants);
+    check_eq(b->n_refusals, n_refusals);
+    return request;
+}
+
+static void check_granted(struct bench *b, struct broker_request *request)
+{
+    check(b->granted == request);
+    broker_request_free(b->broker, request);
+    bench_run(b);
+}
+
+TEST(what_others_keep_is_asked_for_and_waited_for)
+{
+    struct broker_request *request;
+    struct engine a = {}, c = {}, d = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 20, 0);
+    engine_start(&b, &c, "c", 10, 10);
+    engine_start(&b, &d, "d", 0, 0);
+    a.line.cached_pages = 6;
+    c.line.cached_pages = 2;
+    /* 10 are free, 6 + 12 could be. */
+    check_eq(bench_ask(&b, d.peer, 29, 0), BROKER_E_BUDGET);
+    check_eq(b.n_notices, 0);
+    request = ask_undecided(&b, d.peer, 25);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 0, &a, 12 * MIB, true);
+    check_notice(&b, 1, &c, 18 * MIB, true);
+    check_eq(broker_pressure(a.peer->instance), 12 * MIB);
+    check_eq(broker_pressure(d.peer->instance), 0);
+    a.line.cached_pages = 0;
+    engine_return(&b, &a, 0, 6);
+    check_eq(broker_pressure(a.peer->instance), 0);
+    bench_ack(&b, a.peer);
+    check_eq(request->state, BROKER_REQUEST_UNDECIDED);
+    /* Claims that are offered again come with the acknowledgement. */
+    check_eq(lease_unclaim(&c.line, 9), 9);
+    bench_ack(&b, c.peer);
+    check_granted(&b, request);
+    check_eq(broker_lease_pages(c.lease), 1);
+    check_eq(b.n_notices, 2);
+    check_eq(bench_totals(&b).held_bytes, 100 * MIB);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    engine_end(&b, &d);
+    bench_finish(&b);
+}
+
+TEST(a_request_is_refused_when_nothing_is_left_to_hope_for)
+{
+    struct engine a = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 50, 0);
+    engine_start(&b, &c, "c", 0, 0);
+    a.line.cached_pages = 5;
+    ask_undecided(&b, c.peer, 5);
+    engine_return(&b, &a, 0, 3);
+    a.line.cached_pages = 2;
+    check_eq(b.n_refusals, 0);
+    /* What it still has is in use, it says by this. */
+    bench_ack(&b, a.peer);
+    check_eq(b.n_refusals, 1);
+    check_eq(b.error, BROKER_E_BUDGET);
+    check_eq(broker_used(c.peer->instance), 0);
+    check_eq(bench_totals(&b).pool_bytes, 6 * MIB);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+TEST(who_misses_a_notice_is_not_waited_for_again)
+{
+    struct broker_request *request;
+    struct engine a = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 50, 0);
+    engine_start(&b, &c, "c", 0, 0);
+    a.line.cached_pages = 20;
+    ask_undecided(&b, c.peer, 5);
+    bench_pass(&b, 499 * NSEC_PER_MSEC);
+    check_eq(b.n_refusals, 0);
+    bench_pass(&b, NSEC_PER_MSEC);
+    check_eq(b.n_refusals, 1);
+    check_eq(b.error, BROKER_E_BUDGET);
+    check(a.peer->missed);
+    check_eq(broker_pressure(a.peer->instance), 0);
+    check_eq(bench_ask(&b, c.peer, 5, 0), BROKER_E_BUDGET);
+    check_eq(b.n_notices, 1);
+    check_eq(broker_deadline(b.broker), UINT64_MAX);
+    /* It returns something: it is alive, and its acknowledgement is waited for, without another notice. */
+    engine_return(&b, &a, 0, 1);
+    check(!a.peer->missed);
+    request = ask_undecided(&b, c.peer, 5);
+    check_eq(b.n_notices, 1);
+    engine_return(&b, &a, 1, 4);
+    check_granted(&b, request);
+    bench_ack(&b, a.peer);
+    request = ask_undecided(&b, c.peer, 5);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 1, &a, 10 * MIB, true);
+    engine_return(&b, &a, 5, 5);
+    check_granted(&b, request);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+TEST(who_gives_all_that_was_wanted_can_be_asked_for_more)
+{
+    struct broker_request *request;
+    struct engine a = {}, c = {}, d = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 25, 0);
+    engine_start(&b, &c, "c", 25, 0);
+    engine_start(&b, &d, "d", 0, 0);
+    a.line.cached_pages = 6;
+    c.line.cached_pages = 10;
+    request = ask_undecided(&b, d.peer, 10);
+    check_notice(&b, 0, &a, 12 * MIB, true);
+    check_notice(&b, 1, &c, 8 * MIB, true);
+    /* One has lost it since, the other has more than was wanted of it. */
+    a.line.cached_pages = 0;
+    engine_return(&b, &c, 0, 4);
+    c.line.cached_pages = 6;
+    bench_ack(&b, c.peer);
+    bench_ack(&b, a.peer);
+    check_eq(b.n_notices, 3);
+    check_notice(&b, 2, &c, 12 * MIB, true);
+    engine_return(&b, &c, 4, 6);
+    check_granted(&b, request);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    engine_end(&b, &d);
+    bench_finish(&b);
+}
+
+TEST(the_limit_asks_only_its_own_instance)
+{
+    struct broker_request *request;
+    struct engine a = {}, mate = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 200 * MIB);
+    bench_start(&b);
+    engine_start(&b, &c, "c", 20, 0);
+    engine_start(&b, &a, "a", 10, 5);
+    engine_start(&b, &mate, "a", 5, 0);
+    c.line.cached_pages = 20;
+    a.line.cached_pages = 3;
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 40 * MIB), 0);
+    check_eq(bench_ask(&b, mate.peer, 9, 0), BROKER_E_LIMIT);
+    check_eq(b.n_notices, 0);
+    request = ask_undecided(&b, mate.peer, 8);
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &a, 16 * MIB, true);
+    check_eq(lease_unclaim(&a.line, 5), 5);
+    engine_return(&b, &a, 0, 2);
+    check_eq(request->state, BROKER_REQUEST_UNDECIDED);
+    engine_return(&b, &a, 2, 1);
+    check_granted(&b, request);
+    check_eq(broker_used(a.peer->instance), 40 * MIB);
+    engine_end(&b, &a);
+    engine_end(&b, &mate);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+TEST(later_ones_that_lack_the_same_stand_behind_and_others_pass)
+{
+    struct broker_request *first, *second;
+    struct engine a = {}, c = {}, d = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 46, 0);
+    engine_start(&b, &c, "c", 0, 0);
+    engine_start(&b, &d, "d", 0, 0);
+    a.line.cached_pages = 20;
+    first = ask_undecided(&b, c.peer, 12);
+    second = ask_undecided(&b, d.peer, 5);
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &a, 16 * MIB, true);
+    /* What fits is granted. */
+    bench_take(&b, d.peer, 2, 0, NULL);
+    /* Enough for the second, not for the first. */
+    engine_return(&b, &a, 0, 5);
+    check_eq(second->state, BROKER_REQUEST_UNDECIDED);
+    a.line.cached_pages = 15;
+    engine_return(&b, &a, 5, 5);
+    check_granted(&b, first);
+    check_eq(second->state, BROKER_REQUEST_UNDECIDED);
+    a.line.cached_pages = 10;
+    /* Its own time begins when it is first. */
+    bench_pass(&b, 400 * NSEC_PER_MSEC);
+    check_eq(second->state, BROKER_REQUEST_UNDECIDED);
+    bench_ack(&b, a.peer);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 1, &a, 10 * MIB, true);
+    engine_return(&b, &a, 10, 5);
+    check_granted(&b, second);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    engine_end(&b, &d);
+    bench_finish(&b);
+}
+
+TEST(one_who_waits_for_others_ends_with_its_peer_and_theirs)
+{
+    struct engine a = {}, c = {}, d = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 50, 0);
+    engine_start(&b, &c, "c", 0, 0);
+    engine_start(&b, &d, "d", 0, 0);
+    a.line.cached_pages = 20;
+    ask_undecided(&b, c.peer, 12);
+    ask_undecided(&b, d.peer, 12);
+    broker_peer_lost(b.broker, c.peer, b.now_ns);
+    bench_run(&b);
+    check_eq(b.n_refusals, 0);
+    /* The bytes of one who is lost are not free. */
+    broker_peer_lost(b.broker, a.peer, b.now_ns);
+    bench_run(&b);
+    check_eq(b.n_refusals, 1);
+    check_eq(b.error, BROKER_E_BUDGET);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    engine_end(&b, &d);
+    bench_finish(&b);
+}
+
+TEST(hints_are_cut_to_what_the_books_say)
+{
+    struct engine a = {}, c = {}, mute = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 10, 0);
+    engine_start(&b, &c, "c", 0, 0);
+    a.line.cached_pages = UINT64_MAX;
+    mute.peer = bench_join(&b, "d", "mute");
+    mute.lease = bench_lease(&b, mute.peer, 1, 0, &mute.line);
+    mute.line.cached_pages = 40;
+    bench_take(&b, mute.peer, 40, 0, NULL);
+    check_eq(bench_ask(&b, c.peer, 11, 0), BROKER_E_BUDGET);
+    ask_undecided(&b, c.peer, 10);
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &a, 20 * MIB, true);
+    bench_pass(&b, NSEC_PER_SEC);
+    check_eq(b.n_refusals, 1);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    engine_end(&b, &mute);
+    bench_finish(&b);
+}
+
+TEST(a_lowered_limit_takes_offers_and_asks_in_proportion)
+{
+    struct engine a = {}, mate = {}, pinned = {};
+    struct bench b;
+
+    bench_init(&b, 200 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 10, 10);
+    engine_start(&b, &mate, "a", 10, 0);
+    engine_start(&b, &pinned, "a", 16, 0);
+    check_eq(bench_lease_ask(&b, mate.lease, 4, false), 0);
+    pinned.line.pinned_pages = 6;
+    check_eq(broker_used(a.peer->instance), 100 * MIB);
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 52 * MIB), 0);
+    bench_run(&b);
+    check_eq(broker_lease_pages(mate.lease), 0);
+    check_eq(broker_used(a.peer->instance), 92 * MIB);
+    /* 40 too many, of 40 + 20 + 20 that could be given. */
+    check_eq(b.n_notices, 3);
+    check_notice(&b, 0, &a, 20 * MIB, false);
+    check_notice(&b, 1, &mate, 10 * MIB, false);
+    check_notice(&b, 2, &pinned, 10 * MIB, false);
+    check_eq(broker_pressure(a.peer->instance), 40 * MIB);
+    check_eq(lease_unclaim(&a.line, 8), 8);
+    bench_ack(&b, a.peer);
+    check_eq(broker_used(a.peer->instance), 76 * MIB);
+    check_eq(broker_pressure(a.peer->instance), 24 * MIB);
+    /* Claims are promises, whatever the limit. */
+    bench_lease_take(&b, a.lease, &a.line, a.peer, 2, NULL);
+    check(!a.peer->instance->missed);
+    bench_pass(&b, 2 * NSEC_PER_SEC);
+    check(a.peer->instance->missed);
+    check(!a.peer->missed && mate.peer->missed);
+    check_eq(bench_ask(&b, a.peer, 1, 0), BROKER_E_LIMIT);
+    engine_return(&b, &mate, 0, 10);
+    check(a.peer->instance->missed);
+    engine_return(&b, &pinned, 0, 2);
+    check(!a.peer->instance->missed);
+    check_eq(broker_pressure(a.peer->instance), 0);
+    check_eq(bench_ask(&b, a.peer, 1, 0), BROKER_E_LIMIT);
+    engine_return(&b, &pinned, 2, 1);
+    bench_take(&b, a.peer, 1, 0, NULL);
+    engine_end(&b, &a);
+    engine_end(&b, &mate);
+    engine_end(&b, &pinned);
+    bench_finish(&b);
+}
+
+TEST(a_raised_limit_restores_at_once)
+{
+    struct engine a = {};
+    struct bench b;
+
+    bench_init(&b, 200 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 10, 5);
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 0), 0);
+    bench_run(&b);
+    check_notice(&b, 0, &a, 30 * MIB, false);
+    bench_pass(&b, 2 * NSEC_PER_SEC);
+    check(a.peer->instance->missed);
+    check_eq(bench_ask(&b, a.peer, 1, 0), BROKER_E_LIMIT);
+    check_eq(bench_lease_ask(&b, a.lease, 1, false), BROKER_E_LIMIT);
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, UINT64_MAX), 0);
+    bench_run(&b);
+    check(!a.peer->instance->missed);
+    check_eq(broker_pressure(a.peer->instance), 0);
+    bench_take(&b, a.peer, 1, 0, NULL);
+    check_eq(b.n_notices, 1);
+    /* Lowered again: only when the first is acknowledged, and only with what is wanted by then. */
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 20 * MIB), 0);
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 24 * MIB), 0);
+    bench_run(&b);
+    check_eq(b.n_notices, 1);
+    broker_notice_acked(b.broker, a.peer, 7, b.now_ns);
+    bench_run(&b);
+    check_eq(b.n_notices, 1);
+    bench_ack(&b, a.peer);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 1, &a, 8 * MIB, false);
+    check_eq(b.notices[1].number, 2);
+    engine_end(&b, &a);
+    bench_finish(&b);
+}
+
+TEST(a_budget_that_falls_asks_out_of_courtesy)
+{
+    struct engine a = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 20, 10);
+    engine_start(&b, &c, "c", 10, 0);
+    c.line.cached_pages = 4;
+    check_eq(bench_lease_ask(&b, c.lease, 5, false), 0);
+    b.config.budget_bytes = 60 * MIB;
+    broker_reconfigure(b.broker, &b.config, b.now_ns);
+    bench_run(&b);
+    check_eq(broker_lease_pages(c.lease), 0);
+    /* 20 too many. */
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &a, 20 * MIB, true);
+    check_eq(lease_unclaim(&a.line, 3), 3);
+    bench_ack(&b, a.peer);
+    check_eq(bench_totals(&b).leased_bytes, 14 * MIB);
+    check(!a.peer->instance->missed && !c.peer->instance->missed);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+TEST(who_has_claims_is_asked_once_when_nobody_needs_the_pool)
+{
+    struct engine a = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &c, "c", 10, 0);
+    engine_start(&b, &a, "a", 10, 5);
+    c.line.cached_pages = 10;
+    bench_pass(&b, 30 * NSEC_PER_SEC);
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &a, 10 * MIB, true);
+    check_eq(lease_unclaim(&a.line, 3), 3);
+    bench_ack(&b, a.peer);
+    check_eq(broker_lease_pages(a.lease), 2);
+    check_eq(bench_totals(&b).held_bytes, 44 * MIB);
+    check_eq(broker_deadline(b.broker), UINT64_MAX);
+    bench_pass(&b, 1000 * NSEC_PER_SEC);
+    check_eq(b.n_notices, 1);
+    /* Somebody uses memory, and ceases to: then it is asked again. No answer keeps nobody awake. */
+    engine_return(&b, &a, 0, 1);
+    bench_pass(&b, 29 * NSEC_PER_SEC);
+    check_eq(b.n_notices, 1);
+    bench_pass(&b, 2 * NSEC_PER_SEC);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 1, &a, 4 * MIB, true);
+    check_eq(broker_deadline(b.broker), UINT64_MAX);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+TEST(two_race_for_the_last_page_and_one_has_it)
+{
+    struct engine a = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 24, 0);
+    engine_start(&b, &c, "c", 25, 0);
+    check_eq(bench_lease_ask(&b, a.lease, 1, false), 0);
+    /* It claims just before the other asks. */
+    check_eq(lease_claim(&a.line, 1), 1);
+    ask_undecided(&b, c.peer, 1);
+    bench_lease_take(&b, a.lease, &a.line, a.peer, 1, NULL);
+    check_eq(b.n_refusals, 1);
+    check_eq(b.error, BROKER_E_BUDGET);
+    bench_ack(&b, a.peer);
+    engine_return(&b, &a, 0, 1);
+    check_eq(bench_lease_ask(&b, a.lease, 1, false), 0);
+    /* It claims just after. */
+    bench_take(&b, c.peer, 1, 0, NULL);
+    check_eq(lease_claim(&a.line, 1), 0);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
