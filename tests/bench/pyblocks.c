@@ -159,6 +159,8 @@ static PyTypeObject type = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "pyblocks", .m_size = -1};
 
+PyMODINIT_FUNC PyInit_pyblocks(void); /* Python finds it by its name */
+
 PyMODINIT_FUNC PyInit_pyblocks(void)
 {
     PyObject *self;

@@ -141,6 +141,20 @@ def block_calls_bounds(side: str, calls: dict[str, float]) -> Iterator[Bound]:
 
 
 @dataclass(frozen=True)
+class Live:
+    """Times to first token of engines in real time, with memory enough for all: by way and percentile, in
+    seconds; the median of the rounds."""
+
+    costs: str
+    rounds: int
+    requests: int  # of each engine
+    ttft_s: dict[str, dict[str, float]]
+
+    def ratio(self, percentile: str) -> float:
+        return self.ttft_s["elastic"][percentile] / self.ttft_s["hold"][percentile]
+
+
+@dataclass(frozen=True)
 class SystemCalls:
     """For one page or more, mapped and unmapped once: by name, on either end."""
 
@@ -162,6 +176,7 @@ class Report:
     series: list[Series] = field(default_factory=list)
     block_calls: dict[str, dict[str, float]] = field(default_factory=dict)
     extent_bytes: int | None = None
+    live: Live | None = None
 
     def bounds(self) -> list[Bound]:
         bounds = [bound for case in self.cases for bound in bounds_of(case)]
@@ -187,6 +202,7 @@ class Report:
             "system_calls": [asdict(calls) for calls in self.system_calls],
             "series": [asdict(series) for series in self.series],
             "block_calls": self.block_calls,
+            "live": asdict(self.live) if self.live else None,
             "bounds": [asdict(bound) | {"met": bound.met} for bound in self.bounds()],
         }
 
@@ -254,6 +270,15 @@ def series_lines(series: Series) -> Iterator[str]:
         yield f"  {side:<12} {timing.p50:>12.1f} {timing.p99:>12.1f}   {timing.rounds} rounds"
 
 
+def live_lines(live: Live) -> Iterator[str]:
+    yield f"time to first token with memory enough for all, costs {live.costs} (milliseconds;"
+    yield f"  {live.requests} requests an engine, median of {live.rounds} rounds)"
+    yield f"  {'':<5} {'all held':>10} {'elastic':>10}   elastic ÷ held"
+    for percentile in live.ttft_s["hold"]:
+        held, elastic = (live.ttft_s[way][percentile] * 1000 for way in ("hold", "elastic"))
+        yield f"  {percentile:<5} {held:>10.1f} {elastic:>10.1f} {live.ratio(percentile):>8.2f}"
+
+
 def text(report: Report) -> str:
     lines = [device_line(report.gpu), ""]
     groups: dict[tuple[str, int], list[Case]] = {}
@@ -263,6 +288,8 @@ def text(report: Report) -> str:
         lines += [*place_lines(cases), ""]
     for series in report.series:
         lines += [*series_lines(series), ""]
+    if report.live:
+        lines += [*live_lines(report.live), ""]
     if report.cases:
         lines.append("System calls for mapping and unmapping once:")
         if not report.system_calls:

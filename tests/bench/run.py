@@ -9,8 +9,8 @@ Four sides take turns in one process (bench-map), against a daemon of its own:
   driver      the driver's calls that a borrower cannot do without: import, map, set access; unmap, release
 
 Each page is one extent of 2 MiB, and all pages are mapped, and unmapped, in one call. Both processes are
-pinned: to the same core, and to a core each. Exit status: 0, 1 when a bound was missed or something failed,
-2 usage.
+pinned: to the same core, and to a core each. Blocks, schedulers, crowds and live engines follow: rows.py.
+Exit status: 0, 1 when a bound was missed or something failed, 2 usage.
 """
 
 from __future__ import annotations
@@ -241,7 +241,10 @@ def measure_crowd(site: Site, arguments: argparse.Namespace, report: reports.Rep
 
 def measure_live(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
     progress("live engines, with all memory from the start and with what they need")
-    report.series.append(rows.live(site, 1 if arguments.quick else rows.LIVE_ROUNDS))
+    rounds, requests = (
+        (1, rows.LIVE_REQUESTS_QUICK) if arguments.quick else (rows.LIVE_ROUNDS, rows.LIVE_REQUESTS)
+    )
+    report.live = rows.live(site, rounds, requests)
 
 
 def describe_machine(site: Site, arguments: argparse.Namespace) -> reports.Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,15 @@ def test_table() -> None:
     assert "System calls for mapping and unmapping once:" in lines
 
 
+def test_live() -> None:
+    ways = {"hold": {"p50": 0.1, "p99": 0.5}, "elastic": {"p50": 0.11, "p99": 0.6}}
+    with_live = replace(report(case(1)), live=reports.Live("a100", 2, 60, ways))
+    assert ["p50", "100.0", "110.0", "1.10"] in [
+        line.split() for line in reports.text(with_live).splitlines()
+    ]
+    assert with_live.to_json()["live"]["ttft_s"] == ways
+
+
 STRACE = """\
 % time     seconds  usecs/call     calls    errors syscall
 ------ ----------- ----------- --------- --------- ----------------
@@ -147,6 +157,7 @@ def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
         for side in measured["sides"].values():
             assert 0 < side["map_ns"]["p50"] <= side["map_ns"]["p99"]
             assert side["map_ns"]["rounds"] == 20
+    assert set(result["live"]["ttft_s"]) == {"hold", "elastic"}
     assert not result["judged"]
     assert f"GPU {result['gpu']['index']}: {result['gpu']['name']}" in done.stdout
     assert "64 pages" in done.stderr
