@@ -205,9 +205,9 @@ KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret);
 KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 
 /* Gives all cached free pages back to the daemon, and those that wait for the GPU, which is waited for; and
- * refills no cache before the region's next map. Of a kvc_blocks over one region of this process it takes the
- * free pages, and what is set aside, that no report counts on: kvc_blocks_trim() takes those, too, and keeps
- * pages from being made ready anew. KVC_E_DRIVER, KVC_E_TIMEOUT, KVC_E_DISCONNECTED. */
+ * refills no cache before the region's next map. Of a kvc_blocks it takes the free pages, and what is
+ * set aside, that no report counts on: kvc_blocks_trim() takes those, too, and keeps pages from being made
+ * ready anew. KVC_E_DRIVER, KVC_E_TIMEOUT, KVC_E_DISCONNECTED. */
 KVC_API int kvc_trim(struct kvc_client *client);
 
 /* Flags of a region, since 0.2. */
