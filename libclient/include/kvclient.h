@@ -151,8 +151,8 @@ struct kvc_options {
 
 /* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or the uid in
  * $KVCACHED_DAEMON_UID. Loads the CUDA driver, or the emulated one that belongs to this library when the
- * daemon's device is emulated; a scheduler loads none. KVC_E_VERSION for a scheduler whose daemon is older than
- * 0.2. */
+ * daemon's device is emulated; a scheduler loads none. KVC_E_VERSION for a scheduler whose daemon is older
+ * than 0.2. */
 KVC_API int kvc_open(const struct kvc_options *options, struct kvc_client **ret);
 
 /* Closes the regions that are left, returns their memory, disconnects. NULL is fine; returns NULL. */
@@ -205,9 +205,9 @@ KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret);
 KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 
 /* Gives all cached free pages back to the daemon, and those that wait for the GPU, which is waited for; and
- * refills no cache before the region's next map. Of a kvc_blocks it takes the free pages, and what is
- * set aside, that no report counts on: kvc_blocks_trim() takes those, too, and keeps pages from being made
- * ready anew. KVC_E_DRIVER, KVC_E_TIMEOUT, KVC_E_DISCONNECTED. */
+ * refills no cache before the region's next map. Of a kvc_blocks it takes the free pages, and what is set
+ * aside, that no report counts on: kvc_blocks_trim() takes those, too, and keeps pages from being made ready
+ * anew. KVC_E_DRIVER, KVC_E_TIMEOUT, KVC_E_DISCONNECTED. */
 KVC_API int kvc_trim(struct kvc_client *client);
 
 /* Flags of a region, since 0.2. */
@@ -277,23 +277,23 @@ KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
  * nobody knows: such a page is unusable until its region is closed. */
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n);
 
-/* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow, while
- * the instance is within its limit and not asked for memory; the rest is with the daemon when the call returns. A cached page may stay
- * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER; KVC_E_DISCONNECTED and
- * KVC_E_TIMEOUT when the daemon has not confirmed what was given back (the pages are unmapped all the
- * same). */
+/* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow,
+ * while the instance is within its limit and not asked for memory; the rest is with the daemon when the call
+ * returns. A cached page may stay accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_PINNED,
+ * KVC_E_DRIVER; KVC_E_DISCONNECTED and KVC_E_TIMEOUT when the daemon has not confirmed what was given back
+ * (the pages are unmapped all the same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Since 0.2. As kvc_region_unmap(), once the GPU has come to `event`: a CUevent of the device's primary
  * context that was recorded before (one that never was counts as come), and not in a stream that is being
  * captured. The pages are the caller's no more when the call returns, and count as mapped until they are
- * unmapped. The event is the caller's again: it may be recorded anew, or destroyed.
- * Nothing waits: the library looks when it maps, unmaps or dispatches, on its own thread or by the host, and
- * without any call nothing is unmapped. (The library's thread wakes up for the daemon, not for an event.) Events are passed in the order of these calls, so one that is late
- * holds up later ones. The library waits for the GPU when the memory or the pages are wanted: in a map that
- * would be refused otherwise, a map of such a page, kvc_trim(), and when the region is closed; other threads
- * can use the client meanwhile. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER, KVC_E_NOMEM; KVC_E_INVALID in
- * a scheduler, too. */
+ * unmapped. The event is the caller's again: it may be recorded anew, or destroyed. Nothing waits: the
+ * library looks when it maps, unmaps or dispatches, on its own thread or by the host, and without any call
+ * nothing is unmapped. (The library's thread wakes up for the daemon, not for an event.) Events are passed in
+ * the order of these calls, so one that is late holds up later ones. The library waits for the GPU when the
+ * memory or the pages are wanted: in a map that would be refused otherwise, a map of such a page, kvc_trim(),
+ * and when the region is closed; other threads can use the client meanwhile. KVC_E_NOT_MAPPED, KVC_E_PINNED,
+ * KVC_E_DRIVER, KVC_E_NOMEM; KVC_E_INVALID in a scheduler, too. */
 KVC_API int kvc_region_unmap_after(struct kvc_region *region, const uint64_t *pages, size_t n, void *event);
 
 /* Since 0.2. The stream in which pages are cleared from now on; waits until those that the old one clears
@@ -395,19 +395,20 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
 
 /* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
  * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used;
- * KVC_E_IN_DOUBT: there might be, in pages about which a worker has not answered; KVC_E_WORKER. KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
- * without need was given up for it, and the daemon has refused all the same. */
+ * KVC_E_IN_DOUBT: there might be, in pages about which a worker has not answered; KVC_E_WORKER. KVC_E_LIMIT,
+ * KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere without need was
+ * given up for it, and the daemon has refused all the same. */
 KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
 
 /* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not
  * unmapped before kvc_blocks_complete() has said that `epoch` is complete; 0: they may be at any time. When
  * more free pages are mapped than max_reserved_pages, or the instance is asked for memory, they are unmapped
- * by this call, which then waits for the daemon, if no report holds that counts on them. KVC_E_NOT_ALLOCATED: one is not allocated, named
- * twice, or no block. */
+ * by this call, which then waits for the daemon, if no report holds that counts on them. KVC_E_NOT_ALLOCATED:
+ * one is not allocated, named twice, or no block. */
 KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch);
 
-/* The GPU no longer uses what was freed with this epoch or a lower one, on any stream and rank. Epochs are the
- * engine's own numbers, above 0, and only grow: a lower one than before changes nothing. Pages may be
+/* The GPU no longer uses what was freed with this epoch or a lower one, on any stream and rank. Epochs are
+ * the engine's own numbers, above 0, and only grow: a lower one than before changes nothing. Pages may be
  * unmapped, as by kvc_blocks_free(); so they may by release, resize and clear. */
 KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
 
@@ -421,10 +422,11 @@ KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
 
 /* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds
  * them; above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there
- * are no leases (the daemon is older than 0.2; or, with one region, preallocation is off) pages are mapped in
- * place of being set aside, and who waits does so as in kvc_blocks_alloc(), whatever `timeout_ms`; with
- * several regions that is so for 0, too. *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
- * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
+ * are no leases (the daemon is older than 0.2; or, over one region of this process, preallocation is off)
+ * pages are mapped in place of being set aside, and who waits does so as in kvc_blocks_alloc(), whatever
+ * `timeout_ms`; over several regions, or workers', that is so for 0, too. *ret_available (may be NULL) is as
+ * kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS, KVC_E_LIMIT, KVC_E_BUDGET, ...: as
+ * kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
 KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available);
 
 /* Sets n more free blocks aside, mapping pages as kvc_blocks_alloc() does: the next allocations take them
