@@ -32,13 +32,12 @@ const struct command command_limit = {
     .name = "limit",
     .arguments = "<ipc> <size>",
     .summary = "set the limit of an instance in bytes",
-    .help =
-        "Sets how much memory the instance may have: 1024, 512M, 512MB, 2G, 2GB, 1.5G, 1T. K, M, G and T "
-        "are\n"
-        "powers of 1024. 0 is a limit, too. The limit holds at once, whatever the instance is doing: one "
-        "that\n"
-        "uses more gets nothing new until it has returned enough. It outlives the instance and the daemon,\n"
-        "until `kvctl delete`; the daemon's budget caps it.\n",
+    .help = "Sets how much memory the instance may have: 1024, 512M, 512MB, 2G, 2GB, 1.5G, 1T. K, M, G and T "
+            "are\n"
+            "powers of 1024. 0 is a limit, too. The limit holds at once, whatever the instance is doing: one "
+            "that\n"
+            "uses more is asked to give back, and gets nothing new until it has. The limit outlives the\n"
+            "instance and the daemon, until `kvctl delete`; the daemon's budget caps it.\n",
     .options = OPTIONS_DAEMON | OPTION_JSON,
     .min_words = 2,
     .max_words = 2,

@@ -18,7 +18,7 @@
  *
  * CUDA: the library works in the device's primary context, and leaves the calling thread's current context as
  * it found it. It doesn't wait for kernels: unmap a page only when nothing on the GPU uses it any more, or
- * with kvc_region_unmap_after().
+ * with kvc_region_unmap_after(), and free blocks with an epoch.
  *
  * Errors: functions that return int return 0 or a negative KVC_E_* value. kvc_last_error() has the details. A
  * call that fails has changed nothing, unless it says otherwise. The library never aborts, installs no signal
@@ -49,7 +49,8 @@ enum kvc_error {
     KVC_E_CONNECT = -4,        /* no daemon at that socket, or one that is not to be trusted */
     KVC_E_VERSION = -5,        /* daemon and library speak no common protocol version */
     KVC_E_PROTOCOL = -6,       /* the daemon sent something that makes no sense; the connection is over */
-    KVC_E_REFUSED = -7,        /* the daemon does not accept this process, instance name or GPU */
+    KVC_E_REFUSED = -7,        /* the daemon does not accept this process, instance name or GPU; or it is
+                                * short of descriptors or memory of its own, or asked for too much at once */
     KVC_E_LIMIT = -8,          /* the instance's limit cannot hold it */
     KVC_E_BUDGET = -9,         /* the daemon's budget cannot hold it */
     KVC_E_DEVICE_MEMORY = -10, /* the GPU has less free memory than limit and budget allow */
@@ -95,7 +96,7 @@ struct kvc_client;
 struct kvc_region;
 
 /* What the library asks of its engine. Called inside kvc_dispatch(), or on the library's own thread, without
- * any lock held: it may call the library. Members may be NULL. */
+ * any lock held: it may call the library, kvc_close() aside. Members may be NULL. */
 struct kvc_listener {
     size_t size; /* sizeof(struct kvc_listener) */
 
@@ -133,7 +134,8 @@ struct kvc_options {
      */
     int max_reserved_pages;
 
-    uint64_t max_reserved_bytes; /* ... and in bytes, over all regions; 0: no further bound */
+    /* ... and in bytes: of all regions together, but of each kvc_blocks by itself. 0: no further bound. */
+    uint64_t max_reserved_bytes;
 
     /* This engine's own wish for a limit, a fraction of the device, above 0 and at most 1. 0:
      * $KVCACHED_GPU_UTILIZATION if set, else none. */
@@ -149,7 +151,8 @@ struct kvc_options {
 
 /* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or the uid in
  * $KVCACHED_DAEMON_UID. Loads the CUDA driver, or the emulated one that belongs to this library when the
- * daemon's device is emulated. */
+ * daemon's device is emulated; a scheduler loads none. KVC_E_VERSION for a scheduler whose daemon is older
+ * than 0.2. */
 KVC_API int kvc_open(const struct kvc_options *options, struct kvc_client **ret);
 
 /* Closes the regions that are left, returns their memory, disconnects. NULL is fine; returns NULL. */
@@ -162,8 +165,9 @@ KVC_API int kvc_get_fd(const struct kvc_client *client);
 KVC_API int kvc_get_events(struct kvc_client *client);
 KVC_API int kvc_get_timeout(struct kvc_client *client);
 
-/* Handles what has arrived and refills caches; never waits. KVC_E_DISCONNECTED again and again once
- * disconnected. */
+/* Does what there is to do: receives answers, carries out a scheduler's orders, refills caches, calls the
+ * listener. Waits only where the daemon has asked for memory: until it has confirmed what is given back, as
+ * long as the client's timeout. KVC_E_DISCONNECTED again and again once disconnected. */
 KVC_API int kvc_dispatch(struct kvc_client *client);
 
 struct kvc_status {
@@ -171,8 +175,9 @@ struct kvc_status {
     uint64_t limit_bytes;  /* of the instance, in force */
     uint64_t used_bytes;   /* by the instance, all its peers, caches included; may include promises */
     uint64_t budget_bytes; /* of the daemon */
-    uint64_t mapped_bytes; /* this client's mapped pages */
-    uint64_t cached_bytes; /* this client's free pages, still mapped or only imported */
+    uint64_t mapped_bytes; /* this client's mapped pages, the free ones of a kvc_blocks included; a scheduler
+                            * maps none itself */
+    uint64_t cached_bytes; /* this client's free pages otherwise, still mapped or only imported */
     int over_limit;        /* used is above the limit: nothing is granted */
     int frozen;
     int connected; /* as far as the library has noticed */
@@ -191,16 +196,18 @@ struct kvc_device {
     uint32_t n_classes;
     uint64_t class_bytes[KVC_CLASSES_MAX]; /* extent sizes, smallest first */
     int emulated;
-    int ordinal; /* CUdevice of this process */
+    int ordinal; /* CUdevice of this process; -1 in a scheduler */
 };
 KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret);
 
 /* The driver library that this client uses, for dlopen() by who wants to make further driver calls on the
- * same device. Lives as long as the client. */
+ * same device. Lives as long as the client. NULL in a scheduler. */
 KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 
 /* Gives all cached free pages back to the daemon, and those that wait for the GPU, which is waited for; and
- * refills no cache before the region's next map. */
+ * refills no cache before the region's next map. Of a kvc_blocks it takes the free pages, and what is set
+ * aside, that no report counts on: kvc_blocks_trim() takes those, too, and keeps pages from being made ready
+ * anew. KVC_E_DRIVER, KVC_E_TIMEOUT, KVC_E_DISCONNECTED. */
 KVC_API int kvc_trim(struct kvc_client *client);
 
 /* Flags of a region, since 0.2. */
@@ -245,7 +252,9 @@ struct kvc_region_options {
     uint32_t rank;  /* ... and which of its workers */
 };
 
-/* Reserves address space. Costs no memory. KVC_E_BUDGET when not even one page could be backed. */
+/* Reserves address space. Costs no memory, holes aside. A client has up to 256 regions (then KVC_E_REFUSED),
+ * one with holes counting twice. KVC_E_INVALID, KVC_E_NOSPACE, KVC_E_DRIVER; KVC_E_BUDGET when not even one
+ * page could be backed; KVC_E_VERSION for KVC_REGION_ORDERED with a daemon older than 0.2. */
 KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_options *options,
                             struct kvc_region **ret);
 
@@ -268,32 +277,34 @@ KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
  * nobody knows: such a page is unusable until its region is closed. */
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n);
 
-/* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow and
- * the instance is within its limit; the rest is with the daemon when the call returns. A cached page may stay
- * accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER; KVC_E_DISCONNECTED and
- * KVC_E_TIMEOUT when the daemon has not confirmed what was given back (the pages are unmapped all the
- * same). */
+/* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow,
+ * while the instance is within its limit and not asked for memory; the rest is with the daemon when the call
+ * returns. A cached page may stay accessible until it is reused. KVC_E_NOT_MAPPED, KVC_E_PINNED,
+ * KVC_E_DRIVER; KVC_E_DISCONNECTED and KVC_E_TIMEOUT when the daemon has not confirmed what was given back
+ * (the pages are unmapped all the same). */
 KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Since 0.2. As kvc_region_unmap(), once the GPU has come to `event`: a CUevent of the device's primary
  * context that was recorded before (one that never was counts as come), and not in a stream that is being
  * captured. The pages are the caller's no more when the call returns, and count as mapped until they are
- * unmapped. The event is the caller's again: it may be recorded anew, or destroyed.
- * Nothing waits: the library looks when it maps, unmaps or dispatches, on its own thread or by the host, and
- * without any call nothing is unmapped. Events are passed in the order of these calls, so one that is late
- * holds up later ones. The library waits for the GPU when the memory or the pages are wanted: in a map that
- * would be refused otherwise, a map of such a page, kvc_trim(), and when the region is closed; other threads
- * can use the client meanwhile. KVC_E_NOT_MAPPED, KVC_E_PINNED, KVC_E_DRIVER, KVC_E_NOMEM. */
+ * unmapped. The event is the caller's again: it may be recorded anew, or destroyed. Nothing waits: the
+ * library looks when it maps, unmaps or dispatches, on its own thread or by the host, and without any call
+ * nothing is unmapped. (The library's thread wakes up for the daemon, not for an event.) Events are passed in
+ * the order of these calls, so one that is late holds up later ones. The library waits for the GPU when the
+ * memory or the pages are wanted: in a map that would be refused otherwise, a map of such a page, kvc_trim(),
+ * and when the region is closed; other threads can use the client meanwhile. KVC_E_NOT_MAPPED, KVC_E_PINNED,
+ * KVC_E_DRIVER, KVC_E_NOMEM; KVC_E_INVALID in a scheduler, too. */
 KVC_API int kvc_region_unmap_after(struct kvc_region *region, const uint64_t *pages, size_t n, void *event);
 
 /* Since 0.2. The stream in which pages are cleared from now on; waits until those that the old one clears
- * are. KVC_E_INVALID, KVC_E_DRIVER. */
+ * are. KVC_E_INVALID (in a scheduler, too), KVC_E_DRIVER. */
 KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream);
 
 /* Since 0.2. Pins mapped pages, for as long as their memory is registered with somebody who keeps it whatever
- * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED,
- * the pages' memory is not kept for others and never asked back. All or nothing; the region's end ends them.
- * Blocks in pinned pages are allocated and freed as always. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
+ * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED
+ * (KVC_E_WORKER where a scheduler wants it), the pages' memory is not kept for others and never asked back.
+ * All or nothing; the region's end ends them. Blocks in pinned pages are allocated and freed as always. Pages
+ * are pinned where they are mapped: KVC_E_INVALID in a scheduler. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
 KVC_API int kvc_region_pin(struct kvc_region *region, uint64_t first, uint64_t n);
 KVC_API int kvc_region_unpin(struct kvc_region *region, uint64_t first, uint64_t n);
 
@@ -309,7 +320,8 @@ struct kvc_layout {
     int contiguous;
 };
 
-/* Sets `segments` and `page_bytes` of the options, and nothing else. Any thread. KVC_E_INVALID,
+/* Sets `segments` and `page_bytes` of the options, and nothing else: one segment of pages of layers ×
+ * kv_buffers × page_bytes, or so many segments of pages of page_bytes. Any thread. KVC_E_INVALID,
  * KVC_E_ENVIRONMENT. */
 KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region_options *options);
 
@@ -332,20 +344,26 @@ KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region
 /* Finds the region that a worker of this client's instance has opened under the two numbers, and waits for
  * it. `timeout_ms`: for how long; negative: no limit; 0: as the client's. What an earlier scheduler has
  * left mapped there is unmapped first: of several schedulers the last one rules. Closing leaves the
- * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER. */
+ * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER; KVC_E_INVALID: the client is no scheduler. */
 KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
                               struct kvc_region **ret);
+
 /* ---- Blocks (since 0.2) ----
  *
  * A kvc_blocks hands out the KV blocks that lie in a region's pages, and maps and unmaps the pages as needed.
  * Block b lies at byte b × block_bytes of each segment; a block that would lie in two pages is never handed
- * out. Blocks have numbers from 0 on.
+ * out. Blocks have numbers from 0 on. Of further regions only the pages count: page i is mapped there when
+ * blocks of page i are handed out, and what lies where in it is the engine's affair.
  *
- * Until it is closed the region's pages are the kvc_blocks': kvc_region_map() and kvc_region_unmap() return
- * KVC_E_INVALID. Close it before its regions; closing them, or their client, closes it too.
+ * Until it is closed the region's pages are the kvc_blocks': kvc_region_map(), kvc_region_unmap() and
+ * kvc_region_unmap_after() return KVC_E_INVALID. Close it before its regions; closing them, or their client,
+ * closes it too.
  *
- * Threads: all functions, from any. On pages that are mapped, alloc and free make no system call and take
- * about a tenth of a microsecond; while one call waits for the daemon others run.
+ * Threads: all functions, from any. On pages that are mapped, alloc and free send nothing, cost the same
+ * however many pages there are, and make no system call, except that the library's thread is woken, every
+ * 10 ms at most, when free pages run out. While one call waits for the daemon others run.
+ *
+ * Bounds, `report_ms` and the timeout of kvc_blocks_want() are those of the first region's client.
  *
  * Promises: see kvc_blocks_available().
  */
@@ -362,28 +380,36 @@ struct kvc_blocks_options {
 };
 
 /* With several regions, page i of each is mapped and unmapped together with page i of the others: all or none
- * of them. They may be different clients', and have different page sizes, but the same number of pages.
- * KVC_E_INVALID; with `null_block` what kvc_region_map() returns. */
+ * of them. They may be different clients', and have different page sizes, but the same number of pages. They
+ * are all this process', or all workers' that were attached to (where a worker that does not answer, or
+ * cannot undo, leaves a page in doubt: unusable until that is known). Nothing may be mapped in them, and none
+ * may be a KVC_REGION_ORDERED one. KVC_E_INVALID, KVC_E_NOMEM; with `null_block` what kvc_blocks_alloc()
+ * returns. */
 KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
                             const struct kvc_blocks_options *options, struct kvc_blocks **ret);
 
-/* Unmaps all pages, used or not, and gives their memory back. NULL is fine; returns NULL. */
+/* Unmaps all pages, used or not, and gives their memory back. What cannot be unmapped (pinned pages, a driver
+ * that fails, a worker that does not answer) stays mapped until the region that has it is closed, and the log
+ * is told. NULL is fine; returns NULL. */
 KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
 
 /* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
- * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used.
- * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
- * without need was given up for it, and the daemon has refused all the same. */
+ * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used;
+ * KVC_E_IN_DOUBT: there might be, in pages about which a worker has not answered; KVC_E_WORKER. KVC_E_LIMIT,
+ * KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere without need was
+ * given up for it, and the daemon has refused all the same. */
 KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
 
 /* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not
  * unmapped before kvc_blocks_complete() has said that `epoch` is complete; 0: they may be at any time. When
  * more free pages are mapped than max_reserved_pages, or the instance is asked for memory, they are unmapped
- * by this call, if no report holds that counts on them. KVC_E_NOT_ALLOCATED: one is not allocated, named
- * twice, or no block. */
+ * by this call, which then waits for the daemon, if no report holds that counts on them. KVC_E_NOT_ALLOCATED:
+ * one is not allocated, named twice, or no block. */
 KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch);
 
-/* The GPU no longer uses what was freed with this epoch or a lower one. */
+/* The GPU no longer uses what was freed with this epoch or a lower one, on any stream and rank. Epochs are
+ * the engine's own numbers, above 0, and only grow: a lower one than before changes nothing. Pages may be
+ * unmapped, as by kvc_blocks_free(); so they may by release, resize and clear. */
 KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
 
 /* How many blocks kvc_blocks_alloc() can have now: the free ones in mapped pages, and those of pages whose
@@ -391,14 +417,16 @@ KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
  * the daemon nor the library takes them for anything else, so that a scheduler's step can rely on it; what is
  * allocated meanwhile is taken off. Another engine's promises are never counted. While the daemon asks for
  * memory back only what is certain to stay is counted. More may be had: see kvc_blocks_want(). 0 where the
- * handle is no good. Takes nanoseconds, never waits. */
+ * handle is no good. Takes nanoseconds, and waits for neither daemon nor GPU. */
 KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
 
 /* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds
  * them; above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there
- * are no leases (preallocation is off, or the daemon older than 0.2) pages are mapped in place of being set
- * aside. *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
- * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
+ * are no leases (the daemon is older than 0.2; or, over one region of this process, preallocation is off)
+ * pages are mapped in place of being set aside, and who waits does so as in kvc_blocks_alloc(), whatever
+ * `timeout_ms`; over several regions, or workers', that is so for 0, too. *ret_available (may be NULL) is as
+ * kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS, KVC_E_LIMIT, KVC_E_BUDGET, ...: as
+ * kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
 KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available);
 
 /* Sets n more free blocks aside, mapping pages as kvc_blocks_alloc() does: the next allocations take them
@@ -430,7 +458,8 @@ struct kvc_page_census {
 KVC_API int kvc_blocks_census(struct kvc_blocks *blocks, struct kvc_page_census *ret, size_t max,
                               size_t *ret_n);
 
-/* The page in which a block begins; UINT64_MAX where the handle is no good. */
+/* The page in which a block begins; the number of pages for what is no block of the region, UINT64_MAX where
+ * the handle is no good. */
 KVC_API uint64_t kvc_blocks_page_of(const struct kvc_blocks *blocks, uint32_t id);
 
 struct kvc_blocks_status {
@@ -439,8 +468,8 @@ struct kvc_blocks_status {
     uint64_t used_blocks;     /* allocated */
     uint64_t free_blocks;     /* in mapped pages, reserved ones included */
     uint64_t reserved_blocks; /* see kvc_blocks_reserve() */
-    uint64_t claimed_pages;   /* set aside by the daemon, and promised to this region */
-    uint64_t offered_pages;   /* set aside by the daemon, and not claimed yet */
+    uint64_t claimed_pages;   /* set aside by the daemon, and promised; of several regions the least */
+    uint64_t offered_pages;   /* ... and not claimed yet; of several regions: 0, or there are some */
     uint64_t mapped_pages;    /* the sum of free, partly used and full ones, and those beyond a resize */
     uint64_t free_pages;
     uint64_t partly_pages;

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 from harness.broker import Programs, Site, run_program
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 
 
 def block(language: str, containing: str) -> str:
@@ -40,8 +42,17 @@ def test_commands_of_kvctl(programs: Programs) -> None:
     assert "llama" in programs.kvctl("list", daemon=daemon).out
 
 
+def test_engine_in_c(tmp_path: Path) -> None:
+    source = tmp_path / "engine.c"
+    source.write_text(block("c", "kvc_open"))
+    command = ["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "libclient/include")]
+    command += ["-c", str(source), "-o", str(tmp_path / "engine.o")]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr
+
+
 def test_files_that_it_links() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README.replace("\n", " "))
     assert len(links) > 10
     for link in links:
-        assert (Path(__file__).parents[2] / link).exists(), link
+        assert (ROOT / link).exists(), link
