@@ -85,6 +85,9 @@ static int make_room(struct broker *broker, struct broker_request *request, uint
     r = find_shortage(broker, request, &lacking);
     if (r != request->error)
         return 0;
+    /* Offers that were claimed meanwhile can be asked for. */
+    if (!is_late(broker, request))
+        hope = notices_hope(broker, scope, request->peer, request->serial);
     *ret_undecided = hope > 0;
     if (*ret_undecided)
         wait_for_others(broker, request, scope, lacking);

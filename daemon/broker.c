@@ -405,8 +405,9 @@ static bool next_look(struct broker *broker, struct broker_action *ret)
 bool broker_next_action(struct broker *broker, struct broker_action *ret)
 {
     broker->forgotten = instance_free(broker, broker->forgotten);
-    return next_answer(broker, ret) || leases_next_report(broker, ret) || notices_next(broker, ret) ||
-           next_status(broker, ret) || next_of(broker, &broker->exports, BROKER_ACTION_EXPORT, ret) ||
+    /* The status is seen before a notice: who has answered one doesn't take back at once what it gave. */
+    return next_answer(broker, ret) || leases_next_report(broker, ret) || next_status(broker, ret) ||
+           notices_next(broker, ret) || next_of(broker, &broker->exports, BROKER_ACTION_EXPORT, ret) ||
            next_of(broker, &broker->exports_ahead, BROKER_ACTION_EXPORT, ret) ||
            next_of(broker, &broker->creates, BROKER_ACTION_CREATE, ret) || next_look(broker, ret) ||
            next_of(broker, &broker->destroys, BROKER_ACTION_DESTROY, ret);

@@ -288,6 +288,11 @@ static uint32_t in_transit(struct broker *broker, struct broker_lease *lease)
     return read_word(broker, lease, &word) ? lease->issued - word.offered - word.claimed : 0;
 }
 
+uint64_t lease_spent_bytes(struct broker *broker, struct broker_lease *lease)
+{
+    return in_transit(broker, lease) * lease->page_bytes;
+}
+
 void lease_fill_request(struct broker *broker, struct broker_lease *lease, struct broker_request *request)
 {
     uint32_t slot = 0;

@@ -44,26 +44,56 @@ static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
     return bytes;
 }
 
-/* Who has scribbled over a word is not believed otherwise either. */
-static uint64_t hinted_bytes(struct broker *broker, struct broker_peer *peer)
+/* What the word of the peer can be about: what it holds, or has on its way out of a lease; and a scheduler has
+ * pages of its workers', who are peers of its instance. */
+static uint64_t books_bytes(struct broker *broker, const struct broker_peer *peer)
 {
-    uint64_t claimed = claimed_bytes(broker, peer), cached = 0;
+    uint64_t bytes = 0;
+
+    list_for_each (it, &peer->instance->peers) {
+        const struct broker_peer *mate = container_of(it, struct broker_peer, link);
+
+        bytes += mate->lost ? 0 : mate->held_bytes;
+    }
+    list_for_each (it, &peer->requests) {
+        const struct broker_request *request = container_of(it, struct broker_request, peer_link);
+
+        if (request->promised && request->state == BROKER_REQUEST_READY)
+            bytes += request->bytes;
+    }
+    list_for_each (it, &peer->leases)
+        bytes += lease_spent_bytes(broker, container_of(it, struct broker_lease, link));
+    return bytes;
+}
+
+/* Free pages, and memory on its way to become such. Who has scribbled over a word is not believed otherwise
+ * either. */
+static uint64_t cached_bytes(struct broker *broker, const struct broker_peer *peer)
+{
+    uint64_t bytes = 0;
 
     list_for_each (it, &peer->leases) {
         const struct broker_lease *lease = container_of(it, struct broker_lease, link);
 
-        if (lease->frozen)
-            continue;
-        cached =
-            u64_add_ceil(cached, pages_to_bytes(atomic_load(&lease->line->cached_pages), lease->page_bytes));
+        if (!lease->frozen)
+            bytes = u64_add_ceil(bytes,
+                                 pages_to_bytes(atomic_load(&lease->line->cached_pages), lease->page_bytes));
     }
-    return claimed + u64_min(cached, peer->held_bytes);
+    return bytes ? u64_min(bytes, books_bytes(broker, peer)) : 0;
 }
 
-/* Held, and not pinned by its own word. */
-static uint64_t givable_bytes(const struct broker_peer *peer)
+/* Claims first: a client counts what it spends before the claims are gone. */
+static uint64_t hinted_bytes(struct broker *broker, struct broker_peer *peer)
 {
-    uint64_t bytes = peer->held_bytes, pinned = 0;
+    uint64_t claimed = claimed_bytes(broker, peer);
+
+    return claimed + cached_bytes(broker, peer);
+}
+
+/* Held, and not pinned by its own word; a scheduler holds nothing, but may have free pages. */
+static uint64_t givable_bytes(struct broker *broker, const struct broker_peer *peer)
+{
+    uint64_t bytes = u64_max(peer->held_bytes, cached_bytes(broker, peer)), pinned = 0;
 
     list_for_each (it, &peer->leases) {
         const struct broker_lease *lease = container_of(it, struct broker_lease, link);
@@ -78,6 +108,12 @@ static uint64_t givable_bytes(const struct broker_peer *peer)
 static bool is_due(const struct broker_peer *peer)
 {
     return peer->courtesy_bytes || peer->limit_bytes;
+}
+
+/* One who is at it counts for what it was asked for: that may be on its way back already. */
+static uint64_t hoped_bytes(struct broker *broker, struct broker_peer *peer)
+{
+    return u64_max(hinted_bytes(broker, peer), peer->noticed ? peer->asked_bytes : 0);
 }
 
 /* Is there anything to be hoped for from it, for the need of that number? */
@@ -103,7 +139,7 @@ uint64_t notices_hope(struct broker *broker, struct broker_instance *instance, c
         struct broker_peer *peer = of_list(it, instance);
 
         if (peer != but && may_help(peer, serial))
-            bytes += hinted_bytes(broker, peer);
+            bytes += hoped_bytes(broker, peer);
     }
     return bytes;
 }
@@ -205,7 +241,7 @@ static void share_out(struct broker *broker, struct broker_instance *instance, u
 
         if (!peer->listens || peer->lost)
             continue;
-        givable += givable_bytes(peer);
+        givable += givable_bytes(broker, peer);
         until = (uint64_t)((unsigned __int128)bytes * givable / total);
         peer->limit_bytes = until - shared;
         shared = until;
@@ -222,7 +258,7 @@ void notices_limit(struct broker *broker, struct broker_instance *instance)
     list_for_each (it, &instance->peers) {
         const struct broker_peer *peer = container_of(it, struct broker_peer, link);
 
-        total += peer->listens && !peer->lost ? givable_bytes(peer) : 0;
+        total += peer->listens && !peer->lost ? givable_bytes(broker, peer) : 0;
     }
     if (over == 0 || total == 0)
         return;

@@ -135,10 +135,6 @@ int block_alloc_plan(struct block_alloc *alloc, size_t n, uint64_t *ret_pages);
  * lowest, so these are the least likely to be used next, and the mapped pages stay together at the start. */
 size_t block_alloc_shed(struct block_alloc *alloc, uint64_t keep, size_t max, uint64_t *ret_pages);
 
-/* The same for pages that are named: those of them that are mapped and can be shed, whatever that leaves. */
-size_t block_alloc_shed_these(struct block_alloc *alloc, const uint64_t *pages, size_t n,
-                              uint64_t *ret_pages);
-
 /* What the owner has to say of pages that are not its to use otherwise. 0, BLOCK_ALLOC_E_PAGE,
  * BLOCK_ALLOC_E_STATE: of the first page that is wrong, and nothing has changed. */
 int block_alloc_mapped(struct block_alloc *alloc, const uint64_t *pages, size_t n);   /* MAPPING, DOUBT */

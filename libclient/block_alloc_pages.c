@@ -291,20 +291,6 @@ size_t block_alloc_shed(struct block_alloc *alloc, uint64_t keep, size_t max, ui
     return n;
 }
 
-size_t block_alloc_shed_these(struct block_alloc *alloc, const uint64_t *pages, size_t n, uint64_t *ret_pages)
-{
-    size_t n_shed = 0;
-
-    for (size_t i = 0; i < n; i++) {
-        if (!bit_tree_has(alloc->sheddable, pages[i]))
-            continue;
-        set_state(alloc, pages[i], BLOCK_ALLOC_UNMAPPING);
-        ret_pages[n_shed++] = pages[i];
-    }
-    block_alloc_publish(alloc);
-    return n_shed;
-}
-
 void block_alloc_complete(struct block_alloc *alloc, uint64_t epoch)
 {
     if (epoch <= alloc->completed)

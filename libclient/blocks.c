@@ -55,10 +55,12 @@ bool blocks_are_alone(const struct kvc_blocks *blocks)
     return blocks->n_regions == 1 && !blocks->group;
 }
 
+/* What a notice would bring back; for a moment too much, where something is on its way, but never too little,
+ * since others are refused then. */
 static void hint(struct kvc_blocks *blocks, const struct block_alloc_counts *counts)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
-        lease_hint(blocks->regions[i], blocks_are_alone(blocks) ? counts->sheddable_pages : 0,
+        lease_hint(blocks->regions[i], counts->sheddable_pages + blocks->regions[i]->ahead_pages,
                    counts->pinned_pages);
 }
 
@@ -90,6 +92,12 @@ static void hint_again(struct kvc_blocks *blocks)
 
     block_alloc_count(blocks->alloc, &counts);
     hint(blocks, &counts);
+}
+
+void blocks_set_ahead(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages)
+{
+    region->ahead_pages = pages;
+    hint_again(blocks);
 }
 
 /* Pages that come and go at the edge are not used up: only a new low counts. True: it is one. */

@@ -40,7 +40,8 @@ struct kvc_blocks {
     uint64_t wanted_pages;   /* to be mapped in the background, where there are no leases */
     _Atomic uint64_t poked_ns;
     struct kvc_blocks_status counters; /* what only counts up */
-    unsigned n_users;                  /* threads at work for nobody; under the first client's lock */
+    unsigned n_users;                  /* threads at work for nobody */
+    bool closing;                      /* no more of them */
 
     size_t *order;       /* of the regions, by their GPUs' UUIDs: nobody waits in a circle */
     struct group *group; /* not NULL: they are workers' elsewhere */
@@ -65,6 +66,9 @@ int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns
 /* The moment until which the last report holds. */
 uint64_t blocks_report_until(const struct kvc_blocks *blocks);
 
+/* With the lock: memory of so many pages is on its way to become free pages of the region. */
+void blocks_set_ahead(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages);
+
 /* ---- blocks_pages.c: without the lock ---- */
 
 /* Maps what was planned, in all regions or none. 0, or what kvc_region_map() returns. */
@@ -80,6 +84,9 @@ int blocks_grow(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
 /* Unmaps free pages until `keep` are left, as far as reports let it. 0 or KVC_E_*: some could not be, or the
  * daemon has not confirmed it. */
 int blocks_shrink(struct kvc_blocks *blocks, uint64_t keep);
+
+/* The same, down to none, and at most `max`. Returns how many. */
+uint64_t blocks_shrink_by(struct kvc_blocks *blocks, uint64_t max);
 
 /* Unmaps free pages if there are too many, or the instance is asked for memory. */
 void blocks_tidy(struct kvc_blocks *blocks);
@@ -98,7 +105,21 @@ bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct l
 /* Pages are pinned, or not any more. */
 void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
 
-/* A region is closed: the last one takes the blocks with it. blocks_forget(): host memory only. */
+/* ---- blocks_give.c: with the client's lock ---- */
+
+/* Unmaps free pages of blocks over several regions, or over workers', but for one: memory of this client of
+ * `wanted` bytes, as far as there is so much. Waits, with the lock released. Returns how many bytes. */
+uint64_t blocks_give(struct kvc_client *client, const struct kvc_blocks *except_or_null, uint64_t wanted);
+
+/* ---- blocks_open.c ---- */
+
+/* Work for nobody begins and ends; in between the blocks and their regions stay. False: they are about to go.
+ * With or without a client's lock. */
+bool blocks_begin(struct kvc_blocks *blocks);
+void blocks_end(struct kvc_blocks *blocks);
+
+/* A region is closed: the last one takes the blocks with it. Waits, with the client's lock released.
+ * blocks_forget(): host memory only. */
 void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region);
 void blocks_forget(struct kvc_blocks *blocks);
 
@@ -106,6 +127,9 @@ void blocks_forget(struct kvc_blocks *blocks);
 
 bool blocks_has_work(const struct kvc_region *region);
 void blocks_work(struct kvc_region *region);
+
+/* With the client's lock: memory on its way to the region has come, or gone. */
+void blocks_note_ahead(struct kvc_region *region);
 
 /* Pages are used up: whoever fills up should look. Of any thread, without any lock. */
 void blocks_poke(struct kvc_blocks *blocks);

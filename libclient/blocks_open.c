@@ -4,7 +4,8 @@
  * Making a kvc_blocks, and its end. From opening to closing its regions' pages are its own: they have no page
  * cache beside it, since free pages that stay mapped are that.
  *
- * The library's own thread may be at work on it, though never for long: whoever closes waits for that.
+ * Threads may be at work on it for nobody, the libraries' own or such as see to a notice: whoever closes waits
+ * for them, with no lock held that they may need.
  */
 
 #include <errno.h>
@@ -188,10 +189,32 @@ KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
 
 /* ---- Closing ---- */
 
-static void wait_for_users(struct kvc_blocks *blocks, struct kvc_client *client)
+bool blocks_begin(struct kvc_blocks *blocks)
 {
+    bool ok;
+
+    pthread_mutex_lock(&blocks->lock);
+    ok = !blocks->closing;
+    blocks->n_users += ok;
+    pthread_mutex_unlock(&blocks->lock);
+    return ok;
+}
+
+void blocks_end(struct kvc_blocks *blocks)
+{
+    pthread_mutex_lock(&blocks->lock);
+    blocks->n_users--;
+    pthread_cond_broadcast(&blocks->changed);
+    pthread_mutex_unlock(&blocks->lock);
+}
+
+static void end_users(struct kvc_blocks *blocks)
+{
+    pthread_mutex_lock(&blocks->lock);
+    blocks->closing = true;
     while (blocks->n_users > 0)
-        pthread_cond_wait(&client->conn->changed, &client->conn->lock);
+        pthread_cond_wait(&blocks->changed, &blocks->lock);
+    pthread_mutex_unlock(&blocks->lock);
 }
 
 static size_t gather(const struct kvc_region *region, uint64_t *next, uint64_t *pages)
@@ -212,6 +235,7 @@ static void leave_region(struct kvc_region *region)
     if (region->refill)
         borrow_abandon(region->refill);
     region->refill = NULL;
+    region->ahead_pages = 0;
     lease_give_up(region, UINT32_MAX);
     lease_hint(region, 0, 0);
     while (!region->remote && (n = gather(region, &next, pages)) > 0)
@@ -226,7 +250,6 @@ static void close_region(struct kvc_blocks *blocks, struct kvc_region *region)
     if (client_enter(region->client) < 0)
         return;
     if (region->blocks == blocks) {
-        wait_for_users(blocks, region->client);
         region->blocks = NULL;
         leave_region(region);
     }
@@ -242,6 +265,7 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
             blocks_forget(blocks);
         return NULL;
     }
+    end_users(blocks);
     if (blocks->group)
         blocks_group_empty(blocks);
     for (size_t i = 0; i < blocks->n_regions; i++)
@@ -249,28 +273,35 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
     return blocks_free(blocks);
 }
 
-static size_t n_owned(const struct kvc_blocks *blocks)
+/* Returns how many are left. */
+static size_t part_with(struct kvc_blocks *blocks, const struct kvc_region *region)
 {
     size_t n = 0;
 
-    for (size_t i = 0; i < blocks->n_regions; i++)
+    for (size_t i = 0; i < blocks->n_regions; i++) {
+        if (blocks->regions[i] == region)
+            blocks->regions[i] = NULL;
         n += blocks->regions[i] && blocks->regions[i]->blocks == blocks;
+    }
     return n;
 }
 
 /* The region's pages are its own affair from here on. */
 void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region)
 {
-    wait_for_users(blocks, region->client);
+    pthread_mutex_unlock(&region->client->conn->lock);
+    end_users(blocks);
+    pthread_mutex_lock(&region->client->conn->lock);
     region->blocks = NULL;
-    if (n_owned(blocks) == 0)
+    if (part_with(blocks, region) == 0)
         blocks_free(blocks);
 }
 
 void blocks_forget(struct kvc_blocks *blocks)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
-        blocks->regions[i]->blocks = NULL;
+        if (blocks->regions[i])
+            blocks->regions[i]->blocks = NULL;
     group_free(blocks->group);
     block_alloc_free(blocks->alloc);
     free(blocks->order);

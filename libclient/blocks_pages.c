@@ -272,12 +272,14 @@ static int plan(struct kvc_blocks *blocks, struct need *need, uint64_t **ret_pag
     }
 }
 
-/* Others may have freed, or mapped, what we were refused. */
-static int settle(struct kvc_blocks *blocks, struct need *need, int r)
+/* Others may have freed, or mapped, what we were refused; or a part of it, and then less is wanted. */
+static int settle(struct kvc_blocks *blocks, struct need *need, size_t n_refused, int r, bool *ret_done)
 {
     pthread_mutex_lock(&blocks->lock);
-    if (is_met(blocks, need))
+    *ret_done = is_met(blocks, need);
+    if (*ret_done || block_alloc_missing(blocks->alloc, need->n) < n_refused)
         r = 0;
+    *ret_done |= r < 0;
     blocks->counters.refused_total += r < 0;
     pthread_mutex_unlock(&blocks->lock);
     return r;
@@ -297,7 +299,6 @@ static int grow_once(struct kvc_blocks *blocks, struct need *need, bool *ret_don
     if (n == 0)
         return r;
     r = blocks_map(blocks, pages, n);
-    *ret_done = r < 0;
     if (r == 0) {
         pthread_mutex_lock(&blocks->lock);
         *ret_done = is_met(blocks, need);
@@ -306,7 +307,7 @@ static int grow_once(struct kvc_blocks *blocks, struct need *need, bool *ret_don
         pthread_mutex_unlock(&blocks->lock);
         need->poke = blocks->prealloc_on;
     }
-    return r < 0 ? settle(blocks, need, r) : 0;
+    return r < 0 ? settle(blocks, need, n, r, ret_done) : 0;
 }
 
 int blocks_grow(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
@@ -377,22 +378,43 @@ static size_t pick(struct kvc_blocks *blocks, uint64_t keep, size_t max, uint64_
     return n;
 }
 
-int blocks_shrink(struct kvc_blocks *blocks, uint64_t keep)
+/* *n: the pages to go at most, and then those that went. */
+static int shrink(struct kvc_blocks *blocks, uint64_t keep, uint64_t *n_pages)
 {
-    uint64_t pages[BATCH];
-    size_t n;
+    uint64_t pages[BATCH], max = *n_pages;
+    size_t n, n_max;
     int r = 0;
 
-    if (blocks->group)
-        blocks_group_settle(blocks);
+    *n_pages = 0;
     do {
+        n_max = u64_min(max - *n_pages, BATCH);
         pthread_mutex_lock(&blocks->lock);
-        n = pick(blocks, keep, BATCH, pages);
+        n = pick(blocks, keep, n_max, pages);
         pthread_mutex_unlock(&blocks->lock);
         if (n > 0)
             r = unmap_batch(blocks, pages, n);
-    } while (n == BATCH && (r == 0 || is_done_all_the_same(r)));
+        if (r < 0 && !is_done_all_the_same(r))
+            return r;
+        *n_pages += n;
+    } while (n > 0 && n == n_max);
     return r;
+}
+
+int blocks_shrink(struct kvc_blocks *blocks, uint64_t keep)
+{
+    uint64_t n = UINT64_MAX;
+
+    if (blocks->group)
+        blocks_group_settle(blocks);
+    return shrink(blocks, keep, &n);
+}
+
+uint64_t blocks_shrink_by(struct kvc_blocks *blocks, uint64_t max)
+{
+    error_hold();
+    shrink(blocks, 0, &max);
+    error_release();
+    return max;
 }
 
 static bool must_shrink(const struct kvc_blocks *blocks)

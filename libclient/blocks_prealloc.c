@@ -89,8 +89,16 @@ static void drop_cached(struct kvc_region *region)
     borrow_return(region->client, &leaving, false);
 }
 
+static void take_cached(struct kvc_region *region, size_t n, struct list *memory)
+{
+    for (size_t i = 0; i < n; i++)
+        list_append(memory, &page_cache_take(&region->cache)->link);
+}
+
+/* With what is there, and nothing else: whatever the status page says by now, this asks for no memory. */
 static void map_arrived(struct kvc_blocks *blocks, struct kvc_region *region)
 {
+    struct list memory = LIST_INIT(memory);
     uint64_t pages[BATCH];
     int r = 0;
 
@@ -99,10 +107,25 @@ static void map_arrived(struct kvc_blocks *blocks, struct kvc_region *region)
 
         if (n == 0)
             break;
-        r = map_pages(region, pages, n);
+        take_cached(region, n, &memory);
+        r = map_with(region, pages, n, &memory);
         tell(blocks, pages, n, r);
     }
     drop_cached(region);
+    blocks_note_ahead(region);
+}
+
+void blocks_note_ahead(struct kvc_region *region)
+{
+    struct kvc_blocks *blocks = region->blocks;
+    uint64_t pages = region->cache.n_pages;
+
+    if (!blocks)
+        return;
+    pages += region->refill && region->refill->leased ? region->refill->n_pages : 0;
+    pthread_mutex_lock(&blocks->lock);
+    blocks_set_ahead(blocks, region, pages);
+    pthread_mutex_unlock(&blocks->lock);
 }
 
 /* ---- What is missing ---- */
@@ -143,8 +166,8 @@ static void ask_for_lease(struct kvc_region *region, const struct shortage *shor
         lease_ask(region, wanted - have, true);
 }
 
-/* What is on its way is counted by nobody, so a report's claims are left alone: what is merely offered is
- * claimed and spent before any report can see it. Returns how many pages there are to spend. */
+/* What is on its way is in no report, so a report's claims are left alone: what is merely offered is claimed
+ * and spent before any report can see it. Returns how many pages there are to spend. */
 static uint64_t claim_for_refill(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages)
 {
     if (!blocks_is_promised(blocks))
@@ -152,6 +175,8 @@ static uint64_t claim_for_refill(struct kvc_blocks *blocks, struct kvc_region *r
     return lease_claim(region->lease.line, (uint32_t)u64_min(pages, UINT32_MAX));
 }
 
+/* The daemon sees the hint before the claims are gone from the word: what it could ask for is in the one or
+ * the other all the time. */
 static void take_leased(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages)
 {
     uint64_t n;
@@ -160,8 +185,11 @@ static void take_leased(struct kvc_blocks *blocks, struct kvc_region *region, ui
         return;
     pthread_mutex_lock(&blocks->lock);
     n = claim_for_refill(blocks, region, u64_min(pages, region->take_max));
-    if (n > 0)
-        borrow_later(region, (uint32_t)n, true, &region->refill);
+    if (n > 0) {
+        blocks_set_ahead(blocks, region, region->ahead_pages + n);
+        if (borrow_later(region, (uint32_t)n, true, &region->refill) < 0)
+            blocks_set_ahead(blocks, region, region->ahead_pages - n);
+    }
     pthread_mutex_unlock(&blocks->lock);
 }
 
@@ -217,11 +245,11 @@ void blocks_work(struct kvc_region *region)
 
     if (!blocks_has_work(region))
         return;
-    blocks->n_users++;
     atomic_store(&region->work_wanted, false);
+    if (!blocks_begin(blocks))
+        return;
     if (region->cache.n_pages > 0)
         map_arrived(blocks, region);
     fill_up(blocks, region);
-    blocks->n_users--;
-    pthread_cond_broadcast(&region->client->conn->changed);
+    blocks_end(blocks);
 }

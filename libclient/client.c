@@ -456,6 +456,7 @@ static int trim(struct kvc_client *client)
             blocks_yield(region->blocks, region, &leaving);
     }
     one = borrow_return(client, &leaving, true);
+    blocks_give(client, NULL, UINT64_MAX);
     return r ? r : one;
 }
 

@@ -53,6 +53,7 @@ struct kvc_client {
     struct list takes;   /* unanswered, see borrow.h */
     struct list leaving; /* memory that could not be given back yet, see borrow.h */
     unsigned n_takers;   /* threads that wait for memory: reserves are not filled meanwhile */
+    uint64_t n_rounds;   /* see blocks_give.c */
     struct page_cache_bytes cached;
     _Atomic uint64_t mapped_bytes, cached_bytes; /* for kvc_status() */
 };

@@ -3,7 +3,8 @@
 /*
  * A notice is answered at once, unless the engine was told a moment ago what is available: a report is a
  * promise, so nothing is given back before it has run out. While a notice is open reports promise nothing
- * that the notice may take, so that moment comes.
+ * that the notice may take, so that moment comes. Memory on its way into the reserves is waited for as well:
+ * the daemon counts on it, and nothing follows it there while a notice is open.
  *
  * The library gives in the order in which it hurts least: claims, memory in caches, free pages of block
  * allocators; and no more than is wanted. What is still missing is the engine's to give; it is asked from
@@ -39,11 +40,14 @@ uint64_t notice_due_ns(const struct kvc_client *client)
 {
     uint64_t due_ns = 0;
 
-    if (!atomic_load(&client->notice.open))
+    if (!atomic_load(&client->notice.open) || client->notice.answering)
         return UINT64_MAX;
-    for (const struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+    for (const struct kvc_region *region = NULL; (region = client_next_region(client, region));) {
         if (region->blocks)
             due_ns = u64_max(due_ns, blocks_report_until(region->blocks));
+        if (region->refill && region->refill->leased)
+            due_ns = u64_max(due_ns, client->notice.deadline_ns);
+    }
     return due_ns;
 }
 
@@ -100,6 +104,8 @@ static uint64_t give(struct kvc_client *client, uint64_t wanted)
     if (given < wanted)
         given += give_blocks(client, wanted - given, &leaving);
     borrow_return(client, &leaving, true);
+    if (given < wanted)
+        given += blocks_give(client, NULL, wanted - given);
     error_release();
     return given;
 }
@@ -116,16 +122,16 @@ static uint64_t wanted_of(const struct kvc_client *client)
     return u64_max(client->notice.bytes, u64_sub_floor(status.used_bytes, status.limit_bytes));
 }
 
-void notice_work(struct kvc_client *client)
+static void answer(struct kvc_client *client)
 {
     struct notice *notice = &client->notice;
     Kvcached__NoticeAck ack = KVCACHED__NOTICE_ACK__INIT;
-    uint64_t missing;
+    uint64_t bytes = notice->bytes, missing;
 
-    if (!atomic_load(&notice->open) || !notice_is_due(client))
-        return;
     ack.number = notice->number;
-    missing = u64_sub_floor(notice->bytes, give(client, wanted_of(client)));
+    notice->answering = true;
+    missing = u64_sub_floor(bytes, give(client, wanted_of(client)));
+    notice->answering = false;
     /* Another may have come while we waited for the daemon: it is answered on its own. */
     if (notice->number == ack.number) {
         notice->reclaim_due = !notice->courtesy && missing > 0 && client->listener.reclaim;
@@ -135,6 +141,13 @@ void notice_work(struct kvc_client *client)
         atomic_store(&notice->open, false);
     }
     conn_tell(client->conn, MESSAGE_NOTICE_ACK, 0, &ack.base);
+}
+
+/* Threads that find one being answered leave the next one to who is at it. */
+void notice_work(struct kvc_client *client)
+{
+    while (notice_is_due(client))
+        answer(client);
 }
 
 void notice_reclaim(struct kvc_client *client)

@@ -16,6 +16,7 @@ struct request;
 
 struct notice {
     atomic_bool open; /* not acknowledged yet: nothing new is promised meanwhile. Read by any thread */
+    bool answering;   /* some thread sees to it */
     uint32_t number;
     uint64_t bytes; /* wanted */
     uint64_t deadline_ns;

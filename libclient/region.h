@@ -64,7 +64,9 @@ struct kvc_region {
     struct region_lease lease;
     struct kvc_blocks *blocks; /* whose the pages are; NULL: the host's */
     uint64_t max_cached_pages; /* of the cache, when they are the host's again */
+    uint64_t ahead_pages;      /* of them: on its way to become free ones; under their lock */
     atomic_bool work_wanted;   /* of them: something has changed that blocks_work() should see */
+    uint64_t given_round;      /* see blocks_give.c */
 
     struct orders *orders; /* not NULL: it is mapped by a scheduler elsewhere */
     struct remote *remote; /* not NULL: it is a worker's; there is no shape, address or page here */

@@ -87,6 +87,7 @@ void reserve_arrived(struct kvc_region *region, int result, struct list *pages)
     }
     keep(region, pages);
     borrow_return(region->client, pages, false);
+    blocks_note_ahead(region);
     region->work_wanted = true;
 }
 
@@ -154,12 +155,15 @@ static int trim_region(struct kvc_region *region, struct list *leaving)
     size_t n;
     int r = 0;
 
-    if (region->refill)
+    /* What comes out of a lease the daemon may count on: it goes its way. */
+    if (region->refill && !region->refill->leased) {
         borrow_abandon(region->refill);
-    region->refill = NULL;
+        region->refill = NULL;
+    }
     region->refill_wanted = false;
     while (r == 0 && (n = pick(region, places, leaving)) > 0)
         r = detach(region, places, n, leaving);
+    blocks_note_ahead(region);
     return r;
 }
 
@@ -198,6 +202,20 @@ static bool is_awaited(const struct kvc_region *region)
     return (region->refill && !region->refill->request.expired) || lease_is_asked(region);
 }
 
+/* Memory that nobody wants any more goes back behind its arrival, but until then it is the instance's. */
+static bool is_abandoned(const struct take *take)
+{
+    return !take->region && !take->request.waited && !take->request.expired;
+}
+
+static bool is_any_abandoned(const struct kvc_client *client)
+{
+    list_for_each (it, &client->takes)
+        if (is_abandoned(container_of(it, struct take, link)))
+            return true;
+    return false;
+}
+
 static bool is_any_awaited(const void *data)
 {
     const struct kvc_client *client = data;
@@ -205,11 +223,17 @@ static bool is_any_awaited(const void *data)
     for (const struct kvc_region *region = NULL; (region = client_next_region(client, region));)
         if (is_awaited(region))
             return true;
-    return false;
+    return is_any_abandoned(client);
 }
 
 static void start_time(struct kvc_client *client)
 {
+    list_for_each (it, &client->takes) {
+        struct take *take = container_of(it, struct take, link);
+
+        if (is_abandoned(take))
+            conn_start_time(client->conn, &take->request);
+    }
     for (struct kvc_region *region = NULL; (region = client_next_region(client, region));) {
         if (region->refill)
             conn_start_time(client->conn, &region->refill->request);
@@ -240,15 +264,16 @@ bool reserve_yield(struct kvc_region *region)
     struct kvc_client *client = region->client;
     struct list leaving = LIST_INIT(leaving);
     uint64_t before = leased(region);
-    bool anything;
+    bool anything = is_any_abandoned(client);
 
     error_hold();
     start_time(client);
     conn_wait_while(client->conn, is_any_awaited, client);
     trim_regions(client, region, &leaving);
-    anything = take_from_blocks(client, region, &leaving);
+    anything |= take_from_blocks(client, region, &leaving);
     anything |= !list_is_empty(&leaving) || region->cache.n_pages > 0 || leased(region) > before;
     borrow_return(client, &leaving, true);
+    anything |= blocks_give(client, region->blocks, UINT64_MAX) > 0;
     error_release();
     return anything && client->conn->alive;
 }

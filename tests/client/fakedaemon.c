@@ -244,7 +244,7 @@ static void on_lease(struct daemon *d, struct peer *peer, const struct message *
     fake_answer(peer->fd, lie, MESSAGE_LEASED, m->request, &body.base, NULL, 0);
 }
 
-static bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
+bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
 {
     struct lease lease = lease_read(&peer->lines[region - 1]);
 

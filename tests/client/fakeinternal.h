@@ -92,6 +92,8 @@ struct daemon {
 };
 
 /* Makes an extent, charged and in no list. */
+/* Pages of the lease that were spent are issued no more. False: there are no such. */
+bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
 struct lent *lend(struct daemon *d, unsigned class);
 
 /* ---- fakeorders.c ---- */

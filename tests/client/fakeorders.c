@@ -23,9 +23,11 @@ static void on_attach(struct daemon *d, struct peer *peer, const struct message 
     Kvcached__RegionAttached body = KVCACHED__REGION_ATTACHED__INIT;
     uint32_t counts[CLASSES_MAX] = {attach->rank + 1};
 
+    body.region = peer->lines != NULL;
     while (peer->region_open[body.region])
         check(++body.region < REGIONS_MAX);
     peer->region_open[body.region] = true;
+    memcpy(peer->regions[body.region], counts, sizeof(counts));
     peer->attached[body.region] = (struct attached){.open = true, .rank = attach->rank};
     d->counts.regions++;
     body.capacity_pages = lie == FAKE_NO_EXTENTS ? 0 : ATTACHED_PAGES + attach->rank;
@@ -87,6 +89,8 @@ static void on_map(struct daemon *d, struct peer *peer, const struct message *m,
     const Kvcached__Map *map = (const Kvcached__Map *)m->body;
     struct attached *region = attached(peer, map->region);
 
+    if (map->leased)
+        check(end_lease(d, peer, map->region, (uint32_t)map->n_pages));
     for (size_t i = 0; i < map->n_pages; i++) {
         check(map->pages[i] < ATTACHED_PAGES + region->rank);
         check(!(region->mapped >> map->pages[i] & 1));

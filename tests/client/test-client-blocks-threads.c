@@ -22,7 +22,7 @@
 #define HELD_MAX 64
 
 struct group {
-    struct kvc_region *region;
+    struct kvc_region *region; /* or the first of them */
     struct kvc_blocks *blocks;
     struct emulator *emulator;
     _Atomic uint32_t owner[PAGES * PAGE / BLOCK + 1];
@@ -164,48 +164,59 @@ static void *administrate(void *data)
     return NULL;
 }
 
-static void open_group(struct group *group, struct kvc_client *client, struct emulator *emulator)
+static void open_group(struct group *group, struct kvc_client *client, struct kvc_client *second,
+                       struct emulator *emulator)
 {
     struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct kvc_region *regions[2] = {open_region(client, 1, PAGE, PAGES)};
 
-    group->region = open_region(client, 1, PAGE, PAGES);
+    if (second)
+        regions[1] = open_region(second, 1, PAGE, PAGES);
+    group->region = regions[0];
     group->emulator = emulator;
-    check_ok(kvc_blocks_open(&group->region, 1, &options, &group->blocks));
+    check_ok(kvc_blocks_open(regions, second ? 2 : 1, &options, &group->blocks));
 }
 
-static void run_crew(bool leases, unsigned n_clients, int own_thread, int min)
+struct crew {
+    bool old_daemon;
+    unsigned n_clients;
+    bool jointly; /* each kvc_blocks has regions of both clients */
+    int own_thread, min;
+};
+
+static void run_crew(struct crew crew)
 {
-    struct fake_settings settings = {.leases = leases};
+    struct fake_settings settings = {.leases = !crew.old_daemon};
     struct fake *fake = fake_start(&settings);
     struct kvc_options options = plain_options(fake);
     struct admin admin = {.fake = fake, .random = test_seed() + 99};
-    struct group *groups = calloc(GROUPS * n_clients, sizeof(*groups));
-    struct hand *hands = calloc((size_t)GROUPS * n_clients * THREADS, sizeof(*hands));
+    struct group *groups = calloc(GROUPS * crew.n_clients, sizeof(*groups));
+    struct hand *hands = calloc((size_t)GROUPS * crew.n_clients * THREADS, sizeof(*hands));
     struct kvc_client *clients[2];
     struct emulator *emulator;
 
-    options.own_thread = own_thread;
-    options.min_reserved_pages = min;
+    options.own_thread = crew.own_thread;
+    options.min_reserved_pages = crew.min;
     options.max_reserved_pages = 4;
     options.report_ms = 2;
-    for (unsigned i = 0; i < n_clients; i++)
+    for (unsigned i = 0; i < crew.n_clients; i++)
         check_ok(kvc_open(&options, &clients[i]));
     emulator = emulator_open(clients[0]);
-    for (unsigned i = 0; i < GROUPS * n_clients; i++)
-        open_group(&groups[i], clients[i / GROUPS], emulator);
+    for (unsigned i = 0; i < GROUPS * crew.n_clients; i++)
+        open_group(&groups[i], clients[i / GROUPS], crew.jointly ? clients[1 - i / GROUPS] : NULL, emulator);
     check_eq(pthread_create(&admin.thread, NULL, administrate, &admin), 0);
-    for (unsigned i = 0; i < GROUPS * n_clients * THREADS; i++) {
+    for (unsigned i = 0; i < GROUPS * crew.n_clients * THREADS; i++) {
         hands[i] = (struct hand){.group = &groups[i / THREADS], .number = i + 1, .random = test_seed() + i};
         check_eq(pthread_create(&hands[i].thread, NULL, work, &hands[i]), 0);
     }
-    for (unsigned i = 0; i < GROUPS * n_clients * THREADS; i++)
+    for (unsigned i = 0; i < GROUPS * crew.n_clients * THREADS; i++)
         check_eq(pthread_join(hands[i].thread, NULL), 0);
     atomic_store(&admin.done, true);
     check_eq(pthread_join(admin.thread, NULL), 0);
-    for (unsigned i = 0; i < GROUPS * n_clients; i++)
+    for (unsigned i = 0; i < GROUPS * crew.n_clients; i++)
         kvc_blocks_close(groups[i].blocks);
     emulator_close(emulator);
-    for (unsigned i = 0; i < n_clients; i++)
+    for (unsigned i = 0; i < crew.n_clients; i++)
         kvc_close(clients[i]);
     check_eq(lent_bytes(fake), 0);
     fake_stop(fake);
@@ -215,25 +226,30 @@ static void run_crew(bool leases, unsigned n_clients, int own_thread, int min)
 
 TEST_LIMIT(share_blocks, 120)
 {
-    run_crew(true, 1, 1, 2);
+    run_crew((struct crew){.n_clients = 1, .own_thread = 1, .min = 2});
 }
 
 TEST_LIMIT(share_blocks_of_two_clients, 120)
 {
-    run_crew(true, 2, 1, 2);
+    run_crew((struct crew){.n_clients = 2, .own_thread = 1, .min = 2});
+}
+
+TEST_LIMIT(share_blocks_over_two_clients, 120)
+{
+    run_crew((struct crew){.n_clients = 2, .jointly = true, .own_thread = 1, .min = 2});
 }
 
 TEST_LIMIT(share_blocks_without_preallocation, 120)
 {
-    run_crew(true, 1, 1, 0);
+    run_crew((struct crew){.n_clients = 1, .own_thread = 1});
 }
 
 TEST_LIMIT(share_blocks_without_a_thread, 120)
 {
-    run_crew(true, 1, 0, 2);
+    run_crew((struct crew){.n_clients = 1, .min = 2});
 }
 
 TEST_LIMIT(share_blocks_of_an_old_daemon, 120)
 {
-    run_crew(false, 2, 1, 2);
+    run_crew((struct crew){.old_daemon = true, .n_clients = 2, .own_thread = 1, .min = 2});
 }

@@ -428,6 +428,28 @@ TEST(two_regions_are_mapped_together)
     world_close(&w);
 }
 
+/* The last region takes the blocks with it. */
+TEST(two_regions_are_closed)
+{
+    struct world w = world_open(true, 0, 4);
+    struct kvc_region *regions[2] = {open_region(w.client, 1, PAGE, 4), open_region(w.client, 1, PAGE, 4)};
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct kvc_blocks *blocks;
+    uint32_t ids[2 * EACH];
+
+    check_ok(kvc_blocks_open(regions, 2, &options, &blocks));
+    check_ok(kvc_blocks_alloc(blocks, 2 * EACH, ids));
+    check_ok(kvc_blocks_free(blocks, ids, EACH, 0));
+    check_eq(lent_bytes(w.fake), 4 * PAGE);
+    check_ok(kvc_trim(w.client));
+    check_eq(lent_bytes(w.fake), 2 * PAGE);
+    kvc_region_close(regions[0]);
+    check_eq(lent_bytes(w.fake), PAGE);
+    kvc_region_close(regions[1]);
+    check_eq(lent_bytes(w.fake), 0);
+    world_close(&w);
+}
+
 TEST(in_a_forked_child)
 {
     struct world w = world_open(true, 0, 2);

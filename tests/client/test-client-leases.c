@@ -254,6 +254,183 @@ TEST(notice_leaves_what_the_gpu_reads)
     world_close(w);
 }
 
+/* Memory that was taken out of the lease for later, and is not here so far. */
+static void wait_for_refill(struct world *w, uint32_t *ids)
+{
+    check_ok(kvc_blocks_alloc(w->blocks, EACH, ids));
+    fake_lie(w->fake, FAKE_LATE, MESSAGE_TAKE);
+    dispatch_until(w->client, counts_of(w).late == 1);
+    check_eq(status_of(w).free_pages, 0);
+    check(counts_of(w).cached > 0);
+}
+
+TEST(notice_waits_for_what_is_on_its_way)
+{
+    struct world *w = world_open(1, 0);
+    uint32_t ids[EACH];
+
+    wait_for_refill(w, ids);
+    fake_notice(w->fake, PAGES * PAGE, 60000, true);
+    while (kvc_get_timeout(w->client) <= 1000)
+        check_ok(kvc_dispatch(w->client));
+    check_eq(counts_of(w).acks, 0);
+    fake_release(w->fake);
+    dispatch_until(w->client, is_acked(w, 1));
+    check_eq(counts_of(w).returns, 1);
+    world_close(w);
+}
+
+TEST(notice_is_answered_in_time_whatever_is_on_its_way)
+{
+    struct world *w = world_open(1, 0);
+    uint32_t ids[EACH];
+
+    wait_for_refill(w, ids);
+    fake_notice(w->fake, PAGES * PAGE, 30, true);
+    dispatch_until(w->client, is_acked(w, 1));
+    check_eq(counts_of(w).late, 1);
+    fake_release(w->fake);
+    world_close(w);
+}
+
+/* Until it is a free page, what is on its way is hinted at, and then as that. */
+TEST(hints_name_what_is_on_its_way)
+{
+    struct world *w = world_open(1, 0);
+    struct kvc_blocks_status status;
+    uint32_t ids[EACH];
+
+    wait_for_refill(w, ids);
+    fake_release(w->fake);
+    do {
+        check(counts_of(w).cached > 0);
+        dispatch_once(w->client);
+        status = status_of(w);
+    } while (status.free_pages == 0);
+    dispatch_until(w->client, counts_of(w).cached == status_of(w).free_pages);
+    world_close(w);
+}
+
+/* ---- Notices for blocks of several regions ---- */
+
+struct joint {
+    struct fake *fake;
+    struct kvc_client *clients[2];
+    struct kvc_region *regions[2];
+    struct kvc_blocks *blocks;
+};
+
+static struct joint *joint_open(unsigned n_clients, unsigned report_ms)
+{
+    struct fake_settings settings = {.leases = true};
+    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = BLOCK};
+    struct joint *j = calloc(1, sizeof(*j));
+    struct kvc_options options;
+
+    j->fake = fake_start(&settings);
+    options = plain_options(j->fake);
+    options.max_reserved_pages = PAGES;
+    options.report_ms = report_ms;
+    for (unsigned i = 0; i < n_clients; i++)
+        check_ok(kvc_open(&options, &j->clients[i]));
+    j->regions[0] = open_region(j->clients[0], 1, PAGE, PAGES);
+    j->regions[1] = open_region(j->clients[n_clients - 1], 1, 2 * PAGE, PAGES);
+    check_ok(kvc_blocks_open(j->regions, 2, &blocks, &j->blocks));
+    return j;
+}
+
+/* So many pages, all but the first of which are free. */
+static void keep_free_pages(struct joint *j, unsigned n)
+{
+    uint32_t ids[PAGES * EACH];
+
+    check_ok(kvc_blocks_alloc(j->blocks, n * EACH, ids));
+    check_ok(kvc_blocks_free(j->blocks, ids + EACH, (n - 1) * EACH, 0));
+}
+
+static void joint_close(struct joint *j)
+{
+    kvc_blocks_close(j->blocks);
+    kvc_close(j->clients[0]);
+    kvc_close(j->clients[1]);
+    check_eq(lent_bytes(j->fake), 0);
+    fake_stop(j->fake);
+    free(j);
+}
+
+static struct fake_counts joint_counts(struct joint *j)
+{
+    struct fake_counts counts;
+
+    fake_count(j->fake, &counts);
+    return counts;
+}
+
+TEST(notice_takes_pages_of_several_regions)
+{
+    struct joint *j = joint_open(1, 1);
+
+    keep_free_pages(j, 5);
+    check_eq(lent_bytes(j->fake), 5 * 3 * PAGE);
+    check_eq(joint_counts(j).cached, 2 * 4);
+    /* A page of each has three times the bytes of one. */
+    fake_notice(j->fake, 4 * PAGE, 5000, true);
+    dispatch_until(j->clients[0], joint_counts(j).acks == 1);
+    check_eq(lent_bytes(j->fake), 3 * 3 * PAGE);
+    check_eq(joint_counts(j).cached, 2 * 2);
+    fake_notice(j->fake, PAGES * PAGE, 5000, true);
+    dispatch_until(j->clients[0], joint_counts(j).acks == 2);
+    check_eq(lent_bytes(j->fake), 3 * PAGE);
+    check_eq(joint_counts(j).cached, 0);
+    joint_close(j);
+}
+
+TEST(notice_of_several_regions_waits_for_a_report)
+{
+    struct joint *j = joint_open(1, 300);
+
+    keep_free_pages(j, 3);
+    check_eq(kvc_blocks_available(j->blocks), 2 * EACH);
+    fake_notice(j->fake, PAGES * PAGE, 5000, true);
+    while (kvc_get_timeout(j->clients[0]) < 0)
+        check_ok(kvc_dispatch(j->clients[0]));
+    check_ok(kvc_dispatch(j->clients[0]));
+    check_eq(joint_counts(j).acks, 0);
+    check_eq(lent_bytes(j->fake), 3 * 3 * PAGE);
+    dispatch_until(j->clients[0], joint_counts(j).acks == 1);
+    check_eq(lent_bytes(j->fake), 3 * PAGE);
+    joint_close(j);
+}
+
+/* Each daemon counts what it gets back itself. */
+TEST(notice_takes_pages_of_several_clients)
+{
+    struct joint *j = joint_open(2, 1);
+
+    keep_free_pages(j, 5);
+    fake_notice(j->fake, 2 * PAGE, 5000, true);
+    dispatch_until(j->clients[0], joint_counts(j).acks == 1);
+    check_eq(lent_bytes(j->fake), 3 * 3 * PAGE);
+    dispatch_until(j->clients[1], joint_counts(j).acks == 2);
+    check_eq(lent_bytes(j->fake), 2 * 3 * PAGE);
+    joint_close(j);
+}
+
+/* A call of its own is refused for nothing that it could have given back. */
+TEST(pages_of_several_regions_give_way)
+{
+    struct joint *j = joint_open(1, 1);
+    struct kvc_region *region = open_region(j->clients[0], 1, PAGE, PAGES);
+
+    keep_free_pages(j, 5);
+    fake_set_limit(j->fake, 5 * 3 * PAGE);
+    check_ok(map_range(region, 0, 12));
+    check_eq(lent_bytes(j->fake), (3 + 12) * PAGE);
+    check_error(map_range(region, 12, 1), KVC_E_LIMIT);
+    kvc_region_close(region);
+    joint_close(j);
+}
+
 TEST(notice_to_an_idle_engine)
 {
     struct world *w = world_open(50, 1);

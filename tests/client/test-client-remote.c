@@ -584,6 +584,77 @@ TEST(threads_of_one_group)
 }
 
 /* The library's own thread takes the late answer, without anybody asking. */
+/* ---- Blocks at workers ---- */
+
+#define KEPT 5 /* free pages */
+
+static struct kvc_client *keep_free_pages(struct fake *fake, int own_thread, struct kvc_blocks **ret)
+{
+    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = 2 * MIB};
+    struct kvc_options options = plain_options(fake);
+    struct kvc_region *regions[2];
+    struct kvc_client *client;
+    uint32_t ids[KEPT];
+
+    options.role = KVC_ROLE_SCHEDULER;
+    options.max_reserved_pages = PAGES;
+    options.report_ms = 1;
+    options.own_thread = own_thread;
+    check_ok(kvc_open(&options, &client));
+    for (uint32_t i = 0; i < 2; i++)
+        check_ok(kvc_region_attach(client, i, 0, LONG_MS, &regions[i]));
+    check_ok(kvc_blocks_open(regions, 2, &blocks, ret));
+    check_ok(kvc_blocks_alloc(*ret, KEPT, ids));
+    check_ok(kvc_blocks_free(*ret, ids, KEPT, 0));
+    check_eq(counts_of(fake).mapped, 2 * KEPT);
+    check_eq(counts_of(fake).cached, 2 * KEPT);
+    return client;
+}
+
+/* The workers are not asked themselves. */
+TEST(a_notice_takes_pages_of_workers)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true, .orders = true});
+    struct kvc_blocks *blocks;
+    struct kvc_client *client = keep_free_pages(fake, 0, &blocks);
+
+    fake_notice(fake, 2 * 2 * MIB + 1, 5000, true);
+    dispatch_until(client, counts_of(fake).acks == 1);
+    check_eq(counts_of(fake).mapped, 2 * (KEPT - 2));
+    check_eq(counts_of(fake).cached, 2 * (KEPT - 2));
+    kvc_blocks_close(blocks);
+    kvc_close(client);
+    fake_stop(fake);
+}
+
+static void *close_blocks(void *data)
+{
+    kvc_blocks_close(data);
+    return NULL;
+}
+
+/* Whoever closes waits for the thread that answers, which waits for a worker. */
+TEST(closing_while_a_notice_is_answered)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true, .orders = true});
+    struct kvc_blocks *blocks;
+    struct kvc_client *client = keep_free_pages(fake, 1, &blocks);
+    pthread_t closer;
+
+    fake_lie(fake, FAKE_LATE, MESSAGE_UNMAP);
+    fake_notice(fake, 2 * 2 * MIB, 5000, true);
+    while (counts_of(fake).late == 0)
+        ;
+    check_eq(pthread_create(&closer, NULL, close_blocks, blocks), 0);
+    for (unsigned i = 0; i < 200; i++)
+        check_eq(counts_of(fake).mapped, 2 * (KEPT - 1));
+    fake_release(fake);
+    check_eq(pthread_join(closer, NULL), 0);
+    check_eq(counts_of(fake).mapped, 0);
+    kvc_close(client);
+    fake_stop(fake);
+}
+
 TEST(own_thread)
 {
     struct ranks t = ranks_open(TIMEOUT_MS, 1);

@@ -114,6 +114,8 @@ static void carry_out(struct bench *b, const struct broker_action *action)
         break;
     case BROKER_ACTION_NOTICE:
         check(b->n_notices < ARRAY_SIZE(b->notices));
+        /* Its status page shows the pressure already. */
+        check(list_is_empty(&action->instance->dirty_link));
         b->notices[b->n_notices++] = *action;
         break;
     case BROKER_ACTION_SCRIBBLED:

@@ -47,6 +47,7 @@ struct person {
     bool scribbled, reported;
     bool listens, noticed;
     uint32_t notice_number;
+    uint64_t asked_bytes; /* by the notice, and not returned since */
     uint64_t asked_step;
 };
 
@@ -125,6 +126,8 @@ unsigned world_n_waiting(const struct world *w);
 bool world_is_at_hand(const struct world *w, unsigned domain, const uint32_t *counts);
 /* Extents that can be returned; the descriptors of what is granted are open until it is sent. */
 unsigned world_collect(const struct world *w, const struct person *person, uint64_t *ids, unsigned max);
+/* The person is about to return that extent. */
+void world_give(struct world *w, struct person *person, uint64_t id);
 struct errand *world_spare_errand(struct world *w);
 void world_begin_errand(struct world *w, struct errand *errand, struct person *person);
 

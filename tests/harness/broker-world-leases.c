@@ -51,14 +51,21 @@ uint64_t world_offered(const struct world *w, const struct errand *scope_or_null
     return bytes;
 }
 
+/* Of the persons of an instance: what a hint can be about is any's of them. */
+static bool is_mate(const struct person *person, const struct person *other)
+{
+    return person && person->peer && !person->lost && person->domain == other->domain &&
+           person->name == other->name;
+}
+
 static uint64_t hinted(const struct world *w, const struct person *person)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = (uint64_t)person->spent * person->page_bytes;
 
     if (!is_open(person) || person->scribbled)
         return 0;
     for (uint32_t i = 0; i < w->n_rows; i++)
-        bytes += w->rows[i].exists && w->rows[i].holder == person ? w->rows[i].bytes : 0;
+        bytes += w->rows[i].exists && is_mate(w->rows[i].holder, person) ? w->rows[i].bytes : 0;
     if (person->line.cached_pages <= bytes / person->page_bytes)
         bytes = person->line.cached_pages * person->page_bytes;
     return bytes + lease_read(&person->line).claimed * person->page_bytes;
@@ -74,7 +81,7 @@ uint64_t world_hope(const struct world *w, const struct errand *scope_or_null, c
 
         if (person != but && person->peer && !person->lost && person->listens && !person->peer->missed &&
             is_in(person, scope_or_null) && (person->noticed || person->asked_step < since_step))
-            bytes += hinted(w, person);
+            bytes += u64_max(hinted(w, person), person->noticed ? person->asked_bytes : 0);
     }
     return bytes;
 }
@@ -286,6 +293,7 @@ void world_on_notice(struct world *w, const struct broker_action *action)
         world_expect(w, action->bytes > 0 && action->deadline_ns > 0, "a notice asks for nothing");
         person->noticed = true;
         person->notice_number = action->number;
+        person->asked_bytes = action->bytes;
         person->asked_step = w->step;
         return;
     }
@@ -516,7 +524,7 @@ static void give_all(struct world *w, struct person *person)
         after_client(person);
     }
     for (unsigned i = 0; i < n; i++)
-        w->rows[(uint32_t)ids[i]].holder = NULL;
+        world_give(w, person, ids[i]);
     if (n)
         world_expect(w, broker_return(w->broker, person->peer, ids, n, w->now_ns) == 0,
                      "what is held cannot be returned");

@@ -181,6 +181,14 @@ unsigned world_collect(const struct world *w, const struct person *person, uint6
     return n;
 }
 
+void world_give(struct world *w, struct person *person, uint64_t id)
+{
+    struct row *row = &w->rows[(uint32_t)id];
+
+    row->holder = NULL;
+    person->asked_bytes = u64_sub_floor(person->asked_bytes, row->bytes);
+}
+
 static void do_return(struct world *w, uint32_t arg)
 {
     struct person *person = pick_person(w, arg);
@@ -191,7 +199,7 @@ static void do_return(struct world *w, uint32_t arg)
         return;
     n = world_collect(w, person, ids, 1 + (arg >> 8) % 64);
     for (unsigned i = 0; i < n; i++)
-        w->rows[(uint32_t)ids[i]].holder = NULL;
+        world_give(w, person, ids[i]);
     world_expect(w, broker_return(w->broker, person->peer, ids, n, w->now_ns) == 0,
                  "what is held cannot be returned");
 }

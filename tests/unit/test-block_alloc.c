@@ -181,23 +181,6 @@ TEST(gain_is_what_planning_brings)
     block_alloc_free(alloc);
 }
 
-TEST(certain_pages_are_shed)
-{
-    struct block_alloc *alloc = mapped_new(3);
-    const uint64_t pages[3] = {0, 1, 2};
-    uint64_t shed[3];
-    uint32_t id;
-
-    check_eq(block_alloc_take(alloc, 1, &id), 0);
-    check_eq(id, 0);
-    check_eq(block_alloc_shed_these(alloc, pages, 2, shed), 1);
-    check_eq(shed[0], 1);
-    check_eq(block_alloc_page_state(alloc, 1), BLOCK_ALLOC_UNMAPPING);
-    check_eq(block_alloc_page_state(alloc, 2), BLOCK_ALLOC_MAPPED);
-    check_eq(block_alloc_shed_these(alloc, pages, 2, shed), 0);
-    block_alloc_free(alloc);
-}
-
 TEST(page_of_is_exact)
 {
     static const uint64_t sizes[][2] = {

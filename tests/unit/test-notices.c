@@ -2,6 +2,8 @@
 
 /* Who is asked to give back how much, for whom, and what becomes of those who don't. */
 
+#include <string.h>
+
 #include "base/arith.h"
 #include "broker-bench.h"
 #include "test.h"
@@ -336,6 +338,99 @@ TEST(hints_are_cut_to_what_the_books_say)
     bench_finish(&b);
 }
 
+/* From the claim on, over its way to the client, until it is a free page there. */
+TEST(what_is_on_its_way_to_be_kept_is_asked_for)
+{
+    struct broker_request *request, *take;
+    struct engine a = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 0, 4);
+    engine_start(&b, &c, "c", 46, 0);
+    a.line.cached_pages = 4;
+    check(lease_spend(&a.line, 4));
+    check_eq(bench_ask(&b, c.peer, 5, 0), BROKER_E_BUDGET);
+    request = ask_undecided(&b, c.peer, 4);
+    check_notice(&b, 0, &a, 8 * MIB, true);
+    check_eq(broker_lease_take(b.broker, a.lease, a.peer, 4, b.now_ns, &take), 0);
+    bench_run(&b);
+    check(b.granted == take);
+    memcpy(a.ids, take->extents, 4 * sizeof(a.ids[0]));
+    broker_request_free(b.broker, take);
+    bench_run(&b);
+    check_eq(request->state, BROKER_REQUEST_UNDECIDED);
+    a.line.cached_pages = 0;
+    engine_return(&b, &a, 0, 4);
+    check_granted(&b, request);
+    bench_ack(&b, a.peer);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+/* Its answer decides, whatever is seen of it before: what it gives is in no hint while it is on its way. */
+TEST(who_is_at_it_is_waited_for)
+{
+    struct broker_request *request;
+    struct engine a = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 46, 4);
+    engine_start(&b, &c, "c", 0, 0);
+    request = ask_undecided(&b, c.peer, 3);
+    check(lease_spend(&a.line, 4));
+    broker_tick(b.broker, b.now_ns);
+    bench_run(&b);
+    check_eq(b.n_refusals, 0);
+    lease_unspend(&a.line, 4);
+    check_eq(lease_unclaim(&a.line, 4), 4);
+    bench_ack(&b, a.peer);
+    check_granted(&b, request);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+TEST(a_scheduler_answers_for_its_workers_pages)
+{
+    struct broker_request *request;
+    struct engine scheduler = {}, worker = {}, c = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &scheduler, "a", 0, 0);
+    engine_start(&b, &worker, "a", 20, 0);
+    engine_start(&b, &c, "c", 30, 0);
+    scheduler.line.cached_pages = UINT64_MAX;
+    check_eq(bench_ask(&b, c.peer, 21, 0), BROKER_E_BUDGET);
+    scheduler.line.cached_pages = 6;
+    check_eq(bench_ask(&b, c.peer, 7, 0), BROKER_E_BUDGET);
+    request = ask_undecided(&b, c.peer, 6);
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &scheduler, 12 * MIB, true);
+    scheduler.line.cached_pages = 0;
+    engine_return(&b, &worker, 0, 6);
+    check_granted(&b, request);
+    bench_ack(&b, scheduler.peer);
+    /* The limit asks it as well. */
+    scheduler.line.cached_pages = 7;
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 0), 0);
+    bench_run(&b);
+    check_eq(b.n_notices, 3);
+    check_notice(&b, 1, &scheduler, 28 * MIB / 3, false);
+    check_notice(&b, 2, &worker, 28 * MIB - 28 * MIB / 3, false);
+    engine_return(&b, &worker, 6, 14);
+    engine_end(&b, &scheduler);
+    engine_end(&b, &worker);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
 TEST(a_lowered_limit_takes_offers_and_asks_in_proportion)
 {
     struct engine a = {}, mate = {}, pinned = {};
@@ -495,9 +590,10 @@ TEST(two_race_for_the_last_page_and_one_has_it)
     check_eq(lease_claim(&a.line, 1), 1);
     ask_undecided(&b, c.peer, 1);
     bench_lease_take(&b, a.lease, &a.line, a.peer, 1, NULL);
+    check_eq(b.n_refusals, 0);
+    bench_ack(&b, a.peer);
     check_eq(b.n_refusals, 1);
     check_eq(b.error, BROKER_E_BUDGET);
-    bench_ack(&b, a.peer);
     engine_return(&b, &a, 0, 1);
     check_eq(bench_lease_ask(&b, a.lease, 1, false), 0);
     /* It claims just after. */
