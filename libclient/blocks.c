@@ -37,16 +37,19 @@ static int check_handle(const struct kvc_blocks *blocks)
 
 /* ---- With the lock ---- */
 
+/* What all regions have: where only some have more, that makes no page. */
 static struct lease least_lease(struct kvc_blocks *blocks)
 {
     struct lease least = {.claimed = UINT32_MAX};
+    uint64_t total = UINT32_MAX;
 
     for (size_t i = 0; i < blocks->n_regions; i++) {
         struct lease lease = lease_of(blocks->regions[i]);
 
         least.claimed = lease_min(least.claimed, lease.claimed);
-        least.offered |= lease.offered;
+        total = u64_min(total, (uint64_t)lease.claimed + lease.offered);
     }
+    least.offered = (uint32_t)(total - least.claimed);
     return least;
 }
 
@@ -230,11 +233,13 @@ static uint64_t count_certain(struct kvc_blocks *blocks)
 
 static uint64_t count_slowly(struct kvc_blocks *blocks)
 {
+    struct lease lease;
     uint64_t n;
 
     pthread_mutex_lock(&blocks->lock);
+    lease = least_lease(blocks);
     for (size_t i = 0; i < blocks->n_regions; i++)
-        lease_claim_up_to(blocks->regions[i], UINT32_MAX);
+        lease_claim_up_to(blocks->regions[i], (uint64_t)lease.claimed + lease.offered);
     blocks_publish(blocks);
     n = block_alloc_free_blocks(blocks->alloc) + (uint32_t)atomic_load(&blocks->claim_view);
     pthread_mutex_unlock(&blocks->lock);
@@ -311,6 +316,33 @@ static int find_need(struct kvc_blocks *blocks, uint64_t n, uint64_t *ret_pages)
     return 0;
 }
 
+void blocks_begin_claiming(struct kvc_blocks *blocks)
+{
+    pthread_mutex_lock(&blocks->lock);
+    blocks->n_claiming++;
+    pthread_mutex_unlock(&blocks->lock);
+}
+
+static void level_claims(struct kvc_blocks *blocks)
+{
+    uint32_t claimed = least_lease(blocks).claimed;
+
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        lease_give_up(blocks->regions[i], u64_sub_floor(lease_of(blocks->regions[i]).claimed, claimed));
+    blocks_publish(blocks);
+}
+
+void blocks_end_claiming(struct kvc_blocks *blocks, int r)
+{
+    pthread_mutex_lock(&blocks->lock);
+    blocks->uneven |= r < 0;
+    if (--blocks->n_claiming == 0 && blocks->uneven) {
+        level_claims(blocks);
+        blocks->uneven = false;
+    }
+    pthread_mutex_unlock(&blocks->lock);
+}
+
 int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns)
 {
     uint64_t before = lease_claim_up_to(region, pages), now_ns = conn_now_ns();
@@ -347,7 +379,8 @@ static int lease_and_wait(struct kvc_blocks *blocks, struct kvc_region *region, 
 static int lease_later(struct kvc_region *region, uint64_t pages)
 {
     struct kvc_client *client = region->client;
-    uint64_t have = lease_claim_up_to(region, pages);
+    struct lease lease = lease_of(region);
+    uint64_t have = (uint64_t)lease.claimed + lease.offered;
     int r = client_enter(client);
 
     if (r < 0)
@@ -373,11 +406,13 @@ static int want_leases(struct kvc_blocks *blocks, uint64_t pages, int timeout_ms
     uint64_t deadline_ns = deadline_of(blocks->regions[0], timeout_ms);
     int r = 0;
 
+    blocks_begin_claiming(blocks);
     for (size_t i = 0; i < blocks->n_regions && r == 0; i++) {
         struct kvc_region *region = blocks->regions[blocks->order[i]];
 
         r = timeout_ms == 0 ? lease_later(region, pages) : lease_and_wait(blocks, region, pages, deadline_ns);
     }
+    blocks_end_claiming(blocks, r);
     return r;
 }
 

@@ -37,6 +37,8 @@ struct kvc_blocks {
     bool resized;            /* there may be pages beyond the last resize that are in use */
     bool resting;            /* trimmed: nothing is prepared before a page is used */
     bool settling;           /* some thread looks at what is in doubt */
+    unsigned n_claiming;     /* threads that claim for one region after the other */
+    bool uneven;             /* one of them was refused: some regions have more claims than others */
     uint64_t wanted_pages;   /* to be mapped in the background, where there are no leases */
     _Atomic uint64_t poked_ns;
     struct kvc_blocks_status counters; /* what only counts up */
@@ -58,6 +60,11 @@ int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *re
 
 /* Whether a page is one region's, of this process: then it can come and go at any time. */
 bool blocks_are_alone(const struct kvc_blocks *blocks);
+
+/* Whoever claims for all regions, one after the other, says so before and after, and what came of it: claims
+ * that make no page, since some region was refused, are not kept from others. */
+void blocks_begin_claiming(struct kvc_blocks *blocks);
+void blocks_end_claiming(struct kvc_blocks *blocks, int r);
 
 /* With the client's lock: lets the daemon offer what is missing to `pages` claims, and waits. 0: something
  * has come. Or what kvc_region_map() returns. */

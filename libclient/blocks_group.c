@@ -53,6 +53,7 @@ static int take_all_claims(struct kvc_blocks *blocks, const uint64_t *pages, siz
     size_t done = 0;
     int r = 0;
 
+    blocks_begin_claiming(blocks);
     while (done < blocks->n_regions && r == 0) {
         size_t rank = blocks->order[done];
 
@@ -64,6 +65,7 @@ static int take_all_claims(struct kvc_blocks *blocks, const uint64_t *pages, siz
 
         lease_unspend(blocks->regions[rank]->lease.line, missing_at(blocks, rank, pages, n));
     }
+    blocks_end_claiming(blocks, r);
     return r;
 }
 

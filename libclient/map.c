@@ -338,10 +338,8 @@ KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, siz
 
     if (!region || (n > 0 && !pages))
         return error_set(KVC_E_INVALID, "No region, or no list of pages");
-    if (region->remote) {
-        r = map_check_host(region);
-        return r < 0 ? r : remote_map(region, pages, n);
-    }
+    if (region->remote)
+        return remote_map(region, pages, n);
     r = client_enter(region->client);
     if (r < 0)
         return r;
@@ -556,10 +554,8 @@ KVC_API int kvc_region_unmap(struct kvc_region *region, const uint64_t *pages, s
 
     if (!region || (n > 0 && !pages))
         return error_set(KVC_E_INVALID, "No region, or no list of pages");
-    if (region->remote) {
-        r = map_check_host(region);
-        return r < 0 ? r : remote_unmap(region, pages, n);
-    }
+    if (region->remote)
+        return remote_unmap(region, pages, n);
     r = client_enter(region->client);
     if (r < 0)
         return r;

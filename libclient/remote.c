@@ -17,6 +17,7 @@
 #include <inttypes.h>
 
 #include "base/arith.h"
+#include "map.h"
 
 /* ---- Calls ---- */
 
@@ -244,7 +245,9 @@ int remote_map(struct kvc_region *region, const uint64_t *pages, size_t n)
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = n > 0 ? map_now(region, pages, n) : conn_check(region->client->conn);
+    r = map_check_host(region);
+    if (r == 0)
+        r = n > 0 ? map_now(region, pages, n) : conn_check(region->client->conn);
     client_leave(region->client);
     return r;
 }
@@ -267,7 +270,9 @@ int remote_unmap(struct kvc_region *region, const uint64_t *pages, size_t n)
     r = client_enter(region->client);
     if (r < 0)
         return r;
-    r = n > 0 ? unmap_now(region, pages, n) : conn_check(region->client->conn);
+    r = map_check_host(region);
+    if (r == 0)
+        r = n > 0 ? unmap_now(region, pages, n) : conn_check(region->client->conn);
     client_leave(region->client);
     return r;
 }

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that a scheduler hands out over workers elsewhere: four GPUs, four daemons, four workers.
+
+All ranks have a page or none, however one of them fails; and what each daemon has written down is that.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from harness.broker import Daemon, Programs, eventually, on_gpu
+from harness.crew import (
+    HASTY_MS,
+    MIB,
+    PATIENT_MS,
+    Crew,
+    Stage,
+    attach_all,
+    start_daemons,
+    start_workers,
+)
+
+STAGES = (
+    Stage("page=2M pages=24 segments=1", 2 * MIB),
+    Stage("page=2M pages=24 segments=3", 6 * MIB),
+    Stage("page=10M pages=24 segments=2", 20 * MIB),
+    Stage("page=8M pages=24 segments=1", 8 * MIB),
+)
+PAGES = 24
+EACH = 8  # blocks in a page
+RANKS = range(len(STAGES))
+
+pytestmark = pytest.mark.skipif(on_gpu(), reason="four GPUs are needed")
+
+
+class Engine(Crew):
+    """A crew whose scheduler hands out blocks."""
+
+    def do(self, command: str) -> str:
+        return self.scheduler.do(command)
+
+    def refused(self, command: str) -> str:
+        return self.scheduler.refused(command)
+
+    def count(self) -> dict[str, int]:
+        return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", self.do("count"))}
+
+    def is_counted(self, **expected: int) -> bool:
+        found = self.count()
+        assert {name: found[name] for name in expected} == expected
+        return True
+
+    def books(self, rank: int) -> tuple[int, int]:
+        """Pages that are granted to the worker, and pages set aside for the scheduler."""
+        row, page = self.row(rank), self.stages[rank].page_bytes
+        granted, leased = int(row.get("granted_bytes", 0)), int(row.get("leased_bytes", 0))
+        assert row.get("used_bytes", 0) == granted + leased, row
+        assert granted % page == leased % page == 0, row
+        return granted // page, leased // page
+
+    def check_books(self, granted: int, ranks: list[int] | None = None, leased: int | None = None) -> bool:
+        """leased: None: something may be offered, which the daemon takes back when it likes."""
+        for rank in RANKS if ranks is None else ranks:
+            found = self.books(rank)
+            assert found == (granted, found[1] if leased is None else leased), f"rank {rank}"
+        return True
+
+    def check_mapped(self, pages: list[int], ranks: list[int] | None = None) -> None:
+        """Just these pages are there, in each segment, and are memory."""
+        for rank in RANKS if ranks is None else ranks:
+            worker = self.workers[rank]
+            segments = int(self.stages[rank].region.rpartition("=")[2])
+            for page in range(PAGES):
+                expected = "mapped" if page in pages else "fault"
+                assert worker.do(f"probe kv {page} {segments - 1}") == expected, f"rank {rank}, page {page}"
+            for page in pages:
+                worker.do(f"write kv {page} {segments - 1} {page + 1}")
+            for page in pages:
+                assert worker.do(f"read kv {page} {segments - 1}") == str(page + 1)
+
+    def attach(self, options: str = f"timeout={PATIENT_MS}", blocks: str = "") -> None:
+        """With a new scheduler."""
+        self.scheduler = self.programs.ranks(self.instance)
+        attach_all(self.scheduler, self.daemons, self.stages, options)
+        self.do(f"blocks block=256K {blocks}")
+
+
+def start_engine(
+    programs: Programs,
+    daemons: list[Daemon] | None = None,
+    options: str = f"timeout={PATIENT_MS}",
+    faults: dict[int, str] | None = None,
+    instance: str = "engine",
+    blocks: str = "",
+) -> Engine:
+    """options: as of kvranks' attach."""
+    daemons = daemons or start_daemons(programs)
+    workers = start_workers(programs, daemons, faults, STAGES, instance)
+    engine = Engine(programs, daemons, workers, programs.ranks(instance), STAGES, instance)
+    attach_all(engine.scheduler, daemons, STAGES, options)
+    engine.do(f"blocks block=256K {blocks}")
+    return engine
+
+
+@pytest.fixture
+def engine(programs: Programs) -> Engine:
+    return start_engine(programs)
+
+
+@pytest.fixture
+def hasty(programs: Programs) -> Engine:
+    """Whose scheduler doesn't wait for long."""
+    return start_engine(programs, options=f"timeout={HASTY_MS}")
+
+
+# ---- As it should be ----
+
+
+def test_all_ranks_have_the_pages(engine: Engine) -> None:
+    assert engine.do(f"take {2 * EACH + 1}") == "0"
+    engine.check_books(3)
+    engine.check_mapped([0, 1, 2])
+    engine.is_counted(used=2 * EACH + 1, free=EACH - 1, mapped=3, free_pages=0, doubt=0)
+    engine.do(f"give-ids {EACH}-{2 * EACH - 1}")
+    engine.check_books(2)
+    engine.check_mapped([0, 2])
+    engine.do(f"take {EACH}")
+    engine.check_books(3)
+    engine.do(f"give {2 * EACH + 1}")
+    engine.check_books(0)
+    engine.check_mapped([])
+    engine.is_counted(used=0, free=0, mapped=0, empty=PAGES)
+    assert engine.refused("give-ids 0").startswith("KVC_E_NOT_ALLOCATED ")
+
+
+def test_all_pages_there_are(engine: Engine) -> None:
+    engine.do(f"take {PAGES * EACH}")
+    engine.check_books(PAGES)
+    assert engine.refused("take 1").startswith("KVC_E_NO_BLOCKS ")
+    engine.do(f"give {PAGES * EACH}")
+    engine.check_books(0)
+
+
+def test_epochs(engine: Engine) -> None:
+    engine.do(f"take {2 * EACH}")
+    engine.do(f"give {EACH} 7")
+    engine.check_books(2)
+    engine.do("complete 6")
+    engine.check_books(2)
+    engine.do("complete 7")
+    engine.check_books(1)
+
+
+def test_free_pages_stay_mapped_within_bounds(programs: Programs) -> None:
+    engine = start_engine(programs, options=f"timeout={PATIENT_MS} max=2")
+    engine.do(f"take {4 * EACH}")
+    engine.do(f"give {4 * EACH}")
+    engine.is_counted(mapped=2, free_pages=2)
+    engine.check_books(2)
+    engine.do(f"take {2 * EACH}")
+    engine.check_books(2)
+    engine.do(f"give {2 * EACH}")
+    engine.do("trim")
+    engine.check_books(0)
+
+
+def test_reserved_blocks_stay(engine: Engine) -> None:
+    engine.do(f"reserve {2 * EACH}")
+    engine.check_books(2)
+    engine.do("trim")
+    engine.check_books(2)
+    engine.do(f"take {EACH}")
+    engine.is_counted(reserved=EACH, mapped=2)
+    engine.do("release")
+    engine.check_books(1)
+
+
+def test_null_block(programs: Programs) -> None:
+    engine = start_engine(programs, blocks="null=1")
+    engine.check_books(1)
+    engine.check_mapped([0])
+    assert engine.do(f"take {EACH - 1}") == "1"
+    engine.check_books(1)
+    engine.do(f"give {EACH - 1}")
+    engine.do("trim")
+    engine.check_mapped([0])
+    engine.do("clear")
+    engine.check_books(1)
+    engine.do("close-blocks")
+    engine.check_books(0)
+
+
+def test_resizing(engine: Engine) -> None:
+    engine.do(f"take {4 * EACH}")
+    engine.do("resize 2")
+    engine.check_books(4)
+    assert engine.refused("take 1").startswith("KVC_E_NO_BLOCKS ")
+    engine.do(f"give-ids {3 * EACH}-{4 * EACH - 1}")
+    engine.check_mapped([0, 1, 2])
+    engine.do(f"give-ids 0-{EACH - 1},{2 * EACH}-{3 * EACH - 1}")
+    engine.check_books(1)
+    engine.check_mapped([1])
+    engine.do(f"resize {2 * PAGES}")
+    engine.do(f"take {(PAGES - 1) * EACH}")
+    engine.check_books(PAGES)
+
+
+def test_clearing(engine: Engine) -> None:
+    engine.do(f"take {4 * EACH}")
+    engine.do("clear")
+    engine.check_books(0)
+
+
+def test_wanted_pages_are_set_aside(engine: Engine) -> None:
+    """At all ranks, before a map is needed; and what was set aside is what is used."""
+    assert engine.do(f"want {3 * EACH} {PATIENT_MS}") == str(3 * EACH)
+    engine.is_counted(claimed=3, mapped=0)
+    engine.check_books(0, leased=3)
+    assert engine.do("available") == str(3 * EACH)
+    engine.do(f"take {EACH + 1}")
+    engine.check_books(2, leased=1)
+    assert engine.do("available") == str(2 * EACH - 1)
+    engine.do("trim")
+    engine.is_counted(claimed=0, mapped=2)
+
+
+def test_wanted_later(engine: Engine) -> None:
+    engine.do(f"want {2 * EACH} 0")
+    eventually(lambda: engine.do("available") == str(2 * EACH))
+    engine.is_counted(claimed=2, mapped=0)
+
+
+def test_prepared_ahead(programs: Programs) -> None:
+    """By the library's own threads and where the scheduler dispatches: memory is set aside at all ranks."""
+    engine = start_engine(programs, options=f"timeout={PATIENT_MS} min=2 max=4")
+    engine.do(f"take {EACH}")
+
+    def is_prepared() -> bool:
+        engine.do("dispatch")
+        return int(engine.do("available")) >= 2 * EACH
+
+    eventually(is_prepared)
+    assert engine.count()["claimed"] >= 2
+    before = [engine.books(rank)[0] for rank in RANKS]
+    assert before == [1] * len(STAGES)
+    engine.do(f"take {2 * EACH}")
+    engine.check_mapped([0, 1, 2])
+
+
+def test_fork(engine: Engine) -> None:
+    engine.do(f"take {EACH}")
+    engine.do("fork")
+    engine.check_books(1)
+    engine.do(f"take {EACH}")
+    engine.check_mapped([0, 1])
+    engine.do(f"give {2 * EACH}")
+    engine.check_books(0)
+
+
+# ---- Too little memory ----
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_a_limit_at_one_rank(engine: Engine, rank: int) -> None:
+    """Nobody has a page that not all have, and nobody keeps anything for it."""
+    engine.limit(rank, 2)
+    assert engine.refused(f"take {2 * EACH + 1}").startswith("KVC_E_LIMIT ")
+    engine.check_mapped([])
+    engine.is_counted(claimed=0, mapped=0, doubt=0)
+    engine.check_books(0)
+    engine.do(f"take {2 * EACH}")
+    engine.check_mapped([0, 1])
+    assert engine.refused("take 1").startswith("KVC_E_LIMIT ")
+    engine.limit(rank, 3)
+    engine.do(f"take {EACH}")
+    engine.check_mapped([0, 1, 2])
+
+
+def test_a_limit_that_is_lowered(engine: Engine) -> None:
+    engine.do(f"take {4 * EACH}")
+    engine.limit(2, 2)
+    assert engine.refused("take 1").startswith("KVC_E_LIMIT ")
+    for left in (3, 2, 1):
+        engine.do(f"give {EACH - 1}")
+        engine.check_books(left + 1)
+        engine.do("give 1")
+        engine.check_books(left)
+    engine.do(f"take {EACH}")
+    engine.check_books(2)
+    assert engine.refused("take 1").startswith("KVC_E_LIMIT ")
+
+
+def test_free_pages_go_under_a_lowered_limit(programs: Programs) -> None:
+    """When one rank is short: of what is mapped without need, at all of them, with the next block that comes
+    back."""
+    engine = start_engine(programs, options=f"timeout={PATIENT_MS} max=8")
+    engine.do(f"take {6 * EACH}")
+    engine.do(f"give {4 * EACH}")
+    engine.check_books(6)
+    engine.limit(3, 3)
+    engine.do(f"give {EACH}")
+    eventually(lambda: engine.check_books(1))
+
+
+def test_an_instance_that_is_refused_keeps_nothing_from_others(programs: Programs) -> None:
+    """An idle scheduler, which hears nothing, holds no memory at the ranks where it was not refused."""
+    daemons = start_daemons(programs, budget=str(4 * 20 * MIB))
+    first = start_engine(programs, daemons, instance="first")
+    second = start_engine(programs, daemons, instance="second")
+    first.limit(3, 0)
+    assert first.refused(f"take {4 * EACH}").startswith("KVC_E_LIMIT ")
+    second.do(f"take {4 * EACH}")
+    second.check_books(4)
+    first.check_books(0)
