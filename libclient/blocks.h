@@ -39,6 +39,7 @@ struct kvc_blocks {
     bool settling;           /* some thread looks at what is in doubt */
     uint64_t wanted_pages;   /* to be mapped in the background, where there are no leases */
     _Atomic uint64_t poked_ns;
+    atomic_bool in_vain;               /* filling up doesn't succeed for now */
     struct kvc_blocks_status counters; /* what only counts up */
     unsigned n_users;                  /* threads at work for nobody; under the first client's lock */
 
