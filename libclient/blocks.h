@@ -41,6 +41,7 @@ struct kvc_blocks {
     bool uneven;             /* one of them was refused: some regions have more claims than others */
     uint64_t wanted_pages;   /* to be mapped in the background, where there are no leases */
     _Atomic uint64_t poked_ns;
+    atomic_bool in_vain;               /* filling up doesn't succeed for now */
     struct kvc_blocks_status counters; /* what only counts up */
     unsigned n_users;                  /* threads at work for nobody */
     bool closing;                      /* no more of them */

@@ -31,7 +31,8 @@ void blocks_poke(struct kvc_blocks *blocks)
 {
     uint64_t now_ns = lease_now_ns();
 
-    if (now_ns - atomic_load_explicit(&blocks->poked_ns, memory_order_relaxed) < POKE_NS)
+    if (atomic_load_explicit(&blocks->in_vain, memory_order_relaxed) &&
+        now_ns - atomic_load_explicit(&blocks->poked_ns, memory_order_relaxed) < POKE_NS)
         return;
     atomic_store_explicit(&blocks->poked_ns, now_ns, memory_order_relaxed);
     for (size_t i = 0; i < blocks->n_regions; i++) {
@@ -156,14 +157,14 @@ static struct shortage find_shortage(struct kvc_blocks *blocks)
     return shortage;
 }
 
-static void ask_for_lease(struct kvc_region *region, const struct shortage *shortage)
+/* False: more is wanted, and for now it is no use asking. */
+static bool ask_for_lease(struct kvc_region *region, const struct shortage *shortage)
 {
     struct lease lease = lease_of(region);
     uint64_t have = (uint64_t)lease.offered + lease.claimed + region->lease.asked_pages;
     uint64_t wanted = shortage->mapped + shortage->leased;
 
-    if (wanted > have && lease_may_ask(region))
-        lease_ask(region, wanted - have, true);
+    return wanted <= have || (lease_may_ask(region) && lease_ask(region, wanted - have, true) == 0);
 }
 
 /* What is on its way is in no report, so a report's claims are left alone: what is merely offered is claimed
@@ -216,13 +217,14 @@ static bool is_busy(const struct kvc_client *client)
            atomic_load(&client->notice.open);
 }
 
-static void fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
+/* False: in vain. */
+static bool try_to_fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
 {
     struct shortage shortage;
-    bool wanted;
+    bool wanted, asked;
 
     if (is_busy(region->client))
-        return;
+        return false;
     shortage = find_shortage(blocks);
     pthread_mutex_lock(&blocks->lock);
     wanted = blocks->wanted_pages > 0;
@@ -232,11 +234,17 @@ static void fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
     if (!blocks->prealloc_on || !lease_is_on(region)) {
         if (shortage.mapped > 0)
             take_plainly(region, shortage.mapped, wanted);
-        return;
+        return shortage.mapped == 0 || region->refill;
     }
-    ask_for_lease(region, &shortage);
+    asked = ask_for_lease(region, &shortage);
     if (shortage.mapped > 0)
         take_leased(blocks, region, shortage.mapped);
+    return asked;
+}
+
+static void fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
+{
+    atomic_store(&blocks->in_vain, !try_to_fill_up(blocks, region));
 }
 
 void blocks_work(struct kvc_region *region)

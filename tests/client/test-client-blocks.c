@@ -343,6 +343,20 @@ TEST(pages_are_ready)
     world_close(&w);
 }
 
+/* However soon the engine goes on. */
+TEST(pages_are_ready_again)
+{
+    struct world w = world_open(true, 2, 2);
+    uint32_t ids[EACH];
+
+    for (unsigned i = 0; i < 10; i++) {
+        check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
+        dispatch_until(w.client, status_of(w.blocks).free_pages >= 2);
+    }
+    check_eq(status_of(w.blocks).waited_total, 1);
+    world_close(&w);
+}
+
 TEST(pages_are_ready_with_an_old_daemon)
 {
     struct world w = world_open(false, 2, 4);

@@ -30,6 +30,7 @@ def books_are_right(control: RawPeer) -> bool:
     """Nothing is on its way, and the ledger says what the device says, where nobody else uses that."""
     now = info(control)
     assert sum(now.number(name) for name in ON_THE_WAY) == 0, now.text
-    assert now.number("held_bytes") == now.number("pool_bytes") + now.number("granted_bytes"), now.text
+    accounted = sum(now.number(name) for name in ("pool_bytes", "leased_bytes", "granted_bytes"))
+    assert now.number("held_bytes") == accounted, now.text
     assert now.number("free_bytes") == now.number("total_bytes") - now.number("held_bytes"), now.text
     return True

@@ -36,7 +36,7 @@
  *     complete NAME EPOCH
  *     available NAME               ok N
  *     want NAME N TIMEOUT          ok N: that many are available
- *     count NAME                   ok used=N free=N claimed=N offered=N mapped=N free_pages=N
+ *     count NAME                   ok used=N free=N claimed=N offered=N mapped=N free_pages=N waited=N
  *     yield NAME                   from here on gives all of its blocks back when it is asked for memory
  *     close-blocks NAME
  *     close-region NAME
@@ -526,8 +526,9 @@ static void do_count(const struct words *words)
         result(r);
     else
         ok("used=%" PRIu64 " free=%" PRIu64 " claimed=%" PRIu64 " offered=%" PRIu64 " mapped=%" PRIu64
-           " free_pages=%" PRIu64,
-           s.used_blocks, s.free_blocks, s.claimed_pages, s.offered_pages, s.mapped_pages, s.free_pages);
+           " free_pages=%" PRIu64 " waited=%" PRIu64,
+           s.used_blocks, s.free_blocks, s.claimed_pages, s.offered_pages, s.mapped_pages, s.free_pages,
+           s.waited_total);
 }
 
 static void do_yield(const struct words *words)
