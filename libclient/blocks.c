@@ -352,24 +352,33 @@ int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns
         return 0;
     if (now_ns >= deadline_ns)
         return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
+    /* What the background has asked for counts against the region, and is as good. */
+    if (reserve_await(region))
+        return 0;
     r = lease_ask_and_wait(region, pages - before, deadline_ns - now_ns);
     if (r == KVC_E_LIMIT || r == KVC_E_BUDGET || r == KVC_E_DEVICE_MEMORY)
-        r = reserve_yield(region) || lease_claim_up_to(region, pages) > before ? 0 : r;
+        r = reserve_yield(region, false) || lease_claim_up_to(region, pages) > before ? 0 : r;
     return r;
 }
 
 /* Whoever fills up in the background leaves what is claimed here alone from this moment on. */
-static int lease_and_wait(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages,
+static int lease_and_wait(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t n,
                           uint64_t deadline_ns)
 {
     struct kvc_client *client = region->client;
+    uint64_t pages = 0;
     int r = client_enter(client);
 
     if (r < 0)
         return r;
     r = conn_check(client->conn);
-    while (r == 0 && lease_claim_up_to(region, pages) < pages)
+    while (r == 0) {
+        blocks_map_arrived(region);
+        r = find_need(blocks, n, &pages);
+        if (r < 0 || lease_claim_up_to(region, pages) >= pages)
+            break;
         r = blocks_lease(region, pages, deadline_ns);
+    }
     if (r == 0)
         stamp(blocks);
     client_leave(client);
@@ -401,7 +410,7 @@ static uint64_t deadline_of(const struct kvc_region *region, int timeout_ms)
     return u64_add_ceil(conn_now_ns(), timeout_ns);
 }
 
-static int want_leases(struct kvc_blocks *blocks, uint64_t pages, int timeout_ms)
+static int want_leases(struct kvc_blocks *blocks, uint64_t n, uint64_t pages, int timeout_ms)
 {
     uint64_t deadline_ns = deadline_of(blocks->regions[0], timeout_ms);
     int r = 0;
@@ -410,7 +419,7 @@ static int want_leases(struct kvc_blocks *blocks, uint64_t pages, int timeout_ms
     for (size_t i = 0; i < blocks->n_regions && r == 0; i++) {
         struct kvc_region *region = blocks->regions[blocks->order[i]];
 
-        r = timeout_ms == 0 ? lease_later(region, pages) : lease_and_wait(blocks, region, pages, deadline_ns);
+        r = timeout_ms == 0 ? lease_later(region, pages) : lease_and_wait(blocks, region, n, deadline_ns);
     }
     blocks_end_claiming(blocks, r);
     return r;
@@ -444,7 +453,7 @@ KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_m
         return r;
     r = find_need(blocks, n, &pages);
     if (r == 0 && pages > 0)
-        r = has_leases(blocks) ? want_leases(blocks, pages, timeout_ms)
+        r = has_leases(blocks) ? want_leases(blocks, n, pages, timeout_ms)
                                : want_pages(blocks, n, pages, timeout_ms);
     if (ret_available)
         *ret_available = report(blocks);

@@ -136,8 +136,14 @@ void blocks_forget(struct kvc_blocks *blocks);
 bool blocks_has_work(const struct kvc_region *region);
 void blocks_work(struct kvc_region *region);
 
+/* Maps what the cache of a region has got in the background. With the client's lock. */
+void blocks_map_arrived(struct kvc_region *region);
+
 /* With the client's lock: memory on its way to the region has come, or gone. */
 void blocks_note_ahead(struct kvc_region *region);
+
+/* Nobody waits for memory any more: what has come can be mapped. With the client's lock. */
+void blocks_resume(struct kvc_client *client);
 
 /* Pages are used up: whoever fills up should look. Of any thread, without any lock. */
 void blocks_poke(struct kvc_blocks *blocks);

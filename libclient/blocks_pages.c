@@ -272,12 +272,23 @@ static int plan(struct kvc_blocks *blocks, struct need *need, uint64_t **ret_pag
     }
 }
 
-/* Others may have freed, or mapped, what we were refused; or a part of it, and then less is wanted. */
+/* Others may have freed, or mapped, what we were refused, or are about to; or a part of it, and then less is
+ * wanted. */
 static int settle(struct kvc_blocks *blocks, struct need *need, size_t n_refused, int r, bool *ret_done)
 {
+    struct block_alloc_counts counts;
+    bool is_less;
+
     pthread_mutex_lock(&blocks->lock);
-    *ret_done = is_met(blocks, need);
-    if (*ret_done || block_alloc_missing(blocks->alloc, need->n) < n_refused)
+    for (;;) {
+        *ret_done = is_met(blocks, need);
+        is_less = block_alloc_missing(blocks->alloc, need->n) < n_refused;
+        block_alloc_count(blocks->alloc, &counts);
+        if (*ret_done || is_less || counts.mapping_pages == 0)
+            break;
+        pthread_cond_wait(&blocks->changed, &blocks->lock);
+    }
+    if (*ret_done || is_less)
         r = 0;
     *ret_done |= r < 0;
     blocks->counters.refused_total += r < 0;

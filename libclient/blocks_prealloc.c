@@ -24,7 +24,16 @@
 
 bool blocks_has_work(const struct kvc_region *region)
 {
-    return atomic_load(&region->work_wanted) || region->cache.n_pages > 0;
+    return atomic_load(&region->work_wanted) || (region->cache.n_pages > 0 && region->client->n_takers == 0);
+}
+
+void blocks_resume(struct kvc_client *client)
+{
+    if (client->n_takers > 0 || !client->worker)
+        return;
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        if (region->blocks && region->cache.n_pages > 0)
+            worker_call(client->worker);
 }
 
 void blocks_poke(struct kvc_blocks *blocks)
@@ -96,13 +105,17 @@ static void take_cached(struct kvc_region *region, size_t n, struct list *memory
         list_append(memory, &page_cache_take(&region->cache)->link);
 }
 
-/* With what is there, and nothing else: whatever the status page says by now, this asks for no memory. */
-static void map_arrived(struct kvc_blocks *blocks, struct kvc_region *region)
+/* With what is there, and nothing else: whatever the status page says by now, this asks for no memory. Who
+ * waits for memory finds it in the cache first. */
+void blocks_map_arrived(struct kvc_region *region)
 {
+    struct kvc_blocks *blocks = region->blocks;
     struct list memory = LIST_INIT(memory);
     uint64_t pages[BATCH];
     int r = 0;
 
+    if (region->cache.n_pages == 0 || region->client->n_takers > 0)
+        return;
     while (region->cache.n_pages > 0 && r == 0) {
         size_t n = client_must_shrink(region->client) ? 0 : plan_some(blocks, region->cache.n_pages, pages);
 
@@ -256,8 +269,7 @@ void blocks_work(struct kvc_region *region)
     atomic_store(&region->work_wanted, false);
     if (!blocks_begin(blocks))
         return;
-    if (region->cache.n_pages > 0)
-        map_arrived(blocks, region);
+    blocks_map_arrived(region);
     fill_up(blocks, region);
     blocks_end(blocks);
 }

@@ -22,6 +22,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "blocks.h"
 #include "clear.h"
 #include "fence.h"
 #include "orders.h"
@@ -67,6 +68,8 @@ static int claim(struct plan *plan, uint64_t number)
         return not_mappable(number, page->state);
     if (page->state == PAGE_CACHED)
         page_cache_remove(&region->cache, &page->backing->entry);
+    else
+        region->n_occupied++;
     page->state = PAGE_BUSY;
     return 0;
 }
@@ -166,6 +169,18 @@ static bool is_shortage(int r)
     return r == KVC_E_LIMIT || r == KVC_E_BUDGET || r == KVC_E_DEVICE_MEMORY;
 }
 
+/* A region has memory for its pages, and no more: where a refill under way would not fit beside what we ask
+ * for, it is what we get. */
+static int take_what_there_is(struct plan *plan)
+{
+    int r;
+
+    do
+        r = take_from_cache(plan);
+    while (r == 0 && plan->n_backed < plan->n_fresh && reserve_await_excess(plan->region));
+    return r;
+}
+
 /* Reserves must not be what an engine is refused for: they are given up, and the daemon is asked again. */
 static int find_memory(struct plan *plan)
 {
@@ -174,11 +189,12 @@ static int find_memory(struct plan *plan)
 
     client->n_takers++;
     do {
-        r = take_from_cache(plan);
+        r = take_what_there_is(plan);
         if (r == 0 && plan->n_backed < plan->n_fresh)
             r = take_from_daemon(plan);
-    } while (is_shortage(r) && (reserve_yield(plan->region) || fence_wait_next(client)));
+    } while (is_shortage(r) && (reserve_yield(plan->region, true) || fence_wait_next(client)));
     client->n_takers--;
+    blocks_resume(client);
     return r;
 }
 

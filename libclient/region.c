@@ -47,6 +47,7 @@ void region_page_empty(struct kvc_region *region, uint64_t page)
 {
     enum hole hole = region->pages[page].hole;
 
+    region->n_occupied -= region->pages[page].state != PAGE_EMPTY;
     region->pages[page] = (struct page){.state = PAGE_EMPTY, .hole = hole};
     if (!holes_cover(region, page))
         region_page_broken(region, page, NULL);
@@ -56,6 +57,7 @@ void region_page_broken(struct kvc_region *region, uint64_t page, struct backing
 {
     if (region->pages[page].state == PAGE_MAPPED)
         region_count_unmapped(region, 1);
+    region->n_occupied += region->pages[page].state == PAGE_EMPTY;
     region->pages[page] =
         (struct page){.backing = backing, .state = PAGE_BROKEN, .hole = region->pages[page].hole};
     client_log(region->client, KVC_LOG_ERROR,

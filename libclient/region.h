@@ -53,7 +53,8 @@ struct kvc_region {
     CUdeviceptr address;
     struct page *pages;
     uint64_t n_mapped;
-    uint64_t n_pinned; /* pages */
+    uint64_t n_occupied; /* pages that are not empty */
+    uint64_t n_pinned;   /* pages */
     struct page_cache cache;
     uint32_t flags;         /* KVC_REGION_* */
     CUstream stream;        /* in whose order pages are cleared, if they are */

@@ -241,6 +241,55 @@ static void start_time(struct kvc_client *client)
     }
 }
 
+static bool is_refilled(const struct kvc_region *region, const struct take *take)
+{
+    return take->region_id == region->id && (take == region->refill || is_abandoned(take)) &&
+           !take->request.expired;
+}
+
+/* Pages that are on their way to a region, and for none of its pages. */
+static uint64_t pages_to_come(const struct kvc_region *region)
+{
+    uint64_t pages = 0;
+
+    list_for_each (it, &region->client->takes) {
+        const struct take *take = container_of(it, struct take, link);
+
+        pages += is_refilled(region, take) ? take->n_pages : 0;
+    }
+    return pages;
+}
+
+static bool is_more_to_come(const void *data)
+{
+    return pages_to_come(data) > 0;
+}
+
+bool reserve_await_excess(struct kvc_region *region)
+{
+    uint64_t to_come = pages_to_come(region);
+
+    if (to_come == 0 || region->n_occupied + to_come <= region->shape->pages)
+        return false;
+    start_time(region->client);
+    conn_wait_while(region->client->conn, is_more_to_come, region);
+    return true;
+}
+
+static bool is_region_awaited(const void *data)
+{
+    return is_awaited(data);
+}
+
+bool reserve_await(struct kvc_region *region)
+{
+    if (!is_awaited(region))
+        return false;
+    start_time(region->client);
+    conn_wait_while(region->client->conn, is_region_awaited, region);
+    return true;
+}
+
 static uint64_t leased(const struct kvc_region *region)
 {
     struct lease lease = lease_of(region);
@@ -259,7 +308,7 @@ static bool take_from_blocks(struct kvc_client *client, const struct kvc_region 
     return anything;
 }
 
-bool reserve_yield(struct kvc_region *region)
+bool reserve_yield(struct kvc_region *region, bool own_is_used)
 {
     struct kvc_client *client = region->client;
     struct list leaving = LIST_INIT(leaving);
@@ -269,7 +318,7 @@ bool reserve_yield(struct kvc_region *region)
     error_hold();
     start_time(client);
     conn_wait_while(client->conn, is_any_awaited, client);
-    trim_regions(client, region, &leaving);
+    trim_regions(client, own_is_used ? region : NULL, &leaving);
     anything |= take_from_blocks(client, region, &leaving);
     anything |= !list_is_empty(&leaving) || region->cache.n_pages > 0 || leased(region) > before;
     borrow_return(client, &leaving, true);

@@ -28,6 +28,13 @@ int reserve_trim(struct kvc_client *client, const struct kvc_region *except);
  * */
 int reserve_empty(struct kvc_client *client, struct list *leaving);
 
-/* For a map that was refused: waits for the refills under way, gives the other regions' reserves back. True
- * when some went back, or this region has one of its own now, so that trying again makes sense. */
-bool reserve_yield(struct kvc_region *region);
+/* For a map that was refused: waits for the refills under way, gives the other regions' reserves back; this
+ * region's stay where the caller can use them. True when some went back, or this region has one of its own
+ * now, so that trying again makes sense. */
+bool reserve_yield(struct kvc_region *region, bool own_is_used);
+
+/* Waits where refills would bring the region more than its pages can use. True: something has come. */
+bool reserve_await_excess(struct kvc_region *region);
+
+/* The same, wherever something is under way for the region. */
+bool reserve_await(struct kvc_region *region);

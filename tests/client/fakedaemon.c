@@ -90,6 +90,8 @@ static void take_back(struct daemon *d, struct lent *lent)
     check_eq(d->driver->cuMemRelease(lent->handle), CUDA_SUCCESS);
     d->used -= d->settings.class_bytes[lent->class];
     d->counts.extents--;
+    if (lent->held)
+        --*lent->held;
     free(lent);
 }
 
@@ -287,10 +289,20 @@ static void count_hints(struct daemon *d)
         }
 }
 
+static struct lent *lend_to(struct daemon *d, unsigned class, uint64_t *held)
+{
+    struct lent *lent = lend(d, class);
+
+    lent->held = held;
+    ++*held;
+    return lent;
+}
+
 static void on_take(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
     const Kvcached__Take *take = (const Kvcached__Take *)m->body;
-    const uint32_t *counts = peer->regions[take->region % REGIONS_MAX];
+    uint32_t region = take->region % REGIONS_MAX;
+    const uint32_t *counts = peer->regions[region];
     uint64_t n = 0, bytes = 0;
     struct grant *grant;
 
@@ -299,8 +311,12 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
         bytes += counts[i] * d->settings.class_bytes[i] * take->pages;
     }
     d->counts.takes++;
-    if (take->leased && !end_lease(d, peer, take->region % REGIONS_MAX, take->pages)) {
+    if (take->leased && !end_lease(d, peer, region, take->pages)) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "There is no such lease");
+        return;
+    }
+    if (peer->held[region] + n > peer->capacity[region]) {
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "The region has no room for it");
         return;
     }
     if (!take->leased)
@@ -325,7 +341,7 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
     grant->n_left = n;
     for (unsigned i = d->n_classes; i-- > 0;)
         for (uint64_t j = 0; j < (uint64_t)counts[i] * take->pages; j++)
-            list_append(&grant->extents, &lend(d, i)->link);
+            list_append(&grant->extents, &lend_to(d, i, &peer->held[region])->link);
     list_append(&peer->grants, &grant->link);
 }
 
@@ -386,6 +402,9 @@ static void on_region_open(struct daemon *d, struct peer *peer, const struct mes
     peer->region_open[body.region] = true;
     peer->region_ordered[body.region] = open->ordered;
     memcpy(peer->regions[body.region], open->page_extents, d->n_classes * sizeof(uint32_t));
+    peer->capacity[body.region] = 0;
+    for (unsigned i = 0; i < d->n_classes; i++)
+        peer->capacity[body.region] += open->page_extents[i] * open->capacity_pages;
     d->counts.regions++;
     fake_answer(peer->fd, lie, MESSAGE_REGION_OPENED, m->request, &body.base, NULL, 0);
 }

@@ -24,6 +24,7 @@ struct lent {
     unsigned class;
     int fd;
     bool sent;
+    uint64_t *held; /* of the region; NULL: of none */
     CUmemGenericAllocationHandle handle;
 };
 
@@ -60,6 +61,8 @@ struct peer {
     struct list grants;
     struct list extents; /* lent */
     uint32_t regions[REGIONS_MAX][CLASSES_MAX];
+    uint64_t capacity[REGIONS_MAX]; /* extents */
+    uint64_t held[REGIONS_MAX];     /* extents: lent, or on their way */
     bool region_open[REGIONS_MAX];
     bool region_ordered[REGIONS_MAX];
     struct attached attached[REGIONS_MAX];

@@ -483,6 +483,49 @@ TEST(an_offer_that_is_gone)
     world_close(w);
 }
 
+/* What is on its way for a region's last pages is used by who wants them. */
+TEST(last_pages_are_on_their_way)
+{
+    struct world *w = world_open(60000, 0);
+    uint32_t ids[PAGES * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, (PAGES - 2) * EACH, ids));
+    dispatch_until(w->client, counts_of(w).leased_takes > 0);
+    check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids + (PAGES - 2) * EACH));
+    check_eq(lent_bytes(w->fake), PAGES * PAGE);
+    check_eq(kvc_blocks_available(w->blocks), 0);
+    world_close(w);
+}
+
+/* Asking for leases while the background asks, too, asks for no more than there are pages. */
+TEST(last_pages_are_asked_for_already)
+{
+    struct world *w = world_open(60000, 0);
+    uint32_t ids[PAGES * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, (PAGES - 2) * EACH, ids));
+    check_ok(kvc_dispatch(w->client));
+    want(w, 2 * EACH);
+    check_eq(counts_of(w).issued + counts_of(w).extents, PAGES);
+    world_close(w);
+}
+
+/* A cache that leases cannot be made of is no reason to ask again. */
+TEST(wanting_too_much_is_refused)
+{
+    struct world *w = world_open(60000, 0);
+    struct fake_counts counts;
+    uint32_t ids[EACH];
+
+    wait_for_refill(w, ids);
+    fake_set_limit(w->fake, 10 * PAGE);
+    fake_release(w->fake);
+    check_error(kvc_blocks_want(w->blocks, 14 * EACH, 2000, NULL), KVC_E_LIMIT);
+    counts = counts_of(w);
+    check(counts.leases <= 4);
+    world_close(w);
+}
+
 TEST(no_answer_in_time)
 {
     struct world *w = world_open(100, 0);
