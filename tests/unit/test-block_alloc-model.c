@@ -56,7 +56,7 @@ static void live(uint64_t seed)
     world = block_world_free(world);
 }
 
-TEST_LIMIT(lives, 110)
+TEST_LIMIT(lives, 300)
 {
     uint64_t state = test_seed();
 

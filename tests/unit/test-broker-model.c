@@ -64,17 +64,17 @@ static void lives(enum world_kind kind)
         live(test_random(&state) | 1, kind);
 }
 
-TEST_LIMIT(honest_lives, 110)
+TEST_LIMIT(honest_lives, 300)
 {
     lives(WORLD_HONEST);
 }
 
-TEST_LIMIT(lying_lives, 110)
+TEST_LIMIT(lying_lives, 300)
 {
     lives(WORLD_LYING);
 }
 
-TEST_LIMIT(hostile_lives, 110)
+TEST_LIMIT(hostile_lives, 300)
 {
     lives(WORLD_HOSTILE);
 }
