@@ -3,10 +3,12 @@
 /*
  * The audit recomputes from the extents, one by one, everything that the rest keeps as running sums, and says
  * which of its promises doesn't hold. It trusts no counter, and shares no code with what it checks. It is
- * slow, and for tests.
+ * slow, and for tests; which ask after every event, so all slots are looked at only once.
  */
 
-#include <stddef.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
 
 #include "broker-internal.h"
 
@@ -22,6 +24,12 @@ struct sums {
     uint32_t n_extents, n_descriptors, n_creating, n_exporting_ahead, n_doomed, n_doomed_descriptors;
     uint32_t n_active, n_leased, n_leasing, n_needs, n_courtesies, n_undecided;
     uint64_t unpromised_bytes; /* pending that no lease held before */
+};
+
+/* Extents that are neither at rest nor in anybody's hands. */
+struct moving {
+    const struct extent **extents;
+    uint32_t n;
 };
 
 static enum ledger_state ledger_state_of(const struct extent *extent)
@@ -166,12 +174,13 @@ static const char *check_request(const struct broker *broker, const struct broke
     return NULL;
 }
 
-static const char *check_domain(const struct broker *broker, const struct broker_domain *domain)
+static const char *check_domain(const struct broker *broker, const struct broker_domain *domain,
+                                const struct moving *moving)
 {
     uint32_t incoming[BROKER_CLASSES_MAX] = {}, exporting[BROKER_CLASSES_MAX] = {};
 
-    for (uint32_t k = 0; k < pool_n_slots(&broker->pool); k++) {
-        const struct extent *extent = pool_slot(&broker->pool, k);
+    for (uint32_t k = 0; k < moving->n; k++) {
+        const struct extent *extent = moving->extents[k];
 
         if ((extent->state != EXTENT_CREATING && extent->state != EXTENT_EXPORTING) ||
             extent->holder != domain)
@@ -253,7 +262,8 @@ static const char *check_peer(const struct broker *broker, const struct broker_p
     return check_leases(broker, peer, bytes);
 }
 
-static const char *check_instance(const struct broker *broker, const struct broker_instance *instance)
+static const char *check_instance(const struct broker *broker, const struct broker_instance *instance,
+                                  const struct moving *moving)
 {
     uint64_t bytes[_LEDGER_N] = {}, unpromised_bytes = 0;
     uint32_t n_undecided = 0;
@@ -277,9 +287,8 @@ static const char *check_instance(const struct broker *broker, const struct brok
     expect(!instance->missed ||
                broker_used(instance) > policy_limit(instance->has_limit, instance->limit_of, NULL),
            "an instance within its limit has missed it");
-    /* Where nothing is, nothing is looked for: the sum of all accounts is checked too. */
-    for (uint32_t i = 0; instance->account.bytes[LEDGER_DESTROYING] && i < pool_n_slots(&broker->pool); i++) {
-        const struct extent *extent = pool_slot(&broker->pool, i);
+    for (uint32_t i = 0; i < moving->n; i++) {
+        const struct extent *extent = moving->extents[i];
 
         if (ledger_state_of(extent) == LEDGER_DESTROYING && extent->charge.account == &instance->account)
             bytes[LEDGER_DESTROYING] += extent->charge.bytes;
@@ -326,20 +335,20 @@ static const char *check_sums(const struct broker *broker, const struct sums *su
     return NULL;
 }
 
-static const char *check_members(const struct broker *broker)
+static const char *check_members(const struct broker *broker, const struct moving *moving)
 {
     const char *failure;
     uint64_t used = 0;
 
     list_for_each (it, &broker->domains) {
-        failure = check_domain(broker, container_of(it, struct broker_domain, link));
+        failure = check_domain(broker, container_of(it, struct broker_domain, link), moving);
         if (failure)
             return failure;
     }
     list_for_each (it, &broker->instances) {
         const struct broker_instance *instance = container_of(it, struct broker_instance, link);
 
-        failure = check_instance(broker, instance);
+        failure = check_instance(broker, instance, moving);
         if (failure)
             return failure;
         used += broker_used(instance);
@@ -348,12 +357,18 @@ static const char *check_members(const struct broker *broker)
     return NULL;
 }
 
-const char *broker_check(const struct broker *broker)
+static bool is_moving(const struct extent *extent)
 {
-    struct sums sums = {};
+    return extent->state == EXTENT_CREATING || extent->state == EXTENT_EXPORTING ||
+           ledger_state_of(extent) == LEDGER_DESTROYING;
+}
+
+static const char *check_extents(const struct broker *broker, struct sums *sums, struct moving *moving)
+{
+    uint32_t n_slots = pool_n_slots(&broker->pool);
     const char *failure;
 
-    for (uint32_t i = 0; i < pool_n_slots(&broker->pool); i++) {
+    for (uint32_t i = 0; i < n_slots; i++) {
         const struct extent *extent = pool_slot(&broker->pool, i);
 
         if (extent->state == EXTENT_UNUSED)
@@ -361,13 +376,29 @@ const char *broker_check(const struct broker *broker)
         failure = check_extent(broker, extent);
         if (failure)
             return failure;
-        add_extent(&sums, broker, extent);
+        add_extent(sums, broker, extent);
+        if (is_moving(extent))
+            moving->extents[moving->n++] = extent;
     }
+    return NULL;
+}
+
+const char *broker_check(const struct broker *broker)
+{
+    _cleanup_free_ const struct extent **extents = calloc(pool_n_slots(&broker->pool) + 1, sizeof(*extents));
+    struct moving moving = {.extents = extents};
+    struct sums sums = {};
+    const char *failure;
+
+    expect(extents, "there is no memory to check with");
+    failure = check_extents(broker, &sums, &moving);
+    if (failure)
+        return failure;
     list_for_each (it, &broker->arrivals) {
         failure = check_request(broker, container_of(it, struct broker_request, arrival_link), &sums);
         if (failure)
             return failure;
     }
     failure = check_sums(broker, &sums);
-    return failure ? failure : check_members(broker);
+    return failure ? failure : check_members(broker, &moving);
 }

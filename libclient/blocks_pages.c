@@ -314,6 +314,7 @@ static int grow_once(struct kvc_blocks *blocks, struct need *need, bool *ret_don
         pthread_mutex_lock(&blocks->lock);
         *ret_done = is_met(blocks, need);
         blocks->resting = false;
+        atomic_store(&blocks->in_vain, false);
         prealloc_used(&blocks->prealloc, n, lease_now_ns());
         pthread_mutex_unlock(&blocks->lock);
         need->poke = blocks->prealloc_on;

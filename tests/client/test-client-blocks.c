@@ -113,6 +113,24 @@ TEST(all_or_nothing)
     world_close(&w);
 }
 
+/* More pages than are mapped at a time: the first ones would fit. */
+TEST(all_or_nothing_in_many_pages)
+{
+    struct world w = world_open(true, 0, 0);
+    struct kvc_region *region = open_region(w.client, 1, PAGE, 200);
+    struct kvc_blocks *blocks = open_blocks(region, PAGE, 0);
+    uint32_t ids[150];
+
+    fake_set_limit(w.fake, 100 * PAGE);
+    check_error(kvc_blocks_alloc(blocks, 150, ids), KVC_E_LIMIT);
+    check_eq(lent_bytes(w.fake), 0);
+    check_eq(status_of(blocks).mapped_pages, 0);
+    check_eq(status_of(blocks).empty_pages, 200);
+    check_ok(kvc_blocks_alloc(blocks, 100, ids));
+    kvc_blocks_close(blocks);
+    world_close(&w);
+}
+
 TEST(wrong_calls)
 {
     struct world w = world_open(true, 0, 4);
@@ -379,6 +397,53 @@ TEST(nothing_is_prepared_under_pressure)
     check_eq(counts_of(w.fake).leases, 0);
     check_ok(kvc_blocks_free(w.blocks, ids, EACH, 0));
     check_eq(lent_bytes(w.fake), 0);
+    world_close(&w);
+}
+
+TEST(nothing_is_prepared_after_a_trim)
+{
+    struct world w = world_open(true, 2, 4);
+    uint32_t ids[EACH];
+
+    check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
+    check_ok(kvc_blocks_free(w.blocks, ids, EACH, 0));
+    check_ok(kvc_blocks_trim(w.blocks));
+    check_ok(kvc_dispatch(w.client));
+    check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
+    check_eq(counts_of(w.fake).leases, 0);
+    dispatch_until(w.client, status_of(w.blocks).free_pages >= 2);
+    world_close(&w);
+}
+
+/* The second call's answer shows that whatever came before it has arrived. */
+TEST(nothing_is_prepared_without_preallocation)
+{
+    struct world w = world_open(true, 0, 4);
+    uint32_t ids[2 * EACH];
+
+    check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
+    check_ok(kvc_dispatch(w.client));
+    check_ok(kvc_blocks_alloc(w.blocks, EACH, ids + EACH));
+    check_eq(counts_of(w.fake).leases, 0);
+    check_eq(lent_bytes(w.fake), 2 * SLOT);
+    world_close(&w);
+}
+
+TEST(a_refused_courtesy_is_not_repeated)
+{
+    struct world w = world_open(true, 2, 4);
+    uint32_t ids[2 * EACH];
+
+    fake_set_limit(w.fake, 2 * SLOT);
+    check_ok(kvc_blocks_alloc(w.blocks, 2 * EACH, ids));
+    for (unsigned i = 0; i < 5; i++) {
+        check_ok(kvc_dispatch(w.client));
+        check_error(kvc_blocks_alloc(w.blocks, 1, ids), KVC_E_LIMIT);
+    }
+    check_eq(counts_of(w.fake).courtesies, 1);
+    fake_set_limit(w.fake, GIB);
+    check_ok(kvc_blocks_alloc(w.blocks, 1, ids));
+    dispatch_until(w.client, status_of(w.blocks).free_pages >= 2);
     world_close(&w);
 }
 

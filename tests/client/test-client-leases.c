@@ -139,6 +139,19 @@ TEST(more_than_was_claimed)
     world_close(w);
 }
 
+/* So when it is free again, no more of it is kept than ever. */
+TEST(what_is_used_is_promised_no_more)
+{
+    struct world *w = world_open(60000, 0);
+    uint32_t ids[6 * EACH];
+
+    want(w, 6 * EACH);
+    check_ok(kvc_blocks_alloc(w->blocks, 6 * EACH, ids));
+    check_ok(kvc_blocks_free(w->blocks, ids, 6 * EACH, 0));
+    check_eq(lent_bytes(w->fake), 4 * PAGE);
+    world_close(w);
+}
+
 TEST(a_refusal_spends_nothing)
 {
     struct world *w = world_open(60000, 0);

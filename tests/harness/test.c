@@ -39,8 +39,17 @@ uint64_t test_seed(void)
         clock_gettime(CLOCK_REALTIME, &now);
         seed = given ? strtoull(given, NULL, 0) : (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
         seed |= 1;
+        /* At once: a test that crashes or hangs says nothing later. */
+        fprintf(stderr, "seed: KVCACHED_TEST_SEED=%" PRIu64 "\n", seed);
     }
     return seed;
+}
+
+unsigned test_rounds(unsigned usual)
+{
+    const char *given = getenv("KVCACHED_TEST_ROUNDS");
+
+    return given ? (unsigned)strtoul(given, NULL, 0) : usual;
 }
 
 void test_fail(const char *file, int line, const char *format, ...)
@@ -52,8 +61,6 @@ void test_fail(const char *file, int line, const char *format, ...)
     vfprintf(stderr, format, args);
     va_end(args);
     fputc('\n', stderr);
-    if (seed)
-        fprintf(stderr, "seed: KVCACHED_TEST_SEED=%" PRIu64 "\n", seed);
     fflush(NULL);
     _exit(1);
 }

@@ -45,8 +45,11 @@ _Noreturn void test_skip(const char *reason);
  */
 const char *test_folder(void);
 
-/* Seed of this run's random tests: $KVCACHED_TEST_SEED or the time; printed when the test fails. */
+/* Seed of this run's random tests: $KVCACHED_TEST_SEED or the time. It is printed to stderr. */
 uint64_t test_seed(void);
+
+/* How often a random test begins anew: $KVCACHED_TEST_ROUNDS or as usual. */
+unsigned test_rounds(unsigned usual);
 
 /* xorshift64*; state must not be 0. */
 static inline uint64_t test_random(uint64_t *state)

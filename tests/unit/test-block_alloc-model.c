@@ -2,7 +2,7 @@
 
 /*
  * Random lives of the block allocator, compared with naive rows after every step. KVCACHED_TEST_SEED repeats
- * a run.
+ * a run, KVCACHED_TEST_ROUNDS makes it longer.
  */
 
 #include "block-world.h"
@@ -56,10 +56,10 @@ static void live(uint64_t seed)
     world = block_world_free(world);
 }
 
-TEST_LIMIT(lives, 110)
+TEST_LIMIT(lives, 300)
 {
     uint64_t state = test_seed();
 
-    for (unsigned i = 0; i < LIVES; i++)
+    for (unsigned i = 0, n = test_rounds(LIVES); i < n; i++)
         live(test_random(&state) | 1);
 }

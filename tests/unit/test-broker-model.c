@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Random lives of the broker, each compared with naive books after every event. KVCACHED_TEST_SEED repeats a
- * run.
+ * Random lives of the broker, each compared with naive books after every event: a million events in
+ * all. KVCACHED_TEST_SEED repeats a run, KVCACHED_TEST_ROUNDS makes it longer.
  */
 
 #include "broker-world.h"
@@ -11,6 +11,7 @@
 
 #include "test.h"
 
+#define LIVES 120 /* of each kind */
 #define STEPS 3000
 
 /* How often each thing is done; what is not listed is rare. */
@@ -59,21 +60,21 @@ static void lives(enum world_kind kind)
 {
     uint64_t state = test_seed();
 
-    for (unsigned i = 0; i < 25; i++)
+    for (unsigned i = 0, n = test_rounds(LIVES); i < n; i++)
         live(test_random(&state) | 1, kind);
 }
 
-TEST_LIMIT(honest_lives, 110)
+TEST_LIMIT(honest_lives, 300)
 {
     lives(WORLD_HONEST);
 }
 
-TEST_LIMIT(lying_lives, 110)
+TEST_LIMIT(lying_lives, 300)
 {
     lives(WORLD_LYING);
 }
 
-TEST_LIMIT(hostile_lives, 110)
+TEST_LIMIT(hostile_lives, 300)
 {
     lives(WORLD_HOSTILE);
 }
