@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attach.h"
 #include "grant.h"
 #include "instance_status.h"
 #include "lessor.h"
@@ -32,15 +33,6 @@
 
 static const char worker_is_gone[] = "the worker of this region is gone";
 
-/* A scheduler that waits for a region. */
-struct attachment {
-    struct list link;      /* of its instance's */
-    struct list peer_link; /* of peer.attaching */
-    struct peer *peer;
-    uint32_t request;
-    uint32_t group, rank;
-};
-
 static int refuse(struct peer *peer, const struct message *message, Kvcached__Error error, const char *reason)
 {
     peer_refuse(peer, message->request, error, "%s", reason);
@@ -48,11 +40,6 @@ static int refuse(struct peer *peer, const struct message *message, Kvcached__Er
 }
 
 /* ---- Orders of a region ---- */
-
-static struct instance_status *instance_of(const struct peer *peer)
-{
-    return peer->broker_peer->instance->owner;
-}
 
 void orders_unref(struct orders *orders)
 {
@@ -64,7 +51,7 @@ void orders_unref(struct orders *orders)
 
 struct orders *orders_find(const struct peer *peer, uint32_t group, uint32_t rank)
 {
-    list_for_each (it, &instance_of(peer)->orders) {
+    list_for_each (it, &peer_instance(peer)->orders) {
         struct orders *orders = container_of(it, struct orders, link);
 
         if (orders->group == group && orders->rank == rank)
@@ -230,87 +217,7 @@ void orders_refused(struct order *order, int broker_error, uint64_t bytes)
     orders_unref(orders);
 }
 
-/* ---- Attaching ---- */
-
-static int attach(struct peer *peer, struct orders *orders, uint32_t request)
-{
-    Kvcached__RegionAttached answer = KVCACHED__REGION_ATTACHED__INIT;
-    const struct region *theirs = peer_region(orders->worker, orders->region);
-    struct region *region;
-    int r;
-
-    if (region_free_number(peer, &answer.region) < 0) {
-        peer_refuse(peer, request, KVCACHED__ERROR__ERROR_RESOURCES, "a connection may have 256 regions");
-        return 0;
-    }
-    region = malloc(sizeof(*region));
-    if (!region)
-        return -ENOMEM;
-    *region = *theirs;
-    region->n_extents = region->n_leasing = 0;
-    region->lease = NULL;
-    region->session = ++orders->session;
-    orders->n_users++;
-    peer->regions[answer.region - 1] = region;
-    r = lessor_open(peer, answer.region);
-    if (r < 0)
-        return r;
-    answer.capacity_pages = region->capacity_pages;
-    answer.n_page_extents = peer->server->settings.broker.n_classes;
-    answer.page_extents = region->page_extents;
-    answer.session = region->session;
-    answer.segments = region->segments;
-    peer_send(peer, MESSAGE_REGION_ATTACHED, request, &answer.base, NULL);
-    return 0;
-}
-
-static int attach_later(struct peer *peer, const struct message *message)
-{
-    const Kvcached__RegionAttach *body = (const Kvcached__RegionAttach *)message->body;
-    struct attachment *attachment;
-
-    if (peer->n_takes >= PEER_TAKES_MAX)
-        return refuse(peer, message, KVCACHED__ERROR__ERROR_RESOURCES,
-                      "too many requests wait for their answers");
-    attachment = malloc(sizeof(*attachment));
-    if (!attachment)
-        return -ENOMEM;
-    *attachment = (struct attachment){
-        .peer = peer, .request = message->request, .group = body->group, .rank = body->rank};
-    list_append(&instance_of(peer)->attaching, &attachment->link);
-    list_append(&peer->attaching, &attachment->peer_link);
-    peer->n_takes++;
-    return 0;
-}
-
-static void attachment_free(struct attachment *attachment)
-{
-    attachment->peer->n_takes--;
-    list_unlink(&attachment->link);
-    list_unlink(&attachment->peer_link);
-    free(attachment);
-}
-
-int orders_attach(struct peer *peer, struct message *message)
-{
-    const Kvcached__RegionAttach *body = (const Kvcached__RegionAttach *)message->body;
-    struct orders *orders = orders_find(peer, body->group, body->rank);
-
-    return orders ? attach(peer, orders, message->request) : attach_later(peer, message);
-}
-
-static void answer_waiting(struct orders *orders)
-{
-    list_for_each_safe (it, &instance_of(orders->worker)->attaching) {
-        struct attachment *attachment = container_of(it, struct attachment, link);
-
-        if (attachment->group != orders->group || attachment->rank != orders->rank)
-            continue;
-        if (attach(attachment->peer, orders, attachment->request) < 0)
-            peer_fail(attachment->peer, KVCACHED__ERROR__ERROR_RESOURCES, "the daemon is short of memory");
-        attachment_free(attachment);
-    }
-}
+/* ---- Regions of workers ---- */
 
 int orders_open(struct peer *peer, uint32_t number, uint32_t group, uint32_t rank)
 {
@@ -321,9 +228,9 @@ int orders_open(struct peer *peer, uint32_t number, uint32_t group, uint32_t ran
         return -ENOMEM;
     *orders = (struct orders){.n_users = 1, .worker = peer, .region = number, .group = group, .rank = rank};
     list_init(&orders->waiting);
-    list_append(&instance_of(peer)->orders, &orders->link);
+    list_append(&peer_instance(peer)->orders, &orders->link);
     region->orders = orders;
-    answer_waiting(orders);
+    attach_waiting(orders);
     return 0;
 }
 
@@ -597,8 +504,7 @@ static void abandon(struct order *order)
 
 static void end_scheduler(struct peer *peer)
 {
-    list_for_each_safe (it, &peer->attaching)
-        attachment_free(container_of(it, struct attachment, peer_link));
+    attach_give_up(peer);
     while (!list_is_empty(&peer->ordered))
         abandon(container_of(peer->ordered.next, struct order, scheduler_link));
 }

@@ -41,7 +41,6 @@ struct order {
 };
 
 /* Handlers of messages: see request.h. */
-int orders_attach(struct peer *peer, struct message *message);
 int orders_map(struct peer *peer, struct message *message);
 int orders_unmap(struct peer *peer, struct message *message);
 int orders_done(struct peer *peer, struct message *message);

@@ -459,3 +459,8 @@ struct region *peer_region(const struct peer *peer, uint32_t number)
 {
     return number > 0 && number <= PEER_REGIONS_MAX ? peer->regions[number - 1] : NULL;
 }
+
+struct instance_status *peer_instance(const struct peer *peer)
+{
+    return peer->broker_peer->instance->owner;
+}

@@ -32,6 +32,7 @@ enum peer_state {
     PEER_GONE = 8,
 };
 
+struct instance_status;
 struct lease_line;
 struct orders;
 
@@ -126,3 +127,6 @@ void peer_flush(struct peer *peer);
 void peer_bury(struct peer *peer);
 
 struct region *peer_region(const struct peer *peer, uint32_t number);
+
+/* What is kept of a member's instance. */
+struct instance_status *peer_instance(const struct peer *peer);

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "attach.h"
 #include "base/arith.h"
 #include "base/parse.h"
 #include "control.h"
@@ -212,7 +213,7 @@ static const struct request_rule rules[] = {
     {MESSAGE_RETURN, ENGINES, PEER_READY, 0, MAPPERS, false, give_back},
     {MESSAGE_LEASE, ENGINES, PEER_READY, LEASES, MEMBERS, false, lessor_ask},
     {MESSAGE_NOTICE_ACK, ENGINES, PEER_READY, LEASES, MEMBERS, false, lessor_notice_acknowledged},
-    {MESSAGE_REGION_ATTACH, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_attach},
+    {MESSAGE_REGION_ATTACH, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, attach_region},
     {MESSAGE_MAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_map},
     {MESSAGE_UNMAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_unmap},
     {MESSAGE_ORDER_DONE, ENGINES, PEER_READY, ORDERS, ROLE(WORKER), false, orders_done},

@@ -23,6 +23,7 @@ import pytest
 from harness import leaks
 from harness.broker import Daemon, Programs, Result, Site, eventually
 from harness.observer import Observer
+from harness.pair import Pair, start_pair
 from harness.raw import RawPeer, start_raw
 
 
@@ -92,3 +93,10 @@ def raw(programs: Programs, daemon: Daemon, observer: Observer) -> RawPeer:
     """A peer that is about to misbehave, under observation; not connected."""
     assert observer.daemon is daemon
     return start_raw(programs, daemon)
+
+
+@pytest.fixture
+def pair(programs: Programs, daemon: Daemon, observer: Observer) -> Pair:
+    """A scheduler and a worker, under observation: in the end nothing is left of them."""
+    assert observer.daemon is daemon
+    return start_pair(programs, daemon)

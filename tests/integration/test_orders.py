@@ -7,88 +7,31 @@ where one region is enough.
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from harness.broker import Daemon, Peer, Programs, Ranks, eventually, on_gpu
-
-MIB = 1 << 20
-SIZES = "1G,1G,1G,1G"
-TIMEOUT_MS = 300
-
-# Pipeline stages: segments and page sizes differ from rank to rank, and so does what fits.
-STAGES = [
-    ("page=2M pages=40 segments=1", 2 * MIB),
-    ("page=2M pages=24 segments=3", 6 * MIB),
-    ("page=10M pages=32 segments=2", 20 * MIB),
-    ("page=8M pages=28 segments=1", 8 * MIB),
-]
-COMMON_PAGES = 24
+from harness.broker import Daemon, Peer, Programs, eventually, on_gpu
+from harness.crew import (
+    MIB,
+    PATIENT_MS,
+    STAGES,
+    Crew,
+    go_on,
+    start_crew,
+    start_scheduler,
+    start_worker,
+    states,
+    stop,
+    task_facts,
+)
 
 pytestmark = pytest.mark.skipif(on_gpu(), reason="four GPUs are needed")
 
 
-@dataclass
-class Crew:
-    """A scheduler, and a worker on a GPU and a daemon of its own for each rank."""
-
-    programs: Programs
-    daemons: list[Daemon]
-    workers: list[Peer]
-    scheduler: Ranks
-
-    def granted(self, rank: int) -> int:
-        for row in self.programs.kvctl("list", "--json", daemon=self.daemons[rank]).json():
-            if row["ipc"] == "engine":
-                used: int = row["used_bytes"]
-                return used
-        return 0
-
-    def check(self, pages: int, ranks: list[int] | None = None) -> None:
-        """So many pages are with the workers, no more and no less."""
-        for rank in range(len(self.workers)) if ranks is None else ranks:
-            assert self.granted(rank) == pages * STAGES[rank][1], f"rank {rank}"
-
-
-def start_worker(
-    programs: Programs, daemon: Daemon, rank: int, environment: dict[str, str] | None = None
-) -> Peer:
-    worker = programs.peer(daemon, "engine", environment=environment)
-    worker.do("open role=worker thread=1 min=4 max=8")
-    worker.do(f"region kv {STAGES[rank][0]} rank={rank}")
-    return worker
-
-
-def start_scheduler(programs: Programs, daemons: list[Daemon], timeout_ms: int = TIMEOUT_MS) -> Ranks:
-    scheduler = programs.ranks()
-    for rank, daemon in enumerate(daemons):
-        answer = scheduler.do(f"attach {daemon.socket} {rank} timeout={timeout_ms} thread={rank % 2}")
-        assert answer.split()[1] == str(STAGES[rank][1])
-    assert scheduler.do("group") == str(COMMON_PAGES)
-    return scheduler
-
-
-def start_crew(
-    programs: Programs, timeout_ms: int = TIMEOUT_MS, faults: dict[int, str] | None = None
-) -> Crew:
-    """faults: the plan of failures of a rank's driver."""
-    daemons, workers = [], []
-    for rank in range(len(STAGES)):
-        daemons.append(programs.daemon(SIZES, name=f"gpu{rank}", arguments=("--gpu", str(rank))))
-        plan = (faults or {}).get(rank)
-        environment = {"KVCACHED_EMULATE_FAULTS": plan} if plan else None
-        workers.append(start_worker(programs, daemons[rank], rank, environment))
-    return Crew(programs, daemons, workers, start_scheduler(programs, daemons, timeout_ms))
-
-
 @pytest.fixture
 def crew(programs: Programs) -> Crew:
-    return start_crew(programs, timeout_ms=20000)
+    return start_crew(programs, PATIENT_MS)
 
 
 @pytest.fixture
@@ -97,24 +40,8 @@ def hasty(programs: Programs) -> Crew:
     return start_crew(programs)
 
 
-def task_facts(peer: Peer | Daemon, pattern: str) -> list[str]:
-    """What the kernel says of each of its threads."""
-    tasks = Path(f"/proc/{peer.pid}/task").iterdir()
-    return [re.findall(pattern, (task / "status").read_text(), re.MULTILINE)[0] for task in tasks]
-
-
-def states(peer: Peer | Daemon) -> list[str]:
-    return task_facts(peer, r"^State:\s+(\w)")
-
-
 def switches(peer: Peer) -> int:
     return sum(map(int, task_facts(peer, r"^voluntary_ctxt_switches:\s+(\d+)")))
-
-
-def stop(peer: Peer | Daemon) -> None:
-    """With all its threads: the signal alone is only a beginning."""
-    os.kill(peer.pid, signal.SIGSTOP)
-    eventually(lambda: set(states(peer)) == {"T"})
 
 
 # ---- One worker, one scheduler ----
@@ -245,7 +172,7 @@ def test_a_rank_without_memory(crew: Crew) -> None:
     ["cuMemMap:3=INVALID_VALUE", "cuMemSetAccess:1=OUT_OF_MEMORY", "cuMemImportFromShareableHandle:2=2"],
 )
 def test_a_driver_that_fails(programs: Programs, plan: str) -> None:
-    crew = start_crew(programs, 20000, {2: plan})
+    crew = start_crew(programs, PATIENT_MS, {2: plan})
     assert re.match("KVC_E_WORKER Rank 2: cuMem", crew.scheduler.refused("map 0-2"))
     assert crew.scheduler.do("page 1") == "mm-m"
     crew.check(0, [2])
@@ -254,7 +181,7 @@ def test_a_driver_that_fails(programs: Programs, plan: str) -> None:
 
 
 def test_a_driver_that_does_not_unmap(programs: Programs) -> None:
-    crew = start_crew(programs, 20000, {1: "cuMemUnmap:1=INVALID_VALUE"})
+    crew = start_crew(programs, PATIENT_MS, {1: "cuMemUnmap:1=INVALID_VALUE"})
     crew.scheduler.do("map 0-2")
     assert re.match("KVC_E_WORKER Rank 1: cuMemUnmap", crew.scheduler.refused("unmap 0-2"))
     assert crew.scheduler.do("page 1") == "-m--"
@@ -284,7 +211,7 @@ def test_a_worker_that_is_stopped(hasty: Crew) -> None:
     assert hasty.scheduler.do("page 1") == "mmmm"
     for command in ("map 2", "unmap 3", "map 0", "unmap 0"):
         assert hasty.scheduler.refused(command).startswith("KVC_E_IN_DOUBT ")
-    os.kill(hasty.workers[1].pid, signal.SIGCONT)
+    go_on(hasty.workers[1])
     hasty.scheduler.do("settle")
     assert hasty.scheduler.do("page 2") == "mmmm"
     assert hasty.scheduler.do("page 0") == "----"
@@ -307,7 +234,7 @@ def test_a_daemon_that_is_stopped(hasty: Crew) -> None:
     stop(hasty.daemons[0])
     assert re.match("KVC_E_TIMEOUT Rank 0: ", hasty.scheduler.refused("map 2"))
     assert hasty.scheduler.do("page 2") == "?mmm"
-    os.kill(hasty.daemons[0].pid, signal.SIGCONT)
+    go_on(hasty.daemons[0])
     hasty.scheduler.do("settle")
     assert hasty.scheduler.do("page 2") == "mmmm"
     hasty.check(1)
@@ -323,7 +250,7 @@ def test_a_daemon_that_is_killed(hasty: Crew) -> None:
     assert hasty.scheduler.do("page 0") == "-mmm"
     assert hasty.scheduler.do("page 2") == "-mmm"
     assert re.match("KVC_E_DISCONNECTED Rank 0: ", hasty.scheduler.refused("map 2"))
-    os.kill(hasty.workers[0].pid, signal.SIGCONT)
+    go_on(hasty.workers[0])
     hasty.scheduler.do("unmap 0,2")
     hasty.check(0, [1, 2, 3])
 
@@ -333,10 +260,9 @@ def test_a_scheduler_that_is_killed(crew: Crew) -> None:
     crew.scheduler.do("map 0-7")
     crew.scheduler.kill()
     crew.check(8)
-    for rank, daemon in enumerate(crew.daemons):
-        limit = str(8 * STAGES[rank][1])
-        assert crew.programs.kvctl("limit", "engine", limit, daemon=daemon).rc == 0
-    crew.scheduler = start_scheduler(crew.programs, crew.daemons, 20000)
+    for rank in range(len(crew.daemons)):
+        crew.limit(rank, 8)
+    crew.scheduler = start_scheduler(crew.programs, crew.daemons, PATIENT_MS)
     crew.check(0)
     assert crew.scheduler.do("page 0") == "----"
     crew.scheduler.do("map 4-11")
@@ -350,8 +276,8 @@ def test_a_scheduler_that_is_killed_in_the_middle(hasty: Crew) -> None:
     stop(hasty.workers[1])
     assert hasty.scheduler.refused("map 0-7").startswith("KVC_E_TIMEOUT ")
     hasty.scheduler.kill()
-    os.kill(hasty.workers[1].pid, signal.SIGCONT)
-    hasty.scheduler = start_scheduler(hasty.programs, hasty.daemons, 20000)
+    go_on(hasty.workers[1])
+    hasty.scheduler = start_scheduler(hasty.programs, hasty.daemons, PATIENT_MS)
     hasty.check(0)
     hasty.scheduler.do("map 0-7")
     hasty.check(8)
@@ -359,7 +285,7 @@ def test_a_scheduler_that_is_killed_in_the_middle(hasty: Crew) -> None:
 
 def test_of_two_schedulers_the_last_one_rules(crew: Crew) -> None:
     crew.scheduler.do("map 0-3")
-    second = start_scheduler(crew.programs, crew.daemons, 20000)
+    second = start_scheduler(crew.programs, crew.daemons, PATIENT_MS)
     crew.check(0)
     assert re.match("KVC_E_WORKER Rank 0: .*taken over", crew.scheduler.refused("map 8"))
     second.do("map 0-1")
@@ -375,8 +301,8 @@ def test_workers_that_end_first(crew: Crew) -> None:
     crew.check(0)
     assert crew.scheduler.refused("map 5").startswith("KVC_E_WORKER ")
     for rank, worker in enumerate(crew.workers):
-        worker.do(f"region kv {STAGES[rank][0]} rank={rank}")
+        worker.do(f"region kv {STAGES[rank].region} rank={rank}")
     crew.scheduler.do("close")
-    crew.scheduler = start_scheduler(crew.programs, crew.daemons, 20000)
+    crew.scheduler = start_scheduler(crew.programs, crew.daemons, PATIENT_MS)
     crew.scheduler.do("map 5")
     crew.check(1)
