@@ -141,6 +141,8 @@ bool leases_next_report(struct broker *broker, struct broker_action *ret);
 /* May leases hold as many descriptors more? Others' offers are withdrawn for it. */
 bool leases_fit_descriptors(struct broker *broker, const struct broker_request *request);
 uint64_t lease_claimed_bytes(struct broker *broker, struct broker_lease *lease);
+/* What was taken off the word for a request that is refused returns to the pool. */
+void lease_forgo(struct broker *broker, struct broker_lease *lease, uint32_t pages);
 /* Taken off the word, and not asked for so far. */
 uint64_t lease_spent_bytes(struct broker *broker, struct broker_lease *lease);
 bool lease_is_open(struct broker *broker, struct broker_lease *lease);

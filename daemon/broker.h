@@ -290,6 +290,10 @@ int broker_lease_ask(struct broker *broker, struct broker_lease *lease, uint32_t
 int broker_lease_take(struct broker *broker, struct broker_lease *lease, struct broker_peer *holder,
                       uint32_t pages, uint64_t now_ns, struct broker_request **ret);
 
+/* As many pages as were claimed and taken off the word, at most, are not asked for after all: they are the
+ * pool's again. */
+void broker_lease_forgo(struct broker *broker, struct broker_lease *lease, uint32_t pages, uint64_t now_ns);
+
 uint32_t broker_lease_pages(const struct broker_lease *lease); /* issued */
 bool broker_lease_is_frozen(const struct broker_lease *lease); /* somebody has scribbled over its word */
 

@@ -288,6 +288,12 @@ static uint32_t in_transit(struct broker *broker, struct broker_lease *lease)
     return read_word(broker, lease, &word) ? lease->issued - word.offered - word.claimed : 0;
 }
 
+void lease_forgo(struct broker *broker, struct broker_lease *lease, uint32_t pages)
+{
+    if (lease->peer)
+        give_back(broker, lease, (uint32_t)u64_min(pages, in_transit(broker, lease)));
+}
+
 uint64_t lease_spent_bytes(struct broker *broker, struct broker_lease *lease)
 {
     return in_transit(broker, lease) * lease->page_bytes;

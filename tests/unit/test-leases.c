@@ -537,6 +537,39 @@ TEST(a_lease_of_a_frozen_instance_hands_nothing_over)
     bench_finish(&b);
 }
 
+TEST(what_is_refused_on_its_way_is_the_pools)
+{
+    struct broker_lease *lease;
+    struct broker_peer *a;
+    struct lease_line line;
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    a = bench_join(&b, "d", "a");
+    lease = bench_lease(&b, a, 1, 0, &line);
+    check_eq(bench_lease_ask(&b, lease, 10, false), 0);
+    check_eq(lease_claim(&line, 6), 6);
+    check(lease_spend(&line, 4));
+    broker_lease_forgo(b.broker, lease, 1, b.now_ns);
+    check_eq(broker_lease_pages(lease), 9);
+    check_eq(bench_totals(&b).pool_bytes, 2 * MIB);
+    /* Never more than what is on its way, and of a frozen instance, too. */
+    broker_instance_freeze(b.broker, a->instance);
+    bench_run(&b);
+    broker_lease_forgo(b.broker, lease, UINT32_MAX, b.now_ns);
+    bench_run(&b);
+    check_word(&line, 0, 2);
+    check_eq(broker_lease_pages(lease), 2);
+    check_eq(b.n_scribbles, 0);
+    broker_lease_forgo(b.broker, lease, 1, b.now_ns);
+    check_eq(broker_lease_pages(lease), 2);
+    bench_end(&b, a);
+    broker_lease_forgo(b.broker, lease, 1, b.now_ns);
+    lease = broker_lease_free(b.broker, lease);
+    bench_finish(&b);
+}
+
 TEST(what_is_on_its_way_is_nobody_elses)
 {
     struct broker_request *request;
