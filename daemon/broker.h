@@ -86,6 +86,7 @@ struct broker_instance {
     struct list pressed_link; /* while a notice about its limit runs */
     uint64_t pressed_ns;      /* when that ends */
     uint32_t n_undecided;     /* requests that its limit doesn't hold */
+    uint32_t n_set_aside;     /* extents that leases have or wait for */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
     uint64_t identity; /* of who opened it; opaque */
