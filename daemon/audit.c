@@ -227,16 +227,15 @@ static const char *check_lease(const struct broker *broker, const struct broker_
     return NULL;
 }
 
-static const char *check_leases(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes)
+static const char *check_leases(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes,
+                                uint32_t *n_set_aside)
 {
-    uint32_t n = 0;
-
     list_for_each (it, &peer->leases) {
         const struct broker_lease *lease = container_of(it, struct broker_lease, link);
         const char *failure;
 
         expect(lease->peer == peer, "a peer lists a lease of another");
-        failure = check_lease(broker, lease, &bytes[LEDGER_LEASED], &n);
+        failure = check_lease(broker, lease, &bytes[LEDGER_LEASED], n_set_aside);
         if (failure)
             return failure;
     }
@@ -245,7 +244,8 @@ static const char *check_leases(const struct broker *broker, const struct broker
     return NULL;
 }
 
-static const char *check_peer(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes)
+static const char *check_peer(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes,
+                              uint32_t *n_set_aside)
 {
     uint64_t held = 0;
     uint32_t n = 0;
@@ -259,18 +259,18 @@ static const char *check_peer(const struct broker *broker, const struct broker_p
         n++;
     }
     expect(held == peer->held_bytes && n == peer->n_extents, "a peer miscounts what it holds");
-    return check_leases(broker, peer, bytes);
+    return check_leases(broker, peer, bytes, n_set_aside);
 }
 
 static const char *check_instance(const struct broker *broker, const struct broker_instance *instance,
                                   const struct moving *moving)
 {
     uint64_t bytes[_LEDGER_N] = {}, unpromised_bytes = 0;
-    uint32_t n_undecided = 0;
+    uint32_t n_undecided = 0, n_set_aside = 0;
     const char *failure;
 
     list_for_each (it, &instance->peers) {
-        failure = check_peer(broker, container_of(it, struct broker_peer, link), bytes);
+        failure = check_peer(broker, container_of(it, struct broker_peer, link), bytes, &n_set_aside);
         if (failure)
             return failure;
     }
@@ -282,7 +282,9 @@ static const char *check_instance(const struct broker *broker, const struct brok
         bytes[LEDGER_PENDING] += request->charge.bytes;
         unpromised_bytes += request->promised ? 0 : request->charge.bytes;
         n_undecided += request->state == BROKER_REQUEST_UNDECIDED && request->error == BROKER_E_LIMIT;
+        n_set_aside += request->lease && request->charge.bytes ? request->n_extents : 0;
     }
+    expect(n_set_aside == instance->n_set_aside, "an instance miscounts what is set aside for it");
     expect(n_undecided == instance->n_undecided, "an instance miscounts what its limit doesn't hold");
     expect(!instance->missed ||
                broker_used(instance) > policy_limit(instance->has_limit, instance->limit_of, NULL),
@@ -337,8 +339,8 @@ static const char *check_sums(const struct broker *broker, const struct sums *su
 
 static const char *check_members(const struct broker *broker, const struct moving *moving)
 {
+    uint64_t used = 0, n_set_aside = 0;
     const char *failure;
-    uint64_t used = 0;
 
     list_for_each (it, &broker->domains) {
         failure = check_domain(broker, container_of(it, struct broker_domain, link), moving);
@@ -352,7 +354,11 @@ static const char *check_members(const struct broker *broker, const struct movin
         if (failure)
             return failure;
         used += broker_used(instance);
+        n_set_aside += instance->n_set_aside;
     }
+    list_for_each (it, &broker->domains)
+        n_set_aside -= container_of(it, struct broker_domain, link)->n_set_aside;
+    expect(n_set_aside == 0, "the domains miscount what is set aside for them");
     expect(used == broker->ledger.charged_bytes, "bytes are charged to nobody who is listed");
     return NULL;
 }

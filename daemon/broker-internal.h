@@ -26,6 +26,7 @@ struct broker_domain {
     uint32_t n_incoming;
     uint64_t deficit_bytes; /* of the round robin of creates */
     uint64_t retry_ns;      /* after a failure of the driver */
+    uint32_t n_set_aside;   /* of its instances */
     unsigned n_instances;
     char name[BROKER_DOMAIN_MAX + 1];
 };
@@ -138,9 +139,14 @@ uint64_t leases_withdraw(struct broker *broker, struct broker_instance *instance
                          const struct broker_lease *except_or_null, uint64_t bytes);
 void leases_lose(struct broker *broker, struct broker_peer *peer);
 bool leases_next_report(struct broker *broker, struct broker_action *ret);
-/* May leases hold as many descriptors more? Others' offers are withdrawn for it. */
+/* Counts what is to be set aside for a request, or (negative) is not, or no longer. */
+void lease_count(struct broker *broker, struct broker_instance *instance, int n_leased, int n_leasing);
+/* May leases of that instance hold as many descriptors more? Others' offers are withdrawn for it, and claims
+ * of its domain are asked for. */
 bool leases_fit_descriptors(struct broker *broker, const struct broker_request *request);
 uint64_t lease_claimed_bytes(struct broker *broker, struct broker_lease *lease);
+/* What was taken off the word for a request that is refused returns to the pool. */
+void lease_forgo(struct broker *broker, struct broker_lease *lease, uint32_t pages);
 /* Taken off the word, and not asked for so far. */
 uint64_t lease_spent_bytes(struct broker *broker, struct broker_lease *lease);
 bool lease_is_open(struct broker *broker, struct broker_lease *lease);
@@ -160,7 +166,8 @@ uint64_t notices_hope(struct broker *broker, struct broker_instance *instance_or
                       const struct broker_peer *but, uint64_t serial);
 void notices_ask(struct broker *broker, struct broker_instance *instance_or_null,
                  const struct broker_peer *but, uint64_t serial, uint64_t bytes);
-void notices_ask_claims(struct broker *broker);
+/* Asks for claims that are not needed: the others of a peer's domain, or everybody. */
+void notices_ask_claims(struct broker *broker, const struct broker_peer *needy_or_null);
 /* The limit has changed: who is over it is asked to meet it. */
 void notices_limit(struct broker *broker, struct broker_instance *instance);
 uint64_t broker_over_limit(const struct broker_instance *instance);

@@ -223,7 +223,7 @@ static void go_idle(struct broker *broker)
     broker->may_offer |= !broker->idle_told;
     empty_pool(broker);
     if (!broker->idle_told)
-        notices_ask_claims(broker);
+        notices_ask_claims(broker, NULL);
     broker->idle_told = true;
 }
 

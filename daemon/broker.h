@@ -86,6 +86,7 @@ struct broker_instance {
     struct list pressed_link; /* while a notice about its limit runs */
     uint64_t pressed_ns;      /* when that ends */
     uint32_t n_undecided;     /* requests that its limit doesn't hold */
+    uint32_t n_set_aside;     /* extents that leases have or wait for */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
     uint64_t identity; /* of who opened it; opaque */
@@ -289,6 +290,10 @@ int broker_lease_ask(struct broker *broker, struct broker_lease *lease, uint32_t
  * (draining), -ENOMEM. */
 int broker_lease_take(struct broker *broker, struct broker_lease *lease, struct broker_peer *holder,
                       uint32_t pages, uint64_t now_ns, struct broker_request **ret);
+
+/* As many pages as were claimed and taken off the word, at most, are not asked for after all: they are the
+ * pool's again. */
+void broker_lease_forgo(struct broker *broker, struct broker_lease *lease, uint32_t pages, uint64_t now_ns);
 
 uint32_t broker_lease_pages(const struct broker_lease *lease); /* issued */
 bool broker_lease_is_frozen(const struct broker_lease *lease); /* somebody has scribbled over its word */

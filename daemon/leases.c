@@ -14,7 +14,8 @@
  * word and not yet asked for is in neither half of it; nobody else can have that either.
  *
  * Leases with something issued are listed, longest unused first, so that nobody looks at empty ones. Their
- * descriptors have a bound of their own, beside that of pool and requests, or leases could starve grants.
+ * descriptors have a bound of their own, beside that of pool and requests, or leases could starve grants. Of
+ * that each domain has a share, and in it each instance (policy.c), since claims are nobody else's to take.
  */
 
 #include <assert.h>
@@ -76,6 +77,14 @@ int broker_lease_new(struct broker *broker, struct broker_peer *peer,
 
 /* ---- What is issued ---- */
 
+void lease_count(struct broker *broker, struct broker_instance *instance, int n_leased, int n_leasing)
+{
+    broker->n_leased += n_leased;
+    broker->n_leasing += n_leasing;
+    instance->n_set_aside += n_leased + n_leasing;
+    instance->domain->n_set_aside += n_leased + n_leasing;
+}
+
 static void mark_used(struct broker *broker, struct broker_lease *lease)
 {
     list_unlink(&lease->issued_link);
@@ -94,7 +103,7 @@ static struct extent *remove_extent(struct broker *broker, struct broker_lease *
     extent->state = EXTENT_LOOSE;
     extent->holder = NULL;
     ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);
-    broker->n_leased--;
+    lease_count(broker, lease->peer->instance, -1, 0);
     return extent;
 }
 
@@ -200,46 +209,106 @@ uint64_t leases_withdraw(struct broker *broker, struct broker_instance *instance
     return withdrawn;
 }
 
-static uint64_t descriptors_over(const struct broker *broker, const struct broker_request *request)
+/* ---- Descriptors ---- */
+
+/* Extents, by whose they are as an instance sees it. */
+struct crowd {
+    uint64_t own, mates, others;
+};
+
+static void crowd_add(struct crowd *crowd, const struct broker_instance *self,
+                      const struct broker_instance *instance, uint64_t n)
 {
-    return u64_sub_floor((uint64_t)broker->n_leased + broker->n_leasing + request->n_extents,
-                         broker->config.lease_max);
+    if (instance == self)
+        crowd->own += n;
+    else if (instance->domain == self->domain)
+        crowd->mates += n;
+    else
+        crowd->others += n;
 }
 
-static uint64_t offered_extents(struct broker *broker, const struct broker_lease *except)
+/* How many too many there would be with the request, if some were gone. */
+static uint64_t descriptors_over(const struct broker *broker, const struct broker_request *request,
+                                 const struct crowd *gone)
 {
-    uint64_t n = 0;
+    const struct broker_instance *self = request->peer->instance;
+    uint64_t all = (uint64_t)broker->n_leased + broker->n_leasing;
+    struct crowd crowd = {
+        .own = self->n_set_aside - gone->own,
+        .mates = self->domain->n_set_aside - self->n_set_aside - gone->mates,
+        .others = all - self->domain->n_set_aside - gone->others,
+    };
 
+    return u64_sub_floor(crowd.own + request->n_extents,
+                         policy_lease_share(broker->config.lease_max, crowd.others, crowd.mates));
+}
+
+static uint64_t over_now(const struct broker *broker, const struct broker_request *request)
+{
+    return descriptors_over(broker, request, &(struct crowd){});
+}
+
+/* What others could be asked for: claims of the same domain. Whose they are, they may keep, for a share is a
+ * share; but most don't need them all the time. */
+static bool is_asked_for(const struct broker_lease *lease, const struct broker_request *request)
+{
+    const struct broker_peer *peer = lease->peer;
+
+    return peer != request->peer && peer->listens && !peer->missed &&
+           peer->instance->domain == request->peer->instance->domain;
+}
+
+static void count_offers(struct broker *broker, const struct broker_request *request, struct crowd *offered,
+                         struct crowd *with_claims)
+{
     list_for_each_safe (it, &broker->leases) {
         struct broker_lease *lease = of_list(it, NULL);
+        struct broker_instance *instance = lease->peer->instance;
+        uint64_t n_offered, n_claimed;
         struct lease word;
 
-        if (lease != except && read_word(broker, lease, &word))
-            n += (uint64_t)word.offered * lease->page_extents;
+        if (lease == request->lease || !read_word(broker, lease, &word))
+            continue;
+        n_offered = (uint64_t)word.offered * lease->page_extents;
+        n_claimed = is_asked_for(lease, request) ? (uint64_t)word.claimed * lease->page_extents : 0;
+        crowd_add(offered, request->peer->instance, instance, n_offered);
+        crowd_add(with_claims, request->peer->instance, instance, n_offered + n_claimed);
     }
-    return n;
+}
+
+/* What is withdrawn from others makes a part of it room for this one, so it is tried until there is enough. */
+static void withdraw_descriptors(struct broker *broker, const struct broker_request *request,
+                                 const struct broker_domain *domain_or_null)
+{
+    list_for_each_safe (it, &broker->leases) {
+        struct broker_lease *lease = of_list(it, NULL);
+        uint64_t over, n_bytes = 1;
+
+        if (lease == request->lease || (domain_or_null && lease->peer->instance->domain != domain_or_null))
+            continue;
+        while (n_bytes && (over = over_now(broker, request)))
+            n_bytes = withdraw(broker, lease,
+                               (over + lease->page_extents - 1) / lease->page_extents * lease->page_bytes);
+    }
 }
 
 bool leases_fit_descriptors(struct broker *broker, const struct broker_request *request)
 {
-    uint64_t over;
+    struct crowd offered = {}, with_claims = {};
 
-    if (descriptors_over(broker, request) == 0)
+    if (over_now(broker, request) == 0)
         return true;
     if (request->courtesy)
         return false;
     queue_yield(broker);
-    if (offered_extents(broker, request->lease) < descriptors_over(broker, request))
-        return false;
-    list_for_each_safe (it, &broker->leases) {
-        struct broker_lease *lease = of_list(it, NULL);
-
-        over = descriptors_over(broker, request);
-        if (over && lease != request->lease)
-            withdraw(broker, lease,
-                     (over + lease->page_extents - 1) / lease->page_extents * lease->page_bytes);
+    count_offers(broker, request, &offered, &with_claims);
+    if (descriptors_over(broker, request, &offered) == 0) {
+        withdraw_descriptors(broker, request, request_domain(request));
+        withdraw_descriptors(broker, request, NULL);
+    } else if (descriptors_over(broker, request, &with_claims) == 0) {
+        notices_ask_claims(broker, request->peer);
     }
-    return descriptors_over(broker, request) == 0;
+    return over_now(broker, request) == 0;
 }
 
 /* ---- Growing ---- */
@@ -248,7 +317,7 @@ static void receive(struct broker *broker, struct broker_lease *lease, struct ex
 {
     ledger_charge_move(&broker->ledger, &extent->charge, &lease->peer->instance->account, LEDGER_LEASED);
     broker->earmarked_bytes -= extent_bytes(&broker->pool, extent);
-    broker->n_leased++;
+    lease_count(broker, lease->peer->instance, 1, 0);
     extent->state = EXTENT_LEASED;
     extent->holder = lease;
     list_append(&lease->extents[extent->class_index], &extent->link);
@@ -286,6 +355,12 @@ static uint32_t in_transit(struct broker *broker, struct broker_lease *lease)
     struct lease word;
 
     return read_word(broker, lease, &word) ? lease->issued - word.offered - word.claimed : 0;
+}
+
+void lease_forgo(struct broker *broker, struct broker_lease *lease, uint32_t pages)
+{
+    if (lease->peer)
+        give_back(broker, lease, (uint32_t)u64_min(pages, in_transit(broker, lease)));
 }
 
 uint64_t lease_spent_bytes(struct broker *broker, struct broker_lease *lease)

@@ -189,6 +189,13 @@ int broker_lease_take(struct broker *broker, struct broker_lease *lease, struct 
     return r;
 }
 
+void broker_lease_forgo(struct broker *broker, struct broker_lease *lease, uint32_t pages, uint64_t now_ns)
+{
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    lease_forgo(broker, lease, pages);
+    broker_settle(broker, broker->now_ns);
+}
+
 /* ---- Ends and returns ---- */
 
 static void close_descriptors(struct broker *broker, struct broker_request *request)

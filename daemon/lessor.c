@@ -5,9 +5,9 @@
  * because its line also says what the client keeps and could return. What is leased is the broker's affair;
  * the words in the file are read and changed by nobody else here, and believed by nobody.
  *
- * A client takes pages off its word before it asks for them. Where that request is refused for another reason
- * than the lease itself, they go back to the pool: they are no longer in the word, so nobody could ask for
- * them again.
+ * A client takes pages off its word before it asks for them. Where that request is refused, whatever for and
+ * however late, they go back to the pool: they are no longer in the word, and a client that has lost patience,
+ * or is about to die, puts nothing back.
  */
 
 #include "lessor.h"
@@ -131,12 +131,8 @@ void lessor_granted(struct grant *grant)
 
 void lessor_forgo(struct peer *peer, const struct region *region, uint32_t pages)
 {
-    struct broker *broker = peer->server->broker;
-    struct broker_request *request;
-
-    if (region->lease && pages > 0 &&
-        broker_lease_take(broker, region->lease, peer->broker_peer, pages, server_now(), &request) == 0)
-        broker_request_free(broker, request);
+    if (region->lease)
+        broker_lease_forgo(peer->server->broker, region->lease, pages, server_now());
 }
 
 /* ---- Notices ---- */

@@ -193,14 +193,17 @@ void notices_ask(struct broker *broker, struct broker_instance *instance, const 
     }
 }
 
-void notices_ask_claims(struct broker *broker)
+void notices_ask_claims(struct broker *broker, const struct broker_peer *needy)
 {
     uint64_t serial = ++broker->need_serial;
 
     list_for_each (it, &broker->listeners) {
         struct broker_peer *peer = of_list(it, NULL);
-        uint64_t claimed = may_help(peer, serial) ? claimed_bytes(broker, peer) : 0;
+        uint64_t claimed;
 
+        if (peer == needy || (needy && peer->instance->domain != needy->instance->domain))
+            continue;
+        claimed = may_help(peer, serial) ? claimed_bytes(broker, peer) : 0;
         if (claimed && !peer->noticed)
             ask(broker, peer, serial, claimed, hinted_bytes(broker, peer));
     }

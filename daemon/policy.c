@@ -108,3 +108,13 @@ uint64_t policy_reserve(uint64_t demand_bytes, uint64_t reserve_bytes)
 {
     return u64_min(demand_bytes, reserve_bytes);
 }
+
+static uint64_t half(uint64_t n)
+{
+    return n / 2 + n % 2;
+}
+
+uint64_t policy_lease_share(uint64_t max, uint64_t others, uint64_t mates)
+{
+    return half(u64_sub_floor(half(u64_sub_floor(max, others)), mates));
+}

@@ -280,7 +280,8 @@ void queue_enqueue(struct broker *broker, struct broker_request *request)
     }
     broker->n_needs += !request->courtesy;
     broker->n_courtesies += request->courtesy;
-    broker->n_leasing += request->lease ? request->n_extents : 0;
+    if (request->lease)
+        lease_count(broker, request->peer->instance, 0, (int)request->n_extents);
     for (unsigned i = 0; i < broker->config.n_classes; i++)
         domain->wanted[i] += request->counts[i];
     if (at_hand || (list_is_empty(&broker->parked) && fits_descriptors(broker, request)))
@@ -310,7 +311,8 @@ static void discharge(struct broker *broker, struct broker_request *request)
 {
     ledger_charge_deinit(&broker->ledger, &request->charge);
     broker->n_courtesies -= request->courtesy;
-    broker->n_leasing -= request->lease ? request->n_extents : 0;
+    if (request->lease)
+        lease_count(broker, request->peer->instance, 0, -(int)request->n_extents);
 }
 
 void queue_complete(struct broker *broker, struct broker_request *request)

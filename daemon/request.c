@@ -137,6 +137,8 @@ static int take(struct peer *peer, struct message *message)
     r = grant_ask(peer, body->region, body->pages, message->request, lease, NULL);
     if (r <= 0)
         return r;
+    if (lease)
+        lessor_forgo(peer, region, body->pages);
     return request_refuse_memory(peer, message->request, r,
                                  region_page_bytes(region, &peer->server->settings.broker) * body->pages);
 }

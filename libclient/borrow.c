@@ -193,15 +193,11 @@ static void learn(const struct take *take, int result)
         take->region->take_max = take->n_pages / 2;
 }
 
-/* What was spent for nothing is claimed again; a daemon that doesn't know of a single page has no lease. */
+/* What was spent for a refusal is the daemon's again. One that doesn't know of a single page has no lease. */
 static void settle_lease(const struct take *take, int result)
 {
-    if (!take->leased || !take->region || result == 0 || take->n_arrived > 0)
-        return;
-    if (result == KVC_E_INVALID && take->n_pages == 1)
+    if (take->leased && take->region && result == KVC_E_INVALID && take->n_pages == 1)
         lease_over(take->region);
-    else if (take->client->conn->alive)
-        lease_unspend(take->region->lease.line, take->n_pages);
 }
 
 /* A take that is done and the caller's: its pages, or why not. Frees it. */

@@ -463,6 +463,15 @@ static void on_return(struct daemon *d, struct peer *peer, const struct message 
     fake_answer(peer->fd, lie, MESSAGE_RETURNED, m->request, &returned.base, NULL, 0);
 }
 
+/* A refused Take gives what it spent up. */
+static void forgo_lease(struct daemon *d, struct peer *peer, const struct message *m)
+{
+    const Kvcached__Take *take = (const Kvcached__Take *)m->body;
+
+    if (m->type == MESSAGE_TAKE && take->leased)
+        check(end_lease(d, peer, take->region % REGIONS_MAX, take->pages));
+}
+
 /* Lies that are the same whatever was asked. True when that was the answer. */
 static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
@@ -479,6 +488,7 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
         shutdown(peer->fd, SHUT_RDWR);
         return true;
     case FAKE_REFUSE:
+        forgo_lease(d, peer, m);
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_RESOURCES,
                     "The daemon is short of descriptors");
         return true;

@@ -32,7 +32,7 @@ void bench_init(struct bench *b, uint64_t budget_bytes)
                 .budget_bytes = budget_bytes,
                 .utilization_ppm = 900000,
                 .warm_max = 64,
-                .lease_max = 32,
+                .lease_max = 128,
                 .creating_max = 4,
                 .idle_ns = 30 * NSEC_PER_SEC,
                 .look_ns = 250 * NSEC_PER_MSEC,

@@ -179,7 +179,7 @@ void world_check_verdict(struct world *w, enum world_verdict verdict, int r)
         world_expect(w, r == BROKER_E_BUDGET, "a request is not judged by the budget");
         break;
     case WORLD_UNSURE:
-        world_expect(w, r == 0 || r == BROKER_E_LIMIT || r == BROKER_E_BUDGET || r == BROKER_E_DESCRIPTORS,
+        world_expect(w, r == 0 || r == BROKER_E_LIMIT || r == BROKER_E_BUDGET,
                      "a request is refused for an unknown reason");
         break;
     }
@@ -360,12 +360,48 @@ void world_do_close(struct world *w, uint32_t arg)
     person->lease = broker_lease_free(w->broker, person->lease);
 }
 
+static uint64_t half(uint64_t n)
+{
+    return (n + 1) / 2;
+}
+
+/* How many descriptors too many the leases of the errand's instance would have, when all offers and courtesies
+ * are withdrawn or none. */
+static uint64_t descriptors_over(const struct world *w, const struct errand *errand, uint32_t n, bool alone)
+{
+    uint64_t own = n, mates = 0, others = 0;
+
+    for (unsigned i = 0; i < PEERS + REQUESTS; i++) {
+        const struct person *person = i < PEERS ? &w->people[i] : NULL;
+        const struct errand *other = i < PEERS ? NULL : &w->errands[i - PEERS];
+        unsigned domain = person ? person->domain : other->domain;
+        unsigned name = person ? person->name : other->name;
+        uint64_t set_aside = 0;
+
+        if (person) {
+            set_aside = world_issued(person);
+            if (alone && person->scribbled)
+                set_aside = 0;
+            else if (alone && is_open(person) && person != errand->person)
+                set_aside -= lease_read(&person->line).offered;
+            set_aside *= person->page_extents;
+        } else if (other->lessee && world_is_charged(other) && !(alone && other->courtesy)) {
+            set_aside = other->request->n_extents;
+        }
+        if (domain != errand->domain)
+            others += set_aside;
+        else if (name != errand->name)
+            mates += set_aside;
+        else
+            own += set_aside;
+    }
+    return u64_sub_floor(own, half(u64_sub_floor(half(u64_sub_floor(w->config.lease_max, others)), mates)));
+}
+
 /* Reading the word may find it scribbled over. */
 static int expected_of_lease(const struct world *w, const struct person *person, const struct errand *errand,
                              uint32_t n)
 {
-    uint64_t leased = n;
-
     if (person->lost)
         return BROKER_E_NOT_LEASED;
     if (n == 0 || n > w->config.warm_max)
@@ -377,14 +413,7 @@ static int expected_of_lease(const struct world *w, const struct person *person,
             return BROKER_E_BUDGET;
     if (person->scribbled)
         return BROKER_E_NOT_LEASED;
-    if (n > w->config.lease_max)
-        return BROKER_E_DESCRIPTORS;
-    for (unsigned i = 0; i < PEERS; i++)
-        leased += world_issued(&w->people[i]) * w->people[i].page_extents;
-    for (unsigned i = 0; i < REQUESTS; i++)
-        leased +=
-            w->errands[i].lessee && world_is_charged(&w->errands[i]) ? w->errands[i].request->n_extents : 0;
-    return leased > w->config.lease_max ? BROKER_E_DESCRIPTORS : 0;
+    return descriptors_over(w, errand, n, !errand->courtesy) ? BROKER_E_DESCRIPTORS : 0;
 }
 
 void world_do_ask(struct world *w, uint32_t arg)
@@ -407,11 +436,12 @@ void world_do_ask(struct world *w, uint32_t arg)
     errand->bytes = pages * person->page_bytes;
     n = pages * person->page_extents;
     should = expected_of_lease(w, person, errand, n);
-    verdict = should == 0 ? world_judge(w, errand) : WORLD_UNSURE;
+    verdict =
+        should == 0 && descriptors_over(w, errand, n, false) == 0 ? world_judge(w, errand) : WORLD_UNSURE;
     fits = verdict == WORLD_FITS && should == 0;
     instant = fits && world_is_at_hand(w, person->domain, errand->counts);
     r = broker_lease_ask(w->broker, person->lease, pages, errand->courtesy, w->now_ns, &errand->request);
-    if (should == 0 || (should == BROKER_E_DESCRIPTORS && !errand->courtesy && n <= w->config.lease_max))
+    if (should == 0)
         world_check_verdict(w, verdict, r);
     else
         world_expect(w, r == should, "a lease is not refused as it should be");

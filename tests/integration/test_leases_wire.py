@@ -364,6 +364,21 @@ def test_leased_request_that_is_refused_gives_its_pages_up(
     assert leased_bytes(observer) == 0
 
 
+def test_leased_take_that_is_refused_gives_its_pages_up(member: RawPeer, observer: Observer) -> None:
+    """Whatever it is refused for; what it asks for beyond them doesn't matter."""
+    opened = member.request("RegionOpen", segments=1, capacity_pages=4, page_extents=(1, 0, 0, 0))
+    region = opened.number("region")
+    lease(member, region, 4)
+    assert member.claim(region, 4) == 4
+    assert member.spend(region, 1)
+    member.request("Take", region=region, pages=5, leased=1).check_refused("ERROR_INVALID", "not so many")
+    assert leased_bytes(observer) == 3 * PAGE
+    assert member.spend(region, 1)
+    member.request("Take", region=region, pages=2, leased=1).check_refused("ERROR_INVALID", "not leased")
+    assert leased_bytes(observer) == 2 * PAGE
+    assert len(take_leased(member, region, 2)) == 2
+
+
 def test_acknowledgement_of_nothing(member: RawPeer) -> None:
     for number in (0, 1, 2**32 - 1):
         member.post("NoticeAck", number=number)

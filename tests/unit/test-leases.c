@@ -286,6 +286,7 @@ TEST(what_is_asked_for_out_of_courtesy_gives_way)
     bench_finish(&b);
 }
 
+/* 16 for the only domain, 8 for its only instance. */
 TEST(leases_have_a_bound_of_descriptors)
 {
     struct broker_peer *a, *c;
@@ -294,25 +295,108 @@ TEST(leases_have_a_bound_of_descriptors)
     struct bench b;
 
     bench_init(&b, 1024 * MIB);
+    b.config.lease_max = 32;
     bench_start(&b);
     a = bench_join(&b, "d", "a");
     c = bench_join(&b, "d", "c");
     of_a = bench_lease(&b, a, 3, 0, &line_a);
     of_c = bench_lease(&b, c, 1, 0, &line_c);
-    check_eq(bench_lease_ask(&b, of_a, 11, false), BROKER_E_DESCRIPTORS);
-    check_eq(bench_lease_ask(&b, of_a, 10, false), 0);
-    check_eq(bench_lease_ask(&b, of_c, 3, true), BROKER_E_DESCRIPTORS);
-    check_eq(bench_lease_ask(&b, of_c, 3, false), 0);
-    check_word(&line_a, 9, 0);
-    check_eq(lease_claim(&line_a, 9), 9);
-    check_eq(bench_lease_ask(&b, of_c, 3, false), BROKER_E_DESCRIPTORS);
-    check_eq(bench_lease_ask(&b, of_c, 2, false), 0);
+    check_eq(bench_lease_ask(&b, of_a, 3, false), BROKER_E_DESCRIPTORS);
+    check_eq(bench_lease_ask(&b, of_a, 2, false), 0);
+    check_eq(bench_lease_ask(&b, of_a, 1, false), BROKER_E_DESCRIPTORS);
+    /* Half of what the other leaves of 16. */
+    check_eq(bench_lease_ask(&b, of_c, 6, true), BROKER_E_DESCRIPTORS);
+    check_eq(bench_lease_ask(&b, of_c, 5, true), 0);
+    check_word(&line_a, 2, 0);
+    check_eq(bench_lease_ask(&b, of_c, 1, false), 0);
+    check_word(&line_a, 1, 0);
+    check_eq(lease_claim(&line_a, 1), 1);
+    check_eq(bench_lease_ask(&b, of_c, 2, false), BROKER_E_DESCRIPTORS);
+    check_eq(bench_lease_ask(&b, of_c, 1, false), 0);
+    check_eq(b.n_notices, 0);
     /* Whatever leases hold, the largest request has its descriptors. */
     bench_take(&b, c, 64, 0, NULL);
     bench_end(&b, a);
     bench_end(&b, c);
     of_a = broker_lease_free(b.broker, of_a);
     of_c = broker_lease_free(b.broker, of_c);
+    bench_finish(&b);
+}
+
+/* As many as it gets, and claims them. */
+static uint32_t hoard(struct bench *b, struct broker_lease *lease, struct lease_line *line)
+{
+    while (bench_lease_ask(b, lease, 1, false) == 0)
+        check_eq(lease_claim(line, 1), 1);
+    return broker_lease_pages(lease);
+}
+
+TEST(what_one_tenant_claims_leaves_the_others_their_share)
+{
+    static const char *const names[] = {"a", "b", "c", "d"};
+    static const uint32_t shares[] = {8, 4, 2, 1};
+    struct broker_lease *leases[4], *of_other;
+    struct lease_line lines[4], line;
+    struct broker_peer *peers[4], *other;
+    struct bench b;
+
+    bench_init(&b, 1024 * MIB);
+    b.config.lease_max = 32;
+    bench_start(&b);
+    other = bench_join(&b, "other", "a");
+    of_other = bench_lease(&b, other, 1, 0, &line);
+    for (unsigned i = 0; i < 4; i++) {
+        peers[i] = bench_join(&b, "d", names[i]);
+        leases[i] = bench_lease(&b, peers[i], 1, 0, &lines[i]);
+        check_eq(hoard(&b, leases[i], &lines[i]), shares[i]);
+    }
+    /* Half of the half of 17; and what it offers is for others to take. */
+    check_eq(bench_lease_ask(&b, of_other, 6, false), BROKER_E_DESCRIPTORS);
+    check_eq(bench_lease_ask(&b, of_other, 5, false), 0);
+    check_word(&line, 5, 0);
+    bench_end(&b, other);
+    for (unsigned i = 0; i < 4; i++) {
+        bench_end(&b, peers[i]);
+        leases[i] = broker_lease_free(b.broker, leases[i]);
+    }
+    of_other = broker_lease_free(b.broker, of_other);
+    bench_finish(&b);
+}
+
+TEST(offers_of_the_same_tenant_make_room_first)
+{
+    struct broker_peer *a, *c, *other;
+    struct lease_line line_a, line_c, line_other;
+    struct broker_lease *of_a, *of_c, *of_other;
+    struct bench b;
+
+    bench_init(&b, 1024 * MIB);
+    b.config.lease_max = 32;
+    bench_start(&b);
+    a = bench_join(&b, "d", "a");
+    c = bench_join(&b, "d", "c");
+    other = bench_join(&b, "other", "a");
+    of_other = bench_lease(&b, other, 1, 0, &line_other);
+    of_a = bench_lease(&b, a, 1, 0, &line_a);
+    of_c = bench_lease(&b, c, 1, 0, &line_c);
+    check_eq(bench_lease_ask(&b, of_other, 8, false), 0);
+    /* 12 for the domain. */
+    check_eq(bench_lease_ask(&b, of_a, 6, false), 0);
+    check_eq(bench_lease_ask(&b, of_c, 5, false), 0);
+    check_word(&line_a, 3, 0);
+    check_word(&line_other, 8, 0);
+    /* With none in its own domain, 6 of 12; 7 of 13. */
+    check_eq(bench_lease_ask(&b, of_c, 2, false), 0);
+    check_word(&line_a, 0, 0);
+    check_word(&line_other, 7, 0);
+    check_eq(bench_lease_ask(&b, of_c, 2, false), BROKER_E_DESCRIPTORS);
+    check_word(&line_other, 7, 0);
+    bench_end(&b, a);
+    bench_end(&b, c);
+    bench_end(&b, other);
+    of_a = broker_lease_free(b.broker, of_a);
+    of_c = broker_lease_free(b.broker, of_c);
+    of_other = broker_lease_free(b.broker, of_other);
     bench_finish(&b);
 }
 
@@ -533,6 +617,39 @@ TEST(a_lease_of_a_frozen_instance_hands_nothing_over)
     check_eq(broker_lease_take(b.broker, lease, a, 1, b.now_ns, &request), BROKER_E_FROZEN);
     check_eq(bench_lease_ask(&b, lease, 1, false), BROKER_E_FROZEN);
     bench_end(&b, a);
+    lease = broker_lease_free(b.broker, lease);
+    bench_finish(&b);
+}
+
+TEST(what_is_refused_on_its_way_is_the_pools)
+{
+    struct broker_lease *lease;
+    struct broker_peer *a;
+    struct lease_line line;
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    a = bench_join(&b, "d", "a");
+    lease = bench_lease(&b, a, 1, 0, &line);
+    check_eq(bench_lease_ask(&b, lease, 10, false), 0);
+    check_eq(lease_claim(&line, 6), 6);
+    check(lease_spend(&line, 4));
+    broker_lease_forgo(b.broker, lease, 1, b.now_ns);
+    check_eq(broker_lease_pages(lease), 9);
+    check_eq(bench_totals(&b).pool_bytes, 2 * MIB);
+    /* Never more than what is on its way, and of a frozen instance, too. */
+    broker_instance_freeze(b.broker, a->instance);
+    bench_run(&b);
+    broker_lease_forgo(b.broker, lease, UINT32_MAX, b.now_ns);
+    bench_run(&b);
+    check_word(&line, 0, 2);
+    check_eq(broker_lease_pages(lease), 2);
+    check_eq(b.n_scribbles, 0);
+    broker_lease_forgo(b.broker, lease, 1, b.now_ns);
+    check_eq(broker_lease_pages(lease), 2);
+    bench_end(&b, a);
+    broker_lease_forgo(b.broker, lease, 1, b.now_ns);
     lease = broker_lease_free(b.broker, lease);
     bench_finish(&b);
 }

@@ -576,6 +576,42 @@ TEST(who_has_claims_is_asked_once_when_nobody_needs_the_pool)
     bench_finish(&b);
 }
 
+TEST(claims_of_the_same_tenant_are_asked_for_when_leases_are_short_of_descriptors)
+{
+    struct engine a = {}, c = {}, other = {};
+    struct bench b;
+
+    bench_init(&b, 200 * MIB);
+    b.config.lease_max = 32;
+    bench_start(&b);
+    engine_start(&b, &other, "a", 0, 0);
+    bench_end(&b, other.peer);
+    other.lease = broker_lease_free(b.broker, other.lease);
+    other.peer = bench_join(&b, "other", "a");
+    broker_peer_listens(b.broker, other.peer);
+    other.lease = bench_lease(&b, other.peer, 1, 0, &other.line);
+    check_eq(bench_lease_ask(&b, other.lease, 4, false), 0);
+    check_eq(lease_claim(&other.line, 4), 4);
+    engine_start(&b, &a, "a", 0, 7);
+    engine_start(&b, &c, "c", 0, 0);
+    /* 14 for the domain: half of 7, or 7 if nothing were claimed. */
+    check_eq(bench_lease_ask(&b, c.lease, 8, false), BROKER_E_DESCRIPTORS);
+    check_eq(bench_lease_ask(&b, c.lease, 5, true), BROKER_E_DESCRIPTORS);
+    check_eq(b.n_notices, 0);
+    check_eq(bench_lease_ask(&b, c.lease, 5, false), BROKER_E_DESCRIPTORS);
+    bench_run(&b);
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &a, 14 * MIB, true);
+    check_eq(lease_unclaim(&a.line, 3), 3);
+    bench_ack(&b, a.peer);
+    check_eq(bench_lease_ask(&b, c.lease, 5, false), 0);
+    check_eq(b.n_notices, 1);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    engine_end(&b, &other);
+    bench_finish(&b);
+}
+
 TEST(two_race_for_the_last_page_and_one_has_it)
 {
     struct engine a = {}, c = {};

@@ -121,6 +121,23 @@ TEST(shortage_counts_what_is_coming)
     check_eq(policy_shortage(UINT64_MAX, UINT64_MAX, 0, 0, 0, 0, UINT64_MAX) == UINT64_MAX, 1);
 }
 
+TEST(leases_are_shared_by_halves)
+{
+    check_eq(policy_lease_share(2500, 0, 0), 625);
+    check_eq(policy_lease_share(2500, 0, 625), 313);
+    check_eq(policy_lease_share(2500, 1250, 0), 313);
+    check_eq(policy_lease_share(2500, 1250, 300), 163);
+    /* Never nothing, while there is any. */
+    check_eq(policy_lease_share(100, 99, 0), 1);
+    check_eq(policy_lease_share(100, 0, 49), 1);
+    check_eq(policy_lease_share(100, 0, 50), 0);
+    check_eq(policy_lease_share(100, 100, 0), 0);
+    /* Others may have come when there was more. */
+    check_eq(policy_lease_share(100, 90, 20), 0);
+    check_eq(policy_lease_share(100, 200, 0), 0);
+    check_eq(policy_lease_share(UINT64_MAX, 0, 0), 1ull << 62);
+}
+
 TEST(demand_fades_to_half_in_a_second)
 {
     struct policy_demand demand = {};
