@@ -113,6 +113,14 @@ def test_table() -> None:
     assert "System calls for mapping and unmapping once:" in lines
 
 
+def test_missed_bound_says_what_was_possible() -> None:
+    slow = report(case(64, broker=1400, driver=800, bare=500))
+    [line] = [line for line in reports.text(slow).splitlines() if "MISSED" in line]
+    assert line.endswith("one round trip with the descriptors are 1.3")
+    fast = report(case(64, broker=1100, driver=800, bare=500))
+    assert "round trip" not in reports.text(fast)
+
+
 def test_live() -> None:
     ways = {"hold": {"p50": 0.1, "p99": 0.5}, "elastic": {"p50": 0.11, "p99": 0.6}}
     with_live = replace(report(case(1)), live=reports.Live("a100", 2, 60, ways))
