@@ -11,8 +11,10 @@
  *
  * While others are waited for, the request is undecided, and not charged. Undecided ones are judged again
  * after every event, in order of arrival: one that lacks what an earlier one lacks, too, stands behind it,
- * when it comes and later; one that fits passes. Each waits for a bounded time once it is first, and is
- * refused when there is nothing left to hope for.
+ * when it comes and later; one that fits passes. Once it is first, each waits for two rounds at most, and is
+ * refused when there is nothing left to hope for. In the first round as few are asked as might be enough, and
+ * more as soon as one has answered with less than it seemed to have. Who needs a second round has met somebody
+ * who is stuck, or lies, and asks all others at once: so nobody honest is left unasked, however many lie.
  */
 
 #include "base/arith.h"
@@ -48,13 +50,25 @@ static bool is_behind(struct broker *broker, struct broker_request *request)
     if (*n_undecided(broker, request) == 0)
         return false;
     list_unlink(&request->stall_link);
+    request->asks_all = false;
     return true;
+}
+
+static bool round_is_over(const struct broker *broker, const struct broker_request *request)
+{
+    return !list_is_empty(&request->stall_link) &&
+           broker->now_ns - request->stalled_ns >= broker->config.courtesy_ns;
 }
 
 static bool is_late(const struct broker *broker, const struct broker_request *request)
 {
-    return !list_is_empty(&request->stall_link) &&
-           broker->now_ns - request->stalled_ns >= broker->config.courtesy_ns;
+    return request->asks_all && round_is_over(broker, request);
+}
+
+static void begin_second_round(struct broker_request *request)
+{
+    list_unlink(&request->stall_link);
+    request->asks_all = true;
 }
 
 static void wait_for_others(struct broker *broker, struct broker_request *request,
@@ -64,7 +78,14 @@ static void wait_for_others(struct broker *broker, struct broker_request *reques
         request->stalled_ns = broker->now_ns;
         list_append(&broker->hopeful, &request->stall_link);
     }
-    notices_ask(broker, scope, request->peer, request->serial, bytes);
+    notices_ask(broker, scope, request, bytes);
+}
+
+/* What others could give back for it, as far as `enough`. */
+static uint64_t hope_for(struct broker *broker, const struct broker_request *request,
+                         struct broker_instance *scope, uint64_t enough)
+{
+    return is_late(broker, request) ? 0 : notices_hope(broker, scope, request, enough);
 }
 
 /* Makes room of what is offered. 0: enough; else the request's error, and *ret_undecided if others could
@@ -74,11 +95,11 @@ static int make_room(struct broker *broker, struct broker_request *request, uint
 {
     struct broker_instance *scope = request->error == BROKER_E_LIMIT ? request->peer->instance : NULL;
     uint64_t offered = leases_offered(broker, scope, request->lease);
-    uint64_t hope =
-        is_late(broker, request) ? 0 : notices_hope(broker, scope, request->peer, request->serial);
     int r;
 
-    if (u64_add_ceil(offered, hope) < lacking)
+    if (round_is_over(broker, request) && !request->asks_all)
+        begin_second_round(request);
+    if (offered < lacking && hope_for(broker, request, scope, lacking - offered) < lacking - offered)
         return request->error;
     if (find_shortage(broker, request, &lacking) == request->error)
         leases_withdraw(broker, scope, request->lease, lacking);
@@ -86,9 +107,7 @@ static int make_room(struct broker *broker, struct broker_request *request, uint
     if (r != request->error)
         return 0;
     /* Offers that were claimed meanwhile can be asked for. */
-    if (!is_late(broker, request))
-        hope = notices_hope(broker, scope, request->peer, request->serial);
-    *ret_undecided = hope > 0;
+    *ret_undecided = hope_for(broker, request, scope, 1) > 0;
     if (*ret_undecided)
         wait_for_others(broker, request, scope, lacking);
     return r;

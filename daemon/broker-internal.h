@@ -159,13 +159,15 @@ void lease_fill_request(struct broker *broker, struct broker_lease *lease, struc
 
 /* ---- notices.c ---- */
 
-/* What the peers of one instance, or of all, could give back for the need of that number. But for the one who
- * needs it: what that keeps for later is its own affair, and giving it up for more of the same would go on
- * for ever. */
+/* What the peers of one instance, or of all, could give back for a request; counted until it is `enough`. But
+ * for the one who needs it: what that keeps for later is its own affair, and giving it up for more of the same
+ * would go on for ever. */
 uint64_t notices_hope(struct broker *broker, struct broker_instance *instance_or_null,
-                      const struct broker_peer *but, uint64_t serial);
+                      const struct broker_request *request, uint64_t enough);
 void notices_ask(struct broker *broker, struct broker_instance *instance_or_null,
-                 const struct broker_peer *but, uint64_t serial, uint64_t bytes);
+                 const struct broker_request *request, uint64_t bytes);
+/* The budget has fallen: who could is asked to give back so much. */
+void notices_budget(struct broker *broker, uint64_t bytes);
 /* Asks for claims that are not needed: the others of a peer's domain, or everybody. */
 void notices_ask_claims(struct broker *broker, const struct broker_peer *needy_or_null);
 /* The limit has changed: who is over it is asked to meet it. */

@@ -157,7 +157,8 @@ struct broker_request {
     uint32_t n_ready; /* earmarked so far */
     uint64_t *extents;
     uint64_t since_ns;
-    uint64_t stalled_ns; /* while undecided: since when others are waited for */
+    uint64_t stalled_ns; /* while undecided: since when others are waited for, in this round */
+    bool asks_all;       /* in the second */
     int error;           /* while undecided: what doesn't hold it */
     bool granted;
     void *owner;

@@ -276,7 +276,7 @@ static void enforce_budget(struct broker *broker)
         queue_refuse(broker, request, BROKER_E_BUDGET);
     leases_withdraw(broker, NULL, NULL, broker_over_budget(broker));
     if (broker_over_budget(broker))
-        notices_ask(broker, NULL, NULL, ++broker->need_serial, broker_over_budget(broker));
+        notices_budget(broker, broker_over_budget(broker));
 }
 
 void members_budget_changed(struct broker *broker)

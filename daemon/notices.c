@@ -11,7 +11,8 @@
  * At most one is unacknowledged per peer; what comes up meanwhile is put together into the next. Needs are
  * numbered, and a peer is asked once for each: when it has acknowledged, it has given what it could, unless
  * it gave all that was wanted and still has more. One that lets the time pass has missed: nobody waits for it
- * again before it has said or returned something. So every wait for others ends, and nothing runs after it.
+ * again before it has acknowledged, whatever it returns. So every wait for others ends, and nothing runs after
+ * it.
  */
 
 #include <stdatomic.h>
@@ -130,15 +131,17 @@ static struct broker_peer *of_list(struct list *it, const struct broker_instance
                     : container_of(it, struct broker_peer, listener_link);
 }
 
-uint64_t notices_hope(struct broker *broker, struct broker_instance *instance, const struct broker_peer *but,
-                      uint64_t serial)
+uint64_t notices_hope(struct broker *broker, struct broker_instance *instance,
+                      const struct broker_request *request, uint64_t enough)
 {
     uint64_t bytes = 0;
 
     list_for_each (it, instance ? &instance->peers : &broker->listeners) {
         struct broker_peer *peer = of_list(it, instance);
 
-        if (peer != but && may_help(peer, serial))
+        if (bytes >= enough)
+            break;
+        if (peer != request->peer && may_help(peer, request->serial))
             bytes += hoped_bytes(broker, peer);
     }
     return bytes;
@@ -160,37 +163,60 @@ static void make_due(struct broker *broker, struct broker_peer *peer)
     instance_touch(broker, peer->instance);
 }
 
-/* One who still has a notice is asked again when that is acknowledged, if need be. */
+/* One who has no notice; else it is asked when that is acknowledged, if need be. */
 static void ask(struct broker *broker, struct broker_peer *peer, uint64_t serial, uint64_t bytes,
                 uint64_t could_bytes)
 {
-    if (peer->noticed) {
-        if (list_is_empty(&peer->notice_link))
-            await(broker, peer, true);
-        return;
-    }
-    if (peer->asked_serial >= serial)
-        return;
     peer->asked_serial = serial;
     peer->hinted_bytes = could_bytes;
     peer->courtesy_bytes = u64_min(peer->courtesy_bytes + bytes, could_bytes);
     make_due(broker, peer);
 }
 
-void notices_ask(struct broker *broker, struct broker_instance *instance, const struct broker_peer *but,
-                 uint64_t serial, uint64_t bytes)
+/* What is still to be asked for: some may be at it. */
+static uint64_t unasked_bytes(struct broker *broker, struct broker_instance *instance,
+                              const struct broker_peer *but, uint64_t serial, uint64_t bytes)
 {
-    list_for_each_safe (it, instance ? &instance->peers : &broker->listeners) {
+    list_for_each (it, instance ? &instance->peers : &broker->listeners) {
         struct broker_peer *peer = of_list(it, instance);
-        uint64_t could = peer != but && may_help(peer, serial) ? hinted_bytes(broker, peer) : 0;
+
+        if (bytes && peer != but && (peer->noticed || peer->asked_serial >= serial) && may_help(peer, serial))
+            bytes = u64_sub_floor(bytes, hoped_bytes(broker, peer));
+    }
+    return bytes;
+}
+
+/* Of as few as might have so much, or of all who have something. */
+static void ask_for(struct broker *broker, struct broker_instance *instance, const struct broker_peer *but,
+                    uint64_t serial, uint64_t bytes, bool all)
+{
+    if (!all)
+        bytes = unasked_bytes(broker, instance, but, serial, bytes);
+    list_for_each (it, instance ? &instance->peers : &broker->listeners) {
+        struct broker_peer *peer = of_list(it, instance);
+        uint64_t could;
 
         if (bytes == 0)
             return;
-        if (could == 0)
+        if (peer == but || peer->noticed || peer->asked_serial >= serial || !may_help(peer, serial))
             continue;
-        ask(broker, peer, serial, u64_min(could, bytes), could);
-        bytes = u64_sub_floor(bytes, could);
+        could = hinted_bytes(broker, peer);
+        if (could)
+            ask(broker, peer, serial, u64_min(could, bytes), could);
+        if (!all)
+            bytes = u64_sub_floor(bytes, could);
     }
+}
+
+void notices_ask(struct broker *broker, struct broker_instance *instance,
+                 const struct broker_request *request, uint64_t bytes)
+{
+    ask_for(broker, instance, request->peer, request->serial, bytes, request->asks_all);
+}
+
+void notices_budget(struct broker *broker, uint64_t bytes)
+{
+    ask_for(broker, NULL, NULL, ++broker->need_serial, bytes, false);
 }
 
 void notices_ask_claims(struct broker *broker, const struct broker_peer *needy)
@@ -340,7 +366,6 @@ void broker_notice_acked(struct broker *broker, struct broker_peer *peer, uint32
 
 void notices_returned(struct broker_peer *peer, uint64_t bytes)
 {
-    peer->missed = false;
     peer->asked_bytes = u64_sub_floor(peer->asked_bytes, bytes);
 }
 

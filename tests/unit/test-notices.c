@@ -164,14 +164,13 @@ TEST(who_misses_a_notice_is_not_waited_for_again)
     check_eq(bench_ask(&b, c.peer, 5, 0), BROKER_E_BUDGET);
     check_eq(b.n_notices, 1);
     check_eq(broker_deadline(b.broker), UINT64_MAX);
-    /* It returns something: it is alive, and its acknowledgement is waited for, without another notice. */
-    engine_return(&b, &a, 0, 1);
-    check(!a.peer->missed);
-    request = ask_undecided(&b, c.peer, 5);
-    check_eq(b.n_notices, 1);
-    engine_return(&b, &a, 1, 4);
-    check_granted(&b, request);
+    /* It returns something, which is no answer: others would wait for it again. */
+    engine_return(&b, &a, 0, 5);
+    check(a.peer->missed);
+    bench_take(&b, c.peer, 5, 0, NULL);
+    check_eq(bench_ask(&b, c.peer, 5, 0), BROKER_E_BUDGET);
     bench_ack(&b, a.peer);
+    check(!a.peer->missed);
     request = ask_undecided(&b, c.peer, 5);
     check_eq(b.n_notices, 2);
     check_notice(&b, 1, &a, 10 * MIB, true);
@@ -179,6 +178,104 @@ TEST(who_misses_a_notice_is_not_waited_for_again)
     check_granted(&b, request);
     engine_end(&b, &a);
     engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+/* The first that could help is asked alone. When it lets the time pass, all others are. */
+TEST(who_is_stuck_costs_a_round)
+{
+    struct engine stuck = {}, liar = {}, honest = {}, needy = {};
+    struct broker_request *request;
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &stuck, "a", 20, 0);
+    engine_start(&b, &liar, "c", 20, 0);
+    engine_start(&b, &honest, "d", 10, 0);
+    engine_start(&b, &needy, "e", 0, 0);
+    stuck.line.cached_pages = liar.line.cached_pages = 20;
+    honest.line.cached_pages = 10;
+    request = ask_undecided(&b, needy.peer, 8);
+    check_eq(b.n_notices, 1);
+    check_notice(&b, 0, &stuck, 16 * MIB, true);
+    bench_pass(&b, 499 * NSEC_PER_MSEC);
+    check_eq(b.n_notices, 1);
+    bench_pass(&b, NSEC_PER_MSEC);
+    check(stuck.peer->missed);
+    check_eq(b.n_notices, 3);
+    check_notice(&b, 1, &liar, 16 * MIB, true);
+    check_notice(&b, 2, &honest, 16 * MIB, true);
+    bench_pass(&b, 499 * NSEC_PER_MSEC);
+    check_eq(request->state, BROKER_REQUEST_UNDECIDED);
+    engine_return(&b, &honest, 0, 8);
+    check_granted(&b, request);
+    bench_ack(&b, honest.peer);
+    engine_end(&b, &stuck);
+    engine_end(&b, &liar);
+    engine_end(&b, &honest);
+    engine_end(&b, &needy);
+    bench_finish(&b);
+}
+
+TEST(nobody_waits_for_more_than_two_rounds)
+{
+    struct engine a[4] = {}, needy = {};
+    struct bench b;
+
+    bench_init(&b, 80 * MIB);
+    bench_start(&b);
+    for (unsigned i = 0; i < 4; i++) {
+        engine_start(&b, &a[i], "a", 10, 0);
+        a[i].line.cached_pages = 10;
+    }
+    engine_start(&b, &needy, "c", 0, 0);
+    ask_undecided(&b, needy.peer, 10);
+    bench_pass(&b, 500 * NSEC_PER_MSEC);
+    check_eq(b.n_notices, 4);
+    check_eq(b.n_refusals, 0);
+    bench_pass(&b, 499 * NSEC_PER_MSEC);
+    check_eq(b.n_refusals, 0);
+    bench_pass(&b, NSEC_PER_MSEC);
+    check_eq(b.n_refusals, 1);
+    check_eq(b.error, BROKER_E_BUDGET);
+    check_eq(bench_ask(&b, needy.peer, 10, 0), BROKER_E_BUDGET);
+    check_eq(broker_deadline(b.broker), UINT64_MAX);
+    for (unsigned i = 0; i < 4; i++)
+        engine_end(&b, &a[i]);
+    engine_end(&b, &needy);
+    bench_finish(&b);
+}
+
+/* Whoever is asked has its time, however late another has said that it has nothing. */
+TEST(who_answers_with_less_leaves_it_to_the_next)
+{
+    struct broker_request *request;
+    struct engine a = {}, c = {}, needy = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 30, 0);
+    engine_start(&b, &c, "c", 20, 0);
+    engine_start(&b, &needy, "e", 0, 0);
+    a.line.cached_pages = c.line.cached_pages = 20;
+    request = ask_undecided(&b, needy.peer, 8);
+    check_notice(&b, 0, &a, 16 * MIB, true);
+    bench_pass(&b, 499 * NSEC_PER_MSEC);
+    engine_return(&b, &a, 0, 3);
+    check_eq(b.n_notices, 1);
+    bench_ack(&b, a.peer);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 1, &c, 10 * MIB, true);
+    bench_pass(&b, 499 * NSEC_PER_MSEC);
+    check_eq(request->state, BROKER_REQUEST_UNDECIDED);
+    engine_return(&b, &c, 0, 5);
+    check_granted(&b, request);
+    bench_ack(&b, c.peer);
+    engine_end(&b, &a);
+    engine_end(&b, &c);
+    engine_end(&b, &needy);
     bench_finish(&b);
 }
 
