@@ -67,6 +67,7 @@ enum kvc_error {
     KVC_E_PINNED = -22,        /* a page is pinned */
     KVC_E_NO_BLOCKS = -23,     /* there are not so many blocks, however much memory there is */
     KVC_E_NOT_ALLOCATED = -24, /* a block is not allocated, or named twice */
+    KVC_E_RESOURCES = -25,     /* the daemon is short of descriptors or host memory, for now */
 };
 
 /* A short sentence for an error; never NULL. Any thread, any time. */
@@ -264,8 +265,9 @@ KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
 /* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain left)
  * without KVC_REGION_ZERO_ON_MAP. Waits for the daemon if its memory has to be made first. KVC_E_MAPPED,
  * KVC_E_LIMIT, KVC_E_BUDGET, KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT,
- * KVC_E_DISCONNECTED. KVC_E_DRIVER, too, for a page that an earlier failure of the driver has left in a state
- * nobody knows: such a page is unusable until its region is closed. */
+ * KVC_E_DISCONNECTED, KVC_E_RESOURCES. KVC_E_INVALID: there is no such page, or a single one takes more
+ * extents than the daemon hands out at once. KVC_E_DRIVER, too, for a page that an earlier failure of the
+ * driver has left in a state nobody knows: such a page is unusable until its region is closed. */
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow and

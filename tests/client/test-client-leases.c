@@ -145,7 +145,7 @@ TEST(a_refusal_spends_nothing)
 
     want(w, 2 * EACH);
     fake_lie(w->fake, FAKE_REFUSE, MESSAGE_TAKE);
-    check_error(kvc_blocks_alloc(w->blocks, 2 * EACH, ids), KVC_E_REFUSED);
+    check_error(kvc_blocks_alloc(w->blocks, 2 * EACH, ids), KVC_E_RESOURCES);
     check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
     check_eq(status_of(w).claimed_pages, 2);
     check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
