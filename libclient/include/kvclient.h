@@ -398,8 +398,10 @@ KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
 
 /* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds
  * them; above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there
- * are no leases (preallocation is off, or the daemon older than 0.2) pages are mapped in place of being set
- * aside. *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
+ * are no leases (preallocation is off, or the daemon older than 0.2), or none for so much (the extents of a
+ * page are many, the daemon's descriptors few), pages are mapped in place of being set aside: with
+ * `timeout_ms` 0 by a later call, after the daemon has said so, and where the pages are workers' that waits
+ * for them. *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
  * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
 KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available);
 
