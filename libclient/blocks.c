@@ -425,14 +425,17 @@ static int want_leases(struct kvc_blocks *blocks, uint64_t n, uint64_t pages, in
     return r;
 }
 
-static bool has_leases(const struct kvc_blocks *blocks)
+/* Whether so many pages can be set aside, as far as is known. Who waits for the answer asks. */
+static bool has_leases(const struct kvc_blocks *blocks, uint64_t pages, int timeout_ms)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
-        if (!lease_is_on(blocks->regions[i]))
+        if (!lease_is_on(blocks->regions[i]) ||
+            (timeout_ms == 0 && lease_is_short(blocks->regions[i], pages)))
             return false;
     return blocks->prealloc_on || !blocks_are_alone(blocks);
 }
 
+/* Mapped, they are there as well as set aside. */
 static int want_pages(struct kvc_blocks *blocks, uint64_t n, uint64_t pages, int timeout_ms)
 {
     if (timeout_ms != 0 || !blocks_are_alone(blocks))
@@ -452,9 +455,12 @@ KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_m
     if (r < 0)
         return r;
     r = find_need(blocks, n, &pages);
-    if (r == 0 && pages > 0)
-        r = has_leases(blocks) ? want_leases(blocks, n, pages, timeout_ms)
-                               : want_pages(blocks, n, pages, timeout_ms);
+    if (r == 0 && pages > 0) {
+        r = has_leases(blocks, pages, timeout_ms) ? want_leases(blocks, n, pages, timeout_ms)
+                                                  : KVC_E_RESOURCES;
+        if (lease_is_too_much(r))
+            r = want_pages(blocks, n, pages, timeout_ms);
+    }
     if (ret_available)
         *ret_available = report(blocks);
     return r;

@@ -4,6 +4,11 @@
  * Memory is claimed at one daemon after the other, in the order of their GPUs' UUIDs as everybody does it, so
  * that no two schedulers wait for each other in a circle. Only with all claims in hand are the workers asked,
  * at once; a page's memory is then there, and what can fail is a driver, or a process.
+ *
+ * How much can be set aside is bounded by the daemons' descriptors, for each call and over all. What is too
+ * much for that is claimed and mapped in smaller parts; where not even a page can be claimed, memory is asked
+ * for with the order itself, and then it is the daemon that promises nothing. Either way a failure undoes all
+ * of the call.
  */
 
 #include "blocks_group.h"
@@ -71,14 +76,47 @@ static int take_all_claims(struct kvc_blocks *blocks, const uint64_t *pages, siz
 
 /* ---- Mapping ---- */
 
-/* A daemon that knows no leases, or none for a region any more, is asked for memory with the order itself. */
-static int map_pages_at_all(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
-{
-    int r = are_leases_on(blocks) ? take_all_claims(blocks, pages, n) : KVC_E_INVALID;
+/* How pages are asked for: so many at once, whose memory has been claimed before, or not. */
+struct manner {
+    size_t step; /* a power of two: what some rank has mapped of more, others then map in whole steps */
+    bool leased;
+};
 
-    if (r == 0)
-        r = group_map(blocks->group, pages, n, true);
-    return r == KVC_E_INVALID ? group_map(blocks->group, pages, n, false) : r;
+static int map_step(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, bool leased)
+{
+    int r = leased ? take_all_claims(blocks, pages, n) : 0;
+
+    return r == 0 ? group_map(blocks->group, pages, n, leased) : r;
+}
+
+/* After n pages were refused. False: there is no other way. */
+static bool try_otherwise(struct manner *manner, size_t n, int r)
+{
+    if (!lease_is_too_much(r) || (!manner->leased && (n == 1 || r == KVC_E_RESOURCES)))
+        return false;
+    if (n == 1)
+        *manner = (struct manner){.step = BATCH};
+    while (n > 1 && manner->step >= n)
+        manner->step /= 2;
+    return true;
+}
+
+static int map_steps(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
+{
+    struct manner manner = {.step = BATCH, .leased = are_leases_on(blocks)};
+    size_t done = 0;
+    int r = 0;
+
+    while (done < n && r == 0) {
+        size_t some = u64_min(n - done, manner.step);
+
+        r = map_step(blocks, pages + done, some, manner.leased);
+        if (r == 0)
+            done += some;
+        else if (try_otherwise(&manner, some, r))
+            r = 0;
+    }
+    return r;
 }
 
 /* Pages that some rank has; `whole` ones, that all have, or not. */
@@ -109,7 +147,7 @@ static void undo(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, boo
 
 int blocks_group_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
-    int r = map_pages_at_all(blocks, pages, n);
+    int r = map_steps(blocks, pages, n);
 
     if (r < 0)
         undo(blocks, pages, n, true);

@@ -81,6 +81,7 @@ static void tell(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, int
             block_alloc_broken(blocks->alloc, &pages[i], 1);
     }
     if (r == 0) {
+        blocks->wanted_pages = u64_sub_floor(blocks->wanted_pages, n);
         blocks->counters.mapped_total += n;
         blocks->counters.ready_total += n;
     }
@@ -244,7 +245,7 @@ static bool try_to_fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
     if (!region->refill)
         blocks->wanted_pages = 0;
     pthread_mutex_unlock(&blocks->lock);
-    if (!blocks->prealloc_on || !lease_is_on(region)) {
+    if (!blocks->prealloc_on || !lease_is_on(region) || (wanted && lease_is_short(region, shortage.mapped))) {
         if (shortage.mapped > 0)
             take_plainly(region, shortage.mapped, wanted);
         return shortage.mapped == 0 || region->refill;

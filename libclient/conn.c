@@ -268,6 +268,8 @@ static int error_of(Kvcached__Error error)
         return KVC_E_DISCONNECTED;
     case KVCACHED__ERROR__ERROR_WORKER:
         return KVC_E_WORKER;
+    case KVCACHED__ERROR__ERROR_RESOURCES:
+        return KVC_E_RESOURCES;
     default:
         return KVC_E_REFUSED;
     }

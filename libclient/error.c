@@ -41,6 +41,7 @@ static const char *const sentences[] = {
     [-KVC_E_PINNED] = "the page is pinned",
     [-KVC_E_NO_BLOCKS] = "there are not so many blocks",
     [-KVC_E_NOT_ALLOCATED] = "the block is not allocated",
+    [-KVC_E_RESOURCES] = "kvcachedd is short of descriptors or host memory",
 };
 
 KVC_API const char *kvc_strerror(int error)

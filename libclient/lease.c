@@ -59,6 +59,18 @@ void lease_close(struct kvc_region *region)
     lease_give_up(region, UINT32_MAX);
 }
 
+bool lease_is_too_much(int r)
+{
+    return r == KVC_E_RESOURCES || r == KVC_E_INVALID;
+}
+
+bool lease_is_short(const struct kvc_region *region, uint64_t pages)
+{
+    uint32_t too_many = region->lease.too_many;
+
+    return too_many > 0 && pages >= too_many;
+}
+
 bool lease_is_on(const struct kvc_region *region)
 {
     return region->lease.line != NULL;
@@ -129,6 +141,8 @@ static int ask_end(struct lease_ask *ask)
         region->lease.refused = r < 0;
         status_page_read(region->client->status, &region->lease.refused_at);
     }
+    if (region && !ask->courtesy)
+        region->lease.too_many = lease_is_too_much(r) ? ask->pages : 0;
     if (region)
         region->work_wanted = true;
     free(ask);

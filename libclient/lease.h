@@ -16,10 +16,11 @@ struct kvc_region;
 
 /* A region's lease. */
 struct region_lease {
-    struct lease_line *line; /* NULL: there are no leases for this region */
-    struct list asks;        /* unanswered */
-    uint64_t asked_pages;    /* by them */
-    bool refused;            /* the last courtesy: not to be asked again while the status page shows that */
+    struct lease_line *line;   /* NULL: there are no leases for this region */
+    struct list asks;          /* unanswered */
+    uint64_t asked_pages;      /* by them */
+    _Atomic uint32_t too_many; /* pages: the last question was for more than can be set aside; 0: it wasn't */
+    bool refused;              /* the last courtesy: not to be asked again while the status page shows that */
     struct status_values refused_at;
 };
 
@@ -32,6 +33,12 @@ bool lease_is_on(const struct kvc_region *region);
 
 /* Claims what is offered, as far as fewer than `pages` are claimed. Returns how many are. Of any thread. */
 uint64_t lease_claim_up_to(struct kvc_region *region, uint64_t pages);
+
+/* Whether a refusal was about how much was wanted, where less, or memory without a lease, could be had. */
+bool lease_is_too_much(int r);
+
+/* Whether the last question was for no more than so many pages, and yet too much. Of any thread. */
+bool lease_is_short(const struct kvc_region *region, uint64_t pages);
 
 /* Claimed and offered pages. Of any thread. */
 struct lease lease_of(const struct kvc_region *region);

@@ -68,6 +68,7 @@ enum kvc_error {
     KVC_E_PINNED = -22,        /* a page is pinned */
     KVC_E_NO_BLOCKS = -23,     /* there are not so many blocks, however much memory there is */
     KVC_E_NOT_ALLOCATED = -24, /* a block is not allocated, or named twice */
+    KVC_E_RESOURCES = -25,     /* the daemon is short of descriptors or host memory, for now */
 };
 
 /* A short sentence for an error; never NULL. Any thread, any time. */
@@ -273,8 +274,9 @@ KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
 /* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain left)
  * without KVC_REGION_ZERO_ON_MAP. Waits for the daemon if its memory has to be made first. KVC_E_MAPPED,
  * KVC_E_LIMIT, KVC_E_BUDGET, KVC_E_DEVICE_MEMORY, KVC_E_FROZEN, KVC_E_DRIVER, KVC_E_NOFILE, KVC_E_TIMEOUT,
- * KVC_E_DISCONNECTED. KVC_E_DRIVER, too, for a page that an earlier failure of the driver has left in a state
- * nobody knows: such a page is unusable until its region is closed. */
+ * KVC_E_DISCONNECTED, KVC_E_RESOURCES. KVC_E_INVALID: there is no such page, or a single one takes more
+ * extents than the daemon hands out at once. KVC_E_DRIVER, too, for a page that an earlier failure of the
+ * driver has left in a state nobody knows: such a page is unusable until its region is closed. */
 KVC_API int kvc_region_map(struct kvc_region *region, const uint64_t *pages, size_t n);
 
 /* Takes the pages' memory away, all or none of them. It goes to the caches as far as their bounds allow,
@@ -422,11 +424,12 @@ KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
 
 /* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds
  * them; above 0: waits that long for the daemon's answer; below: as long as the client's timeout. Where there
- * are no leases (the daemon is older than 0.2; or, over one region of this process, preallocation is off)
- * pages are mapped in place of being set aside, and who waits does so as in kvc_blocks_alloc(), whatever
- * `timeout_ms`; over several regions, or workers', that is so for 0, too. *ret_available (may be NULL) is as
- * kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS, KVC_E_LIMIT, KVC_E_BUDGET, ...: as
- * kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
+ * are no leases (the daemon is older than 0.2; or, over one region of this process, preallocation is off), or
+ * none for so much (the extents of a page are many, the daemon's descriptors few), pages are mapped in place
+ * of being set aside, and who waits does so as in kvc_blocks_alloc(), whatever `timeout_ms`. With 0 a later
+ * call maps them, after the daemon has said so; over several regions, or workers', this one does.
+ * *ret_available (may be NULL) is as kvc_blocks_available(), after a failure too. KVC_E_NO_BLOCKS,
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_blocks_alloc(). KVC_E_TIMEOUT: the daemon has not answered yet. */
 KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_ms, uint64_t *ret_available);
 
 /* Sets n more free blocks aside, mapping pages as kvc_blocks_alloc() does: the next allocations take them

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 from pathlib import Path
@@ -49,6 +50,22 @@ def read_declarations(text: str) -> set[str]:
     return set(re.findall(r"^KVC_API\b[^;(]*?\b(kvc_\w+)\(", text, flags=re.MULTILINE))
 
 
+def read_errors(text: str) -> dict[str, int]:
+    """Those that say in a comment what they mean."""
+    enum = re.search(r"enum kvc_error \{(.*?)\n\};", text, re.DOTALL)
+    entries = re.findall(r"(KVC_E_\w+) = (-\d+),\s+/\* \w.* \*/$", enum[1] if enum else "", re.MULTILINE)
+    return {name: int(number) for name, number in entries}
+
+
+def read_released(path: str) -> str:
+    """A file of the first release; "" before there is one."""
+    commit = read_first_release(FIRST_RELEASE.read_text())
+    if commit is None:
+        return ""
+    show = ["git", "-C", str(ROOT), "show", f"{commit}:{path}"]
+    return subprocess.run(show, capture_output=True, text=True, check=True).stdout
+
+
 def compile_sample(folder: Path, compiler: list[str], suffix: str) -> subprocess.CompletedProcess[str]:
     """Compiles a program that takes the address of every function; the header must not warn."""
     uses = "\n".join(f"    use((void *)&{name});" for name in sorted(read_declarations(HEADER.read_text())))
@@ -75,13 +92,24 @@ def test_first_release_refuses(text: str) -> None:
 
 
 def test_released_symbols_are_still_there() -> None:
-    commit = read_first_release(FIRST_RELEASE.read_text())
-    if commit is None:
-        released = set()
-    else:
-        show = ["git", "-C", str(ROOT), "show", f"{commit}:libclient/kvclient.map"]
-        released = read_map(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
-    assert released - read_map(MAP.read_text()) == set()
+    assert read_map(read_released("libclient/kvclient.map")) - read_map(MAP.read_text()) == set()
+
+
+def test_released_errors_keep_their_numbers() -> None:
+    released = read_errors(read_released("libclient/include/kvclient.h"))
+    assert released.items() <= read_errors(HEADER.read_text()).items()
+
+
+def test_every_error_is_explained(build_dir: Path) -> None:
+    """In the header, and by a sentence of its own. Numbers are counted downwards, and none is left out."""
+    library = ctypes.CDLL(str(build_dir / "libclient/libkvclient.so.0"))
+    library.kvc_strerror.restype = ctypes.c_char_p
+    errors = read_errors(HEADER.read_text())
+    assert list(errors.values()) == [-number for number in range(1, len(errors) + 1)]
+    assert len(errors) == len(set(re.findall(r"KVC_E_\w+(?= = )", HEADER.read_text())))
+    sentences = {library.kvc_strerror(number) for number in [0, *errors.values()]}
+    assert library.kvc_strerror(-len(errors) - 1) not in sentences
+    assert len(sentences) == len(errors) + 1
 
 
 def test_map_and_library_agree(build_dir: Path) -> None:

@@ -199,6 +199,25 @@ static uint64_t page_bytes(const struct daemon *d, const struct peer *peer, uint
     return bytes;
 }
 
+uint64_t extents_of(const struct daemon *d, const struct peer *peer, uint32_t region, uint64_t pages)
+{
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < d->n_classes; i++)
+        n += peer->regions[region][i] * pages;
+    return n;
+}
+
+static uint64_t leased_extents(const struct daemon *d)
+{
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 0; d->peers[i] && region < REGIONS_MAX; region++)
+            n += extents_of(d, d->peers[i], region, d->peers[i]->issued[region]);
+    return n;
+}
+
 /* `pages` of what was issued are in no lease any more. */
 static void unissue(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
 {
@@ -222,6 +241,19 @@ static void withdraw_if_short(struct daemon *d, uint64_t bytes)
         withdraw(d, UINT32_MAX);
 }
 
+static bool refuse_many(struct daemon *d, const struct peer *peer, const struct message *m, uint64_t extents)
+{
+    if (d->settings.lease_max && leased_extents(d) + extents > d->settings.lease_max)
+        withdraw(d, UINT32_MAX);
+    if (d->settings.take_max && extents > d->settings.take_max)
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Lease");
+    else if (d->settings.lease_max && leased_extents(d) + extents > d->settings.lease_max)
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_RESOURCES, "Too many extents in leases");
+    else
+        return false;
+    return true;
+}
+
 static void on_lease(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
     const Kvcached__Lease *lease = (const Kvcached__Lease *)m->body;
@@ -232,6 +264,8 @@ static void on_lease(struct daemon *d, struct peer *peer, const struct message *
     check(peer->lines);
     d->counts.leases++;
     d->counts.courtesies += lease->courtesy;
+    if (refuse_many(d, peer, m, extents_of(d, peer, region, lease->pages)))
+        return;
     if (d->used + bytes > d->limit) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
         return;
@@ -493,6 +527,7 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
                     "The daemon is short of descriptors");
         return true;
     case FAKE_REFUSE_WORKER:
+        orders_forgo(d, peer, m);
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_WORKER, "The worker has failed");
         return true;
     case FAKE_REFUSE_VERSION:

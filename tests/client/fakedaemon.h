@@ -19,8 +19,10 @@ struct fake_settings {
     uint64_t told_total;     /* said in Welcome; 0: the truth */
     uint64_t limit_bytes;    /* 0: the total */
     uint64_t class_bytes[4]; /* 0, ...: 2 and 8 MiB */
-    unsigned take_max;       /* extents of one Take; 0: any number */
+    unsigned take_max;       /* extents of one Take, Lease or Map; 0: any number */
+    unsigned lease_max;      /* extents in all leases; 0: any number */
     const char *uuid;        /* said in Welcome; NULL: the truth */
+    bool even;               /* workers' regions all have the same number of pages */
     bool leases;             /* knows leases and notices */
     bool orders;             /* knows schedulers and workers; else it is an old daemon */
 };
@@ -70,7 +72,7 @@ struct fake_counts {
     uint64_t unacknowledged; /* grants and orders */
     uint64_t leases;         /* messages so far */
     uint64_t courtesies;     /* of them */
-    uint64_t leased_takes;   /* messages so far */
+    uint64_t leased_takes;   /* messages so far, and leased Maps */
     uint64_t issued;         /* pages in leases */
     uint64_t acks;           /* of notices */
     uint64_t cached, pinned; /* as the lease lines say, over all regions */

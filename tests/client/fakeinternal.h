@@ -99,6 +99,12 @@ struct daemon {
 bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
 struct lent *lend(struct daemon *d, unsigned class);
 
+/* Takes pages that the client has spent out of a lease. False: they are not there. */
+bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
+
+/* Extents of so many pages. */
+uint64_t extents_of(const struct daemon *d, const struct peer *peer, uint32_t region, uint64_t pages);
+
 /* ---- fakeorders.c ---- */
 
 /* Messages of schedulers, and of workers about orders. False: it is none. */
@@ -106,6 +112,9 @@ bool orders_message(struct daemon *d, struct peer *peer, const struct message *m
 
 /* What a scheduler asks, before anybody lies about it. */
 void orders_note(struct daemon *d, struct peer *peer, const struct message *m);
+
+/* What a refused Map has spent is in no lease any more. */
+void orders_forgo(struct daemon *d, struct peer *peer, const struct message *m);
 
 /* The next packet of an order to map. */
 void orders_send_packet(struct peer *peer, struct grant *grant, uint64_t *ids, const int *fds, unsigned n);

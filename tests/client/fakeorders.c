@@ -27,10 +27,10 @@ static void on_attach(struct daemon *d, struct peer *peer, const struct message 
     while (peer->region_open[body.region])
         check(++body.region < REGIONS_MAX);
     peer->region_open[body.region] = true;
-    memcpy(peer->regions[body.region], counts, sizeof(counts));
     peer->attached[body.region] = (struct attached){.open = true, .rank = attach->rank};
+    memcpy(peer->regions[body.region], counts, sizeof(counts));
     d->counts.regions++;
-    body.capacity_pages = lie == FAKE_NO_EXTENTS ? 0 : ATTACHED_PAGES + attach->rank;
+    body.capacity_pages = lie == FAKE_NO_EXTENTS ? 0 : ATTACHED_PAGES + attach->rank * !d->settings.even;
     body.page_extents = counts;
     body.n_page_extents = lie == FAKE_TOO_MANY ? d->n_classes + 1 : d->n_classes;
     body.segments = lie == FAKE_TOO_FEW ? 0 : 1;
@@ -89,8 +89,14 @@ static void on_map(struct daemon *d, struct peer *peer, const struct message *m,
     const Kvcached__Map *map = (const Kvcached__Map *)m->body;
     struct attached *region = attached(peer, map->region);
 
-    if (map->leased)
-        check(end_lease(d, peer, map->region, (uint32_t)map->n_pages));
+    if (map->leased && !end_lease(d, peer, map->region, (uint32_t)map->n_pages)) {
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "There is no such lease");
+        return;
+    }
+    if (d->settings.take_max && extents_of(d, peer, map->region, map->n_pages) > d->settings.take_max) {
+        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Map");
+        return;
+    }
     for (size_t i = 0; i < map->n_pages; i++) {
         check(map->pages[i] < ATTACHED_PAGES + region->rank);
         check(!(region->mapped >> map->pages[i] & 1));
@@ -128,6 +134,14 @@ void orders_note(struct daemon *d, struct peer *peer, const struct message *m)
         check_eq(unmap->number, ++attached(peer, unmap->region)->number);
         check((unmap->n_pages == 0) == (unmap->number == 1));
     }
+}
+
+void orders_forgo(struct daemon *d, struct peer *peer, const struct message *m)
+{
+    const Kvcached__Map *map = (const Kvcached__Map *)m->body;
+
+    if (m->type == MESSAGE_MAP && map->leased)
+        check(end_lease(d, peer, map->region, (uint32_t)map->n_pages));
 }
 
 void orders_release(struct daemon *d)

@@ -37,13 +37,13 @@ static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, un
 
 static const struct kvc_listener listener = {.size = sizeof(listener), .reclaim = on_reclaim};
 
-static struct world *world_open(unsigned report_ms, int own_thread)
+static struct world *world_open_with(struct fake_settings settings, unsigned report_ms, int own_thread)
 {
-    struct fake_settings settings = {.leases = true};
     struct world *w = calloc(1, sizeof(*w));
     struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = BLOCK};
     struct kvc_options options;
 
+    settings.leases = true;
     w->own_thread = own_thread;
     w->fake = fake_start(&settings);
     options = plain_options(w->fake);
@@ -57,6 +57,11 @@ static struct world *world_open(unsigned report_ms, int own_thread)
     w->region = open_region(w->client, 1, PAGE, PAGES);
     check_ok(kvc_blocks_open(&w->region, 1, &blocks, &w->blocks));
     return w;
+}
+
+static struct world *world_open(unsigned report_ms, int own_thread)
+{
+    return world_open_with((struct fake_settings){0}, report_ms, own_thread);
 }
 
 static void world_close(struct world *w)
@@ -160,11 +165,31 @@ TEST(a_refusal_spends_claims)
 
     want(w, 2 * EACH);
     fake_lie(w->fake, FAKE_REFUSE, MESSAGE_TAKE);
-    check_error(kvc_blocks_alloc(w->blocks, 2 * EACH, ids), KVC_E_REFUSED);
+    check_error(kvc_blocks_alloc(w->blocks, 2 * EACH, ids), KVC_E_RESOURCES);
     check_eq(kvc_blocks_available(w->blocks), 0);
     check_eq(status_of(w).claimed_pages, 0);
     check_eq(counts_of(w).issued, 0);
     check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
+    world_close(w);
+}
+
+/* What is too much for a lease is there all the same: mapped. */
+TEST(more_than_a_lease_can_hold)
+{
+    struct world *w = world_open_with((struct fake_settings){.lease_max = 4}, 60000, 0);
+    uint64_t available = 0;
+    uint32_t ids[6 * EACH];
+
+    want(w, 4 * EACH);
+    check_eq(status_of(w).mapped_pages, 0);
+    want(w, 5 * EACH);
+    check_eq(status_of(w).mapped_pages, 5);
+    check_ok(kvc_blocks_alloc(w->blocks, 5 * EACH, ids));
+    do {
+        check_ok(kvc_blocks_want(w->blocks, 6 * EACH, 0, &available));
+        check_ok(kvc_dispatch(w->client));
+    } while (available < 6 * EACH);
+    check_eq(status_of(w).mapped_pages, 11);
     world_close(w);
 }
 

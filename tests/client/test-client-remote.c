@@ -201,7 +201,7 @@ static const struct expectation expectations[] = {
     {FAKE_WRONG_TYPE, KVC_E_PROTOCOL, false},     {FAKE_WRONG_ID, KVC_E_PROTOCOL, false},
     {FAKE_UNASKED, KVC_E_PROTOCOL, false},        {FAKE_EXTRA_FD, KVC_E_PROTOCOL, false},
     {FAKE_DISCONNECT, KVC_E_DISCONNECTED, false}, {FAKE_LAST_WORD, KVC_E_DISCONNECTED, false},
-    {FAKE_REFUSE, KVC_E_REFUSED, false},          {FAKE_REFUSE_WORKER, KVC_E_WORKER, false},
+    {FAKE_REFUSE, KVC_E_RESOURCES, false},        {FAKE_REFUSE_WORKER, KVC_E_WORKER, false},
     {FAKE_NO_EXTENTS, KVC_E_PROTOCOL, true},      {FAKE_TOO_MANY, KVC_E_PROTOCOL, true},
     {FAKE_TOO_FEW, KVC_E_PROTOCOL, true},         {FAKE_SMALL_EXTENTS, KVC_E_PROTOCOL, true},
 };

@@ -121,6 +121,7 @@ const char *words_error(int error)
         "KVC_E_PINNED",
         "KVC_E_NO_BLOCKS",
         "KVC_E_NOT_ALLOCATED",
+        "KVC_E_RESOURCES",
     };
 
     return error <= 0 && -error < (int)ARRAY_SIZE(names) ? names[-error] : "unknown";
