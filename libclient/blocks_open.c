@@ -15,6 +15,7 @@
 #include "blocks_group.h"
 #include "map.h"
 #include "remote.h"
+#include "reserve.h"
 
 #define CLOSE_BATCH 64
 
@@ -127,6 +128,29 @@ static int blocks_new(struct kvc_region *const *regions, size_t n, const struct 
     return 0;
 }
 
+/* Some call of the host's may be waiting for memory for a page. */
+static bool is_in_use(const struct kvc_region *region)
+{
+    if (region->n_mapped > 0)
+        return true;
+    for (uint64_t i = 0; !region->remote && i < region->shape->pages; i++)
+        if (region->pages[i].state == PAGE_BUSY)
+            return true;
+    return false;
+}
+
+/* What the host's cache holds is mapped here and in no other region, which nobody would know. */
+static int empty_cache(struct kvc_region *region)
+{
+    struct list leaving = LIST_INIT(leaving);
+    int r = reserve_empty_region(region, &leaving);
+
+    error_hold();
+    borrow_return(region->client, &leaving, false);
+    error_release();
+    return r;
+}
+
 static int claim_region(struct kvc_blocks *blocks, struct kvc_region *region)
 {
     int r = client_enter(region->client);
@@ -135,8 +159,10 @@ static int claim_region(struct kvc_blocks *blocks, struct kvc_region *region)
         return r;
     if (region->blocks)
         r = error_set(KVC_E_INVALID, "The region has a kvc_blocks already");
-    else if (region->n_mapped > 0)
+    else if (is_in_use(region))
         r = error_set(KVC_E_INVALID, "Pages of the region are mapped already");
+    else if (!region->remote)
+        r = empty_cache(region);
     if (r == 0) {
         region->blocks = blocks;
         region->max_cached_pages = region->cache.max_pages;

@@ -94,7 +94,7 @@ static void map_arrived(struct kvc_blocks *blocks, struct kvc_region *region)
     uint64_t pages[BATCH];
     int r = 0;
 
-    while (region->cache.n_pages > 0 && r == 0) {
+    while (blocks_are_alone(blocks) && region->cache.n_pages > 0 && r == 0) {
         size_t n = client_must_shrink(region->client) ? 0 : plan_some(blocks, region->cache.n_pages, pages);
 
         if (n == 0)

@@ -362,8 +362,9 @@ struct kvc_blocks_options {
 };
 
 /* With several regions, page i of each is mapped and unmapped together with page i of the others: all or none
- * of them. They may be different clients', and have different page sizes, but the same number of pages.
- * KVC_E_INVALID; with `null_block` what kvc_region_map() returns. */
+ * of them. They may be different clients', and have different page sizes, but the same number of pages. What
+ * the regions' caches hold goes back to the daemon. KVC_E_INVALID, KVC_E_DRIVER; with `null_block` what
+ * kvc_region_map() returns. */
 KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
                             const struct kvc_blocks_options *options, struct kvc_blocks **ret);
 

@@ -6,6 +6,7 @@
 
 #include "support.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -426,6 +427,89 @@ TEST(two_regions_are_mapped_together)
     kvc_blocks_close(blocks);
     check_eq(lent_bytes(w.fake), 0);
     world_close(&w);
+}
+
+/* What the host has kept, or has still to come, is one region's alone. */
+static void open_over_what_is_cached(size_t n_regions, bool refill)
+{
+    struct fake *fake = fake_start(NULL);
+    struct kvc_client *client = open_caching(fake, refill ? 4 : 0, 8, 0);
+    struct kvc_region *regions[2] = {open_region(client, 1, PAGE, 8), open_region(client, 1, PAGE, 8)};
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct kvc_blocks *blocks;
+    uint32_t ids[8 * EACH];
+
+    check_ok(map_range(regions[0], 0, 3));
+    if (refill) {
+        fake_lie(fake, FAKE_LATE, MESSAGE_TAKE);
+        check_ok(kvc_dispatch(client));
+        while (counts_of(fake).late == 0)
+            ;
+    }
+    check_ok(unmap_range(regions[0], 0, 3));
+    check_eq(lent_bytes(fake), (refill ? 7 : 3) * PAGE);
+    check_ok(kvc_blocks_open(regions, n_regions, &options, &blocks));
+    check_ok(kvc_dispatch(client));
+    check_eq(status_of(blocks).mapped_pages, 0);
+    fake_release(fake);
+    dispatch_until(client, lent_bytes(fake) == 0);
+    check_eq(status_of(blocks).mapped_pages, 0);
+    check_ok(kvc_blocks_alloc(blocks, 8 * EACH, ids));
+    check_eq(lent_bytes(fake), 8 * PAGE * n_regions);
+    kvc_blocks_close(blocks);
+    kvc_close(client);
+    fake_stop(fake);
+}
+
+TEST(what_was_cached_is_not_mapped_in_one_region_alone)
+{
+    open_over_what_is_cached(2, false);
+}
+
+TEST(what_was_asked_for_is_not_mapped_in_one_region_alone)
+{
+    open_over_what_is_cached(2, true);
+}
+
+TEST(one_region_gives_its_cache_back_too)
+{
+    open_over_what_is_cached(1, false);
+}
+
+struct map_call {
+    pthread_t thread;
+    struct kvc_region *region;
+};
+
+static void *map_page(void *data)
+{
+    struct map_call *call = data;
+
+    check_ok(map_range(call->region, 0, 1));
+    return NULL;
+}
+
+/* The host's map waits for the daemon: the page is its own already. */
+TEST(blocks_are_not_opened_over_a_map)
+{
+    struct fake *fake = fake_start(NULL);
+    struct kvc_client *client = open_plain(fake);
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct map_call call = {.region = open_region(client, 1, PAGE, 8)};
+    struct kvc_blocks *blocks;
+
+    fake_lie(fake, FAKE_LATE, MESSAGE_TAKE);
+    check_eq(pthread_create(&call.thread, NULL, map_page, &call), 0);
+    while (counts_of(fake).late == 0)
+        ;
+    check_error(kvc_blocks_open(&call.region, 1, &options, &blocks), KVC_E_INVALID);
+    fake_release(fake);
+    check_eq(pthread_join(call.thread, NULL), 0);
+    check_ok(unmap_range(call.region, 0, 1));
+    check_ok(kvc_blocks_open(&call.region, 1, &options, &blocks));
+    kvc_blocks_close(blocks);
+    kvc_close(client);
+    fake_stop(fake);
 }
 
 TEST(in_a_forked_child)
