@@ -8,6 +8,7 @@
  */
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/arith.h"
@@ -16,8 +17,6 @@
 #include "map.h"
 #include "remote.h"
 #include "reserve.h"
-
-#define CLOSE_BATCH 64
 
 static struct kvc_blocks *blocks_free(struct kvc_blocks *blocks)
 {
@@ -220,31 +219,50 @@ static void wait_for_users(struct kvc_blocks *blocks, struct kvc_client *client)
         pthread_cond_wait(&client->conn->changed, &client->conn->lock);
 }
 
-static size_t gather(const struct kvc_region *region, uint64_t *next, uint64_t *pages)
+/* Pinned pages are the host's from here on. Returns how many there are. */
+static uint64_t free_mapped(struct kvc_region *region)
 {
-    size_t n = 0;
+    uint64_t n_pinned = 0;
 
-    for (; *next < region->shape->pages && n < CLOSE_BATCH; ++*next)
-        if (region->pages[*next].state == PAGE_MAPPED)
-            pages[n++] = *next;
-    return n;
+    for (uint64_t i = 0; i < region->shape->pages; i++) {
+        struct page *page = &region->pages[i];
+
+        if (page->state != PAGE_MAPPED)
+            continue;
+        if (page->pins > 0) {
+            n_pinned++;
+            continue;
+        }
+        page->state = PAGE_CACHED;
+        page->backing->entry.page = i;
+        page_cache_put(&region->cache, &page->backing->entry);
+        region_count_unmapped(region, 1);
+    }
+    return n_pinned;
+}
+
+/* What the driver doesn't unmap stays in the cache, and is tried again like all that is there. */
+static void empty_region(struct kvc_region *region)
+{
+    struct list leaving = LIST_INIT(leaving);
+    uint64_t n_pinned = free_mapped(region);
+    int r = reserve_empty_region(region, &leaving);
+    int one = borrow_return(region->client, &leaving, true);
+
+    if (r < 0 || one < 0)
+        client_log(region->client, KVC_LOG_WARNING, "Pages could not be given back: %s", kvc_last_error());
+    if (n_pinned > 0)
+        client_log(region->client, KVC_LOG_WARNING, "%" PRIu64 " pages stay mapped: they are pinned",
+                   n_pinned);
 }
 
 static void leave_region(struct kvc_region *region)
 {
-    uint64_t pages[CLOSE_BATCH], next = 0;
-    size_t n;
-
-    if (region->refill)
-        borrow_abandon(region->refill);
-    region->refill = NULL;
     lease_give_up(region, UINT32_MAX);
     lease_hint(region, 0, 0);
-    while (!region->remote && (n = gather(region, &next, pages)) > 0)
-        if (unmap_pages(region, pages, n) < 0)
-            client_log(region->client, KVC_LOG_WARNING, "Pages could not be given back: %s",
-                       kvc_last_error());
     region->cache.max_pages = region->max_cached_pages;
+    if (!region->remote)
+        empty_region(region);
 }
 
 static void close_region(struct kvc_blocks *blocks, struct kvc_region *region)

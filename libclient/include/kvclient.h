@@ -368,7 +368,8 @@ struct kvc_blocks_options {
 KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
                             const struct kvc_blocks_options *options, struct kvc_blocks **ret);
 
-/* Unmaps all pages, used or not, and gives their memory back. NULL is fine; returns NULL. */
+/* Unmaps all pages, used or not, and gives their memory back; those that are pinned stay mapped, the host's.
+ * NULL is fine; returns NULL. */
 KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
 
 /* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and

@@ -512,6 +512,50 @@ TEST(blocks_are_not_opened_over_a_map)
     fake_stop(fake);
 }
 
+static uint64_t mapped_bytes(struct kvc_client *client)
+{
+    struct kvc_status status = {.size = sizeof(status)};
+
+    check_ok(kvc_status(client, &status));
+    return status.mapped_bytes;
+}
+
+/* A pinned page stays, and no other for its sake. */
+TEST(pinned_pages_are_the_hosts_after_closing)
+{
+    struct world w = world_open(true, 0, 2);
+    uint32_t ids[6 * EACH];
+
+    check_ok(kvc_blocks_alloc(w.blocks, 6 * EACH, ids));
+    check_ok(kvc_region_pin(w.region, 2, 1));
+    w.blocks = kvc_blocks_close(w.blocks);
+    check_eq(lent_bytes(w.fake), SLOT);
+    check_eq(mapped_bytes(w.client), SLOT);
+    check_error(unmap_range(w.region, 2, 1), KVC_E_PINNED);
+    check_ok(kvc_region_unpin(w.region, 2, 1));
+    check_ok(unmap_range(w.region, 2, 1));
+    check_eq(mapped_bytes(w.client), 0);
+    check_ok(kvc_trim(w.client));
+    check_eq(lent_bytes(w.fake), 0);
+    world_close(&w);
+}
+
+TEST(what_the_driver_does_not_unmap_is_cached_after_closing)
+{
+    struct world w;
+    uint32_t ids[6 * EACH];
+
+    check_eq(setenv("KVCACHED_EMULATE_FAULTS", "cuMemUnmap:1=INVALID_VALUE", 1), 0);
+    w = world_open(true, 0, 2);
+    check_ok(kvc_blocks_alloc(w.blocks, 6 * EACH, ids));
+    w.blocks = kvc_blocks_close(w.blocks);
+    check(lent_bytes(w.fake) > 0);
+    check_eq(mapped_bytes(w.client), 0);
+    check_ok(kvc_trim(w.client));
+    check_eq(lent_bytes(w.fake), 0);
+    world_close(&w);
+}
+
 TEST(in_a_forked_child)
 {
     struct world w = world_open(true, 0, 2);
