@@ -26,6 +26,7 @@ struct kvc_blocks {
     _Atomic uint64_t promised_blocks; /* ... for so many, less what has been taken since */
     _Atomic uint64_t claim_view;      /* claimed pages (upper half), and the blocks that they stand for */
     atomic_bool shedding;             /* what was counted without the lock may be gone */
+    atomic_bool closing;              /* by some thread */
     size_t n_regions;
 
     pthread_mutex_t lock;
@@ -98,8 +99,12 @@ bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct l
 /* Pages are pinned, or not any more. */
 void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
 
-/* A region is closed: the last one takes the blocks with it. blocks_forget(): host memory only. */
-void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region);
+/* ---- blocks_open.c ---- */
+
+/* A region is about to be closed, and its kvc_blocks with it, if it has one. Without any lock. */
+void blocks_close_with(struct kvc_region *region);
+
+/* In a forked child: host memory only. */
 void blocks_forget(struct kvc_blocks *blocks);
 
 /* ---- blocks_prealloc.c ---- */

@@ -8,7 +8,6 @@
  */
 
 #include <errno.h>
-#include <inttypes.h>
 #include <string.h>
 
 #include "base/arith.h"
@@ -219,62 +218,65 @@ static void wait_for_users(struct kvc_blocks *blocks, struct kvc_client *client)
         pthread_cond_wait(&client->conn->changed, &client->conn->lock);
 }
 
-/* Pinned pages are the host's from here on. Returns how many there are. */
-static uint64_t free_mapped(struct kvc_region *region)
+/* Pinned pages are the host's from here on. */
+static void free_mapped(struct kvc_region *region)
 {
-    uint64_t n_pinned = 0;
-
     for (uint64_t i = 0; i < region->shape->pages; i++) {
         struct page *page = &region->pages[i];
 
-        if (page->state != PAGE_MAPPED)
+        if (page->state != PAGE_MAPPED || page->pins > 0)
             continue;
-        if (page->pins > 0) {
-            n_pinned++;
-            continue;
-        }
         page->state = PAGE_CACHED;
         page->backing->entry.page = i;
         page_cache_put(&region->cache, &page->backing->entry);
         region_count_unmapped(region, 1);
     }
-    return n_pinned;
 }
 
 /* What the driver doesn't unmap stays in the cache, and is tried again like all that is there. */
-static void empty_region(struct kvc_region *region)
+static void empty_region(struct kvc_region *region, bool wait)
 {
     struct list leaving = LIST_INIT(leaving);
-    uint64_t n_pinned = free_mapped(region);
-    int r = reserve_empty_region(region, &leaving);
-    int one = borrow_return(region->client, &leaving, true);
+    int r, one;
 
+    free_mapped(region);
+    r = reserve_empty_region(region, &leaving);
+    one = borrow_return(region->client, &leaving, wait);
     if (r < 0 || one < 0)
         client_log(region->client, KVC_LOG_WARNING, "Pages could not be given back: %s", kvc_last_error());
-    if (n_pinned > 0)
-        client_log(region->client, KVC_LOG_WARNING, "%" PRIu64 " pages stay mapped: they are pinned",
-                   n_pinned);
 }
 
-static void leave_region(struct kvc_region *region)
+static void leave_region(struct kvc_region *region, bool wait)
 {
     lease_give_up(region, UINT32_MAX);
     lease_hint(region, 0, 0);
     region->cache.max_pages = region->max_cached_pages;
     if (!region->remote)
-        empty_region(region);
+        empty_region(region, wait);
 }
 
-static void close_region(struct kvc_blocks *blocks, struct kvc_region *region)
+static void close_region(struct kvc_blocks *blocks, struct kvc_region *region, bool wait)
 {
     if (client_enter(region->client) < 0)
         return;
     if (region->blocks == blocks) {
         wait_for_users(blocks, region->client);
         region->blocks = NULL;
-        leave_region(region);
+        pthread_cond_broadcast(&region->client->conn->changed);
+        leave_region(region, wait);
     }
     client_leave(region->client);
+}
+
+/* `wait`: for the daemons to confirm that they have the memory back. */
+static struct kvc_blocks *close_all(struct kvc_blocks *blocks, bool wait)
+{
+    atomic_store(&blocks->closing, true);
+    if (blocks->group)
+        blocks_group_empty(blocks);
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        close_region(blocks, blocks->regions[i], wait);
+    return blocks_free(blocks);
 }
 
 KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
@@ -286,29 +288,25 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
             blocks_forget(blocks);
         return NULL;
     }
-    if (blocks->group)
-        blocks_group_empty(blocks);
-    for (size_t i = 0; i < blocks->n_regions; i++)
-        close_region(blocks, blocks->regions[i]);
-    return blocks_free(blocks);
+    return close_all(blocks, true);
 }
 
-static size_t n_owned(const struct kvc_blocks *blocks)
+/* Where several of its regions are closed at once, one takes it along, and the others wait until it has left
+ * them. No daemon is waited for: it confirms that the region is closed. */
+void blocks_close_with(struct kvc_region *region)
 {
-    size_t n = 0;
+    struct conn *conn = region->client->conn;
+    struct kvc_blocks *blocks = NULL;
 
-    for (size_t i = 0; i < blocks->n_regions; i++)
-        n += blocks->regions[i] && blocks->regions[i]->blocks == blocks;
-    return n;
-}
-
-/* The region's pages are its own affair from here on. */
-void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region)
-{
-    wait_for_users(blocks, region->client);
-    region->blocks = NULL;
-    if (n_owned(blocks) == 0)
-        blocks_free(blocks);
+    if (client_enter(region->client) < 0)
+        return;
+    if (region->blocks && !atomic_exchange(&region->blocks->closing, true))
+        blocks = region->blocks;
+    while (region->blocks && !blocks)
+        pthread_cond_wait(&conn->changed, &conn->lock);
+    client_leave(region->client);
+    if (blocks)
+        close_all(blocks, false);
 }
 
 void blocks_forget(struct kvc_blocks *blocks)

@@ -342,7 +342,8 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * out. Blocks have numbers from 0 on.
  *
  * Until it is closed the region's pages are the kvc_blocks': kvc_region_map() and kvc_region_unmap() return
- * KVC_E_INVALID. Close it before its regions; closing them, or their client, closes it too.
+ * KVC_E_INVALID. Close it before its regions; closing one of them, or the client of one, closes it too: from
+ * then on there is no such handle, and the pages of its other regions are the host's again, unmapped.
  *
  * Threads: all functions, from any. On pages that are mapped, alloc and free make no system call and take
  * about a tenth of a microsecond; while one call waits for the daemon others run.

@@ -556,6 +556,115 @@ TEST(what_the_driver_does_not_unmap_is_cached_after_closing)
     world_close(&w);
 }
 
+/* ---- Closed with its regions ---- */
+
+struct pair {
+    struct kvc_client *clients[2]; /* of the regions */
+    struct kvc_region *regions[2];
+};
+
+static struct pair pair_open(struct fake *fake, bool two_clients, int own_thread)
+{
+    struct pair p = {0};
+    struct kvc_options options = plain_options(fake);
+    struct kvc_blocks_options blocks_options = {.size = sizeof(blocks_options), .block_bytes = BLOCK};
+    struct kvc_blocks *blocks;
+    uint32_t ids[4 * EACH];
+
+    options.own_thread = own_thread;
+    options.min_reserved_pages = options.max_reserved_pages = 2;
+    for (int i = 0; i < 2; i++) {
+        if (i == 0 || two_clients)
+            check_ok(kvc_open(&options, &p.clients[i]));
+        else
+            p.clients[i] = p.clients[0];
+        p.regions[i] = open_region(p.clients[i], 1, PAGE, PAGES);
+    }
+    check_ok(kvc_blocks_open(p.regions, 2, &blocks_options, &blocks));
+    check_ok(kvc_blocks_alloc(blocks, 4 * EACH, ids));
+    check_ok(kvc_blocks_want(blocks, EACH, -1, NULL));
+    return p;
+}
+
+static void close_a_region_first(struct fake *fake, bool two_clients, int own_thread, int first)
+{
+    struct pair p = pair_open(fake, two_clients, own_thread);
+    struct kvc_region *other = p.regions[1 - first];
+
+    check(!kvc_region_close(p.regions[first]));
+    check_eq(mapped_bytes(p.clients[0]) + mapped_bytes(p.clients[1]), 0);
+    check_ok(map_range(other, 0, 2));
+    check_ok(kvc_dispatch(p.clients[1 - first]));
+    check(!kvc_region_close(other));
+    check(!kvc_close(p.clients[0]));
+    if (two_clients)
+        check(!kvc_close(p.clients[1]));
+    check_eq(lent_bytes(fake), 0);
+}
+
+TEST(the_first_region_takes_its_blocks_along)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+
+    for (int i = 0; i < 8; i++)
+        close_a_region_first(fake, i & 1, i >> 1 & 1, i >> 2 & 1);
+    fake_stop(fake);
+}
+
+TEST(a_client_takes_its_blocks_along)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+
+    for (int own_thread = 0; own_thread < 2; own_thread++) {
+        struct pair p = pair_open(fake, false, own_thread);
+
+        check(!kvc_close(p.clients[0]));
+        check_eq(lent_bytes(fake), 0);
+    }
+    fake_stop(fake);
+}
+
+TEST(one_of_two_clients_takes_their_blocks_along)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+
+    for (int i = 0; i < 4; i++) {
+        struct pair p = pair_open(fake, true, i >> 1);
+        int first = i & 1;
+
+        check(!kvc_close(p.clients[first]));
+        check_eq(mapped_bytes(p.clients[1 - first]), 0);
+        check_ok(map_range(p.regions[1 - first], 0, 2));
+        check(!kvc_close(p.clients[1 - first]));
+        check_eq(lent_bytes(fake), 0);
+    }
+    fake_stop(fake);
+}
+
+static void *close_client(void *data)
+{
+    check(!kvc_close(data));
+    return NULL;
+}
+
+/* Either may be the one that takes the blocks along. */
+TEST(two_clients_are_closed_at_once)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+
+    for (int i = 0; i < 20; i++) {
+        struct pair p = pair_open(fake, true, i & 1);
+        pthread_t threads[2];
+
+        for (int j = 0; j < 2; j++)
+            check_eq(pthread_create(&threads[j], NULL, close_client, p.clients[j]), 0);
+        for (int j = 0; j < 2; j++)
+            check_eq(pthread_join(threads[j], NULL), 0);
+        check_eq(lent_bytes(fake), 0);
+    }
+    fake_stop(fake);
+}
+
 TEST(in_a_forked_child)
 {
     struct world w = world_open(true, 0, 2);
