@@ -452,15 +452,15 @@ static void detach(struct kvc_region *region, uint64_t *pages, size_t n, struct 
         take_out(region, &places[i], leaving);
 }
 
-void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down)
+int blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down)
 {
+    int r;
+
     pthread_mutex_lock(&blocks->lock);
-    if (down)
-        block_alloc_unpin(blocks->alloc, first, n);
-    else
-        block_alloc_pin(blocks->alloc, first, n);
+    r = (down ? block_alloc_unpin : block_alloc_pin)(blocks->alloc, first, n);
     blocks_publish(blocks);
     pthread_mutex_unlock(&blocks->lock);
+    return r;
 }
 
 uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leaving)

@@ -293,7 +293,8 @@ KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream);
 /* Since 0.2. Pins mapped pages, for as long as their memory is registered with somebody who keeps it whatever
  * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED,
  * the pages' memory is not kept for others and never asked back. All or nothing; the region's end ends them.
- * Blocks in pinned pages are allocated and freed as always. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
+ * Blocks in pinned pages are allocated and freed as always; a page that has no allocated ones may be on its
+ * way out, and is not mapped then. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
 KVC_API int kvc_region_pin(struct kvc_region *region, uint64_t first, uint64_t n);
 KVC_API int kvc_region_unpin(struct kvc_region *region, uint64_t first, uint64_t n);
 
