@@ -37,16 +37,19 @@ static int check_handle(const struct kvc_blocks *blocks)
 
 /* ---- With the lock ---- */
 
+/* What all regions have: claimed, and what would be if all that is offered were. */
 static struct lease least_lease(struct kvc_blocks *blocks)
 {
     struct lease least = {.claimed = UINT32_MAX};
+    uint64_t total = UINT64_MAX;
 
     for (size_t i = 0; i < blocks->n_regions; i++) {
         struct lease lease = lease_of(blocks->regions[i]);
 
         least.claimed = lease_min(least.claimed, lease.claimed);
-        least.offered |= lease.offered;
+        total = u64_min(total, (uint64_t)lease.claimed + lease.offered);
     }
+    least.offered = (uint32_t)u64_min(total - least.claimed, UINT32_MAX);
     return least;
 }
 

@@ -443,8 +443,8 @@ struct kvc_blocks_status {
     uint64_t used_blocks;     /* allocated */
     uint64_t free_blocks;     /* in mapped pages, reserved ones included */
     uint64_t reserved_blocks; /* see kvc_blocks_reserve() */
-    uint64_t claimed_pages;   /* set aside by the daemon, and promised to this region */
-    uint64_t offered_pages;   /* set aside by the daemon, and not claimed yet */
+    uint64_t claimed_pages;   /* set aside by the daemon, and promised; of several regions: to each */
+    uint64_t offered_pages;   /* set aside by the daemon, and not claimed yet; likewise */
     uint64_t mapped_pages;    /* the sum of free, partly used and full ones, and those beyond a resize */
     uint64_t free_pages;
     uint64_t partly_pages;

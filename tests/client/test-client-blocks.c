@@ -429,6 +429,37 @@ TEST(two_regions_are_mapped_together)
     world_close(&w);
 }
 
+/* What is set aside for one region alone is of no use to the blocks. */
+TEST(offers_count_where_all_regions_have_them)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+    struct kvc_client *client = open_plain(fake);
+    struct kvc_region *regions[2] = {open_region(client, 1, PAGE, 8), open_region(client, 1, PAGE, 8)};
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct kvc_blocks *blocks;
+
+    check_ok(kvc_blocks_open(regions, 2, &options, &blocks));
+    fake_set_limit(fake, 3 * PAGE);
+    check_ok(kvc_blocks_want(blocks, 2 * EACH, 0, NULL));
+    while (counts_of(fake).leases < 2)
+        ;
+    check_ok(kvc_dispatch(client));
+    check_eq(counts_of(fake).issued, 2);
+    check_eq(status_of(blocks).offered_pages, 0);
+    fake_set_limit(fake, GIB);
+    check_ok(kvc_blocks_want(blocks, 2 * EACH, 0, NULL));
+    while (counts_of(fake).issued < 4)
+        ;
+    check_eq(status_of(blocks).claimed_pages, 0);
+    check_eq(status_of(blocks).offered_pages, 2);
+    check_eq(kvc_blocks_available(blocks), 2 * EACH);
+    check_eq(status_of(blocks).claimed_pages, 2);
+    check_eq(status_of(blocks).offered_pages, 0);
+    kvc_blocks_close(blocks);
+    kvc_close(client);
+    fake_stop(fake);
+}
+
 /* What the host has kept, or has still to come, is one region's alone. */
 static void open_over_what_is_cached(size_t n_regions, bool refill)
 {
