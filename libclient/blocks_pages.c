@@ -110,12 +110,16 @@ static int in_region(struct kvc_region *region, int (*call)(struct kvc_region *,
 
     if (r < 0)
         return r;
-    if (call == map_pages)
-        r = conn_check(client->conn);
-    if (r == 0)
-        r = call(region, pages, n);
+    r = call(region, pages, n);
     client_leave(client);
     return r;
+}
+
+static int map_if_alive(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    int r = conn_check(region->client->conn);
+
+    return r < 0 ? r : map_pages(region, pages, n);
 }
 
 /* The daemon has not confirmed, but the pages are unmapped. */
@@ -150,7 +154,7 @@ static int map_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
         return blocks_group_map(blocks, pages, n);
 
     while (done < blocks->n_regions && r == 0) {
-        r = in_region(blocks->regions[blocks->order[done]], map_pages, pages, n);
+        r = in_region(blocks->regions[blocks->order[done]], map_if_alive, pages, n);
         done += r == 0;
     }
     if (r < 0) {
