@@ -74,9 +74,9 @@ void block_alloc_empty_page(struct block_alloc *alloc, uint64_t page);
 /* 0, -ENOMEM. */
 int block_alloc_make_table(struct block_alloc *alloc, uint64_t page);
 
-/* Lets other threads see. */
+/* Lets other threads see, and with it all that has happened before. */
 static inline void block_alloc_publish(struct block_alloc *alloc)
 {
-    atomic_store_explicit(&alloc->seen_blocks, alloc->free_blocks, memory_order_relaxed);
-    atomic_store_explicit(&alloc->seen_pages, alloc->free_pages, memory_order_relaxed);
+    atomic_store_explicit(&alloc->seen_blocks, alloc->free_blocks, memory_order_release);
+    atomic_store_explicit(&alloc->seen_pages, alloc->free_pages, memory_order_release);
 }

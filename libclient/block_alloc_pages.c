@@ -5,7 +5,7 @@
  * known of it and nothing else, so every change is: take it out, change it, enter it.
  *
  * Free pages whose epoch is not complete hang in a list by epoch. Engines count epochs upwards, so a page
- * nearly always goes to its end.
+ * nearly always goes to its end; one that counts downwards is served at the beginning.
  */
 
 #include <errno.h>
@@ -56,6 +56,8 @@ static void waiting_put(struct block_alloc *alloc, uint64_t number)
     struct page *page = &alloc->pages[number];
     uint32_t before = alloc->waiting_tail, link = (uint32_t)number + 1;
 
+    if (before && alloc->pages[alloc->waiting_head - 1].epoch > page->epoch)
+        before = 0;
     while (before && alloc->pages[before - 1].epoch > page->epoch)
         before = alloc->pages[before - 1].prev;
     page->prev = before;

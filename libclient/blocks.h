@@ -44,7 +44,7 @@ struct kvc_blocks {
     atomic_bool in_vain;               /* filling up doesn't succeed for now */
     struct kvc_blocks_status counters; /* what only counts up */
     unsigned n_users;                  /* threads at work for nobody */
-    bool closing;                      /* no more of them */
+    bool closing;                      /* by some thread: no more of them */
 
     size_t *order;       /* of the regions, by their GPUs' UUIDs: nobody waits in a circle */
     struct group *group; /* not NULL: they are workers' elsewhere */
@@ -110,8 +110,8 @@ uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leavi
 /* The same, of what no report promises; and turns claims into offers. True: there was something. */
 bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct list *leaving);
 
-/* Pages are pinned, or not any more. */
-void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
+/* Pages are to be pinned, or not any more. 0, or BLOCK_ALLOC_E_STATE: some page is being mapped or unmapped. */
+int blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
 
 /* ---- blocks_give.c: with the client's lock ---- */
 
@@ -126,9 +126,10 @@ uint64_t blocks_give(struct kvc_client *client, const struct kvc_blocks *except_
 bool blocks_begin(struct kvc_blocks *blocks);
 void blocks_end(struct kvc_blocks *blocks);
 
-/* A region is closed: the last one takes the blocks with it. Waits, with the client's lock released.
- * blocks_forget(): host memory only. */
-void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region);
+/* A region is about to be closed, and its kvc_blocks with it, if it has one. Without any lock. */
+void blocks_close_with(struct kvc_region *region);
+
+/* In a forked child: host memory only. */
 void blocks_forget(struct kvc_blocks *blocks);
 
 /* ---- blocks_prealloc.c ---- */

@@ -16,8 +16,7 @@
 #include "blocks_group.h"
 #include "map.h"
 #include "remote.h"
-
-#define CLOSE_BATCH 64
+#include "reserve.h"
 
 static struct kvc_blocks *blocks_free(struct kvc_blocks *blocks)
 {
@@ -128,6 +127,29 @@ static int blocks_new(struct kvc_region *const *regions, size_t n, const struct 
     return 0;
 }
 
+/* Some call of the host's may be waiting for memory for a page. */
+static bool is_in_use(const struct kvc_region *region)
+{
+    if (region->n_mapped > 0)
+        return true;
+    for (uint64_t i = 0; !region->remote && i < region->shape->pages; i++)
+        if (region->pages[i].state == PAGE_BUSY)
+            return true;
+    return false;
+}
+
+/* What the host's cache holds is mapped here and in no other region, which nobody would know. */
+static int empty_cache(struct kvc_region *region)
+{
+    struct list leaving = LIST_INIT(leaving);
+    int r = reserve_empty_region(region, &leaving);
+
+    error_hold();
+    borrow_return(region->client, &leaving, false);
+    error_release();
+    return r;
+}
+
 static int claim_region(struct kvc_blocks *blocks, struct kvc_region *region)
 {
     int r = client_enter(region->client);
@@ -136,8 +158,10 @@ static int claim_region(struct kvc_blocks *blocks, struct kvc_region *region)
         return r;
     if (region->blocks)
         r = error_set(KVC_E_INVALID, "The region has a kvc_blocks already");
-    else if (region->n_mapped > 0)
+    else if (is_in_use(region))
         r = error_set(KVC_E_INVALID, "Pages of the region are mapped already");
+    else if (!region->remote)
+        r = empty_cache(region);
     if (r == 0) {
         region->blocks = blocks;
         region->max_cached_pages = region->cache.max_pages;
@@ -208,52 +232,85 @@ void blocks_end(struct kvc_blocks *blocks)
     pthread_mutex_unlock(&blocks->lock);
 }
 
-static void end_users(struct kvc_blocks *blocks)
+/* False: somebody else does it already. */
+static bool begin_closing(struct kvc_blocks *blocks)
+{
+    bool ok;
+
+    pthread_mutex_lock(&blocks->lock);
+    ok = !blocks->closing;
+    blocks->closing = true;
+    pthread_mutex_unlock(&blocks->lock);
+    return ok;
+}
+
+static void wait_for_users(struct kvc_blocks *blocks)
 {
     pthread_mutex_lock(&blocks->lock);
-    blocks->closing = true;
     while (blocks->n_users > 0)
         pthread_cond_wait(&blocks->changed, &blocks->lock);
     pthread_mutex_unlock(&blocks->lock);
 }
 
-static size_t gather(const struct kvc_region *region, uint64_t *next, uint64_t *pages)
+/* Pinned pages are the host's from here on. */
+static void free_mapped(struct kvc_region *region)
 {
-    size_t n = 0;
+    for (uint64_t i = 0; i < region->shape->pages; i++) {
+        struct page *page = &region->pages[i];
 
-    for (; *next < region->shape->pages && n < CLOSE_BATCH; ++*next)
-        if (region->pages[*next].state == PAGE_MAPPED)
-            pages[n++] = *next;
-    return n;
+        if (page->state != PAGE_MAPPED || page->pins > 0)
+            continue;
+        page->state = PAGE_CACHED;
+        page->backing->entry.page = i;
+        page_cache_put(&region->cache, &page->backing->entry);
+        region_count_unmapped(region, 1);
+    }
 }
 
-static void leave_region(struct kvc_region *region)
+/* What the driver doesn't unmap stays in the cache, and is tried again like all that is there. */
+static void empty_region(struct kvc_region *region, bool wait)
 {
-    uint64_t pages[CLOSE_BATCH], next = 0;
-    size_t n;
+    struct list leaving = LIST_INIT(leaving);
+    int r, one;
 
-    if (region->refill)
-        borrow_abandon(region->refill);
-    region->refill = NULL;
+    free_mapped(region);
+    r = reserve_empty_region(region, &leaving);
+    one = borrow_return(region->client, &leaving, wait);
+    if (r < 0 || one < 0)
+        client_log(region->client, KVC_LOG_WARNING, "Pages could not be given back: %s", kvc_last_error());
+}
+
+static void leave_region(struct kvc_region *region, bool wait)
+{
     region->ahead_pages = 0;
     lease_give_up(region, UINT32_MAX);
     lease_hint(region, 0, 0);
-    while (!region->remote && (n = gather(region, &next, pages)) > 0)
-        if (unmap_pages(region, pages, n) < 0)
-            client_log(region->client, KVC_LOG_WARNING, "Pages could not be given back: %s",
-                       kvc_last_error());
     region->cache.max_pages = region->max_cached_pages;
+    if (!region->remote)
+        empty_region(region, wait);
 }
 
-static void close_region(struct kvc_blocks *blocks, struct kvc_region *region)
+static void close_region(struct kvc_blocks *blocks, struct kvc_region *region, bool wait)
 {
     if (client_enter(region->client) < 0)
         return;
     if (region->blocks == blocks) {
         region->blocks = NULL;
-        leave_region(region);
+        pthread_cond_broadcast(&region->client->conn->changed);
+        leave_region(region, wait);
     }
     client_leave(region->client);
+}
+
+/* `wait`: for the daemons to confirm that they have the memory back. */
+static struct kvc_blocks *close_all(struct kvc_blocks *blocks, bool wait)
+{
+    wait_for_users(blocks);
+    if (blocks->group)
+        blocks_group_empty(blocks);
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        close_region(blocks, blocks->regions[i], wait);
+    return blocks_free(blocks);
 }
 
 KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
@@ -265,43 +322,32 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
             blocks_forget(blocks);
         return NULL;
     }
-    end_users(blocks);
-    if (blocks->group)
-        blocks_group_empty(blocks);
-    for (size_t i = 0; i < blocks->n_regions; i++)
-        close_region(blocks, blocks->regions[i]);
-    return blocks_free(blocks);
+    begin_closing(blocks);
+    return close_all(blocks, true);
 }
 
-/* Returns how many are left. */
-static size_t part_with(struct kvc_blocks *blocks, const struct kvc_region *region)
+/* Where several of its regions are closed at once, one takes it along, and the others wait until it has left
+ * them. No daemon is waited for: it confirms that the region is closed. */
+void blocks_close_with(struct kvc_region *region)
 {
-    size_t n = 0;
+    struct conn *conn = region->client->conn;
+    struct kvc_blocks *blocks = NULL;
 
-    for (size_t i = 0; i < blocks->n_regions; i++) {
-        if (blocks->regions[i] == region)
-            blocks->regions[i] = NULL;
-        n += blocks->regions[i] && blocks->regions[i]->blocks == blocks;
-    }
-    return n;
-}
-
-/* The region's pages are its own affair from here on. */
-void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region)
-{
-    pthread_mutex_unlock(&region->client->conn->lock);
-    end_users(blocks);
-    pthread_mutex_lock(&region->client->conn->lock);
-    region->blocks = NULL;
-    if (part_with(blocks, region) == 0)
-        blocks_free(blocks);
+    if (client_enter(region->client) < 0)
+        return;
+    if (region->blocks && begin_closing(region->blocks))
+        blocks = region->blocks;
+    while (region->blocks && !blocks)
+        pthread_cond_wait(&conn->changed, &conn->lock);
+    client_leave(region->client);
+    if (blocks)
+        close_all(blocks, false);
 }
 
 void blocks_forget(struct kvc_blocks *blocks)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
-        if (blocks->regions[i])
-            blocks->regions[i]->blocks = NULL;
+        blocks->regions[i]->blocks = NULL;
     group_free(blocks->group);
     block_alloc_free(blocks->alloc);
     free(blocks->order);

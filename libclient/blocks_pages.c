@@ -110,12 +110,16 @@ static int in_region(struct kvc_region *region, int (*call)(struct kvc_region *,
 
     if (r < 0)
         return r;
-    if (call == map_pages)
-        r = conn_check(client->conn);
-    if (r == 0)
-        r = call(region, pages, n);
+    r = call(region, pages, n);
     client_leave(client);
     return r;
+}
+
+static int map_if_alive(struct kvc_region *region, const uint64_t *pages, size_t n)
+{
+    int r = conn_check(region->client->conn);
+
+    return r < 0 ? r : map_pages(region, pages, n);
 }
 
 /* The daemon has not confirmed, but the pages are unmapped. */
@@ -150,7 +154,7 @@ static int map_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
         return blocks_group_map(blocks, pages, n);
 
     while (done < blocks->n_regions && r == 0) {
-        r = in_region(blocks->regions[blocks->order[done]], map_pages, pages, n);
+        r = in_region(blocks->regions[blocks->order[done]], map_if_alive, pages, n);
         done += r == 0;
     }
     if (r < 0) {
@@ -486,15 +490,15 @@ static void detach(struct kvc_region *region, uint64_t *pages, size_t n, struct 
         take_out(region, &places[i], leaving);
 }
 
-void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down)
+int blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down)
 {
+    int r;
+
     pthread_mutex_lock(&blocks->lock);
-    if (down)
-        block_alloc_unpin(blocks->alloc, first, n);
-    else
-        block_alloc_pin(blocks->alloc, first, n);
+    r = (down ? block_alloc_unpin : block_alloc_pin)(blocks->alloc, first, n);
     blocks_publish(blocks);
     pthread_mutex_unlock(&blocks->lock);
+    return r;
 }
 
 uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leaving)

@@ -117,7 +117,7 @@ void blocks_map_arrived(struct kvc_region *region)
 
     if (region->cache.n_pages == 0 || region->client->n_takers > 0)
         return;
-    while (region->cache.n_pages > 0 && r == 0) {
+    while (blocks_are_alone(blocks) && region->cache.n_pages > 0 && r == 0) {
         size_t n = client_must_shrink(region->client) ? 0 : plan_some(blocks, region->cache.n_pages, pages);
 
         if (n == 0)

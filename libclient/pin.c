@@ -44,6 +44,16 @@ static void unpin(struct kvc_region *region, uint64_t first, uint64_t n)
         region->n_pinned -= --region->pages[i].pins == 0;
 }
 
+/* Who hands out the blocks is asked first: a page that it has begun to take away can no more be pinned. */
+static int change_blocks(struct kvc_region *region, uint64_t first, uint64_t n, bool down)
+{
+    if (!region->blocks || blocks_pin(region->blocks, first, n, down) == 0)
+        return 0;
+    return error_set(KVC_E_NOT_MAPPED,
+                     "Of the pages %" PRIu64 " to %" PRIu64 " one is just being mapped, or unmapped", first,
+                     first + n - 1);
+}
+
 static int change(struct kvc_region *region, uint64_t first, uint64_t n, bool down)
 {
     int r;
@@ -57,9 +67,9 @@ static int change(struct kvc_region *region, uint64_t first, uint64_t n, bool do
         return r;
     r = check_range(region, first, n, down);
     if (r == 0)
+        r = change_blocks(region, first, n, down);
+    if (r == 0)
         (down ? unpin : pin)(region, first, n);
-    if (r == 0 && region->blocks)
-        blocks_pin(region->blocks, first, n, down);
     client_leave(region->client);
     return r;
 }

@@ -545,8 +545,6 @@ int region_close(struct kvc_region *region)
 
     if (region->remote)
         return remote_close(region);
-    if (region->blocks)
-        blocks_part(region->blocks, region);
     lease_close(region);
     if (region->refill)
         borrow_abandon(region->refill);
@@ -568,12 +566,6 @@ int region_close(struct kvc_region *region)
     return r;
 }
 
-void region_close_blocks(struct kvc_region *region)
-{
-    if (region->remote && region->blocks)
-        kvc_blocks_close(region->blocks);
-}
-
 KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
 {
     struct kvc_client *client;
@@ -583,7 +575,7 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region)
     client = region->client;
     if (client_is_forked(client))
         return client_is_at_rest(client) ? region_forget(region) : NULL;
-    region_close_blocks(region);
+    blocks_close_with(region);
     client_enter(client);
     region_close(region);
     client_leave(client);

@@ -78,11 +78,9 @@ struct kvc_region {
     struct status_values refused_at;
 };
 
-/* Unmaps, returns, frees. KVC_E_TIMEOUT where the daemon didn't answer; the region is gone all the same. */
+/* Unmaps, returns, frees. After blocks_close_with(). KVC_E_TIMEOUT where the daemon didn't answer; the region
+ * is gone all the same. */
 int region_close(struct kvc_region *region);
-
-/* Of a worker's region: its kvc_blocks, if it has one, waits for other clients, too; so without the lock. */
-void region_close_blocks(struct kvc_region *region);
 
 /* Tells the daemon that a region of its is given up. KVC_E_TIMEOUT as above. */
 int region_tell_closed(struct kvc_client *client, uint32_t region_id, bool wait);

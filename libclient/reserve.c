@@ -149,7 +149,7 @@ static int detach(struct kvc_region *region, const struct placement *places, siz
     return r;
 }
 
-static int trim_region(struct kvc_region *region, struct list *leaving)
+int reserve_empty_region(struct kvc_region *region, struct list *leaving)
 {
     struct placement places[TRIM_BATCH];
     size_t n;
@@ -174,7 +174,7 @@ static int trim_regions(struct kvc_client *client, const struct kvc_region *exce
     list_for_each (it, &client->regions) {
         struct kvc_region *region = container_of(it, struct kvc_region, link);
 
-        one = region == except ? 0 : trim_region(region, leaving);
+        one = region == except ? 0 : reserve_empty_region(region, leaving);
         r = r ? r : one;
     }
     return r;

@@ -28,6 +28,9 @@ int reserve_trim(struct kvc_client *client, const struct kvc_region *except);
  * */
 int reserve_empty(struct kvc_client *client, struct list *leaving);
 
+/* The same for one region. What a refill under way brings goes back by itself. */
+int reserve_empty_region(struct kvc_region *region, struct list *leaving);
+
 /* For a map that was refused: waits for the refills under way, gives the other regions' reserves back; this
  * region's stay where the caller can use them. True when some went back, or this region has one of its own
  * now, so that trying again makes sense. */

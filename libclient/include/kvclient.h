@@ -305,8 +305,9 @@ KVC_API int kvc_region_set_stream(struct kvc_region *region, void *stream);
 /* Since 0.2. Pins mapped pages, for as long as their memory is registered with somebody who keeps it whatever
  * is unmapped (RDMA, NIXL, NCCL). Counted: each pin needs its unpin. Until then unmapping is KVC_E_PINNED
  * (KVC_E_WORKER where a scheduler wants it), the pages' memory is not kept for others and never asked back.
- * All or nothing; the region's end ends them. Blocks in pinned pages are allocated and freed as always. Pages
- * are pinned where they are mapped: KVC_E_INVALID in a scheduler. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
+ * All or nothing; the region's end ends them. Blocks in pinned pages are allocated and freed as always; a
+ * page that has no allocated ones may be on its way out, and is not mapped then. Pages are pinned where they
+ * are mapped: KVC_E_INVALID in a scheduler. KVC_E_NOT_MAPPED, KVC_E_INVALID. */
 KVC_API int kvc_region_pin(struct kvc_region *region, uint64_t first, uint64_t n);
 KVC_API int kvc_region_unpin(struct kvc_region *region, uint64_t first, uint64_t n);
 
@@ -358,8 +359,9 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * blocks of page i are handed out, and what lies where in it is the engine's affair.
  *
  * Until it is closed the region's pages are the kvc_blocks': kvc_region_map(), kvc_region_unmap() and
- * kvc_region_unmap_after() return KVC_E_INVALID. Close it before its regions; closing them, or their client,
- * closes it too.
+ * kvc_region_unmap_after() return KVC_E_INVALID. Close it before its regions; closing one of them, or the
+ * client of one, closes it too: from then on there is no such handle, and the pages of its other regions are
+ * the host's again, unmapped.
  *
  * Threads: all functions, from any. On pages that are mapped, alloc and free send nothing, cost the same
  * however many pages there are, and make no system call, except that the library's thread is woken, every
@@ -385,14 +387,14 @@ struct kvc_blocks_options {
  * of them. They may be different clients', and have different page sizes, but the same number of pages. They
  * are all this process', or all workers' that were attached to (where a worker that does not answer, or
  * cannot undo, leaves a page in doubt: unusable until that is known). Nothing may be mapped in them, and none
- * may be a KVC_REGION_ORDERED one. KVC_E_INVALID, KVC_E_NOMEM; with `null_block` what kvc_blocks_alloc()
- * returns. */
+ * may be a KVC_REGION_ORDERED one; what their caches hold goes back to the daemon. KVC_E_INVALID,
+ * KVC_E_NOMEM, KVC_E_DRIVER; with `null_block` what kvc_blocks_alloc() returns. */
 KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
                             const struct kvc_blocks_options *options, struct kvc_blocks **ret);
 
-/* Unmaps all pages, used or not, and gives their memory back. What cannot be unmapped (pinned pages, a driver
- * that fails, a worker that does not answer) stays mapped until the region that has it is closed, and the log
- * is told. NULL is fine; returns NULL. */
+/* Unmaps all pages, used or not, and gives their memory back; those that are pinned stay mapped, the host's.
+ * What else cannot be unmapped (a driver that fails, a worker that does not answer) stays until its region is
+ * closed, and the log is told. NULL is fine; returns NULL. */
 KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
 
 /* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
@@ -471,8 +473,8 @@ struct kvc_blocks_status {
     uint64_t used_blocks;     /* allocated */
     uint64_t free_blocks;     /* in mapped pages, reserved ones included */
     uint64_t reserved_blocks; /* see kvc_blocks_reserve() */
-    uint64_t claimed_pages;   /* set aside by the daemon, and promised; of several regions the least */
-    uint64_t offered_pages;   /* ... and not claimed yet; of several regions: 0, or there are some */
+    uint64_t claimed_pages;   /* set aside by the daemon, and promised; of several regions: to each */
+    uint64_t offered_pages;   /* set aside by the daemon, and not claimed yet; likewise */
     uint64_t mapped_pages;    /* the sum of free, partly used and full ones, and those beyond a resize */
     uint64_t free_pages;
     uint64_t partly_pages;

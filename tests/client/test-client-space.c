@@ -5,6 +5,7 @@
 #include "support.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -822,6 +823,49 @@ TEST(pinned_pages_keep_their_blocks_pages)
     check_ok(kvc_blocks_trim(blocks));
     check_eq(mapped(client), 0);
     kvc_blocks_close(blocks);
+    finish(fake, client, emulator);
+}
+
+struct trim_call {
+    pthread_t thread;
+    struct kvc_blocks *blocks;
+};
+
+static void *trim_blocks(void *data)
+{
+    struct trim_call *call = data;
+
+    check_ok(kvc_blocks_trim(call->blocks));
+    return NULL;
+}
+
+/* The page is on its way out of both regions, and has left one; the daemon is slow to confirm that. */
+TEST(a_page_that_is_taken_from_its_blocks_cannot_be_pinned)
+{
+    const struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = PAGE};
+    struct kvc_blocks_status status = {.size = sizeof(status)};
+    struct fake *fake = fake_start(NULL);
+    struct kvc_client *client = open_caching(fake, 0, 4, 0);
+    struct kvc_region *regions[2] = {open_with(client, 0, 4), open_with(client, 0, 4)};
+    struct emulator *emulator = emulator_open(client);
+    struct trim_call call;
+    uint32_t id;
+
+    check_ok(kvc_blocks_open(regions, 2, &options, &call.blocks));
+    check_ok(kvc_blocks_alloc(call.blocks, 1, &id));
+    check_ok(kvc_blocks_free(call.blocks, &id, 1, 0));
+    check_eq(mapped(client), 2);
+    check_eq(kill(fake_pid(fake), SIGSTOP), 0);
+    check_eq(pthread_create(&call.thread, NULL, trim_blocks, &call), 0);
+    while (mapped(client) == 2)
+        ;
+    check_error(kvc_region_pin(regions[1], 0, 1), KVC_E_NOT_MAPPED);
+    check_eq(kill(fake_pid(fake), SIGCONT), 0);
+    check_eq(pthread_join(call.thread, NULL), 0);
+    check_eq(mapped(client), 0);
+    check_ok(kvc_blocks_status(call.blocks, &status));
+    check_eq(status.broken_pages + status.pinned_pages, 0);
+    kvc_blocks_close(call.blocks);
     finish(fake, client, emulator);
 }
 
