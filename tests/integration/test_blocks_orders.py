@@ -7,10 +7,22 @@ test_blocks_orders_death.py.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from harness.broker import Programs, eventually, on_gpu
-from harness.crew import BLOCK_STAGES, EACH, MIB, PAGES, PATIENT_MS, Engine, start_daemons, start_engine
+from harness.crew import (
+    BLOCK_STAGES,
+    EACH,
+    MIB,
+    PAGES,
+    PATIENT_MS,
+    SIZES,
+    Engine,
+    start_daemons,
+    start_engine,
+)
 
 RANKS = range(len(BLOCK_STAGES))
 
@@ -221,3 +233,75 @@ def test_an_instance_that_is_refused_keeps_nothing_from_others(programs: Program
     second.do(f"take {4 * EACH}")
     second.check_books(4)
     first.check_books(0)
+
+
+# ---- Two engines ----
+
+
+def start_two(programs: Programs, pages: int, options: str = "") -> list[Engine]:
+    """That contend for the memory of the same four daemons: each has room for so many pages of its rank."""
+    daemons = [
+        programs.daemon(
+            SIZES,
+            name=f"gpu{rank}",
+            arguments=("--gpu", str(rank)),
+            budget=str(pages * BLOCK_STAGES[rank].page_bytes),
+        )
+        for rank in RANKS
+    ]
+    return [
+        start_engine(programs, daemons, f"timeout={PATIENT_MS} {options}", instance=name)
+        for name in ("first", "second")
+    ]
+
+
+def ask_both(engines: list[Engine], command: str) -> list[str]:
+    """Of both at once."""
+    for engine in engines:
+        engine.scheduler.send(command)
+    return [engine.scheduler.receive() for engine in engines]
+
+
+def test_one_of_two_gets_the_last_page(programs: Programs) -> None:
+    engines = start_two(programs, 3)
+    for engine in engines:
+        engine.do(f"take {EACH}")
+    for _ in range(10):
+        answers = ask_both(engines, f"take {EACH}")
+        assert sorted(answer.split()[0] for answer in answers) == ["error", "ok"]
+        winner, loser = engines if answers[0].startswith("ok") else engines[::-1]
+        assert sum(answer.startswith("error KVC_E_BUDGET ") for answer in answers) == 1
+        winner.check_books(2)
+        loser.check_books(1, leased=0)
+        assert loser.do("available") == "0"
+        winner.do(f"give {EACH}")
+    for engine in engines:
+        engine.check_books(1)
+
+
+def test_one_of_two_is_told_that_the_last_page_is_there(programs: Programs) -> None:
+    """And has it then, whatever the other one asks for."""
+    engines = start_two(programs, 1, "report=60000")
+    answers = ask_both(engines, f"want {EACH} {PATIENT_MS}")
+    assert sorted(answer.split()[0] for answer in answers) == ["error", "ok"]
+    told, other = engines if answers[0].startswith("ok") else engines[::-1]
+    assert other.do("available") == "0"
+    assert other.refused("take 1").startswith("KVC_E_BUDGET ")
+    told.do(f"take {EACH}")
+    told.check_books(1)
+    other.check_books(0, leased=0)
+
+
+def test_two_schedulers_make_progress(programs: Programs) -> None:
+    """Nobody waits in a circle for what the other one has at some ranks, and nothing is lost."""
+    engines = start_two(programs, 4)
+    for answer in ask_both(engines, f"churn 8 {3 * EACH}"):
+        words = re.fullmatch(r"ok taken=(\d+) refused=\d+", answer)
+        assert words, answer
+        assert int(words[1]) > 8
+    for engine in engines:
+        engine.is_counted(used=0, mapped=0, doubt=0, broken=0)
+        engine.check_books(0)
+        engine.do(f"take {4 * EACH}")
+        engine.check_mapped([0, 1, 2, 3])
+        engine.do(f"give {4 * EACH}")
