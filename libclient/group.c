@@ -279,6 +279,15 @@ static void note(struct part *part, int error)
         snprintf(part->reason, sizeof(part->reason), "%s", kvc_last_error());
 }
 
+/* What it was spent for was never asked. */
+static void put_claims_back(struct group *group, uint32_t rank, size_t n)
+{
+    struct lease_line *line = group->regions[rank]->lease.line;
+
+    if (line)
+        lease_unspend(line, (uint32_t)n);
+}
+
 static void ask(struct transaction *t, struct part *part)
 {
     struct kvc_region *region = t->group->regions[part->rank];
@@ -290,6 +299,8 @@ static void ask(struct transaction *t, struct part *part)
     else
         r = remote_unmap_begin(region, part->pages, part->n, &part->call);
     note(part, r);
+    if (r < 0 && t->leased)
+        put_claims_back(t->group, part->rank, part->n);
     if (r < 0)
         settle_now(t->group, part, false);
 }
@@ -364,8 +375,11 @@ static int transact(struct group *group, const uint64_t *pages, size_t n, bool m
     struct transaction *t = transaction_new(group, map, leased, n);
     int r;
 
-    if (!t)
+    if (!t) {
+        for (uint32_t i = 0; i < group->n && leased; i++)
+            put_claims_back(group, i, group_missing(group, i, pages, n));
         return error_nomem();
+    }
     divide(t, pages, n);
     r = run(t);
     keep_doubts(t);

@@ -94,6 +94,9 @@ struct daemon {
 /* Makes an extent, charged and in no list. */
 struct lent *lend(struct daemon *d, unsigned class);
 
+/* Spent claims are used. False: there were none. */
+bool fake_end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
+
 /* ---- fakeorders.c ---- */
 
 /* Messages of schedulers, and of workers about orders. False: it is none. */

@@ -23,10 +23,12 @@ static void on_attach(struct daemon *d, struct peer *peer, const struct message 
     Kvcached__RegionAttached body = KVCACHED__REGION_ATTACHED__INIT;
     uint32_t counts[CLASSES_MAX] = {attach->rank + 1};
 
+    body.region = peer->lines != NULL;
     while (peer->region_open[body.region])
         check(++body.region < REGIONS_MAX);
     peer->region_open[body.region] = true;
     peer->attached[body.region] = (struct attached){.open = true, .rank = attach->rank};
+    memcpy(peer->regions[body.region], counts, sizeof(counts));
     d->counts.regions++;
     body.capacity_pages = lie == FAKE_NO_EXTENTS ? 0 : ATTACHED_PAGES + attach->rank;
     body.page_extents = counts;
@@ -92,6 +94,7 @@ static void on_map(struct daemon *d, struct peer *peer, const struct message *m,
         check(!(region->mapped >> map->pages[i] & 1));
         region->mapped |= UINT64_C(1) << map->pages[i];
     }
+    check(!map->leased || fake_end_lease(d, peer, map->region, (uint32_t)map->n_pages));
     d->counts.mapped += map->n_pages;
     answer_now_or_later(d, peer, lie, MESSAGE_MAPPED, m->request);
 }
