@@ -36,7 +36,8 @@ uint64_t group_pages(const struct group *group);
  * not. With KVC_E_TIMEOUT a rank's answer is still to come: until then its pages are in doubt, and every
  * call on them is KVC_E_IN_DOUBT. KVC_E_MAPPED: mapped everywhere already, named twice, or in another
  * thread's hands; nothing was done. `leased`: each rank's memory comes out of its region's lease, of which
- * the caller has claimed and spent group_missing() pages; only for workers' regions. */
+ * the caller has claimed and spent group_missing() pages; only for workers' regions. Claims for which no
+ * rank could be asked are put back. */
 int group_map(struct group *group, const uint64_t *pages, size_t n, bool leased);
 
 /* The same the other way round. KVC_E_NOT_MAPPED: mapped at no rank. */
@@ -52,3 +53,7 @@ enum group_rank_state group_page_at(struct group *group, uint64_t page, uint32_t
  * *ret_left: how many orders are unanswered still. An event loop polls the clients' descriptors for them.
  * 0 or KVC_E_FORKED. */
 int group_poll(struct group *group, size_t *ret_left);
+
+/* Nobody wants to know any more what is in doubt: what a rank may still map it unmaps right behind that, and
+ * its pages count as empty. A rank that has left something unanswered is not waited for again. */
+void group_abandon(struct group *group);

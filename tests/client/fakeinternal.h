@@ -95,8 +95,6 @@ struct daemon {
 };
 
 /* Makes an extent, charged and in no list. */
-/* Pages of the lease that were spent are issued no more. False: there are no such. */
-bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
 struct lent *lend(struct daemon *d, unsigned class);
 
 /* Takes pages that the client has spent out of a lease. False: they are not there. */

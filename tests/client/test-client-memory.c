@@ -50,6 +50,7 @@ char *__wrap_strdup(const char *text)
 struct life {
     struct kvc_client *client;
     struct kvc_region *region;
+    struct kvc_blocks *blocks;
     unsigned failures;
     bool over; /* the connection */
 };
@@ -137,12 +138,75 @@ static struct life live(struct fake *fake)
     return life;
 }
 
+/* ---- A scheduler's life ---- */
+
+#define BLOCK (256 * KIB)
+#define EACH 8
+
+static void open_blocks(struct life *life, struct fake *fake)
+{
+    struct kvc_options options = plain_options(fake);
+    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = BLOCK};
+
+    options.role = KVC_ROLE_SCHEDULER;
+    if (failed(life, kvc_open(&options, &life->client)) || !life->client)
+        check_ok(kvc_open(&options, &life->client));
+    life->over = false;
+    if (failed(life, kvc_region_attach(life->client, 0, 0, 0, &life->region)))
+        check_ok(kvc_region_attach(life->client, 0, 0, 0, &life->region));
+    if (life->region && failed(life, kvc_blocks_open(&life->region, 1, &blocks, &life->blocks)))
+        check_ok(kvc_blocks_open(&life->region, 1, &blocks, &life->blocks));
+}
+
+/* What the daemon has set aside is in the word: nothing was spent in vain. */
+static void check_leases(struct life *life, struct fake *fake)
+{
+    struct kvc_blocks_status status = {.size = sizeof(status)};
+    struct fake_counts counts;
+
+    if (life->over)
+        return;
+    check_ok(kvc_blocks_status(life->blocks, &status));
+    fake_count(fake, &counts);
+    check_eq(status.claimed_pages + status.offered_pages, counts.issued);
+}
+
+static void take(struct life *life, struct fake *fake, size_t n, uint32_t *ids)
+{
+    if (!life->over && failed(life, kvc_blocks_alloc(life->blocks, n, ids))) {
+        check_leases(life, fake);
+        check_ok(kvc_blocks_alloc(life->blocks, n, ids));
+    }
+    check_leases(life, fake);
+}
+
+static struct life live_as_scheduler(struct fake *fake)
+{
+    struct life life = {0};
+    uint32_t ids[4 * EACH];
+
+    open_blocks(&life, fake);
+    if (life.blocks) {
+        take(&life, fake, EACH, ids);
+        if (!life.over && failed(&life, kvc_blocks_want(life.blocks, 2 * EACH, -1, NULL)))
+            check_ok(kvc_blocks_want(life.blocks, 2 * EACH, -1, NULL));
+        take(&life, fake, 3 * EACH, ids + EACH);
+        if (!life.over)
+            check_ok(kvc_blocks_free(life.blocks, ids, 4 * EACH, 0));
+    }
+    kvc_blocks_close(life.blocks);
+    kvc_close(life.client);
+    return life;
+}
+
+/* ---- Every one ---- */
+
 struct report {
     uint64_t allocations;
     unsigned failures;
 };
 
-static struct report live_without(struct fake *fake, uint64_t nth)
+static struct report live_without(struct fake *fake, struct life (*live_once)(struct fake *), uint64_t nth)
 {
     struct report report = {0};
     int status, fds[2];
@@ -154,7 +218,7 @@ static struct report live_without(struct fake *fake, uint64_t nth)
     if (pid == 0) {
         n_allocations = 0;
         fail_at = nth;
-        report.failures = live(fake).failures;
+        report.failures = live_once(fake).failures;
         report.allocations = n_allocations;
         check_eq(write(fds[1], &report, sizeof(report)), sizeof(report));
         exit(0);
@@ -170,16 +234,25 @@ static struct report live_without(struct fake *fake, uint64_t nth)
     return report;
 }
 
-TEST_LIMIT(every_allocation_fails, 180)
+static void fail_each(struct fake *fake, struct life (*live_once)(struct fake *))
 {
-    struct fake *fake = fake_start(NULL);
-    struct report whole = live_without(fake, 0);
+    struct report whole = live_without(fake, live_once, 0);
     unsigned noticed = 0;
 
     check_eq(whole.failures, 0);
     check(whole.allocations > 40);
     for (uint64_t nth = 1; nth <= whole.allocations; nth++)
-        noticed += live_without(fake, nth).failures;
+        noticed += live_without(fake, live_once, nth).failures;
     check(noticed > whole.allocations / 2);
     fake_stop(fake);
+}
+
+TEST_LIMIT(every_allocation_fails, 180)
+{
+    fail_each(fake_start(NULL), live);
+}
+
+TEST_LIMIT(every_allocation_of_a_scheduler_fails, 180)
+{
+    fail_each(fake_start(&(struct fake_settings){.orders = true, .leases = true}), live_as_scheduler);
 }
