@@ -20,9 +20,10 @@
 #include "base/arith.h"
 #include "broker-internal.h"
 
-void broker_peer_listens(struct broker *broker, struct broker_peer *peer)
+void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules)
 {
     peer->listens = true;
+    peer->schedules = schedules;
     list_append(&broker->listeners, &peer->listener_link);
 }
 
@@ -40,6 +41,8 @@ static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
 {
     uint64_t bytes = 0;
 
+    if (peer->n_issued == 0)
+        return 0;
     list_for_each (it, &peer->leases)
         bytes += lease_claimed_bytes(broker, container_of(it, struct broker_lease, link));
     return bytes;
@@ -49,38 +52,39 @@ static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
  * pages of its workers', who are peers of its instance. */
 static uint64_t books_bytes(struct broker *broker, const struct broker_peer *peer)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = peer->schedules ? peer->instance->account.bytes[LEDGER_GRANTED] : peer->held_bytes;
 
-    list_for_each (it, &peer->instance->peers) {
-        const struct broker_peer *mate = container_of(it, struct broker_peer, link);
-
-        bytes += mate->lost ? 0 : mate->held_bytes;
-    }
     list_for_each (it, &peer->requests) {
         const struct broker_request *request = container_of(it, struct broker_request, peer_link);
 
         if (request->promised && request->state == BROKER_REQUEST_READY)
             bytes += request->bytes;
     }
+    if (peer->n_issued == 0)
+        return bytes;
     list_for_each (it, &peer->leases)
         bytes += lease_spent_bytes(broker, container_of(it, struct broker_lease, link));
     return bytes;
 }
 
 /* Free pages, and memory on its way to become such. Who has scribbled over a word is not believed otherwise
- * either. */
+ * either. Of one who has nothing no line is read: there may be very many such lines. */
 static uint64_t cached_bytes(struct broker *broker, const struct broker_peer *peer)
 {
-    uint64_t bytes = 0;
+    uint64_t books = books_bytes(broker, peer), bytes = 0;
 
+    if (books == 0)
+        return 0;
     list_for_each (it, &peer->leases) {
-        const struct broker_lease *lease = container_of(it, struct broker_lease, link);
+        struct broker_lease *lease = container_of(it, struct broker_lease, link);
 
-        if (!lease->frozen)
+        if (bytes >= books)
+            break;
+        if (lease_is_open(broker, lease))
             bytes = u64_add_ceil(bytes,
                                  pages_to_bytes(atomic_load(&lease->line->cached_pages), lease->page_bytes));
     }
-    return bytes ? u64_min(bytes, books_bytes(broker, peer)) : 0;
+    return u64_min(bytes, books);
 }
 
 /* Claims first: a client counts what it spends before the claims are gone. */
