@@ -669,6 +669,31 @@ TEST(a_lowered_limit_takes_offers_and_asks_in_proportion)
     bench_finish(&b);
 }
 
+TEST(pins_are_no_way_out_of_a_limit)
+{
+    struct engine a = {}, mate = {};
+    struct bench b;
+
+    bench_init(&b, 200 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 10, 0);
+    engine_start(&b, &mate, "a", 20, 10);
+    a.line.pinned_pages = 10;
+    mate.line.pinned_pages = UINT64_MAX;
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 40 * MIB), 0);
+    bench_run(&b);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 0, &a, 10 * MIB, false);
+    check_notice(&b, 1, &mate, 30 * MIB, false);
+    bench_ack(&b, a.peer);
+    bench_ack(&b, mate.peer);
+    bench_pass(&b, 2 * NSEC_PER_SEC);
+    check(a.peer->instance->missed);
+    engine_end(&b, &a);
+    engine_end(&b, &mate);
+    bench_finish(&b);
+}
+
 TEST(a_raised_limit_restores_at_once)
 {
     struct engine a = {};
