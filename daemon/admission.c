@@ -20,6 +20,8 @@
 #include "base/arith.h"
 #include "broker-internal.h"
 
+#define HOPEFUL_MAX 64 /* undecided requests of an instance, who are looked at again and again */
+
 /* 0, or what doesn't hold it, and by how much. */
 static int find_shortage(const struct broker *broker, const struct broker_request *request,
                          uint64_t *ret_bytes)
@@ -119,6 +121,7 @@ static int judge(struct broker *broker, struct broker_request *request, bool *re
     uint64_t lacking = 0;
     int r;
 
+    request->judged_touches = broker->n_touches;
     *ret_undecided = false;
     if (request->lease && !lease_is_open(broker, request->lease))
         return BROKER_E_NOT_LEASED;
@@ -151,18 +154,26 @@ static void admit(struct broker *broker, struct broker_request *request)
     queue_enqueue(broker, request);
 }
 
+static void count_undecided(struct broker *broker, struct broker_request *request, int n)
+{
+    *n_undecided(broker, request) += n;
+    request->peer->instance->n_hopeful += n;
+}
+
 static void leave_undecided(struct broker *broker, struct broker_request *request)
 {
     request->state = BROKER_REQUEST_UNDECIDED;
     list_append(&broker->undecided, &request->link);
-    ++*n_undecided(broker, request);
+    count_undecided(broker, request, 1);
 }
 
+/* Another may be the first now. */
 void admission_forget(struct broker *broker, struct broker_request *request)
 {
-    --*n_undecided(broker, request);
+    count_undecided(broker, request, -1);
     list_unlink(&request->link);
     list_unlink(&request->stall_link);
+    broker->n_touches++;
 }
 
 int admission_ask(struct broker *broker, struct broker_request *request)
@@ -175,7 +186,7 @@ int admission_ask(struct broker *broker, struct broker_request *request)
         return BROKER_E_BUDGET;
     request->serial = ++broker->need_serial;
     r = judge(broker, request, &undecided);
-    if (r && !undecided) {
+    if (r && (!undecided || request->peer->instance->n_hopeful >= HOPEFUL_MAX)) {
         list_unlink(&request->stall_link);
         return r;
     }
@@ -187,18 +198,45 @@ int admission_ask(struct broker *broker, struct broker_request *request)
     return 0;
 }
 
+/* Is there anything to be judged anew? What an instance's limit doesn't hold is its own affair. Whoever has not
+ * waited for others so far is first since an earlier one has its answer. */
+static bool is_stale(const struct broker *broker, const struct broker_request *request)
+{
+    uint64_t touched =
+        request->error == BROKER_E_LIMIT ? request->peer->instance->touched : broker->n_touches;
+
+    return touched > request->judged_touches || list_is_empty(&request->stall_link) ||
+           round_is_over(broker, request);
+}
+
+static int judge_again(struct broker *broker, struct broker_request *request, bool *ret_undecided)
+{
+    *ret_undecided = is_behind(broker, request) || !is_stale(broker, request);
+    return *ret_undecided ? request->error : judge(broker, request, ret_undecided);
+}
+
+static bool is_all_settled(const struct broker *broker)
+{
+    return list_is_empty(&broker->undecided) ||
+           (broker->settled_touches == broker->n_touches &&
+            !round_is_over(broker, list_first(&broker->hopeful, struct broker_request, stall_link)));
+}
+
 /* Those who lack what an earlier one lacks are counted behind it again, unjudged. */
 void admission_settle(struct broker *broker)
 {
     struct list waiting = LIST_INIT(waiting);
     struct broker_request *request;
 
+    if (is_all_settled(broker))
+        return;
+    broker->settled_touches = broker->n_touches;
     list_for_each (it, &broker->undecided)
-        --*n_undecided(broker, container_of(it, struct broker_request, link));
+        count_undecided(broker, container_of(it, struct broker_request, link), -1);
     list_splice(&waiting, &broker->undecided);
     while ((request = list_first(&waiting, struct broker_request, link))) {
-        bool undecided = is_behind(broker, request);
-        int r = undecided ? request->error : judge(broker, request, &undecided);
+        bool undecided;
+        int r = judge_again(broker, request, &undecided);
 
         list_unlink(&request->link);
         if (undecided) {

@@ -230,15 +230,19 @@ static const char *check_lease(const struct broker *broker, const struct broker_
 static const char *check_leases(const struct broker *broker, const struct broker_peer *peer, uint64_t *bytes,
                                 uint32_t *n_set_aside)
 {
+    uint32_t n_issued = 0;
+
     list_for_each (it, &peer->leases) {
         const struct broker_lease *lease = container_of(it, struct broker_lease, link);
         const char *failure;
 
+        n_issued += lease->issued;
         expect(lease->peer == peer, "a peer lists a lease of another");
         failure = check_lease(broker, lease, &bytes[LEDGER_LEASED], n_set_aside);
         if (failure)
             return failure;
     }
+    expect(n_issued == peer->n_issued, "a peer miscounts what is issued to it");
     expect(!peer->lost || list_is_empty(&peer->leases), "a lost peer has leases");
     expect(!peer->lost || (!peer->noticed && list_is_empty(&peer->notice_link)), "a lost peer is asked");
     return NULL;

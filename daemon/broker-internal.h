@@ -65,6 +65,8 @@ struct broker {
     uint32_t n_needs;           /* requests that wait for extents, but for those out of courtesy */
     uint32_t n_courtesies;      /* admitted and not answered */
     uint64_t need_serial;
+    uint64_t n_touches;       /* counts changes of any instance */
+    uint64_t settled_touches; /* when undecided requests were judged last */
 
     struct list leases;    /* with something issued, longest unused first */
     struct list scribbled; /* leases */

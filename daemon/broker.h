@@ -86,6 +86,8 @@ struct broker_instance {
     struct list pressed_link; /* while a notice about its limit runs */
     uint64_t pressed_ns;      /* when that ends */
     uint32_t n_undecided;     /* requests that its limit doesn't hold */
+    uint32_t n_hopeful;       /* requests that limit or budget don't hold */
+    uint64_t touched;         /* when anything about it has changed, as the broker counts such changes */
     uint32_t n_set_aside;     /* extents that leases have or wait for */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
@@ -106,8 +108,10 @@ struct broker_peer {
     struct list leases;
     struct broker_instance *instance;
     bool lost;
+    bool schedules;      /* pages of its instance's other peers */
     uint64_t held_bytes; /* granted + limbo */
     uint32_t n_extents;
+    uint32_t n_issued; /* pages of its leases */
     void *owner;
 
     /* Notices. */
@@ -159,6 +163,7 @@ struct broker_request {
     uint64_t since_ns;
     uint64_t stalled_ns; /* while undecided: since when others are waited for, in this round */
     bool asks_all;       /* in the second */
+    uint64_t judged_touches;
     int error;           /* while undecided: what doesn't hold it */
     bool granted;
     void *owner;
@@ -299,8 +304,9 @@ void broker_lease_forgo(struct broker *broker, struct broker_lease *lease, uint3
 uint32_t broker_lease_pages(const struct broker_lease *lease); /* issued */
 bool broker_lease_is_frozen(const struct broker_lease *lease); /* somebody has scribbled over its word */
 
-/* The peer can be sent notices. To be called once. */
-void broker_peer_listens(struct broker *broker, struct broker_peer *peer);
+/* The peer can be sent notices; a scheduler is asked for what its instance's other peers hold. To be called
+ * once. */
+void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules);
 
 /* The peer has given back what it can by itself. A number other than the last one's means nothing. */
 void broker_notice_acked(struct broker *broker, struct broker_peer *peer, uint32_t number, uint64_t now_ns);

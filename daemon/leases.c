@@ -95,6 +95,12 @@ static void mark_used(struct broker *broker, struct broker_lease *lease)
     list_append(&lease->peer->instance->leases, &lease->instance_link);
 }
 
+static void issue(struct broker_lease *lease, int pages)
+{
+    lease->issued += pages;
+    lease->peer->n_issued += pages;
+}
+
 static struct extent *remove_extent(struct broker *broker, struct broker_lease *lease, unsigned class_index)
 {
     struct extent *extent = container_of(lease->extents[class_index].prev, struct extent, link);
@@ -111,7 +117,7 @@ static void give_back(struct broker *broker, struct broker_lease *lease, uint32_
 {
     if (pages == 0)
         return;
-    lease->issued -= pages;
+    issue(lease, -(int)pages);
     if (lease->issued == 0)
         mark_used(broker, lease);
     for (unsigned i = broker->config.n_classes; i-- > 0;)
@@ -338,7 +344,7 @@ void lease_receive(struct broker *broker, struct broker_request *request)
     queue_complete(broker, request);
     for (uint32_t i = 0; i < request->n_extents; i++)
         receive(broker, lease, pool_extent_find(&broker->pool, request->extents[i]));
-    lease->issued += request->pages;
+    issue(lease, (int)request->pages);
     mark_used(broker, lease);
     broker->may_offer = true;
     broker_note_activity(broker);
@@ -383,7 +389,7 @@ void lease_fill_request(struct broker *broker, struct broker_lease *lease, struc
             request->ready[i]++;
         }
     request->n_ready = slot;
-    lease->issued -= request->pages;
+    issue(lease, -(int)request->pages);
     mark_used(broker, lease);
 }
 

@@ -47,7 +47,8 @@ int lessor_begin(struct peer *peer, struct fdset *fds)
         close_fd(fd);
         return r;
     }
-    broker_peer_listens(peer->server->broker, peer->broker_peer);
+    broker_peer_listens(peer->server->broker, peer->broker_peer,
+                        peer->facts.role == KVCACHED__ROLE__ROLE_SCHEDULER);
     return 0;
 }
 

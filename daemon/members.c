@@ -88,6 +88,7 @@ static void domain_drop_instance(struct broker *broker, struct broker_domain *do
 
 void instance_touch(struct broker *broker, struct broker_instance *instance)
 {
+    instance->touched = ++broker->n_touches;
     if ((instance->missed || !list_is_empty(&instance->pressed_link)) && broker_over_limit(instance) == 0) {
         instance->missed = false;
         list_unlink(&instance->pressed_link);

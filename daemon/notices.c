@@ -6,7 +6,7 @@
  * A notice out of courtesy goes to those who could help somebody else: what they could give stands in the
  * lines of their leases (claims, and free pages that they keep), which is only the client's word, so it is
  * cut to what the books say the peer has. One about a limit goes to all peers of the instance, in proportion
- * to what each holds and has not pinned.
+ * to what each holds and has not pinned, or, where all is pinned, to what each holds.
  *
  * At most one is unacknowledged per peer; what comes up meanwhile is put together into the next. Needs are
  * numbered, and a peer is asked once for each: when it has acknowledged, it has given what it could, unless
@@ -20,9 +20,10 @@
 #include "base/arith.h"
 #include "broker-internal.h"
 
-void broker_peer_listens(struct broker *broker, struct broker_peer *peer)
+void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules)
 {
     peer->listens = true;
+    peer->schedules = schedules;
     list_append(&broker->listeners, &peer->listener_link);
 }
 
@@ -40,6 +41,8 @@ static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
 {
     uint64_t bytes = 0;
 
+    if (peer->n_issued == 0)
+        return 0;
     list_for_each (it, &peer->leases)
         bytes += lease_claimed_bytes(broker, container_of(it, struct broker_lease, link));
     return bytes;
@@ -49,38 +52,39 @@ static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
  * speaks of pages of its workers, who are peers of its instance. */
 static uint64_t books_bytes(struct broker *broker, const struct broker_peer *peer)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = peer->schedules ? peer->instance->account.bytes[LEDGER_GRANTED] : peer->held_bytes;
 
-    list_for_each (it, &peer->instance->peers) {
-        const struct broker_peer *mate = container_of(it, struct broker_peer, link);
-
-        bytes += mate->lost ? 0 : mate->held_bytes;
-    }
     list_for_each (it, &peer->requests) {
         const struct broker_request *request = container_of(it, struct broker_request, peer_link);
 
         if (request->promised && request->state == BROKER_REQUEST_READY)
             bytes += request->bytes;
     }
+    if (peer->n_issued == 0)
+        return bytes;
     list_for_each (it, &peer->leases)
         bytes += lease_spent_bytes(broker, container_of(it, struct broker_lease, link));
     return bytes;
 }
 
 /* Free pages, and memory on its way to become such. Who has scribbled over a word is not believed otherwise
- * either. */
+ * either. Of one who has nothing no line is read: there may be very many such lines. */
 static uint64_t cached_bytes(struct broker *broker, const struct broker_peer *peer)
 {
-    uint64_t bytes = 0;
+    uint64_t books = books_bytes(broker, peer), bytes = 0;
 
+    if (books == 0)
+        return 0;
     list_for_each (it, &peer->leases) {
-        const struct broker_lease *lease = container_of(it, struct broker_lease, link);
+        struct broker_lease *lease = container_of(it, struct broker_lease, link);
 
-        if (!lease->frozen)
+        if (bytes >= books)
+            break;
+        if (lease_is_open(broker, lease))
             bytes = u64_add_ceil(bytes,
                                  pages_to_bytes(atomic_load(&lease->line->cached_pages), lease->page_bytes));
     }
-    return bytes ? u64_min(bytes, books_bytes(broker, peer)) : 0;
+    return u64_min(bytes, books);
 }
 
 /* Claims first: a client counts what it spends before the claims are gone. */
@@ -91,19 +95,31 @@ static uint64_t hinted_bytes(struct broker *broker, struct broker_peer *peer)
     return claimed + cached_bytes(broker, peer);
 }
 
-/* Held, and not pinned by its own word; a scheduler holds nothing, but may have free pages. */
-static uint64_t givable_bytes(struct broker *broker, const struct broker_peer *peer)
+/* Held; a scheduler holds nothing, but may have free pages. */
+static uint64_t holdings_bytes(struct broker *broker, const struct broker_peer *peer)
 {
-    uint64_t bytes = u64_max(peer->held_bytes, cached_bytes(broker, peer)), pinned = 0;
+    uint64_t bytes = u64_max(peer->held_bytes, cached_bytes(broker, peer));
 
     list_for_each (it, &peer->leases) {
         const struct broker_lease *lease = container_of(it, struct broker_lease, link);
 
         bytes += lease->issued * lease->page_bytes;
-        pinned =
-            u64_add_ceil(pinned, pages_to_bytes(atomic_load(&lease->line->pinned_pages), lease->page_bytes));
     }
-    return u64_sub_floor(bytes, pinned);
+    return bytes;
+}
+
+/* By its own word. */
+static uint64_t pinned_bytes(const struct broker_peer *peer)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (it, &peer->leases) {
+        const struct broker_lease *lease = container_of(it, struct broker_lease, link);
+
+        bytes =
+            u64_add_ceil(bytes, pages_to_bytes(atomic_load(&lease->line->pinned_pages), lease->page_bytes));
+    }
+    return bytes;
 }
 
 static bool is_due(const struct broker_peer *peer)
@@ -259,6 +275,24 @@ static void call_off(struct broker_instance *instance)
     }
 }
 
+/* Notes what each could give; words can change while they are read, so each is read once. Where all is pinned
+ * by what they say, they are asked all the same: a word is no way out of a limit. Returns how much it is. */
+static uint64_t weigh_peers(struct broker *broker, struct broker_instance *instance, bool heed_pins)
+{
+    uint64_t total = 0;
+
+    list_for_each (it, &instance->peers) {
+        struct broker_peer *peer = container_of(it, struct broker_peer, link);
+
+        if (!peer->listens || peer->lost)
+            continue;
+        peer->limit_bytes =
+            u64_sub_floor(holdings_bytes(broker, peer), heed_pins ? pinned_bytes(peer) : 0);
+        total += peer->limit_bytes;
+    }
+    return total;
+}
+
 /* Each gets its share of the whole, so that all shares together are exactly that. */
 static void share_out(struct broker *broker, struct broker_instance *instance, uint64_t bytes, uint64_t total)
 {
@@ -268,9 +302,7 @@ static void share_out(struct broker *broker, struct broker_instance *instance, u
         struct broker_peer *peer = container_of(it, struct broker_peer, link);
         uint64_t until;
 
-        if (!peer->listens || peer->lost)
-            continue;
-        givable += givable_bytes(broker, peer);
+        givable += peer->limit_bytes;
         until = (uint64_t)((unsigned __int128)bytes * givable / total);
         peer->limit_bytes = until - shared;
         shared = until;
@@ -281,15 +313,15 @@ static void share_out(struct broker *broker, struct broker_instance *instance, u
 
 void notices_limit(struct broker *broker, struct broker_instance *instance)
 {
-    uint64_t over = broker_over_limit(instance), total = 0;
+    uint64_t over = broker_over_limit(instance), total;
 
     call_off(instance);
-    list_for_each (it, &instance->peers) {
-        const struct broker_peer *peer = container_of(it, struct broker_peer, link);
-
-        total += peer->listens && !peer->lost ? givable_bytes(broker, peer) : 0;
-    }
-    if (over == 0 || total == 0)
+    if (over == 0)
+        return;
+    total = weigh_peers(broker, instance, true);
+    if (total == 0)
+        total = weigh_peers(broker, instance, false);
+    if (total == 0)
         return;
     share_out(broker, instance, u64_min(over, total), total);
     instance->pressed_ns = u64_add_ceil(broker->now_ns, broker->config.notice_ns);

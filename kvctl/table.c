@@ -18,13 +18,21 @@
 #define BYTES_WIDTH 13  /* a blank and "1023.99 GB" with room to spare */
 #define PERCENT_WIDTH 8 /* a blank and "100.0 %" */
 #define NOTE_OVER_LIMIT "  over limit"
+#define NOTE_MISSED_NOTICE "  missed notice"
 #define NOTE_FROZEN "  frozen"
-#define NOTES_WIDTH ((unsigned)(sizeof(NOTE_OVER_LIMIT) + sizeof(NOTE_FROZEN) - 2))
+#define NOTES_MAX sizeof(NOTE_OVER_LIMIT NOTE_MISSED_NOTICE NOTE_FROZEN)
 
 struct layout {
     unsigned name_width;
     bool limit, notes;
 };
+
+static const char *notes_of(char buf[static NOTES_MAX], const Kvcached__InstanceInfo *instance)
+{
+    snprintf(buf, NOTES_MAX, "%s%s%s", instance->over_limit ? NOTE_OVER_LIMIT : "",
+             instance->missed_notice ? NOTE_MISSED_NOTICE : "", instance->frozen ? NOTE_FROZEN : "");
+    return buf;
+}
 
 static unsigned max_unsigned(unsigned a, unsigned b)
 {
@@ -78,11 +86,11 @@ static const char *row_name(char buf[static TEXT_MAX], const struct names *names
 }
 
 /* What a narrow terminal loses first: notes, then length of names, then the limit. */
-static struct layout plan(unsigned width, unsigned longest_name, bool wants_notes)
+static struct layout plan(unsigned width, unsigned longest_name, unsigned longest_notes)
 {
     unsigned name_width = max_unsigned(NAME_WIDTH, longest_name);
     unsigned rest = BYTES_WIDTH + PERCENT_WIDTH;
-    struct layout layout = {.name_width = name_width, .limit = true, .notes = wants_notes};
+    struct layout layout = {.name_width = name_width, .limit = true, .notes = true};
 
     if (width == 0)
         return layout;
@@ -91,7 +99,7 @@ static struct layout plan(unsigned width, unsigned longest_name, bool wants_note
         rest += BYTES_WIDTH;
     layout.name_width =
         max_unsigned(NAME_WIDTH_MIN, min_unsigned(name_width, width > rest ? width - rest : 0));
-    layout.notes = wants_notes && width >= layout.name_width + rest + NOTES_WIDTH;
+    layout.notes = width >= layout.name_width + rest + longest_notes;
     return layout;
 }
 
@@ -122,7 +130,7 @@ static const char *colour_of(const Kvcached__InstanceInfo *instance)
 static void print_row(FILE *out, const struct table_style *style, const struct layout *layout,
                       const char *name, const Kvcached__InstanceInfo *instance)
 {
-    char size[FORMAT_SIZE_MAX], percent[TEXT_PERCENT_MAX];
+    char size[FORMAT_SIZE_MAX], percent[TEXT_PERCENT_MAX], notes[NOTES_MAX];
 
     print_name(out, name, layout->name_width);
     if (layout->limit)
@@ -132,17 +140,15 @@ static void print_row(FILE *out, const struct table_style *style, const struct l
     fprintf(out, "%s%*s%s", style->colour ? colour_of(instance) : "", PERCENT_WIDTH, percent,
             style->colour ? "\033[0m" : "");
     if (layout->notes)
-        fprintf(out, "%s%s", instance->over_limit ? NOTE_OVER_LIMIT : "",
-                instance->frozen ? NOTE_FROZEN : "");
+        fputs(notes_of(notes, instance), out);
     fputc('\n', out);
 }
 
 void table_print(FILE *out, const struct table_style *style, Kvcached__InstanceInfo *const *instances,
                  size_t n)
 {
-    char name[TEXT_MAX];
-    unsigned longest = 0;
-    bool wants_notes = false;
+    unsigned longest = 0, longest_notes = 0;
+    char name[TEXT_MAX], notes[NOTES_MAX];
     struct layout layout;
     struct names names;
 
@@ -153,9 +159,9 @@ void table_print(FILE *out, const struct table_style *style, Kvcached__InstanceI
     names = names_new(instances, n);
     for (size_t i = 0; i < n; i++) {
         longest = max_unsigned(longest, (unsigned)strlen(row_name(name, &names, instances[i])));
-        wants_notes |= instances[i]->over_limit || instances[i]->frozen;
+        longest_notes = max_unsigned(longest_notes, (unsigned)strlen(notes_of(notes, instances[i])));
     }
-    layout = plan(style->width, longest, wants_notes);
+    layout = plan(style->width, longest, longest_notes);
     print_name(out, "IPC", layout.name_width);
     if (layout.limit)
         fprintf(out, "%*s", BYTES_WIDTH, "Limit");

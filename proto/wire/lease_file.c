@@ -2,7 +2,7 @@
 
 /*
  * The client writes too, so the file cannot be sealed against writing, and a hole can be punched into it: the
- * words then read as zero, which is one more scribble.
+ * words then read as zero. That says no more than was issued, so it is no scribble, only the client's loss.
  */
 
 #include "wire/lease_file.h"

@@ -51,7 +51,7 @@ uint64_t world_offered(const struct world *w, const struct errand *scope_or_null
     return bytes;
 }
 
-/* Of the persons of an instance: what a hint can be about is any's of them. */
+/* What a scheduler's hint can be about is any's of its instance. */
 static bool is_mate(const struct person *person, const struct person *other)
 {
     return person && person->peer && !person->lost && person->domain == other->domain &&
@@ -65,7 +65,9 @@ static uint64_t hinted(const struct world *w, const struct person *person)
     if (!is_open(person) || person->scribbled)
         return 0;
     for (uint32_t i = 0; i < w->n_rows; i++)
-        bytes += w->rows[i].exists && is_mate(w->rows[i].holder, person) ? w->rows[i].bytes : 0;
+        if (w->rows[i].exists &&
+            (person->schedules ? is_mate(w->rows[i].holder, person) : w->rows[i].holder == person))
+            bytes += w->rows[i].bytes;
     if (person->line.cached_pages <= bytes / person->page_bytes)
         bytes = person->line.cached_pages * person->page_bytes;
     return bytes + lease_read(&person->line).claimed * person->page_bytes;

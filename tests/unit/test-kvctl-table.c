@@ -107,14 +107,25 @@ TEST(notes)
     Kvcached__InstanceInfo infos[] = {
         instance("d", "a", GIB, 2 * GIB),
         instance("d", "b", GIB, 0),
+        instance("d", "c", GIB, 2 * GIB),
     };
+    const struct table_style width84 = {.width = 84}, width85 = {.width = 85};
 
     infos[0].over_limit = infos[0].frozen = true;
     infos[1].frozen = true;
-    expect(&plain, infos, 2,
+    infos[2].over_limit = infos[2].missed_notice = true;
+    expect(&plain, infos, 3,
            "IPC                             Limit         Used       %\n"
            "a                             1.00 GB      2.00 GB 200.0 %  over limit  frozen\n"
-           "b                             1.00 GB          0 B   0.0 %  frozen\n");
+           "b                             1.00 GB          0 B   0.0 %  frozen\n"
+           "c                             1.00 GB      2.00 GB 200.0 %  over limit  missed notice\n");
+    /* As wide as the widest of them. */
+    expect(&width85, infos + 2, 1,
+           "IPC                             Limit         Used       %\n"
+           "c                             1.00 GB      2.00 GB 200.0 %  over limit  missed notice\n");
+    expect(&width84, infos + 2, 1,
+           "IPC                             Limit         Used       %\n"
+           "c                             1.00 GB      2.00 GB 200.0 %\n");
 }
 
 TEST(narrow_terminals)

@@ -3,6 +3,8 @@
 /* Who is asked to give back how much, for whom, and what becomes of those who don't. */
 
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/arith.h"
 #include "broker-bench.h"
@@ -20,7 +22,7 @@ static void engine_start(struct bench *b, struct engine *engine, const char *nam
                          uint32_t claimed)
 {
     engine->peer = bench_join(b, "d", name);
-    broker_peer_listens(b->broker, engine->peer);
+    broker_peer_listens(b->broker, engine->peer, false);
     engine->lease = bench_lease(b, engine->peer, 1, 0, &engine->line);
     if (held)
         bench_take(b, engine->peer, held, 0, engine->ids);
@@ -504,6 +506,9 @@ TEST(a_scheduler_answers_for_its_workers_pages)
     engine_start(&b, &worker, "a", 20, 0);
     engine_start(&b, &c, "c", 30, 0);
     scheduler.line.cached_pages = UINT64_MAX;
+    /* Nobody else does. */
+    check_eq(bench_ask(&b, c.peer, 1, 0), BROKER_E_BUDGET);
+    scheduler.peer->schedules = true;
     check_eq(bench_ask(&b, c.peer, 21, 0), BROKER_E_BUDGET);
     scheduler.line.cached_pages = 6;
     check_eq(bench_ask(&b, c.peer, 7, 0), BROKER_E_BUDGET);
@@ -525,6 +530,94 @@ TEST(a_scheduler_answers_for_its_workers_pages)
     engine_end(&b, &scheduler);
     engine_end(&b, &worker);
     engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+/* Each has up to 256 lines, and there may be many such peers. */
+TEST(nobody_reads_the_lines_of_who_has_nothing)
+{
+    size_t size = (size_t)sysconf(_SC_PAGESIZE);
+    struct lease_line *lines = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct engine a = {}, c = {};
+    struct broker_lease *lease;
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 0, 0);
+    engine_start(&b, &c, "c", 10, 0);
+    check_eq(broker_lease_new(b.broker, a.peer, (uint32_t[BROKER_CLASSES_MAX]){1}, lines, &lease), 0);
+    c.line.cached_pages = 10;
+    check_eq(bench_ask(&b, bench_join(&b, "d", "e"), 51, 0), BROKER_E_BUDGET);
+    ask_undecided(&b, list_first(&broker_instance_find(b.broker, "d", "e")->peers, struct broker_peer, link),
+                  45);
+    check_eq(broker_set_limit(b.broker, "d", "c", BROKER_LIMIT_ADMIN, 0), 0);
+    bench_run(&b);
+    check_eq(mprotect(lines, size, PROT_READ | PROT_WRITE), 0);
+    engine_end(&b, &a);
+    lease = broker_lease_free(b.broker, lease);
+    engine_end(&b, &c);
+    bench_end(&b, list_first(&broker_instance_find(b.broker, "d", "e")->peers, struct broker_peer, link));
+    bench_finish(&b);
+    munmap(lines, size);
+}
+
+/* Who waits for others is judged again when something has changed, or its time is over. */
+TEST(what_has_not_changed_is_not_judged_again)
+{
+    struct broker_request *request;
+    struct engine a = {}, mate = {}, c = {};
+    struct bench b;
+    uint64_t judged;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 10, 0);
+    engine_start(&b, &mate, "a", 0, 0);
+    engine_start(&b, &c, "c", 10, 0);
+    a.line.cached_pages = 10;
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 20 * MIB), 0);
+    request = ask_undecided(&b, mate.peer, 4);
+    broker_tick(b.broker, b.now_ns);
+    bench_run(&b);
+    check(request->judged_touches >= request->peer->instance->touched);
+    /* Others' affairs are none of its. */
+    judged = request->judged_touches;
+    engine_return(&b, &c, 0, 10);
+    check_eq(request->judged_touches, judged);
+    engine_return(&b, &a, 0, 3);
+    check(request->judged_touches > judged);
+    engine_return(&b, &a, 3, 1);
+    check_granted(&b, request);
+    bench_ack(&b, a.peer);
+    engine_end(&b, &a);
+    engine_end(&b, &mate);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
+TEST(an_instance_has_a_bound_of_requests_that_wait_for_others)
+{
+    struct engine a = {}, c = {}, d = {};
+    struct bench b;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 50, 0);
+    engine_start(&b, &c, "c", 0, 0);
+    engine_start(&b, &d, "d", 0, 0);
+    a.line.cached_pages = 50;
+    for (unsigned i = 0; i < 64; i++)
+        ask_undecided(&b, c.peer, 1);
+    check_eq(bench_ask(&b, c.peer, 1, 0), BROKER_E_BUDGET);
+    ask_undecided(&b, d.peer, 1);
+    check_eq(b.n_notices, 1);
+    bench_end(&b, c.peer);
+    c.peer = bench_join(&b, "d", "c");
+    ask_undecided(&b, c.peer, 1);
+    engine_end(&b, &c);
+    engine_end(&b, &d);
+    engine_end(&b, &a);
     bench_finish(&b);
 }
 
@@ -573,6 +666,31 @@ TEST(a_lowered_limit_takes_offers_and_asks_in_proportion)
     engine_end(&b, &a);
     engine_end(&b, &mate);
     engine_end(&b, &pinned);
+    bench_finish(&b);
+}
+
+TEST(pins_are_no_way_out_of_a_limit)
+{
+    struct engine a = {}, mate = {};
+    struct bench b;
+
+    bench_init(&b, 200 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 10, 0);
+    engine_start(&b, &mate, "a", 20, 10);
+    a.line.pinned_pages = 10;
+    mate.line.pinned_pages = UINT64_MAX;
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 40 * MIB), 0);
+    bench_run(&b);
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 0, &a, 10 * MIB, false);
+    check_notice(&b, 1, &mate, 30 * MIB, false);
+    bench_ack(&b, a.peer);
+    bench_ack(&b, mate.peer);
+    bench_pass(&b, 2 * NSEC_PER_SEC);
+    check(a.peer->instance->missed);
+    engine_end(&b, &a);
+    engine_end(&b, &mate);
     bench_finish(&b);
 }
 
@@ -685,7 +803,7 @@ TEST(claims_of_the_same_tenant_are_asked_for_when_leases_are_short_of_descriptor
     bench_end(&b, other.peer);
     other.lease = broker_lease_free(b.broker, other.lease);
     other.peer = bench_join(&b, "other", "a");
-    broker_peer_listens(b.broker, other.peer);
+    broker_peer_listens(b.broker, other.peer, false);
     other.lease = bench_lease(&b, other.peer, 1, 0, &other.line);
     check_eq(bench_lease_ask(&b, other.lease, 4, false), 0);
     check_eq(lease_claim(&other.line, 4), 4);
