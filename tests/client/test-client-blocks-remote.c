@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Blocks over workers elsewhere, whom the fake daemon plays: it fails the test when a page is mapped twice at a
- * rank, unmapped where it isn't, or mapped out of a lease without a claim.
+ * Blocks over workers elsewhere, whom the fake daemon plays: it fails the test when a page is mapped twice at
+ * a rank, unmapped where it isn't, or mapped out of a lease without a claim.
  */
 
 #include "support.h"
