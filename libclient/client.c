@@ -449,12 +449,9 @@ static int trim(struct kvc_client *client)
                       "The driver does not unmap, or cannot say whether the GPU has come so far");
     one = reserve_empty(client, &leaving);
     r = r ? r : one;
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
         if (region->blocks)
             blocks_yield(region->blocks, region, &leaving);
-    }
     one = borrow_return(client, &leaving, true);
     blocks_give(client, NULL, UINT64_MAX);
     return r ? r : one;

@@ -204,6 +204,7 @@ int lease_ask_and_wait(struct kvc_region *region, uint64_t pages, uint64_t timeo
     return r;
 }
 
+/* One that has been answered stays in the list until its thread wakes: nobody would be told of that. */
 bool lease_is_asked(const struct kvc_region *region)
 {
     list_for_each (it, &region->lease.asks) {
