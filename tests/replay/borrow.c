@@ -165,9 +165,9 @@ int borrow_new(const struct worker_options *options, struct remote *remote, stru
     return 0;
 }
 
-int borrow_fill(struct borrow *b)
+int borrow_fill(struct borrow *b, uint64_t bytes)
 {
-    size_t n = borrow_capacity(&b->memory);
+    size_t n = layout_blocks(&b->layout, bytes / layout_page_total(&b->layout));
     _cleanup_free_ uint32_t *ids = calloc(n + 1, sizeof(*ids));
     int r;
 

@@ -22,8 +22,8 @@ struct borrow;
  * worker, which is taken over, also on failure; else it is NULL. A negative errno with a sentence. */
 int borrow_new(const struct worker_options *options, struct remote *remote, struct borrow **ret_borrow,
                char error[static BORROW_ERROR_MAX]);
-/* Maps all that the limit allows, once, so that with `hold` nothing has to be mapped later. */
-int borrow_fill(struct borrow *borrow);
+/* Maps so many bytes of blocks, once, so that with `hold` nothing has to be mapped later. */
+int borrow_fill(struct borrow *borrow, uint64_t bytes);
 
 /* Whatever is still borrowed goes back. */
 struct borrow *borrow_free(struct borrow *borrow);

@@ -171,7 +171,7 @@ static int run(struct live_engine *e, const struct live_gate *gate)
         return r;
     if (!pass_gate(e, gate))
         return 0;
-    r = e->options->hold ? borrow_fill(e->borrow) : 0;
+    r = e->options->hold ? borrow_fill(e->borrow, e->board->share_bytes) : 0;
     e->start_s = e->options->hold ? progress_clock() : e->board->start_s;
     if (r == 0)
         r = replay(e);

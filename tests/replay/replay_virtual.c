@@ -170,7 +170,7 @@ static int run_open(struct session *s, char error[static REPLAY_ERROR_MAX])
     if (!o->elastic)
         r = shares_set(o->socket, s->board, borrow_page_bytes(s->borrows[0]), error);
     for (size_t i = 0; i < s->board->n && o->hold && r == 0; i++) {
-        r = borrow_fill(s->borrows[i]);
+        r = borrow_fill(s->borrows[i], s->board->share_bytes);
         if (r < 0)
             snprintf(error, REPLAY_ERROR_MAX, "%s", borrow_error(s->borrows[i]));
     }

@@ -55,7 +55,7 @@ int shares_budget(const char *socket, uint64_t *ret_bytes, char error[static SHA
     return 0;
 }
 
-int shares_set(const char *socket, const struct board *board, uint64_t page_bytes,
+int shares_set(const char *socket, struct board *board, uint64_t page_bytes,
                char error[static SHARES_ERROR_MAX])
 {
     uint64_t bytes = board->budget_bytes / page_bytes / board->n * page_bytes;
@@ -72,6 +72,7 @@ int shares_set(const char *socket, const struct board *board, uint64_t page_byte
             return fail(c, error);
         message_deinit(&reply);
     }
+    board->share_bytes = bytes;
     return 0;
 }
 

@@ -17,9 +17,9 @@ int shares_budget(const char *socket, uint64_t *ret_bytes, char error[static SHA
 
 /*
  * Limits each instance, which must be connected, to a whole number of pages: what the budget holds, divided
- * equally.
+ * equally. The board says how much that is.
  */
-int shares_set(const char *socket, const struct board *board, uint64_t page_bytes,
+int shares_set(const char *socket, struct board *board, uint64_t page_bytes,
                char error[static SHARES_ERROR_MAX]);
 
 /* The daemon forgets the instances, which must be gone, and their limits. */
