@@ -18,25 +18,27 @@ static struct kvc_region *next_shared(const struct kvc_client *client, uint64_t 
     return NULL;
 }
 
-/* What a page brings back to the daemon of this client. */
-static uint64_t bytes_of_page(const struct kvc_blocks *blocks, const struct kvc_client *client)
+/* What a page brings back to the daemon of this region's client, over all of its regions. */
+static uint64_t bytes_of_page(const struct kvc_blocks *blocks, const struct kvc_region *region)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = kvc_region_page_bytes(region);
 
     for (size_t i = 0; i < blocks->n_regions; i++)
-        if (blocks->regions[i]->client == client)
+        if (blocks->regions[i]->client == region->client && blocks->regions[i] != region)
             bytes += kvc_region_page_bytes(blocks->regions[i]);
     return bytes;
 }
 
 /* Returns how many bytes. */
-static uint64_t give_some(struct kvc_client *client, struct kvc_blocks *blocks, uint64_t wanted)
+static uint64_t give_some(const struct kvc_region *region, uint64_t wanted)
 {
+    struct kvc_client *client = region->client;
+    struct kvc_blocks *blocks = region->blocks;
     uint64_t page_bytes, pages;
 
     if (!blocks_begin(blocks))
         return 0;
-    page_bytes = bytes_of_page(blocks, client);
+    page_bytes = bytes_of_page(blocks, region);
     pthread_mutex_unlock(&client->conn->lock);
     pages = blocks_shrink_by(blocks, wanted / page_bytes + (wanted % page_bytes != 0));
     blocks_end(blocks);
@@ -52,7 +54,7 @@ uint64_t blocks_give(struct kvc_client *client, const struct kvc_blocks *except,
     while (given < wanted && (region = next_shared(client, round))) {
         region->given_round = round;
         if (region->blocks != except)
-            given += give_some(client, region->blocks, wanted - given);
+            given += give_some(region, wanted - given);
     }
     return given;
 }
