@@ -270,6 +270,9 @@ int broker_take(struct broker *broker, struct broker_peer *peer,
  * then, and only then can the extents be returned. Before that it withdraws the request. */
 struct broker_request *broker_request_free(struct broker *broker, struct broker_request *request);
 
+/* The same for one that was granted, but its `extents` are the caller's now, to be freed. */
+uint64_t *broker_request_keep_extents(struct broker *broker, struct broker_request *request);
+
 /* Gives extents back. All or nothing: 0 or BROKER_E_NOT_HELD (also for one named twice). */
 int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_t *extents, size_t n,
                   uint64_t now_ns);
