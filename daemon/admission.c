@@ -182,7 +182,7 @@ int admission_ask(struct broker *broker, struct broker_request *request)
     int r;
 
     /* Courtesy is for when nobody else needs anything. */
-    if (request->courtesy && !queue_is_at_ease(broker))
+    if (request->courtesy && !queue_is_at_ease(broker, request))
         return BROKER_E_BUDGET;
     request->serial = ++broker->need_serial;
     r = judge(broker, request, &undecided);

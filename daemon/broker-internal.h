@@ -192,8 +192,8 @@ void queue_refuse(struct broker *broker, struct broker_request *request, int err
 void queue_complete(struct broker *broker, struct broker_request *request);
 /* A request that comes with its extents, out of a lease. */
 void queue_promise(struct broker *broker, struct broker_request *request);
-/* Does nobody wait, but out of courtesy? */
-bool queue_is_at_ease(const struct broker *broker);
+/* Does nobody wait for anything that the request could take away, but out of courtesy? */
+bool queue_is_at_ease(const struct broker *broker, const struct broker_request *request);
 /* What was asked for out of courtesy gives way. */
 void queue_yield(struct broker *broker);
 /* Takes a loose extent that nobody holds any more. `domain`: for whom it was made, if for anybody; one that

@@ -286,8 +286,7 @@ static uint64_t weigh_peers(struct broker *broker, struct broker_instance *insta
 
         if (!peer->listens || peer->lost)
             continue;
-        peer->limit_bytes =
-            u64_sub_floor(holdings_bytes(broker, peer), heed_pins ? pinned_bytes(peer) : 0);
+        peer->limit_bytes = u64_sub_floor(holdings_bytes(broker, peer), heed_pins ? pinned_bytes(peer) : 0);
         total += peer->limit_bytes;
     }
     return total;
