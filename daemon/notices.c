@@ -48,8 +48,8 @@ static uint64_t claimed_bytes(struct broker *broker, struct broker_peer *peer)
     return bytes;
 }
 
-/* What the word of the peer can be about: what it holds, or has on its way out of a lease; and a scheduler has
- * pages of its workers', who are peers of its instance. */
+/* What the word of the peer can be about: what it holds, or has on its way out of a lease; and a scheduler
+ * speaks of pages of its workers, who are peers of its instance. */
 static uint64_t books_bytes(struct broker *broker, const struct broker_peer *peer)
 {
     uint64_t bytes = peer->schedules ? peer->instance->account.bytes[LEDGER_GRANTED] : peer->held_bytes;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Giving back free pages that are not one region's alone: other clients, or workers, unmap their part of them,
- * and are waited for without the client's lock, since they may need it. Regions can come and go meanwhile, so
- * the search begins anew after each; a number tells which ones have had their turn.
+ * Giving back free pages that are not one region's alone: other clients, or workers, unmap their part of
+ * them, and are waited for without the client's lock, since they may need it. Regions can come and go
+ * meanwhile, so the search begins anew after each; a number tells which ones have had their turn.
  */
 
 #include "base/arith.h"

@@ -4,8 +4,8 @@
  * Making a kvc_blocks, and its end. From opening to closing its regions' pages are its own: they have no page
  * cache beside it, since free pages that stay mapped are that.
  *
- * Threads may be at work on it for nobody, the libraries' own or such as see to a notice: whoever closes waits
- * for them, with no lock held that they may need.
+ * Threads may be at work on it for nobody, the library's own or such as see to a notice: whoever closes
+ * waits for them, with no lock held that they may need.
  */
 
 #include <errno.h>

@@ -205,7 +205,7 @@ static bool is_awaited(const struct kvc_region *region)
 /* Memory that nobody wants any more goes back behind its arrival, but until then it is the instance's. */
 static bool is_abandoned(const struct take *take)
 {
-    return !take->region && !take->request.waited && !take->request.expired;
+    return !take->region && !take->request.waited && !take->request.done && !take->request.expired;
 }
 
 static bool is_any_abandoned(const struct kvc_client *client)

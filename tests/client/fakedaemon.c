@@ -260,7 +260,7 @@ static void send_notices(struct daemon *d, const struct command *command)
     for (unsigned i = 0; i < PEERS_MAX; i++) {
         Kvcached__Notice body = KVCACHED__NOTICE__INIT;
 
-        if (!d->peers[i] || !d->peers[i]->lines)
+        if (!d->peers[i] || !d->peers[i]->lines || d->peers[i]->notices > d->peers[i]->acks)
             continue;
         body.number = ++d->peers[i]->notices;
         body.bytes = command->value;
@@ -268,6 +268,13 @@ static void send_notices(struct daemon *d, const struct command *command)
         body.courtesy = command->courtesy;
         fake_answer(d->peers[i]->fd, FAKE_HONEST, MESSAGE_NOTICE, 0, &body.base, NULL, 0);
     }
+}
+
+static void on_notice_ack(struct daemon *d, struct peer *peer, const struct message *m)
+{
+    check_eq(((const Kvcached__NoticeAck *)m->body)->number, peer->notices);
+    check_eq(++peer->acks, peer->notices);
+    d->counts.acks++;
 }
 
 static void scribble(struct daemon *d)
@@ -495,7 +502,7 @@ static void on_message(struct daemon *d, struct peer *peer, const struct message
     else if (m->type == MESSAGE_LEASE)
         on_lease(d, peer, m, lie);
     else if (m->type == MESSAGE_NOTICE_ACK)
-        d->counts.acks++;
+        on_notice_ack(d, peer, m);
     else if (!orders_message(d, peer, m, lie) && m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
         peer->awaits_ack = false;
         d->counts.unacknowledged--;

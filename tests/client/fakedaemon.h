@@ -117,7 +117,7 @@ void fake_release(struct fake *fake);
 
 void fake_set_limit(struct fake *fake, uint64_t bytes);
 
-/* Sends a notice to every peer. */
+/* Sends a notice to every peer that has acknowledged the last one. */
 void fake_notice(struct fake *fake, uint64_t bytes, uint32_t deadline_ms, bool courtesy);
 
 /* What the status page shows as asked for. */

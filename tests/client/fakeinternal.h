@@ -66,7 +66,7 @@ struct peer {
     bool has_leases;
     struct lease_line *lines;
     uint32_t issued[REGIONS_MAX]; /* pages: offered, claimed, or on their way */
-    uint32_t notices;
+    uint32_t notices, acks;       /* of them */
 };
 
 struct daemon {

@@ -53,7 +53,9 @@ AZURE: Expected = {
 
 FORMS = [
     ["--reserves", "off"],
+    ["--reserves", "on"],
     ["--split", "--reserves", "off"],
+    ["--split", "--reserves", "on"],
 ]
 
 
