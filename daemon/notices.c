@@ -73,8 +73,6 @@ static uint64_t cached_bytes(struct broker *broker, const struct broker_peer *pe
 {
     uint64_t books = books_bytes(broker, peer), bytes = 0;
 
-    if (books == 0)
-        return 0;
     list_for_each (it, &peer->leases) {
         struct broker_lease *lease = container_of(it, struct broker_lease, link);
 
