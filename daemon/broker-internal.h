@@ -162,8 +162,8 @@ void lease_fill_request(struct broker *broker, struct broker_lease *lease, struc
 /* ---- notices.c ---- */
 
 /* What the peers of one instance, or of all, could give back for a request; counted until it is `enough`. But
- * for the one who needs it: what that keeps for later is its own affair, and giving it up for more of the same
- * would go on for ever. */
+ * for the one who needs it: what that keeps for later is its own affair, and giving it up for more of the
+ * same would go on for ever. */
 uint64_t notices_hope(struct broker *broker, struct broker_instance *instance_or_null,
                       const struct broker_request *request, uint64_t enough);
 void notices_ask(struct broker *broker, struct broker_instance *instance_or_null,

@@ -164,7 +164,7 @@ struct broker_request {
     uint64_t stalled_ns; /* while undecided: since when others are waited for, in this round */
     bool asks_all;       /* in the second */
     uint64_t judged_touches;
-    int error;           /* while undecided: what doesn't hold it */
+    int error; /* while undecided: what doesn't hold it */
     bool granted;
     void *owner;
 };

@@ -11,8 +11,8 @@
  * At most one is unacknowledged per peer; what comes up meanwhile is put together into the next. Needs are
  * numbered, and a peer is asked once for each: when it has acknowledged, it has given what it could, unless
  * it gave all that was wanted and still has more. One that lets the time pass has missed: nobody waits for it
- * again before it has acknowledged, whatever it returns. So every wait for others ends, and nothing runs after
- * it.
+ * again before it has acknowledged, whatever it returns. So every wait for others ends, and nothing runs
+ * after it.
  */
 
 #include <stdatomic.h>

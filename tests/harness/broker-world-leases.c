@@ -367,8 +367,8 @@ static uint64_t half(uint64_t n)
     return (n + 1) / 2;
 }
 
-/* How many descriptors too many the leases of the errand's instance would have, when all offers and courtesies
- * are withdrawn or none. */
+/* How many descriptors too many the leases of the errand's instance would have, when all offers and
+ * courtesies are withdrawn or none. */
 static uint64_t descriptors_over(const struct world *w, const struct errand *errand, uint32_t n, bool alone)
 {
     uint64_t own = n, mates = 0, others = 0;
