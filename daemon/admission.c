@@ -13,8 +13,9 @@
  * after every event, in order of arrival: one that lacks what an earlier one lacks, too, stands behind it,
  * when it comes and later; one that fits passes. Once it is first, each waits for two rounds at most, and is
  * refused when there is nothing left to hope for. In the first round as few are asked as might be enough, and
- * more as soon as one has answered with less than it seemed to have. Who needs a second round has met somebody
- * who is stuck, or lies, and asks all others at once: so nobody honest is left unasked, however many lie.
+ * more as soon as one has answered with less than it seemed to have. Who needs a second round has met
+ * somebody who is stuck, or lies, and asks all others at once: so nobody honest is left unasked, however many
+ * lie.
  */
 
 #include "base/arith.h"
@@ -182,7 +183,7 @@ int admission_ask(struct broker *broker, struct broker_request *request)
     int r;
 
     /* Courtesy is for when nobody else needs anything. */
-    if (request->courtesy && !queue_is_at_ease(broker))
+    if (request->courtesy && !queue_is_at_ease(broker, request))
         return BROKER_E_BUDGET;
     request->serial = ++broker->need_serial;
     r = judge(broker, request, &undecided);
@@ -198,8 +199,8 @@ int admission_ask(struct broker *broker, struct broker_request *request)
     return 0;
 }
 
-/* Is there anything to be judged anew? What an instance's limit doesn't hold is its own affair. Whoever has not
- * waited for others so far is first since an earlier one has its answer. */
+/* Is there anything to be judged anew? What an instance's limit doesn't hold is its own affair. Whoever has
+ * not waited for others so far is first since an earlier one has its answer. */
 static bool is_stale(const struct broker *broker, const struct broker_request *request)
 {
     uint64_t touched =

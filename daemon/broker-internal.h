@@ -162,8 +162,8 @@ void lease_fill_request(struct broker *broker, struct broker_lease *lease, struc
 /* ---- notices.c ---- */
 
 /* What the peers of one instance, or of all, could give back for a request; counted until it is `enough`. But
- * for the one who needs it: what that keeps for later is its own affair, and giving it up for more of the same
- * would go on for ever. */
+ * for the one who needs it: what that keeps for later is its own affair, and giving it up for more of the
+ * same would go on for ever. */
 uint64_t notices_hope(struct broker *broker, struct broker_instance *instance_or_null,
                       const struct broker_request *request, uint64_t enough);
 void notices_ask(struct broker *broker, struct broker_instance *instance_or_null,
@@ -192,8 +192,8 @@ void queue_refuse(struct broker *broker, struct broker_request *request, int err
 void queue_complete(struct broker *broker, struct broker_request *request);
 /* A request that comes with its extents, out of a lease. */
 void queue_promise(struct broker *broker, struct broker_request *request);
-/* Does nobody wait, but out of courtesy? */
-bool queue_is_at_ease(const struct broker *broker);
+/* Does nobody wait for anything that the request could take away, but out of courtesy? */
+bool queue_is_at_ease(const struct broker *broker, const struct broker_request *request);
 /* What was asked for out of courtesy gives way. */
 void queue_yield(struct broker *broker);
 /* Takes a loose extent that nobody holds any more. `domain`: for whom it was made, if for anybody; one that

@@ -164,7 +164,7 @@ struct broker_request {
     uint64_t stalled_ns; /* while undecided: since when others are waited for, in this round */
     bool asks_all;       /* in the second */
     uint64_t judged_touches;
-    int error;           /* while undecided: what doesn't hold it */
+    int error; /* while undecided: what doesn't hold it */
     bool granted;
     void *owner;
 };
@@ -269,6 +269,9 @@ int broker_take(struct broker *broker, struct broker_peer *peer,
 /* After a GRANT or REFUSE action has been carried out; the descriptors of what was granted are closed by
  * then, and only then can the extents be returned. Before that it withdraws the request. */
 struct broker_request *broker_request_free(struct broker *broker, struct broker_request *request);
+
+/* The same for one that was granted, but its `extents` are the caller's now, to be freed. */
+uint64_t *broker_request_keep_extents(struct broker *broker, struct broker_request *request);
 
 /* Gives extents back. All or nothing: 0 or BROKER_E_NOT_HELD (also for one named twice). */
 int broker_return(struct broker *broker, struct broker_peer *peer, const uint64_t *extents, size_t n,

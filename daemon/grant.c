@@ -18,8 +18,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include <string.h>
-
 #include "base/arith.h"
 #include "instance_status.h"
 #include "memory.h"
@@ -297,22 +295,14 @@ int grant_acknowledged(struct peer *peer, uint32_t number)
 
 static void make_cold(struct grant *grant)
 {
-    size_t size = grant->n_extents * sizeof(*grant->extents);
-    uint64_t *copy;
-
     if (!grant->request)
         return;
-    copy = malloc(size);
-    if (!copy)
-        return;
-    memcpy(copy, grant->extents, size);
     for (uint32_t i = grant->n_sent; i < grant->n_extents; i++) {
         struct slot *slot = slot_of(grant, i);
 
         slot->job.fd = close_fd(slot->job.fd);
     }
-    grant->extents = copy;
-    broker_request_free(grant->peer->server->broker, steal_pointer(grant->request));
+    grant->extents = broker_request_keep_extents(grant->peer->server->broker, steal_pointer(grant->request));
 }
 
 uint64_t grant_chill_due(const struct server *server)

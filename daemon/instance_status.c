@@ -85,13 +85,16 @@ void instance_status_write(struct server *server, const struct broker_instance *
     status_page_write(instance->page, &values);
 }
 
-void instance_status_note_refusal(const struct broker_instance *broker_instance, const char *reason)
+void instance_status_note_refusal(struct server *server, const struct broker_instance *broker_instance,
+                                  const char *reason)
 {
     struct instance_status *instance = broker_instance->owner;
 
     if (!instance || instance->refused)
         return;
     instance->refused = true;
+    if (!log_gate_pass(&server->refusals, server_now()))
+        return;
     log_info("%s/%s was refused memory: %s", broker_domain_name(broker_instance->domain),
              broker_instance->name, reason);
 }

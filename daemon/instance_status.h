@@ -34,5 +34,7 @@ int instance_status_share(const struct instance_status *instance, struct fdset *
 /* Writes the status page, if anybody has it. */
 void instance_status_write(struct server *server, const struct broker_instance *broker_instance);
 
-void instance_status_note_refusal(const struct broker_instance *broker_instance, const char *reason);
+/* Once between two grants, and not too often: a client can have both in turn. */
+void instance_status_note_refusal(struct server *server, const struct broker_instance *broker_instance,
+                                  const char *reason);
 void instance_status_note_grant(const struct broker_instance *broker_instance);

@@ -282,7 +282,7 @@ static void count_offers(struct broker *broker, const struct broker_request *req
     }
 }
 
-/* What is withdrawn from others makes a part of it room for this one, so it is tried until there is enough. */
+/* Only a part of what is withdrawn from others is room for this one, so it is tried until there is enough. */
 static void withdraw_descriptors(struct broker *broker, const struct broker_request *request,
                                  const struct broker_domain *domain_or_null)
 {

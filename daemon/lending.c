@@ -11,6 +11,7 @@
  * hold, names an extent twice, or one whose descriptor is not out yet, changes nothing.
  */
 
+#include <assert.h>
 #include <errno.h>
 
 #include "base/arith.h"
@@ -227,6 +228,18 @@ struct broker_request *broker_request_free(struct broker *broker, struct broker_
     request_end(broker, request);
     broker_settle(broker, broker->now_ns);
     return NULL;
+}
+
+uint64_t *broker_request_keep_extents(struct broker *broker, struct broker_request *request)
+{
+    uint64_t *extents = request->extents;
+
+    assert(request->state == BROKER_REQUEST_ANSWERED && request->granted);
+    close_descriptors(broker, request);
+    request->extents = NULL;
+    request_drop(request);
+    broker_settle(broker, broker->now_ns);
+    return extents;
 }
 
 static bool is_returnable(const struct extent *extent, const struct broker_peer *peer)

@@ -6,8 +6,8 @@
  * the words in the file are read and changed by nobody else here, and believed by nobody.
  *
  * A client takes pages off its word before it asks for them. Where that request is refused, whatever for and
- * however late, they go back to the pool: they are no longer in the word, and a client that has lost patience,
- * or is about to die, puts nothing back.
+ * however late, they go back to the pool: they are no longer in the word, and a client that has lost
+ * patience, or is about to die, puts nothing back.
  */
 
 #include "lessor.h"

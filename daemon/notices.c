@@ -11,8 +11,8 @@
  * At most one is unacknowledged per peer; what comes up meanwhile is put together into the next. Needs are
  * numbered, and a peer is asked once for each: when it has acknowledged, it has given what it could, unless
  * it gave all that was wanted and still has more. One that lets the time pass has missed: nobody waits for it
- * again before it has acknowledged, whatever it returns. So every wait for others ends, and nothing runs after
- * it.
+ * again before it has acknowledged, whatever it returns. So every wait for others ends, and nothing runs
+ * after it.
  */
 
 #include <stdatomic.h>
@@ -73,8 +73,6 @@ static uint64_t cached_bytes(struct broker *broker, const struct broker_peer *pe
 {
     uint64_t books = books_bytes(broker, peer), bytes = 0;
 
-    if (books == 0)
-        return 0;
     list_for_each (it, &peer->leases) {
         struct broker_lease *lease = container_of(it, struct broker_lease, link);
 
@@ -286,8 +284,7 @@ static uint64_t weigh_peers(struct broker *broker, struct broker_instance *insta
 
         if (!peer->listens || peer->lost)
             continue;
-        peer->limit_bytes =
-            u64_sub_floor(holdings_bytes(broker, peer), heed_pins ? pinned_bytes(peer) : 0);
+        peer->limit_bytes = u64_sub_floor(holdings_bytes(broker, peer), heed_pins ? pinned_bytes(peer) : 0);
         total += peer->limit_bytes;
     }
     return total;

@@ -66,9 +66,9 @@ void policy_demand_add(struct policy_demand *demand, uint64_t bytes, uint64_t no
 uint64_t policy_demand_read(const struct policy_demand *demand, uint64_t now_ns);
 
 /* How many descriptors the leases of an instance may hold, when those of the other domains hold so many and
- * those of its domain's other instances so many. Nobody takes them from who has claims, so a domain has at most
- * half of what the others leave, and an instance half of what the others in its domain leave of that: one that
- * comes late finds less, never nothing. */
+ * those of its domain's other instances so many. Nobody takes them from who has claims, so a domain has at
+ * most half of what the others leave, and an instance half of what the others in its domain leave of that:
+ * one that comes late finds less, never nothing. */
 uint64_t policy_lease_share(uint64_t max, uint64_t others, uint64_t mates);
 
 /* How much to keep ready where lately so much was asked for. */

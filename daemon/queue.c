@@ -329,9 +329,10 @@ void queue_promise(struct broker *broker, struct broker_request *request)
     list_append(&broker->answers, &request->link);
 }
 
-bool queue_is_at_ease(const struct broker *broker)
+/* Who lacks nothing but room in its own limit waits for its own instance only. */
+bool queue_is_at_ease(const struct broker *broker, const struct broker_request *request)
 {
-    return broker->n_needs == 0 && list_is_empty(&broker->undecided);
+    return broker->n_needs == 0 && broker->n_undecided == 0 && request->peer->instance->n_undecided == 0;
 }
 
 /* There are some only while nobody else waits, so this looks at few others. */

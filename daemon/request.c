@@ -90,7 +90,7 @@ int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error,
         snprintf(reason, sizeof(reason), "that is more than can be had in one request");
     body.error = error_of(broker_error);
     body.reason = reason;
-    instance_status_note_refusal(peer->broker_peer->instance, reason);
+    instance_status_note_refusal(peer->server, peer->broker_peer->instance, reason);
     peer_send(peer, MESSAGE_REFUSED, request, &body.base, NULL);
     return 0;
 }

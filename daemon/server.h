@@ -57,7 +57,7 @@ struct server {
     bool look_failed;  /* and it was said */
     bool draining;     /* a signal has ended it */
     bool drain_failed; /* the driver still had work when the time was over */
-    struct log_gate gate;
+    struct log_gate gate, refusals;
 };
 
 /* Opens sockets and state for a device that is open; takes over config and device, also on failure. 0, or

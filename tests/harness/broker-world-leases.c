@@ -367,8 +367,8 @@ static uint64_t half(uint64_t n)
     return (n + 1) / 2;
 }
 
-/* How many descriptors too many the leases of the errand's instance would have, when all offers and courtesies
- * are withdrawn or none. */
+/* How many descriptors too many the leases of the errand's instance would have, when all offers and
+ * courtesies are withdrawn or none. */
 static uint64_t descriptors_over(const struct world *w, const struct errand *errand, uint32_t n, bool alone)
 {
     uint64_t own = n, mates = 0, others = 0;
@@ -400,6 +400,16 @@ static uint64_t descriptors_over(const struct world *w, const struct errand *err
     return u64_sub_floor(own, half(u64_sub_floor(half(u64_sub_floor(w->config.lease_max, others)), mates)));
 }
 
+/* One that waits, but for room in another's limit. */
+static bool is_in_the_way(const struct errand *other, const struct errand *errand)
+{
+    bool same = other->domain == errand->domain && other->name == errand->name;
+
+    return other->request && !other->granted && !other->courtesy &&
+           (same || other->request->state != BROKER_REQUEST_UNDECIDED ||
+            other->request->error != BROKER_E_LIMIT);
+}
+
 /* Reading the word may find it scribbled over. */
 static int expected_of_lease(const struct world *w, const struct person *person, const struct errand *errand,
                              uint32_t n)
@@ -411,7 +421,7 @@ static int expected_of_lease(const struct world *w, const struct person *person,
     if (person->peer->instance->frozen)
         return BROKER_E_FROZEN;
     for (unsigned i = 0; i < REQUESTS && errand->courtesy; i++)
-        if (w->errands[i].request && !w->errands[i].granted && !w->errands[i].courtesy)
+        if (is_in_the_way(&w->errands[i], errand))
             return BROKER_E_BUDGET;
     if (person->scribbled)
         return BROKER_E_NOT_LEASED;

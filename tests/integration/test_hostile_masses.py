@@ -40,6 +40,19 @@ def test_full_descriptor_table(raw: RawPeer, daemon: Daemon, observer: Observer)
     observer.is_served()
 
 
+def test_log_is_not_flooded_by_refusals(programs: Programs) -> None:
+    """Each grant in between makes a refusal worth a line again, and costs its client nothing."""
+    daemon = programs.daemon(name="small", budget="8M", arguments=("--log-level", "info"))
+    raw = start_raw(programs, daemon, "greedy")
+    raw.open()
+    region = raw.open_region()
+    for _ in range(30):
+        held = raw.take(region)
+        raw.request("Take", region=region, pages=10).check_refused("ERROR_BUDGET")
+        assert raw.give_back(*held).name == "Returned"
+    assert 1 <= daemon.log().count("was refused memory") <= 20, daemon.log()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 def test_crowds_of_several_users(programs: Programs) -> None:
     """However many connections some users have, the next user gets some, and the administrator, too."""

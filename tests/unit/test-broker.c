@@ -2,6 +2,7 @@
 #include "broker.h"
 
 #include <errno.h>
+#include <stdlib.h>
 
 #include "base/arith.h"
 #include "broker-bench.h"
@@ -238,6 +239,28 @@ TEST(what_is_not_sent_cannot_be_returned)
     broker_request_free(b.broker, b.granted);
     check_eq(broker_return(b.broker, peer, &id, 1, b.now_ns), 0);
     bench_run(&b);
+    bench_end(&b, peer);
+    bench_finish(&b);
+}
+
+TEST(what_is_granted_can_outlive_its_request)
+{
+    struct broker_request *request;
+    struct broker_peer *peer;
+    struct bench b;
+    uint64_t *ids;
+
+    bench_init(&b, 100 * MIB);
+    bench_start(&b);
+    peer = bench_join(&b, "d", "a");
+    check_eq(bench_ask(&b, peer, 2, 1), 0);
+    request = b.granted;
+    check_eq(broker_return(b.broker, peer, request->extents, 3, b.now_ns), BROKER_E_NOT_HELD);
+    ids = broker_request_keep_extents(b.broker, request);
+    bench_run(&b);
+    check_eq(broker_return(b.broker, peer, ids, 3, b.now_ns), 0);
+    bench_run(&b);
+    free(ids);
     bench_end(&b, peer);
     bench_finish(&b);
 }

@@ -344,6 +344,31 @@ TEST(the_limit_asks_only_its_own_instance)
     bench_finish(&b);
 }
 
+TEST(who_lacks_room_in_its_limit_switches_off_nobody_elses_courtesies)
+{
+    struct engine a = {}, mate = {}, c = {};
+    struct broker_request *request;
+    struct bench b;
+
+    bench_init(&b, 200 * MIB);
+    bench_start(&b);
+    engine_start(&b, &a, "a", 10, 0);
+    engine_start(&b, &mate, "a", 0, 0);
+    engine_start(&b, &c, "c", 0, 0);
+    a.line.cached_pages = 10;
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 20 * MIB), 0);
+    request = ask_undecided(&b, mate.peer, 4);
+    check_eq(bench_lease_ask(&b, mate.lease, 1, true), BROKER_E_BUDGET);
+    check_eq(bench_lease_ask(&b, c.lease, 5, true), 0);
+    engine_return(&b, &a, 0, 4);
+    check_granted(&b, request);
+    bench_ack(&b, a.peer);
+    engine_end(&b, &a);
+    engine_end(&b, &mate);
+    engine_end(&b, &c);
+    bench_finish(&b);
+}
+
 TEST(later_ones_that_lack_the_same_stand_behind_and_others_pass)
 {
     struct broker_request *first, *second;
