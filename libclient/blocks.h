@@ -110,7 +110,7 @@ uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leavi
 /* The same, of what no report promises; and turns claims into offers. True: there was something. */
 bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct list *leaving);
 
-/* Pages are to be pinned, or not any more. 0, or BLOCK_ALLOC_E_STATE: some page is being mapped or unmapped. */
+/* Pages are to be pinned, or not any more. 0, or BLOCK_ALLOC_E_STATE: one is being mapped or unmapped. */
 int blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
 
 /* ---- blocks_give.c: with the client's lock ---- */
