@@ -324,11 +324,27 @@ static void keep_doubts(struct transaction *t)
     pthread_mutex_unlock(&t->group->lock);
 }
 
+/* What was spent on pages that no rank has been asked about. */
+static void put_claims_back(struct group *group, const uint64_t *pages, size_t n)
+{
+    for (uint32_t i = 0; i < group->n; i++) {
+        struct kvc_region *region = group->regions[i];
+        size_t missing = group_missing(group, i, pages, n);
+
+        if (client_enter(region->client) < 0)
+            continue;
+        lease_put_back(region, missing);
+        client_leave(region->client);
+    }
+}
+
 static int transact(struct group *group, const uint64_t *pages, size_t n, bool map, bool leased)
 {
     struct transaction *t = transaction_new(group, map, leased, n);
     int r;
 
+    if (!t && leased)
+        put_claims_back(group, pages, n);
     if (!t)
         return error_nomem();
     divide(t, pages, n);
@@ -372,15 +388,25 @@ static int claim(struct group *group, const uint64_t *pages, size_t n, bool map)
 
 static int change(struct group *group, const uint64_t *pages, size_t n, bool map, bool leased)
 {
+    size_t next = 0;
     int r;
 
     if (is_forked(group))
         return refuse_forked();
     r = claim(group, pages, n, map);
-    if (r < 0)
+    if (r < 0) {
+        if (leased)
+            put_claims_back(group, pages, n);
         return r;
-    for (size_t i = 0; i < n && r == 0; i += REMOTE_PAGES_MAX)
-        r = transact(group, pages + i, u64_min(n - i, REMOTE_PAGES_MAX), map, leased);
+    }
+    while (next < n && r == 0) {
+        size_t some = u64_min(n - next, REMOTE_PAGES_MAX);
+
+        r = transact(group, pages + next, some, map, leased);
+        next += some;
+    }
+    if (leased)
+        put_claims_back(group, pages + next, n - next);
     pthread_mutex_lock(&group->lock);
     group_state_release(group->state, pages, n);
     pthread_mutex_unlock(&group->lock);

@@ -36,7 +36,8 @@ uint64_t group_pages(const struct group *group);
  * not. With KVC_E_TIMEOUT a rank's answer is still to come: until then its pages are in doubt, and every
  * call on them is KVC_E_IN_DOUBT. KVC_E_MAPPED: mapped everywhere already, named twice, or in another
  * thread's hands; nothing was done. `leased`: each rank's memory comes out of its region's lease, of which
- * the caller has claimed and spent group_missing() pages; only for workers' regions. */
+ * the caller has claimed and spent group_missing() pages; what of them a rank was not asked for is claimed
+ * again. Only for workers' regions. */
 int group_map(struct group *group, const uint64_t *pages, size_t n, bool leased);
 
 /* The same the other way round. KVC_E_NOT_MAPPED: mapped at no rank. */

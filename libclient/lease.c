@@ -98,6 +98,12 @@ uint64_t lease_give_up(struct kvc_region *region, uint64_t pages)
     return lease_unclaim(region->lease.line, (uint32_t)u64_min(pages, UINT32_MAX));
 }
 
+void lease_put_back(struct kvc_region *region, size_t pages)
+{
+    if (region->lease.line && region->client->conn->alive)
+        lease_unspend(region->lease.line, (uint32_t)pages);
+}
+
 /* Other threads read the pointer without the lock: the word is emptied, and stays so. */
 void lease_over(struct kvc_region *region)
 {

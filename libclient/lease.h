@@ -46,6 +46,9 @@ struct lease lease_of(const struct kvc_region *region);
 /* Turns up to `pages` claims into offers, which the daemon may withdraw. Returns how many. */
 uint64_t lease_give_up(struct kvc_region *region, uint64_t pages);
 
+/* With the client's lock: claims again what was spent on a question that was not sent. */
+void lease_put_back(struct kvc_region *region, size_t pages);
+
 /* The daemon says that there is no such lease: it is over. */
 void lease_over(struct kvc_region *region);
 

@@ -116,6 +116,8 @@ int remote_map_begin(struct kvc_region *region, const uint64_t *pages, size_t n,
     r = check_pages(region, pages, n);
     if (r == 0)
         r = send_map(region, pages, n, leased, ret);
+    if (r < 0 && leased)
+        lease_put_back(region, n);
     client_leave(region->client);
     return r;
 }

@@ -34,7 +34,7 @@ int remote_close(struct kvc_region *region);
 struct remote_call;
 
 /* Sends a Map or Unmap of 1 to REMOTE_PAGES_MAX pages. `leased`: out of the region's lease, which has been
- * claimed and spent. 0 or KVC_E_*: nothing was sent. */
+ * claimed and spent. 0 or KVC_E_*: nothing was sent, and what was spent is claimed again. */
 int remote_map_begin(struct kvc_region *region, const uint64_t *pages, size_t n, bool leased,
                      struct remote_call **ret);
 int remote_unmap_begin(struct kvc_region *region, const uint64_t *pages, size_t n, struct remote_call **ret);

@@ -5,6 +5,10 @@
  * mapped, and what is left of both when something is refused, cannot be sent, or has died.
  */
 
+#include <signal.h>
+
+#include "lease.h"
+#include "region.h"
 #include "support.h"
 
 #define RANKS 3 /* a page takes an extent at the first, two at the second, three at the third */
@@ -221,5 +225,63 @@ TEST(what_is_wanted_later_and_cannot_be_claimed)
     } while (available < 2 * EACH);
     check_mapped(crew, 10);
     give_all(crew, 10);
+    crew_close(crew);
+}
+
+/* ---- What cannot be sent ---- */
+
+static uint64_t word_pages(struct crew *crew)
+{
+    uint64_t n = 0;
+
+    for (int i = 0; i < RANKS; i++) {
+        struct lease lease = lease_of(crew->regions[i]);
+
+        n += lease.claimed + (uint64_t)lease.offered;
+    }
+    return n;
+}
+
+static bool is_sent(int r)
+{
+    return r == 0 || !strstr(kvc_last_error(), "does not read");
+}
+
+/* A stopped daemon is asked for more than the socket and our own queue take. True: a page is mapped then. */
+static bool fill_queue(struct kvc_region *other)
+{
+    bool mapped = false;
+
+    while (is_sent(mapped ? unmap_range(other, 0, 1) : map_range(other, 0, 1)))
+        mapped = !mapped;
+    return mapped;
+}
+
+/* Claims that were spent on an order are claimed again when the order was not even sent. */
+TEST(orders_that_are_not_sent)
+{
+    struct crew *crew = crew_open((struct fake_settings){0}, 1);
+    struct kvc_region *other;
+    bool mapped;
+    int r;
+
+    check_ok(kvc_region_attach(crew->clients[0], 0, 1, LONG_MS, &other));
+    check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, LONG_MS, NULL));
+    check_eq(kill(fake_pid(crew->fake), SIGSTOP), 0);
+    mapped = fill_queue(other);
+    check_error(take(crew, 3), KVC_E_TIMEOUT);
+    check_eq(lease_of(crew->regions[0]).claimed, 3);
+    check_eq(kill(fake_pid(crew->fake), SIGCONT), 0);
+    /* The ranks that were asked have mapped. When they have said so, it is undone. */
+    do
+        check_ok(kvc_blocks_trim(crew->blocks));
+    while (status_of(crew).doubt_pages > 0);
+    check_eq(counts_of(crew).issued, word_pages(crew));
+    while (mapped && !is_sent(unmap_range(other, 0, 1)))
+        check_ok(kvc_dispatch(crew->clients[0]));
+    /* An answer to this says that all before it has been heard. */
+    while (!is_sent(r = kvc_region_attach(crew->clients[0], 0, 1, LONG_MS, &other)))
+        check_ok(kvc_dispatch(crew->clients[0]));
+    check_ok(r);
     crew_close(crew);
 }

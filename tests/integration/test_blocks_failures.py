@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks that a scheduler hands out over workers elsewhere, where a daemon is short of descriptors, or somebody
-is dead."""
+"""Blocks that a scheduler hands out over workers elsewhere, where a daemon is short of descriptors, or
+somebody is dead."""
 
 from __future__ import annotations
 
