@@ -78,7 +78,9 @@ bool lease_is_on(const struct kvc_region *region)
 
 struct lease lease_of(const struct kvc_region *region)
 {
-    return region->lease.line ? lease_read(region->lease.line) : (struct lease){0};
+    if (!region->lease.line || !region->client->conn->alive)
+        return (struct lease){0};
+    return lease_read(region->lease.line);
 }
 
 uint64_t lease_claim_up_to(struct kvc_region *region, uint64_t pages)

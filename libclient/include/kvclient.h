@@ -392,8 +392,9 @@ KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
  * memory the daemon has set aside for this region. It is a promise: for `report_ms` (of kvc_options) neither
  * the daemon nor the library takes them for anything else, so that a scheduler's step can rely on it; what is
  * allocated meanwhile is taken off. Another engine's promises are never counted. While the daemon asks for
- * memory back only what is certain to stay is counted. More may be had: see kvc_blocks_want(). 0 where the
- * handle is no good. Takes nanoseconds, never waits. */
+ * memory back only what is certain to stay is counted; once the library has noticed that a connection has
+ * ended, only what is mapped. More may be had: see kvc_blocks_want(). 0 where the handle is no good. Takes
+ * nanoseconds, never waits. */
 KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
 
 /* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds

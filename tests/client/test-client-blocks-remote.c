@@ -23,6 +23,7 @@ struct crew {
     struct kvc_region *regions[RANKS];
     struct kvc_blocks *blocks;
     uint32_t ids[PAGES * EACH];
+    uint64_t lost_pages; /* which the fake daemon still takes for mapped */
 };
 
 static struct kvc_client *open_scheduler(struct fake *fake, int timeout_ms)
@@ -63,7 +64,7 @@ static struct fake_counts counts_of(struct crew *crew)
 static void crew_close(struct crew *crew)
 {
     kvc_blocks_close(crew->blocks);
-    check_eq(counts_of(crew).mapped, 0);
+    check_eq(counts_of(crew).mapped, crew->lost_pages);
     for (int i = 0; i < RANKS; i++)
         kvc_close(crew->clients[i]);
     fake_stop(crew->fake);
@@ -283,5 +284,31 @@ TEST(orders_that_are_not_sent)
     while (!is_sent(r = kvc_region_attach(crew->clients[0], 0, 1, LONG_MS, &other)))
         check_ok(kvc_dispatch(crew->clients[0]));
     check_ok(r);
+    crew_close(crew);
+}
+
+/* ---- What has died ---- */
+
+/* A daemon, and with it what was claimed there. Whether its worker lives is not known, and what is mapped may
+ * well be there. */
+TEST(a_daemon_dies)
+{
+    struct crew *crew = crew_open((struct fake_settings){0}, LONG_MS);
+    struct kvc_region *region;
+
+    check_ok(take(crew, 2));
+    check_ok(kvc_blocks_free(crew->blocks, crew->ids, 1, 0));
+    check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, -1, NULL));
+    check_eq(kvc_blocks_available(crew->blocks), 3 * EACH + 1);
+    fake_lie(crew->fake, FAKE_DISCONNECT, MESSAGE_REGION_ATTACH);
+    check_error(kvc_region_attach(crew->clients[1], 0, 0, LONG_MS, &region), KVC_E_DISCONNECTED);
+    check_eq(kvc_blocks_available(crew->blocks), 1);
+    check_eq(status_of(crew).claimed_pages, 0);
+    check_ok(kvc_blocks_alloc(crew->blocks, 1, crew->ids));
+    check_error(kvc_blocks_alloc(crew->blocks, 1, crew->ids), KVC_E_DISCONNECTED);
+    check_error(kvc_blocks_want(crew->blocks, EACH, -1, NULL), KVC_E_DISCONNECTED);
+    check_eq(status_of(crew).mapped_pages, 2);
+    check_eq(status_of(crew).doubt_pages, 0);
+    crew->lost_pages = 2;
     crew_close(crew);
 }
