@@ -225,6 +225,8 @@ struct need {
 /* With the lock. */
 static bool is_met(struct kvc_blocks *blocks, struct need *need)
 {
+    if (blocks_are_over(blocks))
+        return false;
     if (!need->ids)
         return block_alloc_free_blocks(blocks->alloc) >= need->n;
     return blocks_take(blocks, need->n, need->ids, &need->poke) == 0;
@@ -336,7 +338,7 @@ static uint64_t pages_of(const struct block_alloc_counts *counts, uint64_t n_blo
 
 bool blocks_is_promised(const struct kvc_blocks *blocks)
 {
-    return atomic_load(&blocks->report_until_ns) > conn_now_ns();
+    return atomic_load(&blocks->report_until_ns) > conn_now_ns() && !blocks_are_over(blocks);
 }
 
 /* Free pages that a report counts on, if it holds. */
@@ -391,12 +393,14 @@ int blocks_shrink(struct kvc_blocks *blocks, uint64_t keep)
         pthread_mutex_unlock(&blocks->lock);
         if (n > 0)
             r = unmap_batch(blocks, pages, n);
-    } while (n == BATCH && (r == 0 || is_done_all_the_same(r)));
+    } while (n == BATCH && (r == 0 || is_done_all_the_same(r) || blocks_are_over(blocks)));
     return r;
 }
 
 static bool must_shrink(const struct kvc_blocks *blocks)
 {
+    if (blocks_are_over(blocks))
+        return true;
     for (size_t i = 0; i < blocks->n_regions; i++)
         if (client_must_shrink(blocks->regions[i]->client))
             return true;

@@ -194,7 +194,7 @@ static void fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
     struct shortage shortage;
     bool wanted;
 
-    if (is_busy(region->client))
+    if (is_busy(region->client) || blocks_are_over(blocks))
         return;
     shortage = find_shortage(blocks);
     pthread_mutex_lock(&blocks->lock);

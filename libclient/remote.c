@@ -182,6 +182,11 @@ int remote_call_poll(struct remote_call *call, bool *ret_answered)
     return r;
 }
 
+const char *remote_call_over(const struct remote_call *call)
+{
+    return call->request.done && call->request.over ? call->request.reason : NULL;
+}
+
 static void call_release(struct remote_call *call)
 {
     call->owned = false;

@@ -50,6 +50,10 @@ int remote_call_wait(struct remote_call *call, uint64_t deadline_ns, bool *ret_a
 /* The same without waiting. */
 int remote_call_poll(struct remote_call *call, bool *ret_answered);
 
+/* Why it, and all that is ordered of the region, is refused: its worker is gone, with all that was mapped
+ * there, or obeys another scheduler. NULL: it isn't, or not so far. Takes no lock; for who has waited. */
+const char *remote_call_over(const struct remote_call *call);
+
 /* Lets go of it. An answer that is still to come changes nothing any more. */
 struct remote_call *remote_call_free(struct remote_call *call);
 

@@ -327,9 +327,11 @@ KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region
  * is KVC_E_INVALID. What it attaches to can be mapped and unmapped like a region of its own. It has no
  * address (0), and at most 1024 pages are mapped or unmapped by one call.
  *
- * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, or has done nothing of it (it says
- * why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not answered in time:
- * then it may do so later, and what it does is not undone. */
+ * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, obeys another scheduler, or has done
+ * nothing of it (it says why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not
+ * answered in time: then it may do so later, and what it does is not undone. The worker of a region is gone
+ * when its process or its connection has ended, or it has closed the region. That is for good: who wants to
+ * go on closes the region, and attaches to that of another worker. */
 
 /* Finds the region that a worker of this client's instance has opened under the two numbers, and waits for
  * it. `timeout_ms`: for how long; negative: no limit; 0: as the client's. What an earlier scheduler has
@@ -350,6 +352,14 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * about a tenth of a microsecond; while one call waits for the daemon others run.
  *
  * Promises: see kvc_blocks_available().
+ *
+ * Workers elsewhere: a page of which some worker has not answered in time is in doubt: no block of it is
+ * handed out before the worker answers, or is known to be gone. A worker that is gone takes its share of
+ * every page along. That is noticed when its daemon answers an order; from then on there is nothing to be had
+ * any more: none are available, and alloc, reserve and want are KVC_E_WORKER. All else works, and what comes
+ * free is given back by the other workers at once, the rest when the kvc_blocks is closed. To go on, close
+ * it, and attach again. When only the connection to a daemon has ended nobody knows of its worker: mapped
+ * pages stay in use, and mapping more is KVC_E_DISCONNECTED.
  */
 
 struct kvc_blocks;
@@ -375,7 +385,9 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
 /* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
  * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used.
  * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
- * without need was given up for it, and the daemon has refused all the same. */
+ * without need was given up for it, and the daemon has refused all the same. KVC_E_RESOURCES and
+ * KVC_E_INVALID only where a single page cannot be had. With workers elsewhere also KVC_E_WORKER, and
+ * KVC_E_IN_DOUBT where there would be enough blocks but for what is in doubt. */
 KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
 
 /* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not

@@ -312,3 +312,74 @@ TEST(a_daemon_dies)
     crew->lost_pages = 2;
     crew_close(crew);
 }
+
+/* Nothing is to be had any more. What comes free is given back by the others at once, the rest in the end. */
+static void check_over(struct crew *crew)
+{
+    uint64_t available = 99;
+    uint32_t id;
+
+    check_eq(kvc_blocks_available(crew->blocks), 0);
+    check_error(kvc_blocks_alloc(crew->blocks, 1, &id), KVC_E_WORKER);
+    check(strstr(kvc_last_error(), "Rank 1: The worker is gone"));
+    check_error(kvc_blocks_reserve(crew->blocks, 1), KVC_E_WORKER);
+    check_error(kvc_blocks_want(crew->blocks, 1, 0, &available), KVC_E_WORKER);
+    check_error(kvc_blocks_want(crew->blocks, EACH, -1, NULL), KVC_E_WORKER);
+    check_eq(available, 0);
+    check_eq(status_of(crew).claimed_pages, 0);
+    check_eq(status_of(crew).doubt_pages, 0);
+    check_eq(status_of(crew).broken_pages, 0);
+}
+
+TEST(a_worker_dies_before_a_map)
+{
+    struct crew *crew = crew_open((struct fake_settings){0}, LONG_MS);
+    uint32_t more[4 * EACH];
+    uint64_t maps;
+
+    check_ok(take(crew, 3));
+    check_ok(kvc_blocks_free(crew->blocks, crew->ids, 1, 0));
+    check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, -1, NULL));
+    fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_MAP, 1);
+    check_error(kvc_blocks_alloc(crew->blocks, 4 * EACH, more), KVC_E_WORKER);
+    maps = counts_of(crew).maps;
+    check_over(crew);
+    check_eq(counts_of(crew).maps, maps);
+    check_eq(counts_of(crew).mapped, 3 * (RANKS - 1));
+    check_ok(kvc_blocks_free(crew->blocks, crew->ids + 1, EACH - 1, 0));
+    check_eq(counts_of(crew).mapped, 2 * (RANKS - 1));
+    check_over(crew);
+    crew_close(crew);
+}
+
+TEST(a_worker_dies_before_an_unmap)
+{
+    struct crew *crew = crew_open((struct fake_settings){0}, LONG_MS);
+
+    check_ok(take(crew, 3));
+    fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_UNMAP, 1);
+    check_ok(kvc_blocks_free(crew->blocks, crew->ids, EACH, 0));
+    check_over(crew);
+    check_eq(counts_of(crew).mapped, 2 * (RANKS - 1));
+    check_ok(kvc_blocks_clear(crew->blocks));
+    check_eq(counts_of(crew).mapped, 0);
+    check_eq(status_of(crew).empty_pages, PAGES);
+    crew_close(crew);
+}
+
+/* What it had not answered is in doubt until then, and no longer. */
+TEST(a_worker_is_silent_and_dies)
+{
+    struct crew *crew = crew_open((struct fake_settings){0}, 100);
+
+    check_ok(take(crew, 2));
+    fake_lie_after(crew->fake, FAKE_LATE, MESSAGE_UNMAP, 1);
+    check_ok(kvc_blocks_free(crew->blocks, crew->ids, EACH, 0));
+    check_eq(status_of(crew).doubt_pages, 1);
+    fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_UNMAP, 1);
+    check_ok(kvc_blocks_free(crew->blocks, crew->ids + EACH, EACH, 0));
+    check_ok(kvc_blocks_trim(crew->blocks));
+    check_over(crew);
+    check_eq(counts_of(crew).mapped, 0);
+    crew_close(crew);
+}
