@@ -108,7 +108,7 @@ bool blocks_yield(struct kvc_blocks *blocks, struct kvc_region *region, struct l
 /* Pages are pinned, or not any more. */
 void blocks_pin(struct kvc_blocks *blocks, uint64_t first, uint64_t n, bool down);
 
-/* A region is closed: the last one takes the blocks with it. blocks_forget(): host memory only. */
+/* Their only region is closed, and takes the blocks with it. blocks_forget(): host memory only. */
 void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region);
 void blocks_forget(struct kvc_blocks *blocks);
 

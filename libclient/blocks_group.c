@@ -201,17 +201,28 @@ void blocks_group_settle(struct kvc_blocks *blocks)
 
 /* ---- The end ---- */
 
+static void give_back(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
+{
+    int r = group_unmap(blocks->group, pages, n);
+
+    if (r < 0)
+        client_log(blocks->regions[0]->client, KVC_LOG_WARNING, "Pages could not be given back: %s",
+                   kvc_last_error());
+    if (r == KVC_E_TIMEOUT)
+        group_abandon(blocks->group);
+}
+
 void blocks_group_empty(struct kvc_blocks *blocks)
 {
-    uint64_t pages[BATCH], total = group_pages(blocks->group);
+    uint64_t pages[REMOTE_PAGES_MAX], total = group_pages(blocks->group);
 
+    group_abandon(blocks->group);
     for (uint64_t next = 0; next < total;) {
         size_t n = 0;
 
-        for (; n < BATCH && next < total; next++)
+        for (; n < REMOTE_PAGES_MAX && next < total; next++)
             n += find_mapped(blocks, &next, 1, true, &pages[n]);
-        if (n > 0 && group_unmap(blocks->group, pages, n) < 0)
-            client_log(blocks->regions[0]->client, KVC_LOG_WARNING, "Pages could not be given back: %s",
-                       kvc_last_error());
+        if (n > 0)
+            give_back(blocks, pages, n);
     }
 }

@@ -249,22 +249,12 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks)
     return blocks_free(blocks);
 }
 
-static size_t n_owned(const struct kvc_blocks *blocks)
-{
-    size_t n = 0;
-
-    for (size_t i = 0; i < blocks->n_regions; i++)
-        n += blocks->regions[i] && blocks->regions[i]->blocks == blocks;
-    return n;
-}
-
 /* The region's pages are its own affair from here on. */
 void blocks_part(struct kvc_blocks *blocks, struct kvc_region *region)
 {
     wait_for_users(blocks, region->client);
     region->blocks = NULL;
-    if (n_owned(blocks) == 0)
-        blocks_free(blocks);
+    blocks_free(blocks);
 }
 
 void blocks_forget(struct kvc_blocks *blocks)

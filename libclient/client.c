@@ -381,8 +381,8 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
         return NULL;
     if (client_is_forked(client))
         return client_forget(client);
-    list_for_each (it, &client->remotes)
-        region_close_blocks(container_of(it, struct kvc_region, link));
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
+        region_close_blocks(region);
     client->worker = worker_stop(client->worker);
     client_enter(client);
     while (!list_is_empty(&client->remotes))
@@ -449,12 +449,9 @@ static int trim(struct kvc_client *client)
                       "The driver does not unmap, or cannot say whether the GPU has come so far");
     one = reserve_empty(client, &leaving);
     r = r ? r : one;
-    list_for_each (it, &client->regions) {
-        struct kvc_region *region = container_of(it, struct kvc_region, link);
-
+    for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
         if (region->blocks)
             blocks_yield(region->blocks, region, &leaving);
-    }
     one = borrow_return(client, &leaving, true);
     return r ? r : one;
 }

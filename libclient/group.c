@@ -41,6 +41,7 @@ struct group {
     atomic_bool over; /* for ever; written with the lock, once the two below are */
     uint32_t over_rank;
     char reason[ERROR_SENTENCE_MAX];
+    bool *late; /* by rank: it has left unanswered what was abandoned, and is not waited for again */
     uint32_t n;
     struct kvc_region *regions[];
 };
@@ -51,6 +52,7 @@ struct part {
     uint32_t rank;
     struct remote_call *call; /* NULL: not under way */
     uint64_t deadline_ns;
+    bool map;
     int error;
     char reason[ERROR_SENTENCE_MAX];
     size_t n;
@@ -59,7 +61,7 @@ struct part {
 
 struct transaction {
     struct group *group;
-    bool map, leased;
+    bool leased;
     struct part *parts[]; /* by rank */
 };
 
@@ -105,7 +107,9 @@ int group_new(struct kvc_region *const *regions, uint32_t n, struct group **ret)
     group->pages = UINT64_MAX;
     for (uint32_t i = 0; i < n; i++)
         group->pages = u64_min(group->pages, kvc_region_pages(regions[i]));
-    if (group_state_new(group->pages, n, &group->state) < 0) {
+    group->late = calloc(n, sizeof(*group->late));
+    if (!group->late || group_state_new(group->pages, n, &group->state) < 0) {
+        free(group->late);
         free(group);
         return error_nomem();
     }
@@ -127,6 +131,7 @@ static struct group *group_forget(struct group *group)
         free(part);
     }
     group_state_free(group->state);
+    free(group->late);
     free(group);
     return NULL;
 }
@@ -145,6 +150,7 @@ struct group *group_free(struct group *group)
     }
     pthread_mutex_destroy(&group->lock);
     group_state_free(group->state);
+    free(group->late);
     free(group);
     return NULL;
 }
@@ -216,6 +222,35 @@ static void take_late_answers(struct group *group)
     error_release();
 }
 
+/* Orders are carried out one after the other, each wholly or not at all. */
+static void abandon(struct group *group, struct part *part)
+{
+    struct kvc_region *region = group->regions[part->rank];
+    struct remote_call *undo = NULL;
+
+    if (part->map && remote_unmap_begin(region, part->pages, part->n, &undo) == 0)
+        remote_call_free(undo);
+    group->late[part->rank] = true;
+    settle(group, part, !part->map);
+    remote_call_free(part->call);
+    list_unlink(&part->link);
+    group->n_doubts--;
+    free(part);
+}
+
+void group_abandon(struct group *group)
+{
+    if (is_forked(group))
+        return;
+    pthread_mutex_lock(&group->lock);
+    take_late_answers(group);
+    error_hold();
+    list_for_each_safe (it, &group->doubts)
+        abandon(group, container_of(it, struct part, link));
+    error_release();
+    pthread_mutex_unlock(&group->lock);
+}
+
 int group_poll(struct group *group, size_t *ret_left)
 {
     if (is_forked(group))
@@ -244,7 +279,6 @@ static struct transaction *transaction_new(struct group *group, bool map, bool l
     if (!t)
         return NULL;
     t->group = group;
-    t->map = map;
     t->leased = leased;
     for (uint32_t i = 0; i < group->n; i++) {
         t->parts[i] = calloc(1, sizeof(struct part) + n * sizeof(uint64_t));
@@ -253,6 +287,7 @@ static struct transaction *transaction_new(struct group *group, bool map, bool l
             return NULL;
         }
         t->parts[i]->rank = i;
+        t->parts[i]->map = map;
     }
     return t;
 }
@@ -261,7 +296,7 @@ static void divide(struct transaction *t, const uint64_t *pages, size_t n)
 {
     pthread_mutex_lock(&t->group->lock);
     for (uint32_t i = 0; i < t->group->n; i++)
-        t->parts[i]->n = group_state_ask(t->group->state, i, pages, n, t->map, t->parts[i]->pages);
+        t->parts[i]->n = group_state_ask(t->group->state, i, pages, n, t->parts[i]->map, t->parts[i]->pages);
     pthread_mutex_unlock(&t->group->lock);
 }
 
@@ -277,8 +312,8 @@ static void ask(struct transaction *t, struct part *part)
     struct kvc_region *region = t->group->regions[part->rank];
     int r;
 
-    part->deadline_ns = remote_deadline(region);
-    if (t->map)
+    part->deadline_ns = t->group->late[part->rank] ? 0 : remote_deadline(region);
+    if (part->map)
         r = remote_map_begin(region, part->pages, part->n, t->leased, &part->call);
     else
         r = remote_unmap_begin(region, part->pages, part->n, &part->call);
@@ -293,10 +328,10 @@ static void do_here(struct transaction *t, struct part *part)
     struct kvc_region *region = t->group->regions[part->rank];
     int r;
 
-    r = t->map ? kvc_region_map(region, part->pages, part->n)
-               : kvc_region_unmap(region, part->pages, part->n);
+    r = part->map ? kvc_region_map(region, part->pages, part->n)
+                  : kvc_region_unmap(region, part->pages, part->n);
     note(part, r);
-    settle_now(t->group, part, r == 0 || (!t->map && (r == KVC_E_TIMEOUT || r == KVC_E_DISCONNECTED)));
+    settle_now(t->group, part, r == 0 || (!part->map && (r == KVC_E_TIMEOUT || r == KVC_E_DISCONNECTED)));
 }
 
 static void hear(struct transaction *t, struct part *part)

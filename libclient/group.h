@@ -58,3 +58,7 @@ int group_check(const struct group *group);
  * *ret_left: how many orders are unanswered still. An event loop polls the clients' descriptors for them.
  * 0 or KVC_E_FORKED. */
 int group_poll(struct group *group, size_t *ret_left);
+
+/* Nobody wants to know any more what is in doubt: what a rank may still map it unmaps right behind that, and
+ * its pages count as empty. A rank that has left something unanswered is not waited for again. */
+void group_abandon(struct group *group);

@@ -212,11 +212,15 @@ int lease_ask_and_wait(struct kvc_region *region, uint64_t pages, uint64_t timeo
     return r;
 }
 
+/* One that has been answered stays in the list until its thread wakes: nobody would be told of that. */
 bool lease_is_asked(const struct kvc_region *region)
 {
-    list_for_each (it, &region->lease.asks)
-        if (!container_of(it, struct lease_ask, link)->request.expired)
+    list_for_each (it, &region->lease.asks) {
+        const struct request *request = &container_of(it, struct lease_ask, link)->request;
+
+        if (!request->done && !request->expired)
             return true;
+    }
     return false;
 }
 

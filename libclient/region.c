@@ -568,7 +568,7 @@ int region_close(struct kvc_region *region)
 
 void region_close_blocks(struct kvc_region *region)
 {
-    if (region->remote && region->blocks)
+    if (region->blocks && !blocks_are_alone(region->blocks))
         kvc_blocks_close(region->blocks);
 }
 

@@ -78,7 +78,8 @@ struct kvc_region {
 /* Unmaps, returns, frees. KVC_E_TIMEOUT where the daemon didn't answer; the region is gone all the same. */
 int region_close(struct kvc_region *region);
 
-/* Of a worker's region: its kvc_blocks, if it has one, waits for other clients, too; so without the lock. */
+/* Where its kvc_blocks is about more than this region it goes first: it waits for other clients, too, so
+ * without the lock. */
 void region_close_blocks(struct kvc_region *region);
 
 /* Tells the daemon that a region of its is given up. KVC_E_TIMEOUT as above. */

@@ -278,7 +278,7 @@ static void on_lease(struct daemon *d, struct peer *peer, const struct message *
     fake_answer(peer->fd, lie, MESSAGE_LEASED, m->request, &body.base, NULL, 0);
 }
 
-bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
+bool fake_end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
 {
     struct lease lease = lease_read(&peer->lines[region - 1]);
 
@@ -333,7 +333,7 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
         bytes += counts[i] * d->settings.class_bytes[i] * take->pages;
     }
     d->counts.takes++;
-    if (take->leased && !end_lease(d, peer, take->region % REGIONS_MAX, take->pages)) {
+    if (take->leased && !fake_end_lease(d, peer, take->region % REGIONS_MAX, take->pages)) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "There is no such lease");
         return;
     }

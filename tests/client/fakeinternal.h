@@ -95,7 +95,7 @@ struct daemon {
 struct lent *lend(struct daemon *d, unsigned class);
 
 /* Takes pages that the client has spent out of a lease. False: they are not there. */
-bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
+bool fake_end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
 
 /* Extents of so many pages. */
 uint64_t extents_of(const struct daemon *d, const struct peer *peer, uint32_t region, uint64_t pages);

@@ -89,7 +89,7 @@ static void on_map(struct daemon *d, struct peer *peer, const struct message *m,
     const Kvcached__Map *map = (const Kvcached__Map *)m->body;
     struct attached *region = attached(peer, map->region);
 
-    if (map->leased && !end_lease(d, peer, map->region, (uint32_t)map->n_pages)) {
+    if (map->leased && !fake_end_lease(d, peer, map->region, (uint32_t)map->n_pages)) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "There is no such lease");
         return;
     }
@@ -141,7 +141,7 @@ void orders_forgo(struct daemon *d, struct peer *peer, const struct message *m)
     const Kvcached__Map *map = (const Kvcached__Map *)m->body;
 
     if (m->type == MESSAGE_MAP && map->leased)
-        check(end_lease(d, peer, map->region, (uint32_t)map->n_pages));
+        check(fake_end_lease(d, peer, map->region, (uint32_t)map->n_pages));
 }
 
 void orders_lose_worker(struct daemon *d, struct peer *peer, const struct message *m)

@@ -428,6 +428,135 @@ TEST(two_regions_are_mapped_together)
     world_close(&w);
 }
 
+/* Blocks over two regions, of a client each. */
+struct pair_world {
+    struct world w;
+    struct kvc_client *second;
+    struct kvc_region *regions[2];
+    struct kvc_blocks *blocks;
+};
+
+#define PAIR_PAGE (3 * PAGE) /* over both regions */
+
+static struct pair_world pair_open(bool leases, int min)
+{
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct pair_world p = {.w = world_open(leases, min, 4)};
+
+    p.second = open_caching(p.w.fake, min, 4, 0);
+    p.regions[0] = open_region(p.w.client, 1, PAGE, 4);
+    p.regions[1] = open_region(p.second, 1, 2 * PAGE, 4);
+    check_ok(kvc_blocks_open(p.regions, 2, &options, &p.blocks));
+    return p;
+}
+
+static void pair_close(struct pair_world *p)
+{
+    kvc_blocks_close(p->blocks);
+    kvc_close(p->second);
+    world_close(&p->w);
+}
+
+/* Where pages are mapped in place of being set aside: at once, and in both regions. */
+static void want_over_two_regions(int timeout_ms)
+{
+    struct pair_world p = pair_open(false, 1);
+    uint64_t available;
+    uint32_t ids[2 * EACH];
+
+    check_ok(kvc_blocks_want(p.blocks, 2 * EACH, timeout_ms, &available));
+    check_eq(available, 2 * EACH);
+    check_eq(lent_bytes(p.w.fake), 2 * PAIR_PAGE);
+    check_eq(status_of(p.blocks).mapped_pages, 2);
+    check_ok(kvc_blocks_alloc(p.blocks, 2 * EACH, ids));
+    check_eq(lent_bytes(p.w.fake), 2 * PAIR_PAGE);
+    fake_set_limit(p.w.fake, 2 * PAIR_PAGE + PAGE);
+    check_error(kvc_blocks_want(p.blocks, EACH, timeout_ms, &available), KVC_E_LIMIT);
+    check_eq(available, 0);
+    check_eq(lent_bytes(p.w.fake), 2 * PAIR_PAGE);
+    pair_close(&p);
+}
+
+TEST(want_over_two_regions_of_an_old_daemon)
+{
+    want_over_two_regions(-1);
+}
+
+TEST(want_later_over_two_regions_of_an_old_daemon)
+{
+    want_over_two_regions(0);
+}
+
+TEST(want_over_two_regions_with_leases)
+{
+    struct pair_world p = pair_open(true, 1);
+    uint64_t available;
+    uint32_t ids[2 * EACH];
+
+    check_ok(kvc_blocks_want(p.blocks, 2 * EACH, -1, &available));
+    check_eq(available, 2 * EACH);
+    check_eq(counts_of(p.w.fake).issued, 2 + 2);
+    check_ok(kvc_blocks_alloc(p.blocks, 2 * EACH, ids));
+    check_eq(lent_bytes(p.w.fake), 2 * PAIR_PAGE);
+    pair_close(&p);
+}
+
+/* What only one region got makes no page: it is offered again, and a report doesn't claim it. */
+TEST(claims_that_make_no_page)
+{
+    struct pair_world p = pair_open(true, 1);
+    struct kvc_blocks_status status;
+    uint64_t available;
+
+    fake_set_limit(p.w.fake, 4 * PAGE);
+    check_error(kvc_blocks_want(p.blocks, 2 * EACH, -1, &available), KVC_E_LIMIT);
+    check_eq(available, 0);
+    status = status_of(p.blocks);
+    check_eq(status.claimed_pages, 0);
+    check_eq(status.offered_pages, 0);
+    fake_withdraw(p.w.fake, 4);
+    check_eq(counts_of(p.w.fake).issued, 0);
+    pair_close(&p);
+}
+
+/* The first one takes the blocks with it. */
+static void close_regions(int first)
+{
+    struct pair_world p = pair_open(true, 1);
+    uint32_t ids[EACH];
+
+    check_ok(kvc_blocks_alloc(p.blocks, EACH, ids));
+    kvc_region_close(p.regions[first]);
+    check_eq(lent_bytes(p.w.fake), 0);
+    check_ok(map_range(p.regions[1 - first], 0, 1));
+    kvc_region_close(p.regions[1 - first]);
+    check_eq(lent_bytes(p.w.fake), 0);
+    kvc_close(p.second);
+    world_close(&p.w);
+}
+
+TEST(first_region_closed_before_the_blocks)
+{
+    close_regions(0);
+}
+
+TEST(second_region_closed_before_the_blocks)
+{
+    close_regions(1);
+}
+
+TEST(a_client_of_two_closed_before_the_blocks)
+{
+    struct pair_world p = pair_open(true, 1);
+    uint32_t ids[EACH];
+
+    check_ok(kvc_blocks_alloc(p.blocks, EACH, ids));
+    kvc_close(p.second);
+    check_eq(lent_bytes(p.w.fake), 0);
+    check_ok(map_range(p.regions[0], 0, 1));
+    world_close(&p.w);
+}
+
 TEST(in_a_forked_child)
 {
     struct world w = world_open(true, 0, 2);

@@ -38,6 +38,16 @@ STAGES = (
 )
 COMMON_PAGES = 24
 
+# Of an engine that hands out blocks: a page is the same blocks at all ranks, so all have as many pages.
+BLOCK_STAGES = (
+    Stage("page=2M pages=24 segments=1", 2 * MIB),
+    Stage("page=2M pages=24 segments=3", 6 * MIB),
+    Stage("page=10M pages=24 segments=2", 20 * MIB),
+    Stage("page=8M pages=24 segments=1", 8 * MIB),
+)
+PAGES = 24
+EACH = 8  # blocks in a page
+
 
 @dataclass
 class Crew:
@@ -127,6 +137,75 @@ def start_crew(programs: Programs, timeout_ms: int = HASTY_MS, faults: dict[int,
     daemons = start_daemons(programs)
     workers = start_workers(programs, daemons, faults)
     return Crew(programs, daemons, workers, start_scheduler(programs, daemons, timeout_ms))
+
+
+class Engine(Crew):
+    """A crew whose scheduler hands out blocks."""
+
+    def do(self, command: str) -> str:
+        return self.scheduler.do(command)
+
+    def refused(self, command: str) -> str:
+        return self.scheduler.refused(command)
+
+    def count(self) -> dict[str, int]:
+        return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", self.do("count"))}
+
+    def is_counted(self, **expected: int) -> bool:
+        found = self.count()
+        assert {name: found[name] for name in expected} == expected
+        return True
+
+    def books(self, rank: int) -> tuple[int, int]:
+        """Pages that are granted to the worker, and pages set aside for the scheduler."""
+        row, page = self.row(rank), self.stages[rank].page_bytes
+        granted, leased = int(row.get("granted_bytes", 0)), int(row.get("leased_bytes", 0))
+        assert row.get("used_bytes", 0) == granted + leased, row
+        assert granted % page == leased % page == 0, row
+        return granted // page, leased // page
+
+    def check_books(self, granted: int, ranks: list[int] | None = None, leased: int | None = None) -> bool:
+        """leased: None: something may be offered, which the daemon takes back when it likes."""
+        for rank in range(len(self.workers)) if ranks is None else ranks:
+            found = self.books(rank)
+            assert found == (granted, found[1] if leased is None else leased), f"rank {rank}"
+        return True
+
+    def check_mapped(self, pages: list[int], ranks: list[int] | None = None) -> None:
+        """Just these pages are there, in each segment, and are memory."""
+        for rank in range(len(self.workers)) if ranks is None else ranks:
+            worker = self.workers[rank]
+            segments = int(self.stages[rank].region.rpartition("=")[2])
+            for page in range(PAGES):
+                expected = "mapped" if page in pages else "fault"
+                assert worker.do(f"probe kv {page} {segments - 1}") == expected, f"rank {rank}, page {page}"
+            for page in pages:
+                worker.do(f"write kv {page} {segments - 1} {page + 1}")
+            for page in pages:
+                assert worker.do(f"read kv {page} {segments - 1}") == str(page + 1)
+
+    def attach(self, options: str = f"timeout={PATIENT_MS}", blocks: str = "") -> None:
+        """With a new scheduler."""
+        self.scheduler = self.programs.ranks(self.instance)
+        attach_all(self.scheduler, self.daemons, self.stages, options)
+        self.do(f"blocks block=256K {blocks}")
+
+
+def start_engine(
+    programs: Programs,
+    daemons: list[Daemon] | None = None,
+    options: str = f"timeout={PATIENT_MS}",
+    faults: dict[int, str] | None = None,
+    instance: str = "engine",
+    blocks: str = "",
+) -> Engine:
+    """options: as of kvranks' attach."""
+    daemons = daemons or start_daemons(programs)
+    workers = start_workers(programs, daemons, faults, BLOCK_STAGES, instance)
+    engine = Engine(programs, daemons, workers, programs.ranks(instance), BLOCK_STAGES, instance)
+    attach_all(engine.scheduler, daemons, BLOCK_STAGES, options)
+    engine.do(f"blocks block=256K {blocks}")
+    return engine
 
 
 def task_facts(peer: Peer | Daemon, pattern: str) -> list[str]:

@@ -23,7 +23,8 @@
  *     complete EPOCH
  *     available            ok N
  *     want N TIMEOUT       ok N: that many are available
- *     count                ok used=N free=N reserved=N claimed=N mapped=N free_pages=N empty=N doubt=N broken=N
+ *     count                ok used=N free=N reserved=N claimed=N mapped=N free_pages=N empty=N doubt=N
+ *                          broken=N
  *     reserve N
  *     release
  *     trim

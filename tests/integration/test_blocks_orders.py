@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks that a scheduler hands out over workers elsewhere: four GPUs, four daemons, four workers.
 
-All ranks have a page or none, however one of them fails; and what each daemon has written down is that.
+All ranks have a page or none; and what each daemon has written down is that. What fails, stops or dies:
+test_blocks_orders_death.py.
 """
 
 from __future__ import annotations
@@ -10,109 +11,27 @@ import re
 
 import pytest
 
-from harness.broker import Daemon, Programs, eventually, on_gpu
+from harness.broker import Programs, eventually, on_gpu
 from harness.crew import (
-    HASTY_MS,
+    BLOCK_STAGES,
+    EACH,
     MIB,
+    PAGES,
     PATIENT_MS,
-    Crew,
-    Stage,
-    attach_all,
+    SIZES,
+    Engine,
     start_daemons,
-    start_workers,
+    start_engine,
 )
 
-STAGES = (
-    Stage("page=2M pages=24 segments=1", 2 * MIB),
-    Stage("page=2M pages=24 segments=3", 6 * MIB),
-    Stage("page=10M pages=24 segments=2", 20 * MIB),
-    Stage("page=8M pages=24 segments=1", 8 * MIB),
-)
-PAGES = 24
-EACH = 8  # blocks in a page
-RANKS = range(len(STAGES))
+RANKS = range(len(BLOCK_STAGES))
 
 pytestmark = pytest.mark.skipif(on_gpu(), reason="four GPUs are needed")
-
-
-class Engine(Crew):
-    """A crew whose scheduler hands out blocks."""
-
-    def do(self, command: str) -> str:
-        return self.scheduler.do(command)
-
-    def refused(self, command: str) -> str:
-        return self.scheduler.refused(command)
-
-    def count(self) -> dict[str, int]:
-        return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", self.do("count"))}
-
-    def is_counted(self, **expected: int) -> bool:
-        found = self.count()
-        assert {name: found[name] for name in expected} == expected
-        return True
-
-    def books(self, rank: int) -> tuple[int, int]:
-        """Pages that are granted to the worker, and pages set aside for the scheduler."""
-        row, page = self.row(rank), self.stages[rank].page_bytes
-        granted, leased = int(row.get("granted_bytes", 0)), int(row.get("leased_bytes", 0))
-        assert row.get("used_bytes", 0) == granted + leased, row
-        assert granted % page == leased % page == 0, row
-        return granted // page, leased // page
-
-    def check_books(self, granted: int, ranks: list[int] | None = None, leased: int | None = None) -> bool:
-        """leased: None: something may be offered, which the daemon takes back when it likes."""
-        for rank in RANKS if ranks is None else ranks:
-            found = self.books(rank)
-            assert found == (granted, found[1] if leased is None else leased), f"rank {rank}"
-        return True
-
-    def check_mapped(self, pages: list[int], ranks: list[int] | None = None) -> None:
-        """Just these pages are there, in each segment, and are memory."""
-        for rank in RANKS if ranks is None else ranks:
-            worker = self.workers[rank]
-            segments = int(self.stages[rank].region.rpartition("=")[2])
-            for page in range(PAGES):
-                expected = "mapped" if page in pages else "fault"
-                assert worker.do(f"probe kv {page} {segments - 1}") == expected, f"rank {rank}, page {page}"
-            for page in pages:
-                worker.do(f"write kv {page} {segments - 1} {page + 1}")
-            for page in pages:
-                assert worker.do(f"read kv {page} {segments - 1}") == str(page + 1)
-
-    def attach(self, options: str = f"timeout={PATIENT_MS}", blocks: str = "") -> None:
-        """With a new scheduler."""
-        self.scheduler = self.programs.ranks(self.instance)
-        attach_all(self.scheduler, self.daemons, self.stages, options)
-        self.do(f"blocks block=256K {blocks}")
-
-
-def start_engine(
-    programs: Programs,
-    daemons: list[Daemon] | None = None,
-    options: str = f"timeout={PATIENT_MS}",
-    faults: dict[int, str] | None = None,
-    instance: str = "engine",
-    blocks: str = "",
-) -> Engine:
-    """options: as of kvranks' attach."""
-    daemons = daemons or start_daemons(programs)
-    workers = start_workers(programs, daemons, faults, STAGES, instance)
-    engine = Engine(programs, daemons, workers, programs.ranks(instance), STAGES, instance)
-    attach_all(engine.scheduler, daemons, STAGES, options)
-    engine.do(f"blocks block=256K {blocks}")
-    return engine
 
 
 @pytest.fixture
 def engine(programs: Programs) -> Engine:
     return start_engine(programs)
-
-
-@pytest.fixture
-def hasty(programs: Programs) -> Engine:
-    """Whose scheduler doesn't wait for long."""
-    return start_engine(programs, options=f"timeout={HASTY_MS}")
 
 
 # ---- As it should be ----
@@ -244,7 +163,7 @@ def test_prepared_ahead(programs: Programs) -> None:
     eventually(is_prepared)
     assert engine.count()["claimed"] >= 2
     before = [engine.books(rank)[0] for rank in RANKS]
-    assert before == [1] * len(STAGES)
+    assert before == [1] * len(BLOCK_STAGES)
     engine.do(f"take {2 * EACH}")
     engine.check_mapped([0, 1, 2])
 
@@ -314,3 +233,75 @@ def test_an_instance_that_is_refused_keeps_nothing_from_others(programs: Program
     second.do(f"take {4 * EACH}")
     second.check_books(4)
     first.check_books(0)
+
+
+# ---- Two engines ----
+
+
+def start_two(programs: Programs, pages: int, options: str = "") -> list[Engine]:
+    """That contend for the memory of the same four daemons: each has room for so many pages of its rank."""
+    daemons = [
+        programs.daemon(
+            SIZES,
+            name=f"gpu{rank}",
+            arguments=("--gpu", str(rank)),
+            budget=str(pages * BLOCK_STAGES[rank].page_bytes),
+        )
+        for rank in RANKS
+    ]
+    return [
+        start_engine(programs, daemons, f"timeout={PATIENT_MS} {options}", instance=name)
+        for name in ("first", "second")
+    ]
+
+
+def ask_both(engines: list[Engine], command: str) -> list[str]:
+    """Of both at once."""
+    for engine in engines:
+        engine.scheduler.send(command)
+    return [engine.scheduler.receive() for engine in engines]
+
+
+def test_one_of_two_gets_the_last_page(programs: Programs) -> None:
+    engines = start_two(programs, 3)
+    for engine in engines:
+        engine.do(f"take {EACH}")
+    for _ in range(10):
+        answers = ask_both(engines, f"take {EACH}")
+        assert sorted(answer.split()[0] for answer in answers) == ["error", "ok"]
+        winner, loser = engines if answers[0].startswith("ok") else engines[::-1]
+        assert sum(answer.startswith("error KVC_E_BUDGET ") for answer in answers) == 1
+        winner.check_books(2)
+        loser.check_books(1, leased=0)
+        assert loser.do("available") == "0"
+        winner.do(f"give {EACH}")
+    for engine in engines:
+        engine.check_books(1)
+
+
+def test_one_of_two_is_told_that_the_last_page_is_there(programs: Programs) -> None:
+    """And has it then, whatever the other one asks for."""
+    engines = start_two(programs, 1, "report=60000")
+    answers = ask_both(engines, f"want {EACH} {PATIENT_MS}")
+    assert sorted(answer.split()[0] for answer in answers) == ["error", "ok"]
+    told, other = engines if answers[0].startswith("ok") else engines[::-1]
+    assert other.do("available") == "0"
+    assert other.refused("take 1").startswith("KVC_E_BUDGET ")
+    told.do(f"take {EACH}")
+    told.check_books(1)
+    other.check_books(0, leased=0)
+
+
+def test_two_schedulers_make_progress(programs: Programs) -> None:
+    """Nobody waits in a circle for what the other one has at some ranks, and nothing is lost."""
+    engines = start_two(programs, 4)
+    for answer in ask_both(engines, f"churn 8 {3 * EACH}"):
+        words = re.fullmatch(r"ok taken=(\d+) refused=\d+", answer)
+        assert words, answer
+        assert int(words[1]) > 8
+    for engine in engines:
+        engine.is_counted(used=0, mapped=0, doubt=0, broken=0)
+        engine.check_books(0)
+        engine.do(f"take {4 * EACH}")
+        engine.check_mapped([0, 1, 2, 3])
+        engine.do(f"give {4 * EACH}")
