@@ -26,19 +26,19 @@ struct crew {
     uint64_t lost_pages; /* which the fake daemon still takes for mapped */
 };
 
-static struct kvc_client *open_scheduler(struct fake *fake, int timeout_ms)
+static struct kvc_client *open_scheduler(struct fake *fake)
 {
     struct kvc_options options = plain_options(fake);
     struct kvc_client *client;
 
     options.role = KVC_ROLE_SCHEDULER;
-    options.timeout_ms = timeout_ms;
+    options.timeout_ms = LONG_MS;
     options.report_ms = 1;
     check_ok(kvc_open(&options, &client));
     return client;
 }
 
-static struct crew *crew_open(struct fake_settings settings, int timeout_ms)
+static struct crew *crew_open(struct fake_settings settings)
 {
     struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK, .max_pages = PAGES};
     struct crew *crew = calloc(1, sizeof(*crew));
@@ -46,11 +46,18 @@ static struct crew *crew_open(struct fake_settings settings, int timeout_ms)
     settings.orders = settings.leases = settings.even = true;
     crew->fake = fake_start(&settings);
     for (uint32_t i = 0; i < RANKS; i++) {
-        crew->clients[i] = open_scheduler(crew->fake, timeout_ms);
+        crew->clients[i] = open_scheduler(crew->fake);
         check_ok(kvc_region_attach(crew->clients[i], 0, i, LONG_MS, &crew->regions[i]));
     }
     check_ok(kvc_blocks_open(crew->regions, RANKS, &options, &crew->blocks));
     return crew;
+}
+
+/* Of calls from now on: those before, and after, have all the time there is. */
+static void set_timeout(struct crew *crew, uint64_t timeout_ms)
+{
+    for (int i = 0; i < RANKS; i++)
+        crew->clients[i]->conn->timeout_ns = timeout_ms * NSEC_PER_MSEC;
 }
 
 static struct fake_counts counts_of(struct crew *crew)
@@ -101,7 +108,7 @@ static void give_all(struct crew *crew, size_t pages)
 
 TEST(claims_are_made_in_parts)
 {
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30});
 
     check_ok(take(crew, 14));
     check_mapped(crew, 14);
@@ -116,7 +123,7 @@ TEST(claims_are_made_in_parts)
 /* The bound is one of a single call, not of all leases. */
 TEST(questions_are_made_smaller)
 {
-    struct crew *crew = crew_open((struct fake_settings){.take_max = 20}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.take_max = 20});
 
     check_ok(take(crew, PAGES));
     check_mapped(crew, PAGES);
@@ -129,7 +136,7 @@ TEST(questions_are_made_smaller)
 /* A page that no lease can hold is mapped without one, and what was claimed for it is given up. */
 TEST(pages_that_cannot_be_claimed)
 {
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 5}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.lease_max = 5});
 
     check_ok(take(crew, 3));
     check_mapped(crew, 3);
@@ -143,7 +150,7 @@ TEST(pages_that_cannot_be_claimed)
 /* Of those, too, only so many are handed out at once. */
 TEST(pages_that_cannot_be_claimed_in_parts)
 {
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 5, .take_max = 8}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.lease_max = 5, .take_max = 8});
 
     check_ok(take(crew, 13));
     check_mapped(crew, 13);
@@ -154,7 +161,7 @@ TEST(pages_that_cannot_be_claimed_in_parts)
 
 TEST(a_page_of_too_many_extents)
 {
-    struct crew *crew = crew_open((struct fake_settings){.take_max = 2}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.take_max = 2});
 
     check_error(take(crew, 2), KVC_E_INVALID);
     check(strstr(kvc_last_error(), "Rank 2: Too many extents for one Map"));
@@ -166,7 +173,7 @@ TEST(a_page_of_too_many_extents)
 /* The last part fails: nothing of the call stays. */
 TEST(parts_are_all_or_nothing)
 {
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30});
 
     fake_lie_after(crew->fake, FAKE_REFUSE_WORKER, MESSAGE_MAP, 3 * RANKS + 1);
     check_error(take(crew, 14), KVC_E_WORKER);
@@ -180,7 +187,7 @@ TEST(parts_are_all_or_nothing)
 /* Memory that is short is short in parts, too. */
 TEST(limits_count_in_parts)
 {
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30, .limit_bytes = 40 * MIB}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30, .limit_bytes = 40 * MIB});
 
     check_error(take(crew, 14), KVC_E_LIMIT);
     check_mapped(crew, 0);
@@ -190,7 +197,7 @@ TEST(limits_count_in_parts)
 
 TEST(what_is_wanted_and_cannot_be_claimed)
 {
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30});
     uint64_t available = 0;
 
     check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, -1, &available));
@@ -208,7 +215,7 @@ TEST(what_is_wanted_and_cannot_be_claimed)
 /* The answer to who doesn't wait comes later, and only then is known. */
 TEST(what_is_wanted_later_and_cannot_be_claimed)
 {
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 20}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){.lease_max = 20});
     uint64_t available = 0;
 
     do {
@@ -261,7 +268,7 @@ static bool fill_queue(struct kvc_region *other)
 /* Claims that were spent on an order are claimed again when the order was not even sent. */
 TEST(orders_that_are_not_sent)
 {
-    struct crew *crew = crew_open((struct fake_settings){0}, 1);
+    struct crew *crew = crew_open((struct fake_settings){0});
     struct kvc_region *other;
     bool mapped;
     int r;
@@ -269,10 +276,12 @@ TEST(orders_that_are_not_sent)
     check_ok(kvc_region_attach(crew->clients[0], 0, 1, LONG_MS, &other));
     check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, LONG_MS, NULL));
     check_eq(kill(fake_pid(crew->fake), SIGSTOP), 0);
+    set_timeout(crew, 1);
     mapped = fill_queue(other);
     check_error(take(crew, 3), KVC_E_TIMEOUT);
     check_eq(lease_of(crew->regions[0]).claimed, 3);
     check_eq(kill(fake_pid(crew->fake), SIGCONT), 0);
+    set_timeout(crew, LONG_MS);
     /* The ranks that were asked have mapped. When they have said so, it is undone. */
     do
         check_ok(kvc_blocks_trim(crew->blocks));
@@ -293,7 +302,7 @@ TEST(orders_that_are_not_sent)
  * well be there. */
 TEST(a_daemon_dies)
 {
-    struct crew *crew = crew_open((struct fake_settings){0}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){0});
     struct kvc_region *region;
 
     check_ok(take(crew, 2));
@@ -333,7 +342,7 @@ static void check_over(struct crew *crew)
 
 TEST(a_worker_dies_before_a_map)
 {
-    struct crew *crew = crew_open((struct fake_settings){0}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){0});
     uint32_t more[4 * EACH];
     uint64_t maps;
 
@@ -354,7 +363,7 @@ TEST(a_worker_dies_before_a_map)
 
 TEST(a_worker_dies_before_an_unmap)
 {
-    struct crew *crew = crew_open((struct fake_settings){0}, LONG_MS);
+    struct crew *crew = crew_open((struct fake_settings){0});
 
     check_ok(take(crew, 3));
     fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_UNMAP, 1);
@@ -370,11 +379,13 @@ TEST(a_worker_dies_before_an_unmap)
 /* What it had not answered is in doubt until then, and no longer. */
 TEST(a_worker_is_silent_and_dies)
 {
-    struct crew *crew = crew_open((struct fake_settings){0}, 100);
+    struct crew *crew = crew_open((struct fake_settings){0});
 
     check_ok(take(crew, 2));
     fake_lie_after(crew->fake, FAKE_LATE, MESSAGE_UNMAP, 1);
+    set_timeout(crew, 500);
     check_ok(kvc_blocks_free(crew->blocks, crew->ids, EACH, 0));
+    set_timeout(crew, LONG_MS);
     check_eq(status_of(crew).doubt_pages, 1);
     fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_UNMAP, 1);
     check_ok(kvc_blocks_free(crew->blocks, crew->ids + EACH, EACH, 0));
