@@ -94,6 +94,24 @@ static void order_refuse(struct order *order, Kvcached__Error error, const char 
     order_free(order);
 }
 
+/* There is nobody any more who could carry out what this scheduler orders here. */
+static void refuse_for_ever(struct peer *scheduler, uint32_t request, const char *reason)
+{
+    Kvcached__Refused body = KVCACHED__REFUSED__INIT;
+
+    body.error = KVCACHED__ERROR__ERROR_WORKER;
+    body.reason = (char *)reason;
+    body.over = true;
+    peer_send(scheduler, MESSAGE_REFUSED, request, &body.base, NULL);
+}
+
+static void order_end(struct order *order, const char *reason)
+{
+    if (order->scheduler)
+        refuse_for_ever(order->scheduler, order->request, reason);
+    order_free(order);
+}
+
 /* ---- Sending ---- */
 
 static void note_sent(struct order *order)
@@ -169,7 +187,7 @@ static void begin_map(struct order *order)
 static void begin(struct order *order)
 {
     if (order->session != order->orders->session)
-        order_refuse(order, KVCACHED__ERROR__ERROR_WORKER, "another scheduler has taken over");
+        order_end(order, "another scheduler has taken over");
     else if (order->maps)
         begin_map(order);
     else
@@ -243,8 +261,7 @@ void orders_close(struct peer *peer, struct region *region)
     list_unlink(&orders->link);
     orders->worker = NULL;
     while (!list_is_empty(&orders->waiting))
-        order_refuse(container_of(orders->waiting.next, struct order, link), KVCACHED__ERROR__ERROR_WORKER,
-                     worker_is_gone);
+        order_end(container_of(orders->waiting.next, struct order, link), worker_is_gone);
 }
 
 /* ---- Ordering ---- */
@@ -299,7 +316,7 @@ static const char *judge_pages(const struct region *region, const uint64_t *page
     return are_distinct(pages, n) ? NULL : "a page is named twice";
 }
 
-/* ERROR_NONE, or why the order cannot be taken now. */
+/* ERROR_NONE, or why the order cannot be taken now; ERROR_WORKER: and never will be. */
 static Kvcached__Error judge_order(const struct peer *peer, const struct region *region,
                                    const char **ret_reason)
 {
@@ -386,7 +403,10 @@ static int take_order(struct peer *peer, const struct message *message, const st
     if (error != KVCACHED__ERROR__ERROR_NONE) {
         if (leased)
             lessor_forgo(peer, region, (uint32_t)wish->n_pages);
-        return refuse(peer, message, error, reason);
+        if (error != KVCACHED__ERROR__ERROR_WORKER)
+            return refuse(peer, message, error, reason);
+        refuse_for_ever(peer, message->request, reason);
+        return 0;
     }
     r = order_new(peer, wish, message->request, &order);
     if (r < 0)
@@ -512,8 +532,7 @@ static void end_scheduler(struct peer *peer)
 static void end_worker(struct peer *peer)
 {
     while (!list_is_empty(&peer->sent))
-        order_refuse(container_of(peer->sent.next, struct order, link), KVCACHED__ERROR__ERROR_WORKER,
-                     worker_is_gone);
+        order_end(container_of(peer->sent.next, struct order, link), worker_is_gone);
     for (unsigned i = 0; i < PEER_REGIONS_MAX; i++) {
         if (peer->regions[i])
             orders_close(peer, peer->regions[i]);

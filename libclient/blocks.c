@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/arith.h"
+#include "group.h"
 #include "region.h"
 #include "reserve.h"
 
@@ -33,6 +34,19 @@ static int check_handle(const struct kvc_blocks *blocks)
         return error_set(KVC_E_FORKED,
                          "The handle belongs to the process that opened it, not to its forked child");
     return 0;
+}
+
+bool blocks_are_over(const struct kvc_blocks *blocks)
+{
+    return blocks->group && group_is_over(blocks->group);
+}
+
+/* For who wants blocks. */
+static int check_usable(const struct kvc_blocks *blocks)
+{
+    int r = check_handle(blocks);
+
+    return r == 0 && blocks->group ? group_check(blocks->group) : r;
 }
 
 /* ---- With the lock ---- */
@@ -67,11 +81,20 @@ static void hint(struct kvc_blocks *blocks, const struct block_alloc_counts *cou
                    counts->pinned_pages);
 }
 
+static void give_up_claims(struct kvc_blocks *blocks)
+{
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        lease_give_up(blocks->regions[i], UINT32_MAX);
+}
+
 void blocks_publish(struct kvc_blocks *blocks)
 {
-    uint64_t claimed = least_lease(blocks).claimed;
     struct block_alloc_counts counts;
+    uint64_t claimed;
 
+    if (blocks_are_over(blocks))
+        give_up_claims(blocks);
+    claimed = least_lease(blocks).claimed;
     block_alloc_count(blocks->alloc, &counts);
     hint(blocks, &counts);
     blocks->low_pages = counts.free_pages;
@@ -147,7 +170,7 @@ int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *re
 KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
 {
     bool poke;
-    int r = check_handle(blocks);
+    int r = check_usable(blocks);
 
     if (r < 0)
         return r;
@@ -293,7 +316,7 @@ static uint64_t report(struct kvc_blocks *blocks)
 
 KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks)
 {
-    if (!blocks || is_forked(blocks))
+    if (!blocks || is_forked(blocks) || blocks_are_over(blocks))
         return 0;
     return report(blocks);
 }
@@ -454,7 +477,9 @@ KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_m
 
     if (r < 0)
         return r;
-    r = find_need(blocks, n, &pages);
+    r = check_usable(blocks);
+    if (r == 0)
+        r = find_need(blocks, n, &pages);
     if (r == 0 && pages > 0) {
         r = has_leases(blocks, pages, timeout_ms) ? want_leases(blocks, n, pages, timeout_ms)
                                                   : KVC_E_RESOURCES;
@@ -462,7 +487,7 @@ KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_m
             r = want_pages(blocks, n, pages, timeout_ms);
     }
     if (ret_available)
-        *ret_available = report(blocks);
+        *ret_available = kvc_blocks_available(blocks);
     return r;
 }
 
@@ -470,7 +495,7 @@ KVC_API int kvc_blocks_want(struct kvc_blocks *blocks, uint64_t n, int timeout_m
 
 KVC_API int kvc_blocks_reserve(struct kvc_blocks *blocks, size_t n)
 {
-    int r = check_handle(blocks);
+    int r = check_usable(blocks);
 
     if (r < 0)
         return r;
@@ -516,8 +541,7 @@ KVC_API int kvc_blocks_trim(struct kvc_blocks *blocks)
     pthread_mutex_lock(&blocks->lock);
     blocks->wanted_pages = 0;
     blocks->resting = true;
-    for (size_t i = 0; i < blocks->n_regions; i++)
-        lease_give_up(blocks->regions[i], UINT32_MAX);
+    give_up_claims(blocks);
     blocks_publish(blocks);
     pthread_mutex_unlock(&blocks->lock);
     return blocks_shrink(blocks, 0);

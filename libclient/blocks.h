@@ -62,6 +62,9 @@ int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *re
 /* Whether a page is one region's, of this process: then it can come and go at any time. */
 bool blocks_are_alone(const struct kvc_blocks *blocks);
 
+/* Whether a worker is gone: nothing is to be had any more, only to be given back. Any thread, no lock. */
+bool blocks_are_over(const struct kvc_blocks *blocks);
+
 /* Whoever claims for all regions, one after the other, says so before and after, and what came of it: claims
  * that make no page, since some region was refused, are not kept from others. */
 void blocks_begin_claiming(struct kvc_blocks *blocks);

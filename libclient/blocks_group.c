@@ -65,7 +65,8 @@ static int take_all_claims(struct kvc_blocks *blocks, const uint64_t *pages, siz
         r = take_claims(blocks->regions[rank], missing_at(blocks, rank, pages, n), deadline_ns);
         done += r == 0;
     }
-    while (r < 0 && done-- > 0) {
+    /* How much was spent for a rank that was lost meanwhile is not known any more. */
+    while (r < 0 && done-- > 0 && !blocks_are_over(blocks)) {
         size_t rank = blocks->order[done];
 
         lease_unspend(blocks->regions[rank]->lease.line, missing_at(blocks, rank, pages, n));

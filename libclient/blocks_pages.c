@@ -229,6 +229,8 @@ struct need {
 /* With the lock. */
 static bool is_met(struct kvc_blocks *blocks, struct need *need)
 {
+    if (blocks_are_over(blocks))
+        return false;
     if (!need->ids)
         return block_alloc_free_blocks(blocks->alloc) >= need->n;
     return blocks_take(blocks, need->n, need->ids, &need->poke) == 0;
@@ -353,7 +355,7 @@ static uint64_t pages_of(const struct block_alloc_counts *counts, uint64_t n_blo
 
 bool blocks_is_promised(const struct kvc_blocks *blocks)
 {
-    return atomic_load(&blocks->report_until_ns) > conn_now_ns();
+    return atomic_load(&blocks->report_until_ns) > conn_now_ns() && !blocks_are_over(blocks);
 }
 
 /* Free pages that a report counts on, if it holds. */
@@ -409,7 +411,7 @@ static int shrink(struct kvc_blocks *blocks, uint64_t keep, uint64_t *n_pages)
         pthread_mutex_unlock(&blocks->lock);
         if (n > 0)
             r = unmap_batch(blocks, pages, n);
-        if (r < 0 && !is_done_all_the_same(r))
+        if (r < 0 && !is_done_all_the_same(r) && !blocks_are_over(blocks))
             return r;
         *n_pages += n;
     } while (n > 0 && n == n_max);
@@ -435,6 +437,8 @@ uint64_t blocks_shrink_by(struct kvc_blocks *blocks, uint64_t max)
 
 static bool must_shrink(const struct kvc_blocks *blocks)
 {
+    if (blocks_are_over(blocks))
+        return true;
     for (size_t i = 0; i < blocks->n_regions; i++)
         if (client_must_shrink(blocks->regions[i]->client))
             return true;

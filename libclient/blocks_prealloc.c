@@ -237,7 +237,7 @@ static bool try_to_fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
     struct shortage shortage;
     bool wanted, asked;
 
-    if (is_busy(region->client))
+    if (is_busy(region->client) || blocks_are_over(blocks))
         return false;
     shortage = find_shortage(blocks);
     pthread_mutex_lock(&blocks->lock);

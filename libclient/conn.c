@@ -301,6 +301,8 @@ static void handle_refusal(struct conn *conn, struct request *request, const Kvc
     int error = error_of(refused->error);
 
     if (request)
+        request->over = refused->over;
+    if (request)
         complete(request, error, reason_of(refused));
     else
         conn_die(conn, error, "%s", reason_of(refused));

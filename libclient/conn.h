@@ -42,6 +42,7 @@ struct request {
     bool waited;          /* a thread takes it over when it is done: no finish() */
     bool expired;
     bool done;
+    bool over;  /* refused: and so will be all that is asked of the same attachment */
     int result; /* once done: 0 or KVC_E_* */
     char reason[ERROR_SENTENCE_MAX];
 };

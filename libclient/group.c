@@ -12,7 +12,9 @@
  *
  * A rank that has not answered leaves a doubt: the call, and the pages that it was asked about. It is looked
  * at again before each transaction, and by group_poll(). The end of a connection answers all its calls; then
- * the rank is lost, and what it had mapped counts as gone.
+ * the rank is lost, and what it had mapped counts as gone. So it is when the daemon says that the worker is
+ * gone; then nothing will ever be mapped at all ranks again, and the group is over. It is still good for
+ * unmapping what the others have.
  *
  * The group's lock is not held while a rank is asked or waited for: claims keep two transactions from the
  * same page. Where both are taken, the group's comes before a client's.
@@ -22,6 +24,7 @@
 
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +38,9 @@ struct group {
     struct list doubts; /* struct part */
     size_t n_doubts;
     uint64_t pages;
+    atomic_bool over; /* for ever; written with the lock, once the two below are */
+    uint32_t over_rank;
+    char reason[ERROR_SENTENCE_MAX];
     bool *late; /* by rank: it has left unanswered what was abandoned, and is not waited for again */
     uint32_t n;
     struct kvc_region *regions[];
@@ -156,15 +162,37 @@ uint64_t group_pages(const struct group *group)
 
 /* ---- Answers ---- */
 
+static void end(struct group *group, uint32_t rank, const char *reason)
+{
+    if (group->over)
+        return;
+    group->over_rank = rank;
+    snprintf(group->reason, sizeof(group->reason), "Rank %" PRIu32 ": %s", rank, reason);
+    atomic_store(&group->over, true);
+}
+
 /* A rank's answer is there, or will never come. With the group's lock. */
 static void settle(struct group *group, const struct part *part, bool done)
 {
     const struct kvc_region *region = group->regions[part->rank];
+    const char *over = part->call ? remote_call_over(part->call) : NULL;
 
-    if (!done && region->remote && remote_is_gone(region))
+    if (over)
+        end(group, part->rank, over);
+    if (over || (!done && region->remote && remote_is_gone(region)))
         group_state_lose(group->state, part->rank);
     else
         group_state_settle(group->state, part->rank, part->pages, part->n, done);
+}
+
+bool group_is_over(const struct group *group)
+{
+    return atomic_load_explicit(&group->over, memory_order_acquire);
+}
+
+int group_check(const struct group *group)
+{
+    return group_is_over(group) ? error_set(KVC_E_WORKER, "%s", group->reason) : 0;
 }
 
 static void settle_now(struct group *group, const struct part *part, bool done)
@@ -279,15 +307,6 @@ static void note(struct part *part, int error)
         snprintf(part->reason, sizeof(part->reason), "%s", kvc_last_error());
 }
 
-/* What it was spent for was never asked. */
-static void put_claims_back(struct group *group, uint32_t rank, size_t n)
-{
-    struct lease_line *line = group->regions[rank]->lease.line;
-
-    if (line)
-        lease_unspend(line, (uint32_t)n);
-}
-
 static void ask(struct transaction *t, struct part *part)
 {
     struct kvc_region *region = t->group->regions[part->rank];
@@ -299,8 +318,6 @@ static void ask(struct transaction *t, struct part *part)
     else
         r = remote_unmap_begin(region, part->pages, part->n, &part->call);
     note(part, r);
-    if (r < 0 && t->leased)
-        put_claims_back(t->group, part->rank, part->n);
     if (r < 0)
         settle_now(t->group, part, false);
 }
@@ -370,16 +387,30 @@ static void keep_doubts(struct transaction *t)
     pthread_mutex_unlock(&t->group->lock);
 }
 
+/* What was spent on pages that no rank has been asked about. */
+static void put_claims_back(struct group *group, const uint64_t *pages, size_t n)
+{
+    for (uint32_t i = 0; i < group->n; i++) {
+        struct kvc_region *region = group->regions[i];
+        size_t missing = group_missing(group, i, pages, n);
+
+        /* How much was spent on a lost one is not known any more. */
+        if ((group_is_over(group) && i == group->over_rank) || client_enter(region->client) < 0)
+            continue;
+        lease_put_back(region, missing);
+        client_leave(region->client);
+    }
+}
+
 static int transact(struct group *group, const uint64_t *pages, size_t n, bool map, bool leased)
 {
     struct transaction *t = transaction_new(group, map, leased, n);
     int r;
 
-    if (!t) {
-        for (uint32_t i = 0; i < group->n && leased; i++)
-            put_claims_back(group, i, group_missing(group, i, pages, n));
+    if (!t && leased)
+        put_claims_back(group, pages, n);
+    if (!t)
         return error_nomem();
-    }
     divide(t, pages, n);
     r = run(t);
     keep_doubts(t);
@@ -410,26 +441,38 @@ static int explain(int r, const struct group *group, uint64_t page, bool map)
 static int claim(struct group *group, const uint64_t *pages, size_t n, bool map)
 {
     uint64_t culprit = 0;
+    bool over;
     int r;
 
     pthread_mutex_lock(&group->lock);
     take_late_answers(group);
-    r = group_state_claim(group->state, pages, n, map, &culprit);
+    over = map && group_is_over(group);
+    r = over ? 0 : group_state_claim(group->state, pages, n, map, &culprit);
     pthread_mutex_unlock(&group->lock);
-    return explain(r, group, culprit, map);
+    return over ? group_check(group) : explain(r, group, culprit, map);
 }
 
 static int change(struct group *group, const uint64_t *pages, size_t n, bool map, bool leased)
 {
+    size_t next = 0;
     int r;
 
     if (is_forked(group))
         return refuse_forked();
     r = claim(group, pages, n, map);
-    if (r < 0)
+    if (r < 0) {
+        if (leased)
+            put_claims_back(group, pages, n);
         return r;
-    for (size_t i = 0; i < n && r == 0; i += REMOTE_PAGES_MAX)
-        r = transact(group, pages + i, u64_min(n - i, REMOTE_PAGES_MAX), map, leased);
+    }
+    while (next < n && r == 0) {
+        size_t some = u64_min(n - next, REMOTE_PAGES_MAX);
+
+        r = transact(group, pages + next, some, map, leased);
+        next += some;
+    }
+    if (leased)
+        put_claims_back(group, pages + next, n - next);
     pthread_mutex_lock(&group->lock);
     group_state_release(group->state, pages, n);
     pthread_mutex_unlock(&group->lock);

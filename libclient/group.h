@@ -36,8 +36,8 @@ uint64_t group_pages(const struct group *group);
  * not. With KVC_E_TIMEOUT a rank's answer is still to come: until then its pages are in doubt, and every
  * call on them is KVC_E_IN_DOUBT. KVC_E_MAPPED: mapped everywhere already, named twice, or in another
  * thread's hands; nothing was done. `leased`: each rank's memory comes out of its region's lease, of which
- * the caller has claimed and spent group_missing() pages; only for workers' regions. Claims for which no
- * rank could be asked are put back. */
+ * the caller has claimed and spent group_missing() pages; what of them a rank was not asked for is claimed
+ * again. Only for workers' regions. KVC_E_WORKER where the worker is gone: see group_is_over(). */
 int group_map(struct group *group, const uint64_t *pages, size_t n, bool leased);
 
 /* The same the other way round. KVC_E_NOT_MAPPED: mapped at no rank. */
@@ -48,6 +48,11 @@ size_t group_missing(struct group *group, uint32_t rank, const uint64_t *pages, 
 
 enum group_page_state group_page(struct group *group, uint64_t page);
 enum group_rank_state group_page_at(struct group *group, uint64_t page, uint32_t rank);
+
+/* Whether some rank's worker is known to be gone: nothing can be mapped any more. group_check(): 0, or
+ * KVC_E_WORKER with the rank and the reason. Neither takes a lock. */
+bool group_is_over(const struct group *group);
+int group_check(const struct group *group);
 
 /* Takes late answers that have come, without waiting; group_map() and group_unmap() do so first.
  * *ret_left: how many orders are unanswered still. An event loop polls the clients' descriptors for them.

@@ -78,7 +78,9 @@ bool lease_is_on(const struct kvc_region *region)
 
 struct lease lease_of(const struct kvc_region *region)
 {
-    return region->lease.line ? lease_read(region->lease.line) : (struct lease){0};
+    if (!region->lease.line || !region->client->conn->alive)
+        return (struct lease){0};
+    return lease_read(region->lease.line);
 }
 
 uint64_t lease_claim_up_to(struct kvc_region *region, uint64_t pages)
@@ -96,6 +98,12 @@ uint64_t lease_give_up(struct kvc_region *region, uint64_t pages)
     if (!region->lease.line)
         return 0;
     return lease_unclaim(region->lease.line, (uint32_t)u64_min(pages, UINT32_MAX));
+}
+
+void lease_put_back(struct kvc_region *region, size_t pages)
+{
+    if (region->lease.line && region->client->conn->alive)
+        lease_unspend(region->lease.line, (uint32_t)pages);
 }
 
 /* Other threads read the pointer without the lock: the word is emptied, and stays so. */

@@ -116,6 +116,8 @@ int remote_map_begin(struct kvc_region *region, const uint64_t *pages, size_t n,
     r = check_pages(region, pages, n);
     if (r == 0)
         r = send_map(region, pages, n, leased, ret);
+    if (r < 0 && leased)
+        lease_put_back(region, n);
     client_leave(region->client);
     return r;
 }
@@ -178,6 +180,11 @@ int remote_call_poll(struct remote_call *call, bool *ret_answered)
     r = call->request.done ? call_result(call) : KVC_E_TIMEOUT;
     client_leave(call->client);
     return r;
+}
+
+const char *remote_call_over(const struct remote_call *call)
+{
+    return call->request.done && call->request.over ? call->request.reason : NULL;
 }
 
 static void call_release(struct remote_call *call)

@@ -34,7 +34,7 @@ int remote_close(struct kvc_region *region);
 struct remote_call;
 
 /* Sends a Map or Unmap of 1 to REMOTE_PAGES_MAX pages. `leased`: out of the region's lease, which has been
- * claimed and spent. 0 or KVC_E_*: nothing was sent. */
+ * claimed and spent. 0 or KVC_E_*: nothing was sent, and what was spent is claimed again. */
 int remote_map_begin(struct kvc_region *region, const uint64_t *pages, size_t n, bool leased,
                      struct remote_call **ret);
 int remote_unmap_begin(struct kvc_region *region, const uint64_t *pages, size_t n, struct remote_call **ret);
@@ -49,6 +49,10 @@ int remote_call_wait(struct remote_call *call, uint64_t deadline_ns, bool *ret_a
 
 /* The same without waiting. */
 int remote_call_poll(struct remote_call *call, bool *ret_answered);
+
+/* Why it, and all that is ordered of the region, is refused: its worker is gone, with all that was mapped
+ * there, or obeys another scheduler. NULL: it isn't, or not so far. Takes no lock; for who has waited. */
+const char *remote_call_over(const struct remote_call *call);
 
 /* Lets go of it. An answer that is still to come changes nothing any more. */
 struct remote_call *remote_call_free(struct remote_call *call);

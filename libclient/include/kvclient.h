@@ -340,9 +340,11 @@ KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region
  * is KVC_E_INVALID. What it attaches to can be mapped and unmapped like a region of its own. It has no
  * address (0), and at most 1024 pages are mapped or unmapped by one call.
  *
- * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, or has done nothing of it (it says
- * why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not answered in time:
- * then it may do so later, and what it does is not undone. */
+ * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, obeys another scheduler, or has done
+ * nothing of it (it says why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not
+ * answered in time: then it may do so later, and what it does is not undone. The worker of a region is gone
+ * when its process or its connection has ended, or it has closed the region. That is for good: who wants to
+ * go on closes the region, and attaches to that of another worker. */
 
 /* Finds the region that a worker of this client's instance has opened under the two numbers, and waits for
  * it. `timeout_ms`: for how long; negative: no limit; 0: as the client's. What an earlier scheduler has
@@ -370,6 +372,14 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * Bounds, `report_ms` and the timeout of kvc_blocks_want() are those of the first region's client.
  *
  * Promises: see kvc_blocks_available().
+ *
+ * Workers elsewhere: a page of which some worker has not answered in time is in doubt: no block of it is
+ * handed out before the worker answers, or is known to be gone. A worker that is gone takes its share of
+ * every page along. That is noticed when its daemon answers an order; from then on there is nothing to be had
+ * any more: none are available, and alloc, reserve and want are KVC_E_WORKER. All else works, and what comes
+ * free is given back by the other workers at once, the rest when the kvc_blocks is closed. To go on, close
+ * it, and attach again. When only the connection to a daemon has ended nobody knows of its worker: mapped
+ * pages stay in use, and mapping more is KVC_E_DISCONNECTED.
  */
 
 struct kvc_blocks;
@@ -398,10 +408,11 @@ KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
 KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
 
 /* Takes n blocks, all or none: from mapped pages, those that are used most first; else pages are mapped, and
- * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used;
- * KVC_E_IN_DOUBT: there might be, in pages about which a worker has not answered; KVC_E_WORKER. KVC_E_LIMIT,
- * KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere without need was
- * given up for it, and the daemon has refused all the same. */
+ * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used.
+ * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
+ * without need was given up for it, and the daemon has refused all the same. KVC_E_RESOURCES and
+ * KVC_E_INVALID only where a single page cannot be had. With workers elsewhere also KVC_E_WORKER, and
+ * KVC_E_IN_DOUBT where there would be enough blocks but for what is in doubt. */
 KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
 
 /* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not
@@ -420,8 +431,9 @@ KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch);
  * memory the daemon has set aside for this region. It is a promise: for `report_ms` (of kvc_options) neither
  * the daemon nor the library takes them for anything else, so that a scheduler's step can rely on it; what is
  * allocated meanwhile is taken off. Another engine's promises are never counted. While the daemon asks for
- * memory back only what is certain to stay is counted. More may be had: see kvc_blocks_want(). 0 where the
- * handle is no good. Takes nanoseconds, and waits for neither daemon nor GPU. */
+ * memory back only what is certain to stay is counted; once the library has noticed that a connection has
+ * ended, only what is mapped. More may be had: see kvc_blocks_want(). 0 where the handle is no good. Takes
+ * nanoseconds, and waits for neither daemon nor GPU. */
 KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks);
 
 /* Sees to it that n blocks are available. `timeout_ms` 0: asks, and a later kvc_blocks_available() finds

@@ -530,6 +530,10 @@ static bool lie_bluntly(struct daemon *d, struct peer *peer, const struct messag
         orders_forgo(d, peer, m);
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_WORKER, "The worker has failed");
         return true;
+    case FAKE_WORKER_GONE:
+        orders_forgo(d, peer, m);
+        orders_lose_worker(d, peer, m);
+        return true;
     case FAKE_REFUSE_VERSION:
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_VERSION, "This daemon speaks version 7");
         return true;

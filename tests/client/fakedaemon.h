@@ -51,6 +51,7 @@ enum fake_lie {
     FAKE_LAST_WORD,     /* Refused with request id 0, then end-of-file */
     FAKE_REFUSE,        /* ERROR_RESOURCES */
     FAKE_REFUSE_WORKER, /* ERROR_WORKER */
+    FAKE_WORKER_GONE,   /* ERROR_WORKER, for ever: at a Map or Unmap */
     FAKE_REFUSE_VERSION,
     FAKE_BAD_WELCOME, /* a GPU with no memory */
     FAKE_BAD_STATUS,  /* a status page that can be shortened */

@@ -114,6 +114,9 @@ void orders_note(struct daemon *d, struct peer *peer, const struct message *m);
 /* What a refused Map has spent is in no lease any more. */
 void orders_forgo(struct daemon *d, struct peer *peer, const struct message *m);
 
+/* Refuses a Map or Unmap: the worker is gone, with all that was mapped there. */
+void orders_lose_worker(struct daemon *d, struct peer *peer, const struct message *m);
+
 /* The next packet of an order to map. */
 void orders_send_packet(struct peer *peer, struct grant *grant, uint64_t *ids, const int *fds, unsigned n);
 

@@ -144,6 +144,21 @@ void orders_forgo(struct daemon *d, struct peer *peer, const struct message *m)
         check(end_lease(d, peer, map->region, (uint32_t)map->n_pages));
 }
 
+void orders_lose_worker(struct daemon *d, struct peer *peer, const struct message *m)
+{
+    Kvcached__Refused body = KVCACHED__REFUSED__INIT;
+    struct attached *region =
+        attached(peer, m->type == MESSAGE_MAP ? ((const Kvcached__Map *)m->body)->region
+                                              : ((const Kvcached__Unmap *)m->body)->region);
+
+    d->counts.mapped -= (uint64_t)__builtin_popcountll(region->mapped);
+    region->mapped = 0;
+    body.error = KVCACHED__ERROR__ERROR_WORKER;
+    body.reason = (char *)"The worker is gone";
+    body.over = true;
+    fake_answer(peer->fd, FAKE_HONEST, MESSAGE_REFUSED, m->request, &body.base, NULL, 0);
+}
+
 void orders_release(struct daemon *d)
 {
     for (unsigned i = 0; i < d->n_held; i++)

@@ -1,225 +1,152 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Blocks over workers' regions, whose workers and daemons the fake daemon plays: what is claimed, what is
- * mapped, and what is left of both when something is refused, cannot be sent, or has died.
+ * Blocks over workers elsewhere, whom the fake daemon plays: it fails the test when a page is mapped twice at
+ * a rank, unmapped where it isn't, or mapped out of a lease without a claim.
  */
 
 #include "support.h"
 
-#define RANKS 3 /* a page takes an extent at the first, two at the second, three at the third */
-#define PAGES 16
-#define EACH 8 /* blocks in a page */
-#define BLOCK (256 * KIB)
-#define LONG_MS 20000
+#include <pthread.h>
 
-struct crew {
+#define RANKS 3
+#define PAGES 16
+#define PAGE (2 * MIB)
+#define BLOCK (256 * KIB)
+#define EACH 8
+#define N_THREADS 4
+#define ROUNDS 300
+#define MOST (2 * EACH)
+
+struct world {
     struct fake *fake;
     struct kvc_client *clients[RANKS];
     struct kvc_region *regions[RANKS];
     struct kvc_blocks *blocks;
-    uint32_t ids[PAGES * EACH];
 };
 
-static struct kvc_client *open_scheduler(struct fake *fake, int timeout_ms)
+static struct world world_open(unsigned report_ms)
 {
-    struct kvc_options options = plain_options(fake);
-    struct kvc_client *client;
+    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = BLOCK};
+    struct world w = {.fake = fake_start(&(struct fake_settings){.orders = true, .leases = true})};
+    struct kvc_options options = plain_options(w.fake);
 
     options.role = KVC_ROLE_SCHEDULER;
-    options.timeout_ms = timeout_ms;
-    options.report_ms = 1;
-    check_ok(kvc_open(&options, &client));
-    return client;
-}
-
-static struct crew *crew_open(struct fake_settings settings, int timeout_ms)
-{
-    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK, .max_pages = PAGES};
-    struct crew *crew = calloc(1, sizeof(*crew));
-
-    settings.orders = settings.leases = settings.even = true;
-    crew->fake = fake_start(&settings);
-    for (uint32_t i = 0; i < RANKS; i++) {
-        crew->clients[i] = open_scheduler(crew->fake, timeout_ms);
-        check_ok(kvc_region_attach(crew->clients[i], 0, i, LONG_MS, &crew->regions[i]));
+    options.report_ms = report_ms;
+    for (unsigned i = 0; i < RANKS; i++) {
+        options.own_thread = i % 2;
+        check_ok(kvc_open(&options, &w.clients[i]));
+        /* Of the same rank, since others have more pages: to the fake daemon these are three workers. */
+        check_ok(kvc_region_attach(w.clients[i], 0, 0, -1, &w.regions[i]));
     }
-    check_ok(kvc_blocks_open(crew->regions, RANKS, &options, &crew->blocks));
-    return crew;
+    check_ok(kvc_blocks_open(w.regions, RANKS, &blocks, &w.blocks));
+    return w;
 }
 
-static struct fake_counts counts_of(struct crew *crew)
+static void world_close(struct world *w)
 {
     struct fake_counts counts;
 
-    fake_count(crew->fake, &counts);
-    return counts;
+    kvc_blocks_close(w->blocks);
+    fake_count(w->fake, &counts);
+    check_eq(counts.mapped, 0);
+    for (unsigned i = 0; i < RANKS; i++)
+        kvc_close(w->clients[i]);
+    fake_stop(w->fake);
 }
 
-static void crew_close(struct crew *crew)
-{
-    kvc_blocks_close(crew->blocks);
-    check_eq(counts_of(crew).mapped, 0);
-    for (int i = 0; i < RANKS; i++)
-        kvc_close(crew->clients[i]);
-    fake_stop(crew->fake);
-    free(crew);
-}
-
-static struct kvc_blocks_status status_of(struct crew *crew)
+static struct kvc_blocks_status status_of(const struct world *w)
 {
     struct kvc_blocks_status status = {.size = sizeof(status)};
 
-    check_ok(kvc_blocks_status(crew->blocks, &status));
+    check_ok(kvc_blocks_status(w->blocks, &status));
     return status;
 }
 
-static int take(struct crew *crew, size_t pages)
+static struct fake_counts counts_of(const struct world *w)
 {
-    return kvc_blocks_alloc(crew->blocks, pages * EACH, crew->ids);
+    struct fake_counts counts;
+
+    fake_count(w->fake, &counts);
+    return counts;
 }
 
-static void check_mapped(struct crew *crew, uint64_t pages)
+TEST(trimming_gives_claims_back)
 {
-    check_eq(counts_of(crew).mapped, pages * RANKS);
-    check_eq(status_of(crew).mapped_pages, pages);
-}
+    struct world w = world_open(1);
 
-static void give_all(struct crew *crew, size_t pages)
-{
-    check_ok(kvc_blocks_free(crew->blocks, crew->ids, pages * EACH, 0));
-    check_ok(kvc_blocks_trim(crew->blocks));
-    check_mapped(crew, 0);
-}
-
-/* ---- More than can be set aside ---- */
-
-TEST(claims_are_made_in_parts)
-{
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30}, LONG_MS);
-
-    check_ok(take(crew, 14));
-    check_mapped(crew, 14);
-    check_eq(counts_of(crew).issued, 0);
-    /* 8 pages take 48 extents; so 4 at once, and the last 2. */
-    check_eq(counts_of(crew).leased_takes, 4 * RANKS);
-    check_eq(counts_of(crew).maps, 4 * RANKS);
-    give_all(crew, 14);
-    crew_close(crew);
-}
-
-/* The bound is one of a single call, not of all leases. */
-TEST(questions_are_made_smaller)
-{
-    struct crew *crew = crew_open((struct fake_settings){.take_max = 20}, LONG_MS);
-
-    check_ok(take(crew, PAGES));
-    check_mapped(crew, PAGES);
-    check_eq(counts_of(crew).leased_takes, 4 * RANKS);
-    check_eq(counts_of(crew).maps, 4 * RANKS);
-    give_all(crew, PAGES);
-    crew_close(crew);
-}
-
-/* A page that no lease can hold is mapped without one, and what was claimed for it is given up. */
-TEST(pages_that_cannot_be_claimed)
-{
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 5}, LONG_MS);
-
-    check_ok(take(crew, 3));
-    check_mapped(crew, 3);
-    check_eq(counts_of(crew).leased_takes, 0);
-    check_eq(status_of(crew).claimed_pages, 0);
-    check_eq(kvc_blocks_available(crew->blocks), 0);
-    give_all(crew, 3);
-    crew_close(crew);
-}
-
-/* Of those, too, only so many are handed out at once. */
-TEST(pages_that_cannot_be_claimed_in_parts)
-{
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 5, .take_max = 8}, LONG_MS);
-
-    check_ok(take(crew, 13));
-    check_mapped(crew, 13);
-    check_eq(counts_of(crew).leased_takes, 0);
-    give_all(crew, 13);
-    crew_close(crew);
-}
-
-TEST(a_page_of_too_many_extents)
-{
-    struct crew *crew = crew_open((struct fake_settings){.take_max = 2}, LONG_MS);
-
-    check_error(take(crew, 2), KVC_E_INVALID);
-    check(strstr(kvc_last_error(), "Rank 2: Too many extents for one Map"));
-    check_mapped(crew, 0);
-    check_eq(status_of(crew).doubt_pages, 0);
-    crew_close(crew);
-}
-
-/* The last part fails: nothing of the call stays. */
-TEST(parts_are_all_or_nothing)
-{
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30}, LONG_MS);
-
-    fake_lie_after(crew->fake, FAKE_REFUSE_WORKER, MESSAGE_MAP, 3 * RANKS + 1);
-    check_error(take(crew, 14), KVC_E_WORKER);
-    check_mapped(crew, 0);
-    check_eq(status_of(crew).empty_pages, PAGES);
-    check_ok(take(crew, 14));
-    give_all(crew, 14);
-    crew_close(crew);
-}
-
-/* Memory that is short is short in parts, too. */
-TEST(limits_count_in_parts)
-{
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30, .limit_bytes = 40 * MIB}, LONG_MS);
-
-    check_error(take(crew, 14), KVC_E_LIMIT);
-    check_mapped(crew, 0);
-    check_eq(status_of(crew).claimed_pages, 0);
-    crew_close(crew);
-}
-
-TEST(what_is_wanted_and_cannot_be_claimed)
-{
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 30}, LONG_MS);
-    uint64_t available = 0;
-
-    check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, -1, &available));
-    check_eq(available, 3 * EACH);
-    check_eq(status_of(crew).claimed_pages, 3);
-    check_mapped(crew, 0);
-    check_ok(kvc_blocks_want(crew->blocks, 10 * EACH, -1, &available));
-    check_eq(available, 10 * EACH);
-    check_mapped(crew, 10);
-    check_ok(take(crew, 10));
-    give_all(crew, 10);
-    crew_close(crew);
-}
-
-/* The answer to who doesn't wait comes later, and only then is known. */
-TEST(what_is_wanted_later_and_cannot_be_claimed)
-{
-    struct crew *crew = crew_open((struct fake_settings){.lease_max = 20}, LONG_MS);
-    uint64_t available = 0;
-
+    check_ok(kvc_blocks_want(w.blocks, 2 * EACH, -1, NULL));
+    check_eq(status_of(&w).claimed_pages, 2);
+    /* What was reported a moment ago is kept until that has run out. */
     do {
-        check_ok(kvc_blocks_want(crew->blocks, 10 * EACH, 0, &available));
-        for (int i = 0; i < RANKS; i++)
-            check_ok(kvc_dispatch(crew->clients[i]));
-    } while (available < 10 * EACH);
-    check_mapped(crew, 10);
-    /* Less can still be set aside. */
-    check_ok(take(crew, 10));
-    do {
-        check_ok(kvc_blocks_want(crew->blocks, 2 * EACH, 0, &available));
-        for (int i = 0; i < RANKS; i++)
-            check_ok(kvc_dispatch(crew->clients[i]));
-    } while (available < 2 * EACH);
-    check_mapped(crew, 10);
-    give_all(crew, 10);
-    crew_close(crew);
+        for (unsigned i = 0; i < RANKS; i++)
+            check_ok(kvc_trim(w.clients[i]));
+        fake_withdraw(w.fake, 2);
+    } while (counts_of(&w).issued > 0);
+    world_close(&w);
+}
+
+TEST(a_limit_for_all_or_none)
+{
+    struct world w = world_open(0);
+    uint32_t ids[2 * EACH];
+
+    fake_set_limit(w.fake, 5 * PAGE);
+    check_error(kvc_blocks_alloc(w.blocks, 2 * EACH, ids), KVC_E_LIMIT);
+    check_eq(counts_of(&w).mapped, 0);
+    check_eq(status_of(&w).claimed_pages, 0);
+    fake_withdraw(w.fake, 2);
+    check_eq(counts_of(&w).issued, 0);
+    check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
+    check_eq(counts_of(&w).mapped, RANKS);
+    world_close(&w);
+}
+
+/* ---- Threads ---- */
+
+static void *churn(void *data)
+{
+    struct kvc_blocks *blocks = data;
+    uint32_t ids[MOST];
+
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        size_t n = i * 7 % MOST + 1;
+        int r = i % 5 ? kvc_blocks_alloc(blocks, n, ids) : kvc_blocks_want(blocks, n, -1, NULL);
+
+        check(r == 0 || r == KVC_E_LIMIT);
+        kvc_blocks_available(blocks);
+        if (i % 5 && r == 0)
+            check_ok(kvc_blocks_free(blocks, ids, n, 0));
+    }
+    return NULL;
+}
+
+/* There is not room for what all want at once: some are refused while others are at work. */
+static void churn_with(uint64_t pages)
+{
+    struct world w = world_open(1);
+    pthread_t threads[N_THREADS];
+
+    fake_set_limit(w.fake, pages * PAGE);
+    for (unsigned i = 0; i < N_THREADS; i++)
+        check_eq(pthread_create(&threads[i], NULL, churn, w.blocks), 0);
+    for (unsigned i = 0; i < N_THREADS; i++)
+        check_eq(pthread_join(threads[i], NULL), 0);
+    check_eq(status_of(&w).used_blocks, 0);
+    check_eq(status_of(&w).doubt_pages + status_of(&w).broken_pages, 0);
+    check_ok(kvc_blocks_trim(w.blocks));
+    check_eq(counts_of(&w).mapped, 0);
+    fake_withdraw(w.fake, UINT32_MAX);
+    check_eq(counts_of(&w).issued, 0);
+    world_close(&w);
+}
+
+TEST_LIMIT(threads, 60)
+{
+    churn_with(RANKS * PAGES);
+}
+
+TEST_LIMIT(threads_that_are_refused, 60)
+{
+    churn_with(RANKS * 2 + 1);
 }

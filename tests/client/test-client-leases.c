@@ -193,6 +193,31 @@ TEST(more_than_a_lease_can_hold)
     world_close(w);
 }
 
+/* Claims end with the connection, and with them their promise; what is mapped goes on. */
+TEST(promises_end_with_the_connection)
+{
+    struct kvc_region_options options = {.size = sizeof(options), .page_bytes = PAGE, .pages = 1};
+    struct world *w = world_open(60000, 0);
+    struct kvc_region *region;
+    uint64_t available = 0;
+    uint32_t ids[4 * EACH];
+
+    check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
+    check_ok(kvc_blocks_free(w->blocks, ids, EACH, 0));
+    want(w, 4 * EACH);
+    check_eq(status_of(w).claimed_pages, 3);
+    fake_lie(w->fake, FAKE_DISCONNECT, MESSAGE_REGION_OPEN);
+    check_error(kvc_region_open(w->client, &options, &region), KVC_E_DISCONNECTED);
+    check_eq(status_of(w).claimed_pages, 0);
+    check_eq(kvc_blocks_available(w->blocks), EACH);
+    check_error(kvc_blocks_want(w->blocks, EACH + 1, -1, &available), KVC_E_DISCONNECTED);
+    check_eq(available, EACH);
+    check_error(kvc_blocks_alloc(w->blocks, EACH + 1, ids), KVC_E_DISCONNECTED);
+    check_ok(kvc_blocks_alloc(w->blocks, EACH, ids));
+    check_eq(kvc_blocks_available(w->blocks), 0);
+    world_close(w);
+}
+
 /* ---- Notices ---- */
 
 static bool is_acked(struct world *w, uint64_t n)

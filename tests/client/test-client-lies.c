@@ -169,6 +169,8 @@ TEST(every_lie_is_told)
         /* in test-client-leases.c */
         [FAKE_OTHER_LEASE] = true,
         [FAKE_FORGET] = true,
+        /* in test-client-remote.c */
+        [FAKE_WORKER_GONE] = true,
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(expectations); i++)

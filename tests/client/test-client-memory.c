@@ -8,6 +8,7 @@
  * The linker puts the functions below in the place of the C library's, for the code of the library only.
  */
 
+#include "lease.h"
 #include "support.h"
 
 #include <dlfcn.h>
@@ -50,7 +51,6 @@ char *__wrap_strdup(const char *text)
 struct life {
     struct kvc_client *client;
     struct kvc_region *region;
-    struct kvc_blocks *blocks;
     unsigned failures;
     bool over; /* the connection */
 };
@@ -138,75 +138,94 @@ static struct life live(struct fake *fake)
     return life;
 }
 
-/* ---- A scheduler's life ---- */
-
-#define BLOCK (256 * KIB)
-#define EACH 8
-
-static void open_blocks(struct life *life, struct fake *fake)
-{
-    struct kvc_options options = plain_options(fake);
-    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = BLOCK};
-
-    options.role = KVC_ROLE_SCHEDULER;
-    if (failed(life, kvc_open(&options, &life->client)) || !life->client)
-        check_ok(kvc_open(&options, &life->client));
-    life->over = false;
-    if (failed(life, kvc_region_attach(life->client, 0, 0, 0, &life->region)))
-        check_ok(kvc_region_attach(life->client, 0, 0, 0, &life->region));
-    if (life->region && failed(life, kvc_blocks_open(&life->region, 1, &blocks, &life->blocks)))
-        check_ok(kvc_blocks_open(&life->region, 1, &blocks, &life->blocks));
-}
-
-/* What the daemon has set aside is in the word: nothing was spent in vain. */
-static void check_leases(struct life *life, struct fake *fake)
-{
-    struct kvc_blocks_status status = {.size = sizeof(status)};
-    struct fake_counts counts;
-
-    if (life->over)
-        return;
-    check_ok(kvc_blocks_status(life->blocks, &status));
-    fake_count(fake, &counts);
-    check_eq(status.claimed_pages + status.offered_pages, counts.issued);
-}
-
-static void take(struct life *life, struct fake *fake, size_t n, uint32_t *ids)
-{
-    if (!life->over && failed(life, kvc_blocks_alloc(life->blocks, n, ids))) {
-        check_leases(life, fake);
-        check_ok(kvc_blocks_alloc(life->blocks, n, ids));
-    }
-    check_leases(life, fake);
-}
-
-static struct life live_as_scheduler(struct fake *fake)
-{
-    struct life life = {0};
-    uint32_t ids[4 * EACH];
-
-    open_blocks(&life, fake);
-    if (life.blocks) {
-        take(&life, fake, EACH, ids);
-        if (!life.over && failed(&life, kvc_blocks_want(life.blocks, 2 * EACH, -1, NULL)))
-            check_ok(kvc_blocks_want(life.blocks, 2 * EACH, -1, NULL));
-        take(&life, fake, 3 * EACH, ids + EACH);
-        if (!life.over)
-            check_ok(kvc_blocks_free(life.blocks, ids, 4 * EACH, 0));
-    }
-    kvc_blocks_close(life.blocks);
-    kvc_close(life.client);
-    return life;
-}
-
-/* ---- Every one ---- */
-
 struct report {
     uint64_t allocations;
     unsigned failures;
 };
 
-static struct report live_without(struct fake *fake, struct life (*live_once)(struct fake *), uint64_t nth)
+/* ---- A scheduler's ---- */
+
+#define RANKS 2
+#define EACH 5 /* blocks in a page */
+
+struct crew {
+    struct life life;
+    struct fake *fake;
+    struct kvc_client *clients[RANKS];
+    struct kvc_region *regions[RANKS];
+    struct kvc_blocks *blocks;
+};
+
+/* What the daemon has set aside is in the lease words, to the page: nothing is on its way. */
+static void check_leases(struct crew *crew)
+{
+    struct fake_counts counts;
+    uint64_t pages = 0;
+
+    fake_count(crew->fake, &counts);
+    for (int i = 0; i < RANKS; i++) {
+        struct lease lease = lease_of(crew->regions[i]);
+
+        pages += lease.claimed + (uint64_t)lease.offered;
+    }
+    if (!crew->life.over)
+        check_eq(pages, counts.issued);
+}
+
+static void attach(struct crew *crew, int i)
+{
+    struct kvc_options options = plain_options(crew->fake);
+
+    options.role = KVC_ROLE_SCHEDULER;
+    if (failed(&crew->life, kvc_open(&options, &crew->clients[i])) || !crew->clients[i])
+        check_ok(kvc_open(&options, &crew->clients[i]));
+    crew->life.over = false;
+    while (!crew->life.over &&
+           failed(&crew->life, kvc_region_attach(crew->clients[i], 0, (uint32_t)i, 0, &crew->regions[i])))
+        ;
+}
+
+static void take_and_give(struct crew *crew)
+{
+    struct life *life = &crew->life;
+    uint32_t ids[3 * EACH];
+
+    while (!life->over && failed(life, kvc_blocks_want(crew->blocks, 2 * EACH, -1, NULL)))
+        check_leases(crew);
+    while (!life->over && failed(life, kvc_blocks_alloc(crew->blocks, 3 * EACH, ids)))
+        check_leases(crew);
+    check_leases(crew);
+    if (life->over)
+        return;
+    check_ok(kvc_blocks_free(crew->blocks, ids, 3 * EACH, 0));
+    while (failed(life, kvc_blocks_trim(crew->blocks)))
+        check_leases(crew);
+}
+
+static struct life order(struct fake *fake)
+{
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = 2 * MIB / EACH};
+    struct crew crew = {.fake = fake};
+    bool over = false;
+
+    for (int i = 0; i < RANKS; i++) {
+        attach(&crew, i);
+        over |= crew.life.over;
+    }
+    crew.life.over = over;
+    if (!over && failed(&crew.life, kvc_blocks_open(crew.regions, RANKS, &options, &crew.blocks)))
+        check_ok(kvc_blocks_open(crew.regions, RANKS, &options, &crew.blocks));
+    if (crew.blocks)
+        take_and_give(&crew);
+    kvc_blocks_close(crew.blocks);
+    for (int i = 0; i < RANKS; i++)
+        kvc_close(crew.clients[i]);
+    return crew.life;
+}
+
+/* ---- Each allocation ---- */
+
+static struct report live_without(struct fake *fake, struct life (*run)(struct fake *fake), uint64_t nth)
 {
     struct report report = {0};
     int status, fds[2];
@@ -218,7 +237,7 @@ static struct report live_without(struct fake *fake, struct life (*live_once)(st
     if (pid == 0) {
         n_allocations = 0;
         fail_at = nth;
-        report.failures = live_once(fake).failures;
+        report.failures = run(fake).failures;
         report.allocations = n_allocations;
         check_eq(write(fds[1], &report, sizeof(report)), sizeof(report));
         exit(0);
@@ -234,15 +253,15 @@ static struct report live_without(struct fake *fake, struct life (*live_once)(st
     return report;
 }
 
-static void fail_each(struct fake *fake, struct life (*live_once)(struct fake *))
+static void fail_each(struct fake *fake, struct life (*run)(struct fake *fake))
 {
-    struct report whole = live_without(fake, live_once, 0);
+    struct report whole = live_without(fake, run, 0);
     unsigned noticed = 0;
 
     check_eq(whole.failures, 0);
     check(whole.allocations > 40);
     for (uint64_t nth = 1; nth <= whole.allocations; nth++)
-        noticed += live_without(fake, live_once, nth).failures;
+        noticed += live_without(fake, run, nth).failures;
     check(noticed > whole.allocations / 2);
     fake_stop(fake);
 }
@@ -254,5 +273,5 @@ TEST_LIMIT(every_allocation_fails, 180)
 
 TEST_LIMIT(every_allocation_of_a_scheduler_fails, 180)
 {
-    fail_each(fake_start(&(struct fake_settings){.orders = true, .leases = true}), live_as_scheduler);
+    fail_each(fake_start(&(struct fake_settings){.orders = true, .leases = true, .even = true}), order);
 }

@@ -428,6 +428,55 @@ TEST(a_lost_rank)
     ranks_close(&t);
 }
 
+/* A worker that is gone takes all that it had along, and the group is over: nobody is asked to map any more.
+ * The others are still good for unmapping. */
+TEST(a_worker_that_is_gone)
+{
+    for (int map = 1; map >= 0; map--) {
+        struct ranks t = ranks_open(LONG_MS, 0);
+        struct fake_counts counts;
+
+        check_ok(change(t.group, 2, 3, true));
+        check_ok(group_check(t.group));
+        fake_lie_after(t.fake, FAKE_WORKER_GONE, map ? MESSAGE_MAP : MESSAGE_UNMAP, 1);
+        check_error(change(t.group, map ? 5 : 4, 1, map), KVC_E_WORKER);
+        check(group_is_over(t.group));
+        for (uint64_t page = 2; page < (map ? 6 : 4); page++) {
+            check_eq(group_page(t.group, page), GROUP_PAGE_PARTIAL);
+            check_eq(group_page_at(t.group, page, 1), GROUP_RANK_EMPTY);
+        }
+        counts = counts_of(t.fake);
+        check_error(change(t.group, 8, 1, true), KVC_E_WORKER);
+        check(strstr(kvc_last_error(), "Rank 1: The worker is gone"));
+        check_error(change(t.group, 2, 1, true), KVC_E_WORKER);
+        check_eq(counts_of(t.fake).maps, counts.maps);
+        check_ok(change(t.group, 2, map ? 4 : 2, false));
+        check_eq(counts_of(t.fake).unmaps, counts.unmaps + RANKS - 1);
+        check_eq(counts_of(t.fake).mapped, 0);
+        ranks_close(&t);
+    }
+}
+
+/* What it had not answered is settled with it. */
+TEST(a_silent_worker_that_is_gone)
+{
+    struct ranks t = ranks_open(TIMEOUT_MS, 0);
+
+    fake_lie_after(t.fake, FAKE_LATE, MESSAGE_MAP, 1);
+    check_error(change(t.group, 5, 2, true), KVC_E_TIMEOUT);
+    check_eq(group_page(t.group, 5), GROUP_PAGE_IN_DOUBT);
+    fake_lie_after(t.fake, FAKE_WORKER_GONE, MESSAGE_MAP, 1);
+    check_error(change(t.group, 8, 1, true), KVC_E_WORKER);
+    check_eq(group_page(t.group, 5), GROUP_PAGE_PARTIAL);
+    check_ok(change(t.group, 5, 2, false));
+    check_ok(change(t.group, 8, 1, false));
+    check_eq(counts_of(t.fake).mapped, 0);
+    fake_release(t.fake);
+    settle(t.group);
+    check_eq(group_page(t.group, 5), GROUP_PAGE_EMPTY);
+    ranks_close(&t);
+}
+
 TEST(doubts_die_with_the_group)
 {
     struct ranks t = ranks_open(TIMEOUT_MS, 0);

@@ -195,8 +195,11 @@ def test_a_worker_that_is_killed(hasty: Crew) -> None:
     hasty.workers[3].kill()
     assert re.match("KVC_E_WORKER Rank 3: ", hasty.scheduler.refused("map 4"))
     assert hasty.scheduler.do("page 4") == "mmm-"
+    assert hasty.scheduler.do("page 0") == "mmm-"
     eventually(lambda: hasty.granted(3) == 0)
-    assert re.match("KVC_E_WORKER Rank 3: ", hasty.scheduler.refused("unmap 0-4"))
+    assert re.match("KVC_E_WORKER Rank 3: ", hasty.scheduler.refused("map 5"))
+    assert hasty.scheduler.do("page 5") == "----"
+    hasty.scheduler.do("unmap 0-4")
     hasty.check(0, [0, 1, 2])
 
 
@@ -225,6 +228,7 @@ def test_a_stopped_worker_that_is_killed(hasty: Crew) -> None:
     hasty.workers[2].kill()
     hasty.scheduler.do("settle")
     assert hasty.scheduler.do("page 2") == "mm-m"
+    assert re.match("KVC_E_WORKER Rank 2: ", hasty.scheduler.refused("map 2"))
     eventually(lambda: hasty.granted(2) == 0)
     hasty.scheduler.do("unmap 2-3")
     hasty.check(0)
@@ -290,7 +294,9 @@ def test_of_two_schedulers_the_last_one_rules(crew: Crew) -> None:
     assert re.match("KVC_E_WORKER Rank 0: .*taken over", crew.scheduler.refused("map 8"))
     second.do("map 0-1")
     crew.check(2)
-    assert crew.scheduler.refused("unmap 0-1").startswith("KVC_E_WORKER ")
+    for command in ("map 8", "map 0"):
+        assert re.match("KVC_E_WORKER Rank 0: .*taken over", crew.scheduler.refused(command))
+    assert crew.scheduler.refused("unmap 0-1").startswith("KVC_E_")
     crew.check(2)
 
 

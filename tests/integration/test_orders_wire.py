@@ -184,6 +184,30 @@ def test_worker_closes_its_region(pair: Pair) -> None:
     assert Pair(pair.scheduler, pair.worker, pair.scheduler.attach(), again).map(1)
 
 
+def test_what_is_over_and_what_is_not(pair: Pair, programs: Programs, daemon: Daemon) -> None:
+    """A scheduler is told whether it is of any use to go on."""
+    request = pair.post("Map", 1)
+    pair.worker.report(pair.worker.next_order(), "ERROR_WORKER", "not today")
+    failed = pair.scheduler.next()
+    failed.check_refused("ERROR_WORKER", "today", request)
+    assert failed.number("over") == 0
+    pair.map(1)
+    later = Pair(
+        pair.scheduler, pair.worker, start_member(programs, daemon, "SCHEDULER").attach(), pair.region
+    )
+    assert pair.ask("Map", 2).number("over") == 1
+    successor = Pair(pair.scheduler, pair.worker, pair.scheduler.attach(), pair.region)
+    assert successor.attached.number("session") > later.attached.number("session")
+    sent = successor.post("Map", 3)
+    assert pair.worker.next_order().pages == [3]
+    pair.worker.kill()
+    answer = pair.scheduler.next()
+    answer.check_refused("ERROR_WORKER", "gone", sent)
+    assert answer.number("over") == 1
+    assert successor.ask("Unmap", 3).number("over") == 1
+    assert successor.ask("Map", 4, 4).number("over") == 0
+
+
 def test_worker_cannot_close_what_is_mapped(pair: Pair) -> None:
     pair.post("Map", *range(100))
     pair.worker.next_order()
