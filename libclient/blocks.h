@@ -53,6 +53,10 @@ struct kvc_blocks {
 
 /* ---- blocks.c ---- */
 
+/* Whether the handle is good; blocks_check_usable(): and there may be blocks to be had. 0 or KVC_E_*. */
+int blocks_check(const struct kvc_blocks *blocks);
+int blocks_check_usable(const struct kvc_blocks *blocks);
+
 /* With the lock: what follows from a change of pages. */
 void blocks_publish(struct kvc_blocks *blocks);
 
@@ -65,6 +69,14 @@ bool blocks_are_alone(const struct kvc_blocks *blocks);
 /* Whether a worker is gone: nothing is to be had any more, only to be given back. Any thread, no lock. */
 bool blocks_are_over(const struct kvc_blocks *blocks);
 
+/* With the lock: memory of so many pages is on its way to become free pages of the region. */
+void blocks_set_ahead(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages);
+
+/* ---- blocks_report.c ---- */
+
+/* What all regions have: where only some have more, that makes no page. */
+struct lease blocks_least_lease(struct kvc_blocks *blocks);
+
 /* Whoever claims for all regions, one after the other, says so before and after, and what came of it: claims
  * that make no page, since some region was refused, are not kept from others. */
 void blocks_begin_claiming(struct kvc_blocks *blocks);
@@ -76,9 +88,6 @@ int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns
 
 /* The moment until which the last report holds. */
 uint64_t blocks_report_until(const struct kvc_blocks *blocks);
-
-/* With the lock: memory of so many pages is on its way to become free pages of the region. */
-void blocks_set_ahead(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages);
 
 /* ---- blocks_pages.c: without the lock ---- */
 

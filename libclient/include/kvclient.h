@@ -78,7 +78,7 @@ KVC_API const char *kvc_strerror(int error);
  * thread's next call. */
 KVC_API const char *kvc_last_error(void);
 
-/* Version of the library, "0.1.0". */
+/* Version of the library, "0.2.0". */
 KVC_API const char *kvc_version(void);
 
 enum kvc_log_level { KVC_LOG_DEBUG, KVC_LOG_INFO, KVC_LOG_WARNING, KVC_LOG_ERROR };

@@ -212,7 +212,7 @@ def test_a_limit_that_is_lowered(engine: Engine) -> None:
 
 
 def test_free_pages_go_under_a_lowered_limit(programs: Programs) -> None:
-    """When one rank is short: of what is mapped without need, at all of them, without a call of the engine's."""
+    """When one rank is short: of what is mapped without need, at all of them; the engine calls nothing."""
     engine = start_engine(programs, options=f"timeout={PATIENT_MS} max=8")
     engine.do(f"take {6 * EACH}")
     engine.do(f"give {4 * EACH}")

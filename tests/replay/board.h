@@ -42,8 +42,8 @@ struct board {
 
     uint64_t budget_bytes;
     uint64_t share_bytes; /* of each engine, as shares_set() has set it */
-    double start_s;    /* by progress_clock(); live only */
-    double replayed_s; /* time of the traces that has passed */
+    double start_s;       /* by progress_clock(); live only */
+    double replayed_s;    /* time of the traces that has passed */
     double wall_s;
     bool interrupted;
 };
