@@ -280,11 +280,13 @@ static void empty_region(struct kvc_region *region, bool wait)
         client_log(region->client, KVC_LOG_WARNING, "Pages could not be given back: %s", kvc_last_error());
 }
 
-static void leave_region(struct kvc_region *region, bool wait)
+static void leave_region(struct kvc_blocks *blocks, struct kvc_region *region, bool wait)
 {
+    pthread_mutex_lock(&blocks->lock);
     region->ahead_pages = 0;
     lease_give_up(region, UINT32_MAX);
     lease_hint(region, 0, 0);
+    pthread_mutex_unlock(&blocks->lock);
     region->cache.max_pages = region->max_cached_pages;
     if (!region->remote)
         empty_region(region, wait);
@@ -297,7 +299,7 @@ static void close_region(struct kvc_blocks *blocks, struct kvc_region *region, b
     if (region->blocks == blocks) {
         region->blocks = NULL;
         pthread_cond_broadcast(&region->client->conn->changed);
-        leave_region(region, wait);
+        leave_region(blocks, region, wait);
     }
     client_leave(region->client);
 }
