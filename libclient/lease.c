@@ -218,7 +218,6 @@ bool lease_is_asked(const struct kvc_region *region)
     list_for_each (it, &region->lease.asks) {
         const struct request *request = &container_of(it, struct lease_ask, link)->request;
 
-        /* One that is answered stays until the thread that waits for it has been awake. */
         if (!request->done && !request->expired)
             return true;
     }
