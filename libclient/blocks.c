@@ -29,11 +29,6 @@ int blocks_check(const struct kvc_blocks *blocks)
     return 0;
 }
 
-bool blocks_are_over(const struct kvc_blocks *blocks)
-{
-    return blocks->group && group_is_over(blocks->group);
-}
-
 int blocks_check_usable(const struct kvc_blocks *blocks)
 {
     int r = blocks_check(blocks);

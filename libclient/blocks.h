@@ -13,9 +13,9 @@
 
 #include "block_alloc.h"
 #include "client.h"
+#include "group.h"
 #include "prealloc.h"
 
-struct group;
 struct kvc_region;
 
 struct kvc_blocks {
@@ -67,7 +67,10 @@ int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *re
 bool blocks_are_alone(const struct kvc_blocks *blocks);
 
 /* Whether a worker is gone: nothing is to be had any more, only to be given back. Any thread, no lock. */
-bool blocks_are_over(const struct kvc_blocks *blocks);
+static inline bool blocks_are_over(const struct kvc_blocks *blocks)
+{
+    return blocks->group && group_is_over(blocks->group);
+}
 
 /* With the lock: memory of so many pages is on its way to become free pages of the region. */
 void blocks_set_ahead(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages);

@@ -39,11 +39,6 @@ KVC_API const char *kvc_version(void)
 
 /* ---- The frame of a call ---- */
 
-bool client_is_forked(const struct kvc_client *client)
-{
-    return *client->ours == 0;
-}
-
 bool client_is_at_rest(struct kvc_client *client)
 {
     if (pthread_mutex_trylock(&client->conn->lock) != 0)

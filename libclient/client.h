@@ -59,7 +59,10 @@ struct kvc_client {
 };
 
 /* True in a child of the process that made the client. */
-bool client_is_forked(const struct kvc_client *client);
+static inline bool client_is_forked(const struct kvc_client *client)
+{
+    return *client->ours == 0;
+}
 
 /* In such a child: whether memory can be freed. If some thread of the parent was at work when it forked, its
  * work is half done for ever. */

@@ -76,13 +76,6 @@ bool lease_is_on(const struct kvc_region *region)
     return region->lease.line != NULL;
 }
 
-struct lease lease_of(const struct kvc_region *region)
-{
-    if (!region->lease.line || !region->client->conn->alive)
-        return (struct lease){0};
-    return lease_read(region->lease.line);
-}
-
 uint64_t lease_claim_up_to(struct kvc_region *region, uint64_t pages)
 {
     struct lease lease = lease_of(region);

@@ -40,9 +40,6 @@ bool lease_is_too_much(int r);
 /* Whether the last question was for no more than so many pages, and yet too much. Of any thread. */
 bool lease_is_short(const struct kvc_region *region, uint64_t pages);
 
-/* Claimed and offered pages; none once the connection has ended. Of any thread. */
-struct lease lease_of(const struct kvc_region *region);
-
 /* Turns up to `pages` claims into offers, which the daemon may withdraw. Returns how many. */
 uint64_t lease_give_up(struct kvc_region *region, uint64_t pages);
 

@@ -78,6 +78,14 @@ struct kvc_region {
     struct status_values refused_at;
 };
 
+/* Claimed and offered pages; none once the connection has ended. Of any thread. */
+static inline struct lease lease_of(const struct kvc_region *region)
+{
+    if (!region->lease.line || !region->client->conn->alive)
+        return (struct lease){0};
+    return lease_read(region->lease.line);
+}
+
 /* Unmaps, returns, frees. After blocks_close_with(). KVC_E_TIMEOUT where the daemon didn't answer; the region
  * is gone all the same. */
 int region_close(struct kvc_region *region);

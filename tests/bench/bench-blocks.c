@@ -12,7 +12,7 @@
  *
  * All take turns in every round. Prints one line for each measurement, SIDE NANOSECONDS for one operation.
  * With --count SIDE it measures nothing: it does that side's batch as often as --rounds says, for somebody
- * who counts system calls.
+ * who counts system calls. It says "ready" before and "done" after that, and waits for a line each time.
  */
 
 #include <getopt.h>
@@ -256,6 +256,13 @@ static void run(struct bench *bench, unsigned rounds)
     free(samples);
 }
 
+static void meet(const char *word)
+{
+    puts(word);
+    fflush(stdout);
+    getchar();
+}
+
 static void count(struct bench *bench, const char *name, unsigned rounds)
 {
     size_t side = 0;
@@ -264,8 +271,10 @@ static void count(struct bench *bench, const char *name, unsigned rounds)
         side++;
     if (side == SIDES)
         die("there is no side called %s", name);
+    meet("ready");
     for (unsigned round = 0; round < rounds; round++)
         go(bench, side);
+    meet("done");
 }
 
 static struct arguments parse(int argc, char **argv)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +64,32 @@ def blocks_command(rig: Rig, rounds: int) -> list[str]:
     words = [str(rig.site.program("tests/bench/bench-blocks")), "--socket", str(rig.daemon.socket)]
     words += ["--uuid", rig.info["gpu"]["uuid"], "--rounds", str(rounds)]
     return [*words, "--processor", str(rig.processor)]
+
+
+@contextmanager
+def blocks_at_a_stop(rig: Rig, side: str, rounds: int) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A program that is about to do the batches of a side: its pid, and what has it do them."""
+    words = [*blocks_command(rig, rounds), "--count", side]
+    variables = rig.site.environment(**rig.environment)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        stdin, stdout = program.stdin, program.stdout
+
+        def expect(word: str) -> None:
+            line = stdout.readline().rstrip()
+            if line != word:
+                raise RuntimeError(program.communicate()[1].strip() or f"{words[0]} said {line!r}")
+
+        def go_on() -> None:
+            stdin.write("\n")
+            stdin.flush()
+            expect("done")
+
+        expect("ready")
+        yield program.pid, go_on
+        program.communicate("\n")
 
 
 def blocks(rig: Rig, rounds: int) -> reports.Series:

@@ -146,12 +146,12 @@ def count_system_calls(rig: Rig, pages: int) -> reports.SystemCalls:
 
 
 def count_system_calls_of(rig: Rig, side: str) -> dict[str, float]:
-    """Of one batch of bench-blocks, likewise."""
+    """Of one batch of bench-blocks, likewise; what it does before and after is not even seen."""
     counts = []
     for rounds in COUNTED_ROUNDS:
         output = rig.site.run / "blocks.calls"
-        command = [*rows.blocks_command(rig, rounds), "--count", side]
-        rig.run(["strace", "-f", "-c", "-o", str(output), *command], ASAN_OPTIONS="detect_leaks=0")
+        with rows.blocks_at_a_stop(rig, side, rounds) as (pid, go_on), traced(pid, output):
+            go_on()
         counts.append(parse_summary(output.read_text()))
     return difference(counts[0], counts[1], COUNTED_ROUNDS[1] - COUNTED_ROUNDS[0])
 

@@ -7,7 +7,6 @@
 
 #include <signal.h>
 
-#include "lease.h"
 #include "region.h"
 #include "support.h"
 

@@ -8,7 +8,7 @@
  * The linker puts the functions below in the place of the C library's, for the code of the library only.
  */
 
-#include "lease.h"
+#include "region.h"
 #include "support.h"
 
 #include <dlfcn.h>
