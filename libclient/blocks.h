@@ -39,7 +39,8 @@ struct kvc_blocks {
     bool settling;           /* some thread looks at what is in doubt */
     unsigned n_claiming;     /* threads that claim for one region after the other */
     bool uneven;             /* one of them was refused: some regions have more claims than others */
-    uint64_t wanted_pages;   /* to be mapped in the background, where there are no leases */
+    /* To be mapped in the background, where there are no leases, less what has come. Set with the lock. */
+    _Atomic uint64_t wanted_pages;
     _Atomic uint64_t poked_ns;
     atomic_bool in_vain;               /* filling up doesn't succeed for now */
     struct kvc_blocks_status counters; /* what only counts up */
@@ -97,8 +98,9 @@ uint64_t blocks_report_until(const struct kvc_blocks *blocks);
 /* Maps what was planned, in all regions or none. 0, or what kvc_region_map() returns. */
 int blocks_map(struct kvc_blocks *blocks, const uint64_t *pages, size_t n);
 
-/* Tells the allocator what has become of up to 64 pages that were being mapped or unmapped, or in doubt. */
-void blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n);
+/* Tells the allocator what has become of up to 64 pages that were being mapped or unmapped, or in doubt.
+ * Returns how many are mapped nowhere. */
+size_t blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n);
 
 /* Maps as many pages as it takes until n blocks are free, and takes them; with `ret_ids` NULL it leaves them.
  * 0, KVC_E_NO_BLOCKS, KVC_E_IN_DOUBT, or what kvc_region_map() returns. */
@@ -158,8 +160,13 @@ void blocks_map_arrived(struct kvc_region *region);
 /* With the client's lock: memory on its way to the region has come, or gone. */
 void blocks_note_ahead(struct kvc_region *region);
 
+/* What was asked for in the background is refused. With the client's lock. */
+void blocks_refused(struct kvc_region *region, int r);
+
 /* Nobody waits for memory any more: what has come can be mapped. With the client's lock. */
 void blocks_resume(struct kvc_client *client);
 
-/* Pages are used up: whoever fills up should look. Of any thread, without any lock. */
+/* Whoever fills up should look. blocks_poke(): pages are used up, and there is no hurry where there was
+ * nothing to be had a moment ago. Of any thread, without any lock. */
+void blocks_call(struct kvc_blocks *blocks);
 void blocks_poke(struct kvc_blocks *blocks);

@@ -292,16 +292,21 @@ static void leave_region(struct kvc_blocks *blocks, struct kvc_region *region, b
         empty_region(region, wait);
 }
 
+/* From the broadcast on the region may go, and with the lock its client. */
 static void close_region(struct kvc_blocks *blocks, struct kvc_region *region, bool wait)
 {
-    if (client_enter(region->client) < 0)
+    struct kvc_client *client = region->client;
+
+    if (client_enter(client) < 0)
         return;
     if (region->blocks == blocks) {
         region->blocks = NULL;
-        pthread_cond_broadcast(&region->client->conn->changed);
+        region->parting = true;
         leave_region(blocks, region, wait);
+        region->parting = false;
+        pthread_cond_broadcast(&client->conn->changed);
     }
-    client_leave(region->client);
+    client_leave(client);
 }
 
 /* `wait`: for the daemons to confirm that they have the memory back. */
@@ -310,6 +315,7 @@ static struct kvc_blocks *close_all(struct kvc_blocks *blocks, bool wait)
     wait_for_users(blocks);
     if (blocks->group)
         blocks_group_empty(blocks);
+    blocks->group = group_free(blocks->group);
     for (size_t i = 0; i < blocks->n_regions; i++)
         close_region(blocks, blocks->regions[i], wait);
     return blocks_free(blocks);
@@ -339,7 +345,7 @@ void blocks_close_with(struct kvc_region *region)
         return;
     if (region->blocks && begin_closing(region->blocks))
         blocks = region->blocks;
-    while (region->blocks && !blocks)
+    while ((region->blocks || region->parting) && !blocks)
         pthread_cond_wait(&conn->changed, &conn->lock);
     client_leave(region->client);
     if (blocks)

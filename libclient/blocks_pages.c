@@ -90,14 +90,20 @@ static void tell_fate(struct kvc_blocks *blocks, uint64_t page, enum fate fate)
     }
 }
 
-static void tell_fates(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, const enum fate *fates)
+/* Returns how many are mapped nowhere. */
+static size_t tell_fates(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, const enum fate *fates)
 {
+    size_t n_empty = 0;
+
     pthread_mutex_lock(&blocks->lock);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         tell_fate(blocks, pages[i], fates[i]);
+        n_empty += fates[i] == FATE_EMPTY;
+    }
     blocks_publish(blocks);
     pthread_cond_broadcast(&blocks->changed);
     pthread_mutex_unlock(&blocks->lock);
+    return n_empty;
 }
 
 /* ---- All regions ---- */
@@ -128,7 +134,7 @@ static bool is_done_all_the_same(int r)
     return r == KVC_E_TIMEOUT || r == KVC_E_DISCONNECTED;
 }
 
-void blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
+size_t blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
 {
     enum fate fates[BATCH];
 
@@ -141,7 +147,7 @@ void blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
         merge_fates(blocks->regions[i], pages, n, i == 0, fates);
         client_leave(client);
     }
-    tell_fates(blocks, pages, n, fates);
+    return tell_fates(blocks, pages, n, fates);
 }
 
 /* At most BATCH pages, in all regions or none. The allocator isn't told. */
@@ -181,11 +187,12 @@ static int unmap_here(struct kvc_blocks *blocks, const uint64_t *pages, size_t n
     return r;
 }
 
-static int unmap_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
+/* *ret_gone: the pages that are mapped nowhere any more. */
+static int unmap_batch(struct kvc_blocks *blocks, const uint64_t *pages, size_t n, size_t *ret_gone)
 {
     int r = blocks->group ? blocks_group_unmap(blocks, pages, n) : unmap_here(blocks, pages, n);
 
-    blocks_judge(blocks, pages, n);
+    *ret_gone = blocks_judge(blocks, pages, n);
     return r;
 }
 
@@ -229,8 +236,6 @@ struct need {
 /* With the lock. */
 static bool is_met(struct kvc_blocks *blocks, struct need *need)
 {
-    if (blocks_are_over(blocks))
-        return false;
     if (!need->ids)
         return block_alloc_free_blocks(blocks->alloc) >= need->n;
     return blocks_take(blocks, need->n, need->ids, &need->poke) == 0;
@@ -257,6 +262,8 @@ static int plan(struct kvc_blocks *blocks, struct need *need, uint64_t **ret_pag
         int r;
 
         *ret_n = 0;
+        if (blocks_are_over(blocks))
+            return group_check(blocks->group);
         if (is_met(blocks, need))
             return 0;
         missing = block_alloc_missing(blocks->alloc, need->n);
@@ -283,10 +290,11 @@ static int plan(struct kvc_blocks *blocks, struct need *need, uint64_t **ret_pag
 static int settle(struct kvc_blocks *blocks, struct need *need, size_t n_refused, int r, bool *ret_done)
 {
     struct block_alloc_counts counts;
-    bool is_less;
+    bool is_less = false;
 
+    *ret_done = false;
     pthread_mutex_lock(&blocks->lock);
-    for (;;) {
+    while (!blocks_are_over(blocks)) {
         *ret_done = is_met(blocks, need);
         is_less = block_alloc_missing(blocks->alloc, need->n) < n_refused;
         block_alloc_count(blocks->alloc, &counts);
@@ -320,6 +328,7 @@ static int grow_once(struct kvc_blocks *blocks, struct need *need, bool *ret_don
         pthread_mutex_lock(&blocks->lock);
         *ret_done = is_met(blocks, need);
         blocks->resting = false;
+        blocks->wanted_pages = u64_sub_floor(blocks->wanted_pages, n);
         atomic_store(&blocks->in_vain, false);
         prealloc_used(&blocks->prealloc, n, lease_now_ns());
         pthread_mutex_unlock(&blocks->lock);
@@ -371,7 +380,7 @@ static uint64_t promised_pages(struct kvc_blocks *blocks)
     return pages_of(&counts, u64_sub_floor(atomic_load(&blocks->promised_blocks), others));
 }
 
-/* A report that was made meanwhile counted on them: see blocks.c. */
+/* A report that was made meanwhile counted on them: see blocks_report.c. */
 static bool is_too_many(struct kvc_blocks *blocks)
 {
     return blocks_is_promised(blocks) &&
@@ -396,25 +405,30 @@ static size_t pick(struct kvc_blocks *blocks, uint64_t keep, size_t max, uint64_
     return n;
 }
 
+/* Whether there is more to come after this: a worker that does not answer is waited for once. */
+static bool is_worth_going_on(const struct kvc_blocks *blocks, int r)
+{
+    return r == 0 || blocks_are_over(blocks) || (is_done_all_the_same(r) && !blocks->group);
+}
+
 /* *n: the pages to go at most, and then those that went. */
 static int shrink(struct kvc_blocks *blocks, uint64_t keep, uint64_t *n_pages)
 {
     uint64_t pages[BATCH], max = *n_pages;
-    size_t n, n_max;
+    size_t n, n_max, n_gone;
     int r = 0;
 
     *n_pages = 0;
     do {
         n_max = u64_min(max - *n_pages, BATCH);
+        n_gone = 0;
         pthread_mutex_lock(&blocks->lock);
         n = pick(blocks, keep, n_max, pages);
         pthread_mutex_unlock(&blocks->lock);
         if (n > 0)
-            r = unmap_batch(blocks, pages, n);
-        if (r < 0 && !is_done_all_the_same(r) && !blocks_are_over(blocks))
-            return r;
-        *n_pages += n;
-    } while (n > 0 && n == n_max);
+            r = unmap_batch(blocks, pages, n, &n_gone);
+        *n_pages += n_gone;
+    } while (n_gone > 0 && n == n_max && is_worth_going_on(blocks, r));
     return r;
 }
 
@@ -509,7 +523,7 @@ uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leavi
 {
     uint64_t pages[BATCH], total = 0;
     enum fate fates[BATCH];
-    size_t n;
+    size_t n, n_gone;
 
     if (!blocks_are_alone(blocks))
         return 0;
@@ -517,13 +531,14 @@ uint64_t blocks_shed(struct kvc_blocks *blocks, uint64_t max, struct list *leavi
         pthread_mutex_lock(&blocks->lock);
         n = pick(blocks, 0, u64_min(max - total, BATCH), pages);
         pthread_mutex_unlock(&blocks->lock);
+        n_gone = 0;
         if (n > 0) {
             detach(blocks->regions[0], pages, n, leaving);
             merge_fates(blocks->regions[0], pages, n, true, fates);
-            tell_fates(blocks, pages, n, fates);
+            n_gone = tell_fates(blocks, pages, n, fates);
         }
-        total += n;
-    } while (n > 0 && total < max);
+        total += n_gone;
+    } while (n_gone > 0 && total < max);
     return total;
 }
 

@@ -27,13 +27,24 @@ bool blocks_has_work(const struct kvc_region *region)
     return atomic_load(&region->work_wanted) || (region->cache.n_pages > 0 && region->client->n_takers == 0);
 }
 
+static void call(struct kvc_region *region)
+{
+    if (!atomic_exchange(&region->work_wanted, true) && region->client->worker)
+        worker_call(region->client->worker);
+}
+
 void blocks_resume(struct kvc_client *client)
 {
-    if (client->n_takers > 0 || !client->worker)
-        return;
     for (struct kvc_region *region = NULL; (region = client_next_region(client, region));)
-        if (region->blocks && region->cache.n_pages > 0)
-            worker_call(client->worker);
+        if (region->blocks && client->n_takers == 0 &&
+            (region->cache.n_pages > 0 || region->blocks->wanted_pages > 0))
+            call(region);
+}
+
+void blocks_call(struct kvc_blocks *blocks)
+{
+    for (size_t i = 0; i < blocks->n_regions; i++)
+        call(blocks->regions[i]);
 }
 
 void blocks_poke(struct kvc_blocks *blocks)
@@ -44,12 +55,7 @@ void blocks_poke(struct kvc_blocks *blocks)
         now_ns - atomic_load_explicit(&blocks->poked_ns, memory_order_relaxed) < POKE_NS)
         return;
     atomic_store_explicit(&blocks->poked_ns, now_ns, memory_order_relaxed);
-    for (size_t i = 0; i < blocks->n_regions; i++) {
-        struct kvc_region *region = blocks->regions[i];
-
-        if (!atomic_exchange(&region->work_wanted, true) && region->client->worker)
-            worker_call(region->client->worker);
-    }
+    blocks_call(blocks);
 }
 
 /* ---- What has come ---- */
@@ -143,6 +149,18 @@ void blocks_note_ahead(struct kvc_region *region)
     pthread_mutex_unlock(&blocks->lock);
 }
 
+/* Nobody is asked again and again. A question that was too large is made smaller. */
+void blocks_refused(struct kvc_region *region, int r)
+{
+    struct kvc_blocks *blocks = region->blocks;
+
+    if (!blocks || (r == KVC_E_INVALID && region->take_max > 1))
+        return;
+    pthread_mutex_lock(&blocks->lock);
+    blocks->wanted_pages = 0;
+    pthread_mutex_unlock(&blocks->lock);
+}
+
 /* ---- What is missing ---- */
 
 struct shortage {
@@ -192,20 +210,32 @@ static uint64_t claim_for_refill(struct kvc_blocks *blocks, struct kvc_region *r
 
 /* The daemon sees the hint before the claims are gone from the word: what it could ask for is in the one or
  * the other all the time. */
+static uint64_t spend_for_refill(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages)
+{
+    uint64_t n;
+
+    pthread_mutex_lock(&blocks->lock);
+    n = claim_for_refill(blocks, region, pages);
+    if (n > 0) {
+        blocks_set_ahead(blocks, region, region->ahead_pages + n);
+        if (!lease_spend(region->lease.line, (uint32_t)n)) {
+            blocks_set_ahead(blocks, region, region->ahead_pages - n);
+            n = 0;
+        }
+    }
+    pthread_mutex_unlock(&blocks->lock);
+    return n;
+}
+
 static void take_leased(struct kvc_blocks *blocks, struct kvc_region *region, uint64_t pages)
 {
     uint64_t n;
 
     if (region->refill)
         return;
-    pthread_mutex_lock(&blocks->lock);
-    n = claim_for_refill(blocks, region, u64_min(pages, region->take_max));
-    if (n > 0) {
-        blocks_set_ahead(blocks, region, region->ahead_pages + n);
-        if (borrow_later(region, (uint32_t)n, true, &region->refill) < 0)
-            blocks_set_ahead(blocks, region, region->ahead_pages - n);
-    }
-    pthread_mutex_unlock(&blocks->lock);
+    n = spend_for_refill(blocks, region, u64_min(pages, region->take_max));
+    if (n > 0 && borrow_later(region, (uint32_t)n, true, &region->refill) < 0)
+        blocks_note_ahead(region);
 }
 
 /* Without leases a courtesy is what the status page shows room for. */
@@ -240,11 +270,7 @@ static bool try_to_fill_up(struct kvc_blocks *blocks, struct kvc_region *region)
     if (is_busy(region->client) || blocks_are_over(blocks))
         return false;
     shortage = find_shortage(blocks);
-    pthread_mutex_lock(&blocks->lock);
     wanted = blocks->wanted_pages > 0;
-    if (!region->refill)
-        blocks->wanted_pages = 0;
-    pthread_mutex_unlock(&blocks->lock);
     if (!blocks->prealloc_on || !lease_is_on(region) || (wanted && lease_is_short(region, shortage.mapped))) {
         if (shortage.mapped > 0)
             take_plainly(region, shortage.mapped, wanted);

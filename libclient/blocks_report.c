@@ -183,7 +183,7 @@ int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns
     if (now_ns >= deadline_ns)
         return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
     /* What the background has asked for counts against the region, and is as good. */
-    if (reserve_await(region))
+    if (reserve_await(region, deadline_ns))
         return 0;
     r = lease_ask_and_wait(region, pages - before, deadline_ns - now_ns);
     if (r == KVC_E_LIMIT || r == KVC_E_BUDGET || r == KVC_E_DEVICE_MEMORY)
@@ -273,7 +273,7 @@ static int want_pages(struct kvc_blocks *blocks, uint64_t n, uint64_t pages, int
     pthread_mutex_lock(&blocks->lock);
     blocks->wanted_pages = pages;
     pthread_mutex_unlock(&blocks->lock);
-    blocks_poke(blocks);
+    blocks_call(blocks);
     return 0;
 }
 

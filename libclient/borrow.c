@@ -257,21 +257,19 @@ int borrow_later(struct kvc_region *region, uint32_t n_pages, bool leased, struc
     struct take *take = take_new(region, n_pages);
     int r;
 
-    if (!take)
-        return error_nomem();
-    if (leased && !lease_spend(region->lease.line, n_pages)) {
-        take_free(take);
-        return error_set(KVC_E_INVALID, "There are no such claims");
+    r = take ? 0 : error_nomem();
+    if (r == 0) {
+        take->leased = leased;
+        body.region = region->id;
+        body.pages = n_pages;
+        body.leased = leased;
+        r = conn_ask(client->conn, &take->request, MESSAGE_TAKE, &body.base);
     }
-    take->leased = leased;
-    body.region = region->id;
-    body.pages = n_pages;
-    body.leased = leased;
-    r = conn_ask(client->conn, &take->request, MESSAGE_TAKE, &body.base);
     if (r < 0) {
         if (leased)
             lease_unspend(region->lease.line, n_pages);
-        take_free(take);
+        if (take)
+            take_free(take);
         return r;
     }
     list_append(&client->takes, &take->link);
@@ -284,6 +282,8 @@ static int borrow_some(struct kvc_region *region, uint32_t n_pages, bool leased,
     struct take *take;
     int r;
 
+    if (leased && !lease_spend(region->lease.line, n_pages))
+        return error_set(KVC_E_INVALID, "There are no such claims");
     r = borrow_later(region, n_pages, leased, &take);
     if (r < 0)
         return r;

@@ -70,8 +70,8 @@ struct take {
  * backings to *backings. Or what kvc_region_map() returns; all that came goes back. */
 int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backings);
 
-/* Asks without waiting; reserve_arrived() gets the answer. `leased`: out of the region's lease, where as many
- * are claimed (else KVC_E_INVALID). 0 or KVC_E_*. */
+/* Asks without waiting; reserve_arrived() gets the answer. `leased`: out of the region's lease, with as many
+ * claims that the caller has spent; they are claimed again when this fails. 0 or KVC_E_*. */
 int borrow_later(struct kvc_region *region, uint32_t n_pages, bool leased, struct take **ret);
 
 /* Nobody wants the answer any more: what it brings goes back. */

@@ -219,8 +219,12 @@ bool lease_is_asked(const struct kvc_region *region)
 
 void lease_start_time(struct kvc_region *region)
 {
-    list_for_each (it, &region->lease.asks)
-        conn_start_time(region->client->conn, &container_of(it, struct lease_ask, link)->request);
+    list_for_each (it, &region->lease.asks) {
+        struct request *request = &container_of(it, struct lease_ask, link)->request;
+
+        if (!request->waited)
+            conn_start_time(region->client->conn, request);
+    }
 }
 
 bool lease_may_ask(const struct kvc_region *region)

@@ -31,6 +31,7 @@ int notice_arrived(struct kvc_client *client, const Kvcached__Notice *body)
     notice->number = body->number;
     notice->bytes = body->bytes;
     notice->deadline_ns = u64_add_ceil(conn_now_ns(), body->deadline_ms * NSEC_PER_MSEC);
+    notice->answer_by_ns = u64_add_ceil(conn_now_ns(), body->deadline_ms * NSEC_PER_MSEC / 4 * 3);
     notice->courtesy = body->courtesy;
     atomic_store(&notice->open, true);
     return 0;
@@ -46,7 +47,7 @@ uint64_t notice_due_ns(const struct kvc_client *client)
         if (region->blocks)
             due_ns = u64_max(due_ns, blocks_report_until(region->blocks));
         if (region->refill && region->refill->leased)
-            due_ns = u64_max(due_ns, client->notice.deadline_ns);
+            due_ns = u64_max(due_ns, client->notice.answer_by_ns);
     }
     return due_ns;
 }
@@ -168,26 +169,46 @@ void notice_reclaim(struct kvc_client *client)
 
 struct wait {
     struct kvc_client *client;
-    struct request *request;
+    bool (*pending)(const void *data);
+    const void *data;
+    uint64_t deadline_ns;
 };
 
-static bool waits(const void *data)
+static bool is_pending(const struct wait *wait)
+{
+    return wait->pending(wait->data) &&
+           (wait->deadline_ns == UINT64_MAX || conn_now_ns() < wait->deadline_ns);
+}
+
+static bool is_quiet(const void *data)
 {
     const struct wait *wait = data;
 
-    return !wait->request->done && !wait->request->expired && !news_has_notice(&wait->client->news) &&
-           !notice_is_due(wait->client);
+    return is_pending(wait) && !news_has_notice(&wait->client->news) && !notice_is_due(wait->client);
+}
+
+void notice_wait_while(struct kvc_client *client, bool (*pending)(const void *data), const void *data,
+                       uint64_t deadline_ns)
+{
+    struct wait wait = {.client = client, .pending = pending, .data = data, .deadline_ns = deadline_ns};
+
+    while (is_pending(&wait)) {
+        news_take_notices(client);
+        notice_work(client);
+        conn_wait_while_until(client->conn, is_quiet, &wait, u64_min(deadline_ns, notice_due_ns(client)));
+    }
+}
+
+static bool is_unanswered(const void *data)
+{
+    const struct request *request = data;
+
+    return !request->done && !request->expired;
 }
 
 int notice_wait(struct kvc_client *client, struct request *request, uint64_t timeout_ns)
 {
-    struct wait wait = {.client = client, .request = request};
-
     conn_wait_begin(request, conn_deadline(timeout_ns));
-    while (!request->done && !request->expired) {
-        news_take_notices(client);
-        notice_work(client);
-        conn_wait_while_until(client->conn, waits, &wait, notice_due_ns(client));
-    }
+    notice_wait_while(client, is_unanswered, request, UINT64_MAX);
     return conn_wait_end(request);
 }

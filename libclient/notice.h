@@ -20,6 +20,7 @@ struct notice {
     uint32_t number;
     uint64_t bytes; /* wanted */
     uint64_t deadline_ns;
+    uint64_t answer_by_ns; /* somewhat earlier, so that the daemon has it in time */
     bool courtesy;
 
     _Atomic uint64_t pressing_until_ns; /* what is freed goes back at once; 0: as the status page says */
@@ -40,6 +41,10 @@ void notice_work(struct kvc_client *client);
 
 /* Asks the engine for the rest, without the lock. */
 void notice_reclaim(struct kvc_client *client);
+
+/* As conn_wait_while(), for a thread that may wait long; until a moment, or UINT64_MAX. Sees to notices. */
+void notice_wait_while(struct kvc_client *client, bool (*pending)(const void *data), const void *data,
+                       uint64_t deadline_ns);
 
 /* As conn_wait(), for questions whose answer may depend on what this client gives back. */
 int notice_wait(struct kvc_client *client, struct request *request, uint64_t timeout_ns);

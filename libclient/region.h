@@ -64,6 +64,7 @@ struct kvc_region {
     struct holes *holes;    /* NULL: what is not mapped faults */
     struct region_lease lease;
     struct kvc_blocks *blocks; /* whose the pages are; NULL: the host's */
+    bool parting;              /* blocks that are being closed still clear up here */
     uint64_t max_cached_pages; /* of the cache, when they are the host's again */
     uint64_t ahead_pages;      /* of them: on its way to become free ones; under their lock */
     atomic_bool work_wanted;   /* of them: something has changed that blocks_work() should see */

@@ -85,6 +85,8 @@ void reserve_arrived(struct kvc_region *region, int result, struct list *pages)
         region->refill_refused = true;
         status_page_read(region->client->status, &region->refused_at);
     }
+    if (result < 0)
+        blocks_refused(region, result);
     keep(region, pages);
     borrow_return(region->client, pages, false);
     blocks_note_ahead(region);
@@ -272,7 +274,7 @@ bool reserve_await_excess(struct kvc_region *region)
     if (to_come == 0 || region->n_occupied + to_come <= region->shape->pages)
         return false;
     start_time(region->client);
-    conn_wait_while(region->client->conn, is_more_to_come, region);
+    notice_wait_while(region->client, is_more_to_come, region, UINT64_MAX);
     return true;
 }
 
@@ -281,12 +283,12 @@ static bool is_region_awaited(const void *data)
     return is_awaited(data);
 }
 
-bool reserve_await(struct kvc_region *region)
+bool reserve_await(struct kvc_region *region, uint64_t deadline_ns)
 {
     if (!is_awaited(region))
         return false;
     start_time(region->client);
-    conn_wait_while(region->client->conn, is_region_awaited, region);
+    notice_wait_while(region->client, is_region_awaited, region, deadline_ns);
     return true;
 }
 
@@ -317,7 +319,7 @@ bool reserve_yield(struct kvc_region *region, bool own_is_used)
 
     error_hold();
     start_time(client);
-    conn_wait_while(client->conn, is_any_awaited, client);
+    notice_wait_while(client, is_any_awaited, client, UINT64_MAX);
     trim_regions(client, own_is_used ? region : NULL, &leaving);
     anything |= take_from_blocks(client, region, &leaving);
     anything |= !list_is_empty(&leaving) || region->cache.n_pages > 0 || leased(region) > before;

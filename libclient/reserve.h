@@ -39,5 +39,5 @@ bool reserve_yield(struct kvc_region *region, bool own_is_used);
 /* Waits where refills would bring the region more than its pages can use. True: something has come. */
 bool reserve_await_excess(struct kvc_region *region);
 
-/* The same, wherever something is under way for the region. */
-bool reserve_await(struct kvc_region *region);
+/* The same, wherever something is under way for the region; until a moment. */
+bool reserve_await(struct kvc_region *region, uint64_t deadline_ns);

@@ -366,8 +366,8 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * the host's again, unmapped.
  *
  * Threads: all functions, from any. On pages that are mapped, alloc and free send nothing, cost the same
- * however many pages there are, and make no system call, except that the library's thread is woken, every
- * 10 ms at most, when free pages run out. While one call waits for the daemon others run.
+ * however many pages there are, and make no system call, except that the library's thread is woken when free
+ * pages are used up. While one call waits for the daemon others run.
  *
  * Bounds, `report_ms` and the timeout of kvc_blocks_want() are those of the first region's client.
  *

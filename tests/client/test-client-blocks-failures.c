@@ -5,6 +5,8 @@
  * mapped, and what is left of both when something is refused, cannot be sent, or has died.
  */
 
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include "region.h"
@@ -392,4 +394,65 @@ TEST(a_worker_is_silent_and_dies)
     check_over(crew);
     check_eq(counts_of(crew).mapped, 0);
     crew_close(crew);
+}
+
+struct alloc_call {
+    pthread_t thread;
+    struct crew *crew;
+    uint32_t ids[EACH];
+    int r;
+};
+
+static void *alloc_page(void *data)
+{
+    struct alloc_call *call = data;
+
+    call->r = kvc_blocks_alloc(call->crew->blocks, EACH, call->ids);
+    return NULL;
+}
+
+/* A call that waits for a page is refused, though others have freed enough for it meanwhile. */
+TEST(a_worker_dies_while_blocks_are_freed)
+{
+    struct crew *crew = crew_open((struct fake_settings){0});
+    struct alloc_call call = {.crew = crew};
+    uint64_t before;
+    uint32_t some[EACH];
+
+    check_ok(take(crew, 8));
+    before = status_of(crew).waited_total;
+    fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_MAP, 2);
+    check_eq(kill(fake_pid(crew->fake), SIGSTOP), 0);
+    check_eq(pthread_create(&call.thread, NULL, alloc_page, &call), 0);
+    while (status_of(crew).waited_total == before)
+        sched_yield();
+    for (int i = 0; i < EACH; i++)
+        some[i] = crew->ids[i * EACH];
+    check_ok(kvc_blocks_free(crew->blocks, some, EACH, 0));
+    check_eq(kill(fake_pid(crew->fake), SIGCONT), 0);
+    check_eq(pthread_join(call.thread, NULL), 0);
+    check_error(call.r, KVC_E_WORKER);
+    crew_close(crew);
+}
+
+static void *close_region(void *data)
+{
+    check(!kvc_region_close(data));
+    return NULL;
+}
+
+TEST(regions_are_closed_at_once)
+{
+    for (int round = 0; round < 20; round++) {
+        struct crew *crew = crew_open((struct fake_settings){0});
+        pthread_t threads[RANKS];
+
+        check_ok(take(crew, 2));
+        for (int i = 0; i < RANKS; i++)
+            check_eq(pthread_create(&threads[i], NULL, close_region, crew->regions[i]), 0);
+        for (int i = 0; i < RANKS; i++)
+            check_eq(pthread_join(threads[i], NULL), 0);
+        crew->blocks = NULL;
+        crew_close(crew);
+    }
 }

@@ -388,3 +388,54 @@ TEST(claims_that_make_no_page)
     check_eq(counts_of(p.w.fake).issued, 0);
     duo_close(&p);
 }
+
+/* ---- A driver that fails, a daemon that does not answer ---- */
+
+/* Trying again what has just failed would never end. */
+TEST(a_driver_that_unmaps_nothing)
+{
+    uint32_t ids[4 * EACH];
+    struct world w;
+
+    check_eq(setenv("KVCACHED_EMULATE_FAULTS", "cuMemUnmap:1-8=INVALID_VALUE", 1), 0);
+    w = world_open(true, 0, 4);
+    check_ok(kvc_blocks_alloc(w.blocks, 4 * EACH, ids));
+    check_ok(kvc_blocks_free(w.blocks, ids, 4 * EACH, 0));
+    kvc_trim(w.client);
+    check_eq(lent_bytes(w.fake), 4 * SLOT);
+    check_eq(status_of(w.blocks).free_pages, 4);
+    while (kvc_blocks_trim(w.blocks) == KVC_E_DRIVER)
+        ;
+    check_eq(lent_bytes(w.fake), 0);
+    world_close(&w);
+}
+
+static void *want_soon(void *data)
+{
+    check_error(kvc_blocks_want(data, 3 * EACH, 1000, NULL), KVC_E_TIMEOUT);
+    return NULL;
+}
+
+/* Who waits behind a question that is not answered waits as long as it has said, and sees to notices. */
+TEST(waiting_behind_a_question)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+    struct kvc_options options = plain_options(fake);
+    struct kvc_client *client;
+    struct kvc_blocks *blocks;
+    pthread_t thread;
+
+    options.timeout_ms = 3600000;
+    options.min_reserved_pages = 1;
+    options.max_reserved_pages = 4;
+    check_ok(kvc_open(&options, &client));
+    blocks = open_blocks(open_region(client, 2, PAGE, PAGES), BLOCK, 0);
+    fake_lie(fake, FAKE_SILENCE, MESSAGE_LEASE);
+    check_ok(kvc_blocks_want(blocks, 2 * EACH, 0, NULL));
+    check_eq(pthread_create(&thread, NULL, want_soon, blocks), 0);
+    fake_notice(fake, PAGE, 60000, true);
+    check_eq(pthread_join(thread, NULL), 0);
+    check_eq(counts_of(fake).acks, 1);
+    kvc_close(client);
+    fake_stop(fake);
+}
