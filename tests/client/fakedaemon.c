@@ -50,7 +50,7 @@ struct command {
 
 /* ---- Memory ---- */
 
-static void show_status(struct daemon *d)
+void show_status(struct daemon *d)
 {
     struct status_values values = {
         .limit_bytes = d->limit,
@@ -188,148 +188,6 @@ static void lie_about_grant(struct daemon *d, struct peer *peer, enum fake_lie l
         container_of(it, struct lent, link)->fd = close_fd(container_of(it, struct lent, link)->fd);
 }
 
-/* ---- Leases ---- */
-
-static uint64_t page_bytes(const struct daemon *d, const struct peer *peer, uint32_t region)
-{
-    uint64_t bytes = 0;
-
-    for (unsigned i = 0; i < d->n_classes; i++)
-        bytes += peer->regions[region][i] * d->settings.class_bytes[i];
-    return bytes;
-}
-
-uint64_t extents_of(const struct daemon *d, const struct peer *peer, uint32_t region, uint64_t pages)
-{
-    uint64_t n = 0;
-
-    for (unsigned i = 0; i < d->n_classes; i++)
-        n += peer->regions[region][i] * pages;
-    return n;
-}
-
-static uint64_t leased_extents(const struct daemon *d)
-{
-    uint64_t n = 0;
-
-    for (unsigned i = 0; i < PEERS_MAX; i++)
-        for (uint32_t region = 0; d->peers[i] && region < REGIONS_MAX; region++)
-            n += extents_of(d, d->peers[i], region, d->peers[i]->issued[region]);
-    return n;
-}
-
-/* `pages` of what was issued are in no lease any more. */
-static void unissue(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
-{
-    check(pages <= peer->issued[region]);
-    peer->issued[region] -= pages;
-    d->counts.issued -= pages;
-    d->used -= pages * page_bytes(d, peer, region);
-}
-
-static void withdraw(struct daemon *d, uint32_t pages)
-{
-    for (unsigned i = 0; i < PEERS_MAX; i++)
-        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++)
-            unissue(d, d->peers[i], region, lease_withdraw(&d->peers[i]->lines[region - 1], pages));
-    show_status(d);
-}
-
-static void withdraw_if_short(struct daemon *d, uint64_t bytes)
-{
-    if (d->used + bytes > d->limit)
-        withdraw(d, UINT32_MAX);
-}
-
-static bool refuse_many(struct daemon *d, const struct peer *peer, const struct message *m, uint64_t extents)
-{
-    if (d->settings.lease_max && leased_extents(d) + extents > d->settings.lease_max)
-        withdraw(d, UINT32_MAX);
-    if (d->settings.take_max && extents > d->settings.take_max)
-        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Lease");
-    else if (d->settings.lease_max && leased_extents(d) + extents > d->settings.lease_max)
-        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_RESOURCES, "Too many extents in leases");
-    else
-        return false;
-    return true;
-}
-
-static void on_lease(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
-{
-    const Kvcached__Lease *lease = (const Kvcached__Lease *)m->body;
-    uint32_t region = lease->region % REGIONS_MAX;
-    uint64_t bytes = lease->pages * page_bytes(d, peer, region);
-    Kvcached__Leased body = KVCACHED__LEASED__INIT;
-
-    check(peer->lines);
-    d->counts.leases++;
-    d->counts.courtesies += lease->courtesy;
-    if (refuse_many(d, peer, m, extents_of(d, peer, region, lease->pages)))
-        return;
-    if (d->used + bytes > d->limit) {
-        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
-        return;
-    }
-    body.pages = lease->pages + (lie == FAKE_OTHER_LEASE);
-    peer->issued[region] += lease->pages;
-    d->counts.issued += lease->pages;
-    d->used += bytes;
-    if (lie != FAKE_FORGET)
-        check(lease_offer(&peer->lines[region - 1], lease->pages));
-    show_status(d);
-    fake_answer(peer->fd, lie, MESSAGE_LEASED, m->request, &body.base, NULL, 0);
-}
-
-bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
-{
-    struct lease lease = lease_read(&peer->lines[region - 1]);
-
-    d->counts.leased_takes++;
-    if (pages + (uint64_t)lease.offered + lease.claimed > peer->issued[region])
-        return false;
-    unissue(d, peer, region, pages);
-    return true;
-}
-
-static void send_notices(struct daemon *d, const struct command *command)
-{
-    for (unsigned i = 0; i < PEERS_MAX; i++) {
-        Kvcached__Notice body = KVCACHED__NOTICE__INIT;
-
-        if (!d->peers[i] || !d->peers[i]->lines || d->peers[i]->notices > d->peers[i]->acks)
-            continue;
-        body.number = ++d->peers[i]->notices;
-        body.bytes = command->value;
-        body.deadline_ms = command->at;
-        body.courtesy = command->courtesy;
-        fake_answer(d->peers[i]->fd, FAKE_HONEST, MESSAGE_NOTICE, 0, &body.base, NULL, 0);
-    }
-}
-
-static void on_notice_ack(struct daemon *d, struct peer *peer, const struct message *m)
-{
-    check_eq(((const Kvcached__NoticeAck *)m->body)->number, peer->notices);
-    check_eq(++peer->acks, peer->notices);
-    d->counts.acks++;
-}
-
-static void scribble(struct daemon *d)
-{
-    for (unsigned i = 0; i < PEERS_MAX; i++)
-        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++)
-            atomic_store(&d->peers[i]->lines[region - 1].word, UINT64_MAX);
-}
-
-static void count_hints(struct daemon *d)
-{
-    d->counts.cached = d->counts.pinned = 0;
-    for (unsigned i = 0; i < PEERS_MAX; i++)
-        for (uint32_t region = 1; d->peers[i] && d->peers[i]->lines && region < REGIONS_MAX; region++) {
-            d->counts.cached += d->peers[i]->lines[region - 1].cached_pages;
-            d->counts.pinned += d->peers[i]->lines[region - 1].pinned_pages;
-        }
-}
-
 static struct lent *lend_to(struct daemon *d, unsigned class, uint64_t *held)
 {
     struct lent *lent = lend(d, class);
@@ -361,7 +219,7 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
         return;
     }
     if (!take->leased)
-        withdraw_if_short(d, bytes);
+        leases_withdraw_if_short(d, bytes);
     if (d->settings.take_max && n > d->settings.take_max) {
         fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Take");
         return;
@@ -457,10 +315,7 @@ static void on_region_close(struct daemon *d, struct peer *peer, const struct me
 
     if (close->region < REGIONS_MAX && peer->region_open[close->region]) {
         peer->region_open[close->region] = false;
-        if (peer->lines) {
-            unissue(d, peer, close->region, peer->issued[close->region]);
-            atomic_store(&peer->lines[close->region - 1].word, 0);
-        }
+        leases_close_region(d, peer, close->region);
         peer->region_ordered[close->region] = false;
         peer->attached[close->region] = (struct attached){0};
         d->counts.regions--;
@@ -567,11 +422,8 @@ static void on_message(struct daemon *d, struct peer *peer, const struct message
         on_take(d, peer, m, lie);
     else if (m->type == MESSAGE_RETURN)
         on_return(d, peer, m, lie);
-    else if (m->type == MESSAGE_LEASE)
-        on_lease(d, peer, m, lie);
-    else if (m->type == MESSAGE_NOTICE_ACK)
-        on_notice_ack(d, peer, m);
-    else if (!orders_message(d, peer, m, lie) && m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
+    else if (!leases_message(d, peer, m, lie) && !orders_message(d, peer, m, lie) &&
+             m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
         peer->awaits_ack = false;
         d->counts.unacknowledged--;
     }
@@ -586,9 +438,7 @@ static struct peer *peer_free(struct daemon *d, struct peer *peer)
     while (!list_is_empty(&peer->grants))
         grant_free(d, list_first(&peer->grants, struct grant, link));
     take_all_back(d, &peer->extents);
-    for (uint32_t i = 0; i < REGIONS_MAX; i++)
-        unissue(d, peer, i, peer->issued[i]);
-    lease_file_unmap(peer->lines);
+    leases_end(d, peer);
     for (unsigned i = 0; i < REGIONS_MAX; i++)
         d->counts.regions -= peer->region_open[i];
     d->counts.unacknowledged -= peer->awaits_ack;
@@ -670,16 +520,16 @@ static bool obey(struct daemon *d)
         d->limit = command.value;
         show_status(d);
     } else if (command.what == COMMAND_NOTICE) {
-        send_notices(d, &command);
+        leases_notify(d, command.value, command.at, command.courtesy);
     } else if (command.what == COMMAND_PRESS) {
         d->pressure = command.value;
         show_status(d);
     } else if (command.what == COMMAND_WITHDRAW) {
-        withdraw(d, (uint32_t)command.value);
+        leases_withdraw(d, (uint32_t)command.value);
     } else if (command.what == COMMAND_SCRIBBLE) {
-        scribble(d);
+        leases_scribble(d);
     }
-    count_hints(d);
+    leases_count_hints(d);
     d->counts.bytes = d->used;
     check_eq(send(d->control, &d->counts, sizeof(d->counts), MSG_NOSIGNAL), sizeof(d->counts));
     return true;

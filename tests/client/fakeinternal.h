@@ -97,11 +97,35 @@ struct daemon {
 /* Makes an extent, charged and in no list. */
 struct lent *lend(struct daemon *d, unsigned class);
 
+void show_status(struct daemon *d);
+
+/* ---- fakeleases.c ---- */
+
+/* Messages about leases and notices. False: it is none. */
+bool leases_message(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie);
+
 /* Takes pages that the client has spent out of a lease. False: they are not there. */
 bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages);
 
 /* Extents of so many pages. */
 uint64_t extents_of(const struct daemon *d, const struct peer *peer, uint32_t region, uint64_t pages);
+
+/* Up to so many pages of what each region is offered. */
+void leases_withdraw(struct daemon *d, uint32_t pages);
+
+/* All that is offered, unless there is room for so much without. */
+void leases_withdraw_if_short(struct daemon *d, uint64_t bytes);
+
+void leases_close_region(struct daemon *d, struct peer *peer, uint32_t region);
+
+/* The peer is gone. */
+void leases_end(struct daemon *d, struct peer *peer);
+
+/* Those that have acknowledged the last notice get another. */
+void leases_notify(struct daemon *d, uint64_t bytes, uint32_t deadline_ms, bool courtesy);
+
+void leases_scribble(struct daemon *d);
+void leases_count_hints(struct daemon *d);
 
 /* ---- fakeorders.c ---- */
 

@@ -224,6 +224,14 @@ static bool wanted(const struct test *test, int argc, char **argv)
     return !any;
 }
 
+static bool exists(const char *name)
+{
+    for (const struct test *t = __start_kvtests; t < __stop_kvtests; t++)
+        if (strcmp(name, t->name) == 0)
+            return true;
+    return false;
+}
+
 int main(int argc, char **argv)
 {
     struct sigaction action = {.sa_handler = on_alarm};
@@ -233,6 +241,10 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         list |= strcmp(argv[i], "--list") == 0;
         no_fork |= strcmp(argv[i], "--no-fork") == 0;
+        if (argv[i][0] != '-' && !exists(argv[i])) {
+            printf("Bail out! There is no test %s\n", argv[i]);
+            return 1;
+        }
     }
     sigaction(SIGALRM, &action, NULL);
     for (const struct test *t = __start_kvtests; t < __stop_kvtests; t++) {

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs our tests in C runs the cases that it is asked for, or fails."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def run_test(build_dir: Path, *cases: str) -> tuple[int, list[str]]:
+    command = [build_dir / "tests/unit/test-parse", *cases]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_cases_are_run_by_name(build_dir: Path) -> None:
+    _, names = run_test(build_dir, "--list")
+    assert len(names) > 1
+    assert run_test(build_dir, names[1]) == (0, [f"ok 1 - {names[1]}", "1..1"])
+
+
+def test_a_case_that_is_not_there_fails(build_dir: Path) -> None:
+    _, names = run_test(build_dir, "--list")
+    assert run_test(build_dir, names[0], "absent") == (1, ["Bail out! There is no test absent"])
