@@ -488,6 +488,7 @@ static void release_held(struct daemon *d)
     for (unsigned i = 0; i < PEERS_MAX; i++) {
         if (!d->peers[i])
             continue;
+        leases_release(d, d->peers[i]);
         list_for_each (it, &d->peers[i]->grants) {
             struct grant *grant = container_of(it, struct grant, link);
 

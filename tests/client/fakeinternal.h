@@ -54,6 +54,11 @@ struct held {
     uint32_t request;
 };
 
+/* A Lease that is looked at with fake_release(). */
+struct wish {
+    uint32_t request, region, pages;
+};
+
 struct peer {
     int fd;
     bool awaits_ack;
@@ -70,6 +75,8 @@ struct peer {
     struct lease_line *lines;
     uint32_t issued[REGIONS_MAX]; /* pages: offered, claimed, or on their way */
     uint32_t notices, acks;       /* of them */
+    struct wish wishes[HELD_MAX];
+    unsigned n_wishes;
 };
 
 struct daemon {
@@ -117,6 +124,9 @@ void leases_withdraw(struct daemon *d, uint32_t pages);
 void leases_withdraw_if_short(struct daemon *d, uint64_t bytes);
 
 void leases_close_region(struct daemon *d, struct peer *peer, uint32_t region);
+
+/* Looks at what was held back. */
+void leases_release(struct daemon *d, struct peer *peer);
 
 /* The peer is gone. */
 void leases_end(struct daemon *d, struct peer *peer);

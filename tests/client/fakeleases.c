@@ -59,43 +59,63 @@ void leases_withdraw_if_short(struct daemon *d, uint64_t bytes)
         leases_withdraw(d, UINT32_MAX);
 }
 
-static bool refuse_many(struct daemon *d, const struct peer *peer, const struct message *m, uint64_t extents)
+static bool refuse_many(struct daemon *d, const struct peer *peer, uint32_t request, uint64_t extents)
 {
     if (d->settings.lease_max && leased_extents(d) + extents > d->settings.lease_max)
         leases_withdraw(d, UINT32_MAX);
     if (d->settings.take_max && extents > d->settings.take_max)
-        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Lease");
+        fake_refuse(peer->fd, request, KVCACHED__ERROR__ERROR_INVALID, "Too many extents for one Lease");
     else if (d->settings.lease_max && leased_extents(d) + extents > d->settings.lease_max)
-        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_RESOURCES, "Too many extents in leases");
+        fake_refuse(peer->fd, request, KVCACHED__ERROR__ERROR_RESOURCES, "Too many extents in leases");
     else
         return false;
     return true;
 }
 
+static void answer(struct daemon *d, struct peer *peer, const struct wish *wish, enum fake_lie lie)
+{
+    uint64_t bytes = wish->pages * page_bytes(d, peer, wish->region);
+    Kvcached__Leased body = KVCACHED__LEASED__INIT;
+
+    if (refuse_many(d, peer, wish->request, extents_of(d, peer, wish->region, wish->pages)))
+        return;
+    if (d->used + bytes > d->limit) {
+        fake_refuse(peer->fd, wish->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
+        return;
+    }
+    body.pages = wish->pages + (lie == FAKE_OTHER_LEASE);
+    peer->issued[wish->region] += wish->pages;
+    d->counts.issued += wish->pages;
+    d->used += bytes;
+    if (lie != FAKE_FORGET)
+        check(lease_offer(&peer->lines[wish->region - 1], wish->pages));
+    show_status(d);
+    fake_answer(peer->fd, lie, MESSAGE_LEASED, wish->request, &body.base, NULL, 0);
+}
+
 static void on_lease(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
     const Kvcached__Lease *lease = (const Kvcached__Lease *)m->body;
-    uint32_t region = lease->region % REGIONS_MAX;
-    uint64_t bytes = lease->pages * page_bytes(d, peer, region);
-    Kvcached__Leased body = KVCACHED__LEASED__INIT;
+    struct wish wish = {.request = m->request, .region = lease->region % REGIONS_MAX, .pages = lease->pages};
 
     check(peer->lines);
     d->counts.leases++;
     d->counts.courtesies += lease->courtesy;
-    if (refuse_many(d, peer, m, extents_of(d, peer, region, lease->pages)))
-        return;
-    if (d->used + bytes > d->limit) {
-        fake_refuse(peer->fd, m->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
+    if (lie != FAKE_LATE) {
+        answer(d, peer, &wish, lie);
         return;
     }
-    body.pages = lease->pages + (lie == FAKE_OTHER_LEASE);
-    peer->issued[region] += lease->pages;
-    d->counts.issued += lease->pages;
-    d->used += bytes;
-    if (lie != FAKE_FORGET)
-        check(lease_offer(&peer->lines[region - 1], lease->pages));
-    show_status(d);
-    fake_answer(peer->fd, lie, MESSAGE_LEASED, m->request, &body.base, NULL, 0);
+    check(peer->n_wishes < HELD_MAX);
+    peer->wishes[peer->n_wishes++] = wish;
+    d->counts.late++;
+}
+
+void leases_release(struct daemon *d, struct peer *peer)
+{
+    for (unsigned i = 0; i < peer->n_wishes; i++)
+        answer(d, peer, &peer->wishes[i], FAKE_HONEST);
+    d->counts.late -= peer->n_wishes;
+    peer->n_wishes = 0;
 }
 
 bool end_lease(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
@@ -121,6 +141,7 @@ void leases_end(struct daemon *d, struct peer *peer)
 {
     for (uint32_t region = 0; region < REGIONS_MAX; region++)
         unissue(d, peer, region, peer->issued[region]);
+    d->counts.late -= peer->n_wishes;
     peer->lines = lease_file_unmap(peer->lines);
 }
 

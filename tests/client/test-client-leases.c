@@ -604,3 +604,42 @@ TEST(no_answer_in_time)
     check_eq(available, 0);
     world_close(w);
 }
+
+/* ---- Several threads ---- */
+
+struct wanting {
+    struct kvc_region *region;
+    pthread_t thread;
+};
+
+static void *want_in_vain(void *data)
+{
+    struct wanting *wanting = data;
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct kvc_blocks *blocks;
+
+    check_ok(kvc_blocks_open(&wanting->region, 1, &options, &blocks));
+    check_error(kvc_blocks_want(blocks, EACH, -1, NULL), KVC_E_LIMIT);
+    kvc_blocks_close(blocks);
+    return NULL;
+}
+
+/* The one that is refused first waits for what the other is answered, not until the other has seen to it. */
+TEST_LIMIT(refused_together, 20)
+{
+    struct world *w = world_open(60000, 0);
+    struct wanting wanting[2];
+
+    for (unsigned i = 0; i < 2; i++) {
+        wanting[i] = (struct wanting){.region = open_region(w->client, 1, PAGE, PAGES)};
+        fake_lie(w->fake, FAKE_LATE, MESSAGE_LEASE);
+        check_eq(pthread_create(&wanting[i].thread, NULL, want_in_vain, &wanting[i]), 0);
+        while (counts_of(w).late <= i)
+            ;
+    }
+    fake_set_limit(w->fake, 0);
+    fake_release(w->fake);
+    for (unsigned i = 0; i < 2; i++)
+        check_eq(pthread_join(wanting[i].thread, NULL), 0);
+    world_close(w);
+}

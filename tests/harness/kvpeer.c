@@ -68,35 +68,18 @@
 #include "cuda/driver.h"
 #include "cuda/emulator.h"
 #include "kvclient.h"
-#include "kvpeer-words.h"
+#include "kvpeer-blocks.h"
+#include "kvpeer.h"
 
-#define REGIONS_MAX 64
 #define EXTENTS_MAX 64
 #define AWAIT_LIMIT_S 30
 #define AWAIT_INTERVAL_MS 5
 
-struct named_region {
-    char name[32];
-    struct kvc_region *region;
-    uint64_t page_bytes;
-    struct kvc_blocks *blocks;
-    uint32_t *ids; /* taken */
-    size_t n_ids;
-    bool yields;
-};
-
-static struct {
-    struct kvc_client *client;
-    struct named_region regions[REGIONS_MAX];
-    struct cuda_driver *driver;
-    CUdevice device;
-    rlim_t first_fd_limit;
-} peer;
+struct peer peer;
 
 /* ---- Answers ---- */
 
-static void ok(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static void ok(const char *format, ...)
+void ok(const char *format, ...)
 {
     va_list args;
 
@@ -107,18 +90,18 @@ static void ok(const char *format, ...)
     putchar('\n');
 }
 
-static void done(void)
+void done(void)
 {
     puts("ok");
 }
 
-static void usage(const char *sentence)
+void usage(const char *sentence)
 {
     printf("error E_USAGE %s\n", sentence);
 }
 
 /* The answer to a command that is one call. */
-static void result(int r)
+void result(int r)
 {
     if (r == 0)
         done();
@@ -186,12 +169,7 @@ static void unload_driver(void)
 
 static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms)
 {
-    for (unsigned i = 0; i < REGIONS_MAX; i++) {
-        struct named_region *slot = &peer.regions[i];
-
-        if (slot->yields && kvc_blocks_free(slot->blocks, slot->ids, slot->n_ids, 0) == 0)
-            slot->n_ids = 0;
-    }
+    blocks_yield();
 }
 
 static const struct kvc_listener listener = {.size = sizeof(listener), .reclaim = on_reclaim};
@@ -322,7 +300,7 @@ static void do_driver(const struct words *words)
 
 /* ---- Regions ---- */
 
-static struct named_region *find_region(const struct words *words)
+struct named_region *find_region(const struct words *words)
 {
     for (unsigned i = 0; words->n > 1 && i < REGIONS_MAX; i++)
         if (peer.regions[i].region && strcmp(peer.regions[i].name, words->word[1]) == 0)
@@ -409,147 +387,6 @@ static void do_close_region(const struct words *words)
     free(slot->ids);
     slot->region = kvc_region_close(slot->region);
     memset(slot, 0, sizeof(*slot));
-    done();
-}
-
-/* ---- Blocks ---- */
-
-static void do_blocks(const struct words *words)
-{
-    struct kvc_blocks_options options = {.size = sizeof(options)};
-    struct named_region *slot = find_region(words);
-
-    if (!slot)
-        return;
-    if (!words_size(words, "block", &options.block_bytes) || !words_int(words, "null", &options.null_block))
-        usage("blocks NAME block=SIZE [null=0|1]");
-    else
-        result(kvc_blocks_open(&slot->region, 1, &options, &slot->blocks));
-}
-
-/* The region's blocks and the number behind its name; NULL with a complaint. */
-static struct named_region *find_blocks(const struct words *words, uint64_t *ret_n)
-{
-    struct named_region *slot = find_region(words);
-
-    if (!slot || (slot->blocks && (!ret_n || words_number(words, 2, ret_n))))
-        return slot;
-    usage("There are no blocks of that region, or a number is missing");
-    return NULL;
-}
-
-static void do_take(const struct words *words)
-{
-    uint64_t n;
-    struct named_region *slot = find_blocks(words, &n);
-    uint32_t *ids;
-    int r;
-
-    if (!slot)
-        return;
-    ids = realloc(slot->ids, (slot->n_ids + n + 1) * sizeof(*ids));
-    if (!ids)
-        abort();
-    slot->ids = ids;
-    r = kvc_blocks_alloc(slot->blocks, n, ids + slot->n_ids);
-    if (r < 0 || n == 0) {
-        result(r);
-        return;
-    }
-    ok("%u", ids[slot->n_ids]);
-    slot->n_ids += n;
-}
-
-static void do_give(const struct words *words)
-{
-    uint64_t n, epoch = 0;
-    struct named_region *slot = find_blocks(words, &n);
-    int r;
-
-    if (!slot)
-        return;
-    if (n > slot->n_ids || (words->n > 3 && !words_number(words, 3, &epoch))) {
-        usage("It has not so many");
-        return;
-    }
-    r = kvc_blocks_free(slot->blocks, slot->ids + slot->n_ids - n, n, epoch);
-    slot->n_ids -= r == 0 ? n : 0;
-    result(r);
-}
-
-static void do_complete(const struct words *words)
-{
-    uint64_t epoch;
-    struct named_region *slot = find_blocks(words, &epoch);
-
-    if (slot)
-        result(kvc_blocks_complete(slot->blocks, epoch));
-}
-
-static void do_available(const struct words *words)
-{
-    struct named_region *slot = find_blocks(words, NULL);
-
-    if (slot)
-        ok("%" PRIu64, kvc_blocks_available(slot->blocks));
-}
-
-static void do_want(const struct words *words)
-{
-    uint64_t n, timeout_ms, available;
-    struct named_region *slot = find_blocks(words, &n);
-    int r;
-
-    if (!slot)
-        return;
-    if (!words_number(words, 3, &timeout_ms)) {
-        usage("How long?");
-        return;
-    }
-    r = kvc_blocks_want(slot->blocks, n, (int)timeout_ms, &available);
-    if (r < 0)
-        result(r);
-    else
-        ok("%" PRIu64, available);
-}
-
-static void do_count(const struct words *words)
-{
-    struct kvc_blocks_status s = {.size = sizeof(s)};
-    struct named_region *slot = find_blocks(words, NULL);
-    int r;
-
-    if (!slot)
-        return;
-    r = kvc_blocks_status(slot->blocks, &s);
-    if (r < 0)
-        result(r);
-    else
-        ok("used=%" PRIu64 " free=%" PRIu64 " claimed=%" PRIu64 " offered=%" PRIu64 " mapped=%" PRIu64
-           " free_pages=%" PRIu64 " waited=%" PRIu64,
-           s.used_blocks, s.free_blocks, s.claimed_pages, s.offered_pages, s.mapped_pages, s.free_pages,
-           s.waited_total);
-}
-
-static void do_yield(const struct words *words)
-{
-    struct named_region *slot = find_blocks(words, NULL);
-
-    if (!slot)
-        return;
-    slot->yields = true;
-    done();
-}
-
-static void do_close_blocks(const struct words *words)
-{
-    struct named_region *slot = find_blocks(words, NULL);
-
-    if (!slot)
-        return;
-    slot->blocks = kvc_blocks_close(slot->blocks);
-    slot->n_ids = 0;
-    slot->yields = false;
     done();
 }
 
@@ -766,25 +603,12 @@ static void do_drop_socket(const struct words *words)
 
 /* ---- Main ---- */
 
-static const struct command {
-    const char *name;
-    void (*run)(const struct words *words);
-    bool needs_client;
-} commands[] = {
+static const struct command commands[] = {
     {"open", do_open, false},
     {"close", do_close, false},
     {"region", do_region, true},
     {"attach", do_attach, true},
     {"close-region", do_close_region, true},
-    {"blocks", do_blocks, true},
-    {"take", do_take, true},
-    {"give", do_give, true},
-    {"complete", do_complete, true},
-    {"available", do_available, true},
-    {"want", do_want, true},
-    {"count", do_count, true},
-    {"yield", do_yield, true},
-    {"close-blocks", do_close_blocks, true},
     {"map", do_map, true},
     {"unmap", do_unmap, true},
     {"write", do_write, true},
@@ -805,18 +629,26 @@ static const struct command {
     {"drop-socket", do_drop_socket, true},
 };
 
+static const struct command *find(const struct command *all, size_t n, const char *name)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(name, all[i].name) == 0)
+            return &all[i];
+    return NULL;
+}
+
 static void run(const struct words *words)
 {
-    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-        if (strcmp(words->word[0], commands[i].name) != 0)
-            continue;
-        if (commands[i].needs_client && !peer.client)
-            usage("There is no client; open one");
-        else
-            commands[i].run(words);
-        return;
-    }
-    usage("There is no such command");
+    const struct command *command = find(commands, ARRAY_SIZE(commands), words->word[0]);
+
+    if (!command)
+        command = find(blocks_commands, N_BLOCKS_COMMANDS, words->word[0]);
+    if (!command)
+        usage("There is no such command");
+    else if (command->needs_client && !peer.client)
+        usage("There is no client; open one");
+    else
+        command->run(words);
 }
 
 int main(void)
