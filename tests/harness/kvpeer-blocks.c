@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+/*
+ * Commands of kvpeer about blocks. It keeps the numbers of the blocks that it has, so that whoever types only
+ * says how many.
+ */
+
 #include "kvpeer-blocks.h"
 
 #include <inttypes.h>
