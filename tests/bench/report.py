@@ -89,7 +89,7 @@ class Bound:
     at_most: float
     unit: str = ""
     where: str = ""  # beside costs and cores
-    floor: float | None = None  # the least that was possible in this run, where that is known
+    why: str = ""  # it may be out of reach
 
     @property
     def met(self) -> bool:
@@ -100,11 +100,13 @@ def bounds_of(case: Case) -> Iterator[Bound]:
     place = case.place
     if place.pages == 1 and place.costs == "none":
         what = "one page: beyond the driver's calls, in bare round trips"
-        yield Bound(what, place.costs, place.cores, case.round_trips(), 1.5)
+        why = "a grant is acknowledged, and the pool's next descriptor made, beside it: see the system calls"
+        yield Bound(what, place.costs, place.cores, case.round_trips(), 1.5, why=why)
     if place.pages == 64 and place.costs in ("none", "a100"):
         what = "64 pages in one call, as a part of in-process"
         at_most = 1.2 if place.costs == "none" else 0.4
-        yield Bound(what, place.costs, place.cores, case.ratio("map"), at_most, floor=case.floor())
+        why = f"the driver's calls and one round trip with the descriptors are {case.floor():.3g}"
+        yield Bound(what, place.costs, place.cores, case.ratio("map"), at_most, why=why)
 
 
 @dataclass(frozen=True)
@@ -270,9 +272,7 @@ def bound_line(bound: Bound, judged: bool) -> str:
     where = bound.where or f"costs {bound.costs}, {'one core' if bound.cores == 1 else 'two cores'}"
     value = f"{bound.value:.3g} of {bound.at_most:g}{f' {bound.unit}' if bound.unit else ''}"
     line = f"  {verdict:<10} {value:>16}  {bound.what} ({where})"
-    if judged and not bound.met and bound.floor is not None:
-        line += f"; the driver's calls and one round trip with the descriptors are {bound.floor:.3g}"
-    return line
+    return f"{line}; {bound.why}" if judged and bound.why and not bound.met else line
 
 
 def series_lines(series: Series) -> Iterator[str]:
