@@ -102,6 +102,69 @@ TEST(a_limit_for_all_or_none)
     world_close(&w);
 }
 
+/* ---- Notices ---- */
+
+#define KEPT 5 /* free pages */
+
+static struct world keep_free_pages(int own_thread)
+{
+    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = PAGE};
+    struct world w = {.fake = fake_start(&(struct fake_settings){.leases = true, .orders = true})};
+    struct kvc_options options = plain_options(w.fake);
+    uint32_t ids[KEPT];
+
+    options.role = KVC_ROLE_SCHEDULER;
+    options.max_reserved_pages = PAGES;
+    options.report_ms = 1;
+    options.own_thread = own_thread;
+    check_ok(kvc_open(&options, &w.clients[0]));
+    for (uint32_t i = 0; i < 2; i++)
+        check_ok(kvc_region_attach(w.clients[0], i, 0, -1, &w.regions[i]));
+    check_ok(kvc_blocks_open(w.regions, 2, &blocks, &w.blocks));
+    check_ok(kvc_blocks_alloc(w.blocks, KEPT, ids));
+    check_ok(kvc_blocks_free(w.blocks, ids, KEPT, 0));
+    check_eq(counts_of(&w).mapped, 2 * KEPT);
+    check_eq(counts_of(&w).cached, 2 * KEPT);
+    return w;
+}
+
+/* The workers are not asked themselves. */
+TEST(a_notice_takes_pages_of_workers)
+{
+    struct world w = keep_free_pages(0);
+
+    fake_notice(w.fake, 2 * PAGE + 1, 5000, true);
+    dispatch_until(w.clients[0], counts_of(&w).acks == 1);
+    check_eq(counts_of(&w).mapped, 2 * (KEPT - 2));
+    check_eq(counts_of(&w).cached, 2 * (KEPT - 2));
+    world_close(&w);
+}
+
+static void *close_blocks(void *data)
+{
+    kvc_blocks_close(data);
+    return NULL;
+}
+
+/* Whoever closes waits for the thread that answers, which waits for a worker. */
+TEST(closing_while_a_notice_is_answered)
+{
+    struct world w = keep_free_pages(1);
+    pthread_t closer;
+
+    fake_lie(w.fake, FAKE_LATE, MESSAGE_UNMAP);
+    fake_notice(w.fake, 2 * PAGE, 5000, true);
+    while (counts_of(&w).late == 0 || counts_of(&w).mapped > 2 * (KEPT - 1))
+        ;
+    check_eq(pthread_create(&closer, NULL, close_blocks, w.blocks), 0);
+    for (unsigned i = 0; i < 200; i++)
+        check_eq(counts_of(&w).mapped, 2 * (KEPT - 1));
+    fake_release(w.fake);
+    check_eq(pthread_join(closer, NULL), 0);
+    w.blocks = NULL;
+    world_close(&w);
+}
+
 /* ---- Threads ---- */
 
 static void *churn(void *data)
