@@ -8,6 +8,9 @@
 #include "support.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <unistd.h>
 
 #define RANKS 3
 #define PAGES 16
@@ -140,27 +143,49 @@ TEST(a_notice_takes_pages_of_workers)
     world_close(&w);
 }
 
+struct closer {
+    pthread_t thread;
+    atomic_int tid;
+    struct kvc_blocks *blocks;
+};
+
 static void *close_blocks(void *data)
 {
-    kvc_blocks_close(data);
+    struct closer *closer = data;
+
+    atomic_store(&closer->tid, gettid());
+    kvc_blocks_close(closer->blocks);
     return NULL;
+}
+
+static bool is_asleep(pid_t tid)
+{
+    char path[64], state = 0;
+    FILE *stat;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+    stat = fopen(path, "re");
+    check(stat && fscanf(stat, "%*d (%*[^)]) %c", &state) == 1 && fclose(stat) == 0);
+    return state == 'S';
 }
 
 /* Whoever closes waits for the thread that answers, which waits for a worker. */
 TEST(closing_while_a_notice_is_answered)
 {
     struct world w = keep_free_pages(1);
-    pthread_t closer;
+    struct closer closer = {.blocks = w.blocks};
 
     fake_lie(w.fake, FAKE_LATE, MESSAGE_UNMAP);
     fake_notice(w.fake, 2 * PAGE, 5000, true);
     while (counts_of(&w).late == 0 || counts_of(&w).mapped > 2 * (KEPT - 1))
         ;
-    check_eq(pthread_create(&closer, NULL, close_blocks, w.blocks), 0);
+    check_eq(pthread_create(&closer.thread, NULL, close_blocks, &closer), 0);
+    while (!atomic_load(&closer.tid) || !is_asleep(closer.tid))
+        ;
     for (unsigned i = 0; i < 200; i++)
         check_eq(counts_of(&w).mapped, 2 * (KEPT - 1));
     fake_release(w.fake);
-    check_eq(pthread_join(closer, NULL), 0);
+    check_eq(pthread_join(closer.thread, NULL), 0);
     w.blocks = NULL;
     world_close(&w);
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+/* Each page is one small extent, so pages and extents are counted as one. */
+
 #include "broker-engine.h"
 
 #include "test.h"

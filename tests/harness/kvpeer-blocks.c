@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+/* Each region has its own blocks, and a peer gives back first what it took last. */
+
 #include "kvpeer-blocks.h"
 
 #include <inttypes.h>

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def run_test(build_dir: Path, *cases: str) -> tuple[int, list[str]]:
-    command = [build_dir / "tests/unit/test-parse", *cases]
+    command = [str(build_dir / "tests/unit/test-parse"), *cases]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.splitlines()
 
