@@ -49,8 +49,7 @@ enum kvc_error {
     KVC_E_CONNECT = -4,        /* no daemon at that socket, or one that is not to be trusted */
     KVC_E_VERSION = -5,        /* daemon and library speak no common protocol version */
     KVC_E_PROTOCOL = -6,       /* the daemon sent something that makes no sense; the connection is over */
-    KVC_E_REFUSED = -7,        /* the daemon does not accept this process, instance name or GPU; or it is
-                                * short of descriptors or memory of its own, or asked for too much at once */
+    KVC_E_REFUSED = -7,        /* the daemon does not accept this process, instance name or GPU */
     KVC_E_LIMIT = -8,          /* the instance's limit cannot hold it */
     KVC_E_BUDGET = -9,         /* the daemon's budget cannot hold it */
     KVC_E_DEVICE_MEMORY = -10, /* the GPU has less free memory than limit and budget allow */
@@ -68,7 +67,7 @@ enum kvc_error {
     KVC_E_PINNED = -22,        /* a page is pinned */
     KVC_E_NO_BLOCKS = -23,     /* there are not so many blocks, however much memory there is */
     KVC_E_NOT_ALLOCATED = -24, /* a block is not allocated, or named twice */
-    KVC_E_RESOURCES = -25,     /* the daemon is short of descriptors or host memory, for now */
+    KVC_E_RESOURCES = -25, /* the daemon is short of descriptors or host memory, or of the client's share */
 };
 
 /* A short sentence for an error; never NULL. Any thread, any time. */
@@ -253,8 +252,8 @@ struct kvc_region_options {
     uint32_t rank;  /* ... and which of its workers */
 };
 
-/* Reserves address space. Costs no memory, holes aside. A client has up to 256 regions (then KVC_E_REFUSED),
- * one with holes counting twice. KVC_E_INVALID, KVC_E_NOSPACE, KVC_E_DRIVER; KVC_E_BUDGET when not even one
+/* Reserves address space. Costs no memory, holes aside. A client has up to 256 regions, one with holes
+ * counting twice (then KVC_E_RESOURCES). KVC_E_INVALID, KVC_E_NOSPACE, KVC_E_DRIVER; KVC_E_BUDGET when not even one
  * page could be backed; KVC_E_VERSION for KVC_REGION_ORDERED with a daemon older than 0.2. */
 KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_options *options,
                             struct kvc_region **ret);

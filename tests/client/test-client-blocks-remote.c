@@ -8,6 +8,9 @@
 #include "support.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <unistd.h>
 
 #define RANKS 3
 #define PAGES 16
@@ -99,6 +102,91 @@ TEST(a_limit_for_all_or_none)
     check_eq(counts_of(&w).issued, 0);
     check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
     check_eq(counts_of(&w).mapped, RANKS);
+    world_close(&w);
+}
+
+/* ---- Notices ---- */
+
+#define KEPT 5 /* free pages */
+
+static struct world keep_free_pages(int own_thread)
+{
+    struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = PAGE};
+    struct world w = {.fake = fake_start(&(struct fake_settings){.leases = true, .orders = true})};
+    struct kvc_options options = plain_options(w.fake);
+    uint32_t ids[KEPT];
+
+    options.role = KVC_ROLE_SCHEDULER;
+    options.max_reserved_pages = PAGES;
+    options.report_ms = 1;
+    options.own_thread = own_thread;
+    check_ok(kvc_open(&options, &w.clients[0]));
+    for (uint32_t i = 0; i < 2; i++)
+        check_ok(kvc_region_attach(w.clients[0], i, 0, -1, &w.regions[i]));
+    check_ok(kvc_blocks_open(w.regions, 2, &blocks, &w.blocks));
+    check_ok(kvc_blocks_alloc(w.blocks, KEPT, ids));
+    check_ok(kvc_blocks_free(w.blocks, ids, KEPT, 0));
+    check_eq(counts_of(&w).mapped, 2 * KEPT);
+    check_eq(counts_of(&w).cached, 2 * KEPT);
+    return w;
+}
+
+/* The workers are not asked themselves. */
+TEST(a_notice_takes_pages_of_workers)
+{
+    struct world w = keep_free_pages(0);
+
+    fake_notice(w.fake, 2 * PAGE + 1, 5000, true);
+    dispatch_until(w.clients[0], counts_of(&w).acks == 1);
+    check_eq(counts_of(&w).mapped, 2 * (KEPT - 2));
+    check_eq(counts_of(&w).cached, 2 * (KEPT - 2));
+    world_close(&w);
+}
+
+struct closer {
+    pthread_t thread;
+    atomic_int tid;
+    struct kvc_blocks *blocks;
+};
+
+static void *close_blocks(void *data)
+{
+    struct closer *closer = data;
+
+    atomic_store(&closer->tid, gettid());
+    kvc_blocks_close(closer->blocks);
+    return NULL;
+}
+
+static bool is_asleep(pid_t tid)
+{
+    char path[64], state = 0;
+    FILE *stat;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+    stat = fopen(path, "re");
+    check(stat && fscanf(stat, "%*d (%*[^)]) %c", &state) == 1 && fclose(stat) == 0);
+    return state == 'S';
+}
+
+/* Whoever closes waits for the thread that answers, which waits for a worker. */
+TEST(closing_while_a_notice_is_answered)
+{
+    struct world w = keep_free_pages(1);
+    struct closer closer = {.blocks = w.blocks};
+
+    fake_lie(w.fake, FAKE_LATE, MESSAGE_UNMAP);
+    fake_notice(w.fake, 2 * PAGE, 5000, true);
+    while (counts_of(&w).late == 0 || counts_of(&w).mapped > 2 * (KEPT - 1))
+        ;
+    check_eq(pthread_create(&closer.thread, NULL, close_blocks, &closer), 0);
+    while (!atomic_load(&closer.tid) || !is_asleep(closer.tid))
+        ;
+    for (unsigned i = 0; i < 200; i++)
+        check_eq(counts_of(&w).mapped, 2 * (KEPT - 1));
+    fake_release(w.fake);
+    check_eq(pthread_join(closer.thread, NULL), 0);
+    w.blocks = NULL;
     world_close(&w);
 }
 
