@@ -253,8 +253,8 @@ struct kvc_region_options {
 };
 
 /* Reserves address space. Costs no memory, holes aside. A client has up to 256 regions, one with holes
- * counting twice (then KVC_E_RESOURCES). KVC_E_INVALID, KVC_E_NOSPACE, KVC_E_DRIVER; KVC_E_BUDGET when not even one
- * page could be backed; KVC_E_VERSION for KVC_REGION_ORDERED with a daemon older than 0.2. */
+ * counting twice (then KVC_E_RESOURCES). KVC_E_INVALID, KVC_E_NOSPACE, KVC_E_DRIVER; KVC_E_BUDGET when not
+ * even one page could be backed; KVC_E_VERSION for KVC_REGION_ORDERED with a daemon older than 0.2. */
 KVC_API int kvc_region_open(struct kvc_client *client, const struct kvc_region_options *options,
                             struct kvc_region **ret);
 
