@@ -79,7 +79,7 @@ void blocks_set_ahead(struct kvc_blocks *blocks, struct kvc_region *region, uint
 /* ---- blocks_report.c ---- */
 
 /* What all regions have: where only some have more, that makes no page. */
-struct lease blocks_least_lease(struct kvc_blocks *blocks);
+struct lease blocks_least_lease(const struct kvc_blocks *blocks);
 
 /* Whoever claims for all regions, one after the other, says so before and after, and what came of it: claims
  * that make no page, since some region was refused, are not kept from others. */

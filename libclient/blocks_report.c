@@ -17,7 +17,7 @@
 #include "region.h"
 #include "reserve.h"
 
-struct lease blocks_least_lease(struct kvc_blocks *blocks)
+static inline struct lease least_lease(const struct kvc_blocks *blocks)
 {
     struct lease least = {.claimed = UINT32_MAX};
     uint64_t total = UINT32_MAX;
@@ -32,6 +32,11 @@ struct lease blocks_least_lease(struct kvc_blocks *blocks)
     return least;
 }
 
+struct lease blocks_least_lease(const struct kvc_blocks *blocks)
+{
+    return least_lease(blocks);
+}
+
 /* ---- Reports ---- */
 
 uint64_t blocks_report_until(const struct kvc_blocks *blocks)
@@ -39,7 +44,7 @@ uint64_t blocks_report_until(const struct kvc_blocks *blocks)
     return atomic_load(&blocks->report_until_ns);
 }
 
-static bool is_notice_open(const struct kvc_blocks *blocks)
+static inline bool is_notice_open(const struct kvc_blocks *blocks)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
         if (atomic_load(&blocks->regions[i]->client->notice.open))
@@ -76,13 +81,13 @@ _slow_path_ static uint64_t count_slowly(struct kvc_blocks *blocks)
     return n;
 }
 
-static uint64_t count_all(struct kvc_blocks *blocks)
+static inline uint64_t count_all(struct kvc_blocks *blocks)
 {
     uint64_t n = block_alloc_free_blocks(blocks->alloc), view;
     struct lease lease;
 
     atomic_thread_fence(memory_order_acquire);
-    lease = blocks_least_lease(blocks);
+    lease = least_lease(blocks);
     view = atomic_load_explicit(&blocks->claim_view, memory_order_acquire);
     if (lease.offered > 0 || lease.claimed != view >> 32 || atomic_load(&blocks->shedding))
         return count_slowly(blocks);
@@ -90,7 +95,7 @@ static uint64_t count_all(struct kvc_blocks *blocks)
 }
 
 /* Says that a report holds from now on. False: a notice has come, and it doesn't. */
-static bool stamp(struct kvc_blocks *blocks)
+static inline bool stamp(struct kvc_blocks *blocks)
 {
     uint64_t until_ns = lease_now_ns() + blocks->hold_ns;
 
@@ -102,21 +107,17 @@ static bool stamp(struct kvc_blocks *blocks)
     return !is_notice_open(blocks);
 }
 
-static uint64_t report(struct kvc_blocks *blocks)
+static inline uint64_t report(struct kvc_blocks *blocks)
 {
-    uint64_t n;
+    uint64_t n = UINT64_MAX, again;
 
     if (!stamp(blocks))
         return count_certain(blocks);
-    n = count_all(blocks);
-    while (atomic_load_explicit(&blocks->promised_blocks, memory_order_relaxed) != n) {
-        uint64_t again;
-
-        atomic_store(&blocks->promised_blocks, n);
-        again = count_all(blocks);
-        if (again >= n)
-            break;
+    while ((again = count_all(blocks)) < n) {
         n = again;
+        if (atomic_load_explicit(&blocks->promised_blocks, memory_order_relaxed) == n)
+            break;
+        atomic_store(&blocks->promised_blocks, n);
     }
     return n;
 }
