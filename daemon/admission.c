@@ -128,12 +128,13 @@ static int judge(struct broker *broker, struct broker_request *request, bool *re
         return BROKER_E_NOT_LEASED;
     if (request->lease && !leases_fit_descriptors(broker, request))
         return BROKER_E_DESCRIPTORS;
-    if (find_shortage(broker, request, &lacking) && !request->courtesy)
-        queue_yield(broker);
     while ((r = find_shortage(broker, request, &lacking))) {
         request->error = r;
         if (request->courtesy)
             return r;
+        /* Others' courtesies are no matter of its own limit. */
+        if (queue_yield(broker, r == BROKER_E_LIMIT ? request->peer->instance : NULL))
+            continue;
         *ret_undecided = is_behind(broker, request);
         if (*ret_undecided)
             return r;

@@ -194,8 +194,8 @@ void queue_complete(struct broker *broker, struct broker_request *request);
 void queue_promise(struct broker *broker, struct broker_request *request);
 /* Does nobody wait for anything that the request could take away, but out of courtesy? */
 bool queue_is_at_ease(const struct broker *broker, const struct broker_request *request);
-/* What was asked for out of courtesy gives way. */
-void queue_yield(struct broker *broker);
+/* What was asked for out of courtesy gives way: all, or an instance's. True: there was some. */
+bool queue_yield(struct broker *broker, const struct broker_instance *instance_or_null);
 /* Takes a loose extent that nobody holds any more. `domain`: for whom it was made, if for anybody; one that
  * is coloured has no choice. */
 void queue_offer(struct broker *broker, struct broker_domain *domain, struct extent *extent);

@@ -306,7 +306,7 @@ bool leases_fit_descriptors(struct broker *broker, const struct broker_request *
         return true;
     if (request->courtesy)
         return false;
-    queue_yield(broker);
+    queue_yield(broker, NULL);
     count_offers(broker, request, &offered, &with_claims);
     if (descriptors_over(broker, request, &offered) == 0) {
         withdraw_descriptors(broker, request, request_domain(request));

@@ -275,7 +275,7 @@ void queue_enqueue(struct broker *broker, struct broker_request *request)
     bool at_hand = is_at_hand(broker, request);
 
     if (!at_hand && !request->courtesy) {
-        queue_yield(broker);
+        queue_yield(broker, NULL);
         at_hand = is_at_hand(broker, request);
     }
     broker->n_needs += !request->courtesy;
@@ -335,17 +335,23 @@ bool queue_is_at_ease(const struct broker *broker, const struct broker_request *
     return broker->n_needs == 0 && broker->n_undecided == 0 && request->peer->instance->n_undecided == 0;
 }
 
-/* There are some only while nobody else waits, so this looks at few others. */
-void queue_yield(struct broker *broker)
+/* There are some only while nobody else waits for what they could take, so this looks at few others. */
+bool queue_yield(struct broker *broker, const struct broker_instance *instance)
 {
+    bool any = false;
+
     list_for_each_safe (it, &broker->arrivals) {
         struct broker_request *request = container_of(it, struct broker_request, arrival_link);
 
         if (broker->n_courtesies == 0)
-            return;
-        if (request->courtesy && request->state < BROKER_REQUEST_REFUSED)
-            queue_refuse(broker, request, BROKER_E_BUDGET);
+            break;
+        if (!request->courtesy || request->state >= BROKER_REQUEST_REFUSED ||
+            (instance && request->peer->instance != instance))
+            continue;
+        queue_refuse(broker, request, BROKER_E_BUDGET);
+        any = true;
     }
+    return any;
 }
 
 void queue_withdraw(struct broker *broker, struct broker_request *request)

@@ -240,7 +240,7 @@ static void on_refuse(struct world *w, struct broker_request *request, int error
         return;
     world_expect(w, !errand->granted, "a request is refused after it was granted");
     /* One that is new may have stood behind others, and be judged in the same event. */
-    errand->undecided |= errand->step == w->step;
+    errand->undecided |= !errand->courtesy && errand->step == w->step;
     if (errand->undecided && (error == BROKER_E_LIMIT || error == BROKER_E_BUDGET))
         world_check_hopeless(w, errand, error);
     switch (error) {
