@@ -108,11 +108,11 @@ def start_scheduler(programs: Programs, daemons: list[Daemon], timeout_ms: int =
     return scheduler
 
 
-def start_daemons(programs: Programs, **options: Any) -> list[Daemon]:
-    """One for each GPU. Arguments as of Daemon."""
+def start_daemons(programs: Programs, n: int = len(STAGES), **options: Any) -> list[Daemon]:
+    """One for each of the first n GPUs. options: as of Daemon."""
     return [
         programs.daemon(SIZES, name=f"gpu{rank}", arguments=("--gpu", str(rank)), **options)
-        for rank in range(len(STAGES))
+        for rank in range(n)
     ]
 
 
@@ -198,12 +198,13 @@ def start_engine(
     faults: dict[int, str] | None = None,
     instance: str = "engine",
     blocks: str = "",
+    stages: tuple[Stage, ...] = BLOCK_STAGES,
 ) -> Engine:
-    """options: as of kvranks' attach."""
-    daemons = daemons or start_daemons(programs)
-    workers = start_workers(programs, daemons, faults, BLOCK_STAGES, instance)
-    engine = Engine(programs, daemons, workers, programs.ranks(instance), BLOCK_STAGES, instance)
-    attach_all(engine.scheduler, daemons, BLOCK_STAGES, options)
+    """options: as of kvranks' attach. daemons: one for each stage."""
+    daemons = daemons or start_daemons(programs, len(stages))
+    workers = start_workers(programs, daemons, faults, stages, instance)
+    engine = Engine(programs, daemons, workers, programs.ranks(instance), stages, instance)
+    attach_all(engine.scheduler, daemons, stages, options)
     engine.do(f"blocks block=256K {blocks}")
     return engine
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks that a scheduler hands out over workers elsewhere: four GPUs, four daemons, four workers.
 
-All ranks have a page or none; and what each daemon has written down is that. What fails, stops or dies:
-test_blocks_orders_death.py.
+All ranks have a page or none; and what each daemon has written down is that. What fails:
+test_blocks_failures.py. What stops or dies: test_blocks_orders_death.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks over workers elsewhere, when a driver fails, a worker or a daemon stops or dies, and at the end."""
+"""Blocks over workers elsewhere, when a worker or a daemon stops or dies, and at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from harness.broker import Programs, eventually, on_gpu
 from harness.crew import (
-    BLOCK_STAGES,
     EACH,
     HASTY_MS,
     PAGES,
@@ -20,8 +19,6 @@ from harness.crew import (
     start_worker,
     stop,
 )
-
-RANKS = range(len(BLOCK_STAGES))
 
 pytestmark = pytest.mark.skipif(on_gpu(), reason="four GPUs are needed")
 
@@ -37,63 +34,60 @@ def hasty(programs: Programs) -> Engine:
     return start_engine(programs, options=f"timeout={HASTY_MS}")
 
 
-# ---- Drivers ----
-
-
-@pytest.mark.parametrize(
-    "plan",
-    ["cuMemMap:3=INVALID_VALUE", "cuMemSetAccess:1=OUT_OF_MEMORY", "cuMemImportFromShareableHandle:2=2"],
-)
-def test_a_driver_that_fails(programs: Programs, plan: str) -> None:
-    """What the others have mapped is undone before the call returns."""
-    engine = start_engine(programs, faults={2: plan})
-    assert re.match("KVC_E_WORKER Rank 2: cuMem", engine.refused(f"take {3 * EACH}"))
-    engine.check_books(0)
-    engine.check_mapped([])
-    engine.is_counted(used=0, mapped=0, doubt=0, broken=0, empty=PAGES)
-    engine.do(f"take {3 * EACH}")
-    engine.check_books(3)
-    engine.check_mapped([0, 1, 2])
-
-
-def test_a_driver_that_does_not_unmap(programs: Programs) -> None:
-    """The page is nobody's until the rank has given it up, too."""
-    engine = start_engine(programs, faults={1: "cuMemUnmap:1=INVALID_VALUE"})
-    engine.do(f"take {2 * EACH}")
-    engine.do(f"give {EACH}")
-    engine.check_books(1, [0, 2, 3])
-    engine.check_books(2, [1])
-    engine.is_counted(used=EACH, free=0, mapped=1, doubt=1)
-    engine.do(f"take {EACH}")
-    engine.is_counted(used=2 * EACH, doubt=0)
-    engine.check_books(2)
-
-
-def test_a_driver_that_does_not_undo(programs: Programs) -> None:
-    """One rank fails to map, another to take that back."""
-    engine = start_engine(programs, faults={1: "cuMemMap:1=INVALID_VALUE", 3: "cuMemUnmap:1=INVALID_VALUE"})
-    assert re.match("KVC_E_WORKER Rank 1: cuMemMap", engine.refused(f"take {EACH}"))
-    engine.is_counted(mapped=0, doubt=1, empty=PAGES - 1)
-    engine.check_books(0, [0, 1, 2])
-    engine.check_books(1, [3])
-    engine.do(f"take {PAGES * EACH}")
-    engine.is_counted(mapped=PAGES, doubt=0)
-    engine.check_books(PAGES)
-
-
 # ---- Workers ----
 
 
-def test_a_worker_that_is_killed(hasty: Engine) -> None:
-    hasty.do(f"take {2 * EACH}")
-    hasty.workers[3].kill()
-    assert re.match("KVC_E_WORKER Rank 3: ", hasty.refused("take 1"))
-    hasty.check_books(2, [0, 1, 2])
-    eventually(lambda: hasty.check_books(0, [3]))
-    hasty.do(f"give {2 * EACH}")
-    hasty.check_books(0)
-    hasty.do("close-blocks")
-    hasty.check_books(0, leased=None)
+def others(engine: Engine, rank: int) -> list[int]:
+    return [other for other in range(len(engine.workers)) if other != rank]
+
+
+def check_over(engine: Engine, rank: int) -> None:
+    """This rank's worker is known to be gone: nothing is to be had, and nothing in doubt."""
+    assert engine.do("available") == "0"
+    for command in ("take 1", f"take {8 * EACH}", "reserve 1", "want 1 0", f"want {EACH} {PATIENT_MS}"):
+        assert re.match(f"KVC_E_WORKER Rank {rank}: ", engine.refused(command)), command
+    engine.is_counted(claimed=0, doubt=0, broken=0)
+
+
+def check_successor(engine: Engine, rank: int) -> None:
+    """With another worker in its place the engine goes on, and nothing is left of what there was."""
+    engine.scheduler.close()
+    engine.workers[rank] = start_worker(engine.programs, engine.daemons[rank], rank, None, engine.stages)
+    engine.attach()
+    engine.check_books(0)
+    engine.do(f"take {20 * EACH}")
+    engine.check_books(20)
+    engine.check_mapped(list(range(20)))
+
+
+def test_a_worker_that_is_killed(engine: Engine) -> None:
+    """It is noticed with the next order. Free pages go at once, the others' blocks as they come free."""
+    engine.do(f"take {4 * EACH}")
+    engine.do("give 1")
+    engine.workers[3].kill()
+    assert re.match("KVC_E_WORKER Rank 3: ", engine.refused(f"take {2 * EACH}"))
+    check_over(engine, 3)
+    engine.check_books(4, others(engine, 3))
+    eventually(lambda: engine.check_books(0, [3]))
+    engine.do(f"give {EACH - 1}")
+    engine.check_books(3, others(engine, 3))
+    engine.do(f"give {EACH}")
+    engine.check_books(2, others(engine, 3))
+    check_over(engine, 3)
+    engine.do("close-blocks")
+    engine.check_books(0)
+    check_successor(engine, 3)
+
+
+def test_a_worker_that_is_killed_before_an_unmap(engine: Engine) -> None:
+    engine.do(f"take {4 * EACH}")
+    engine.workers[1].kill()
+    engine.do(f"give {EACH}")
+    check_over(engine, 1)
+    engine.check_books(3, others(engine, 1))
+    engine.do("clear")
+    engine.check_books(0, others(engine, 1))
+    check_successor(engine, 1)
 
 
 def test_a_worker_that_is_killed_has_a_successor(hasty: Engine) -> None:
@@ -102,11 +96,17 @@ def test_a_worker_that_is_killed_has_a_successor(hasty: Engine) -> None:
     hasty.workers[3].kill()
     assert re.match("KVC_E_WORKER Rank 3: ", hasty.refused("take 1"))
     hasty.do("close")
-    hasty.workers[3] = start_worker(hasty.programs, hasty.daemons[3], 3, None, BLOCK_STAGES)
-    hasty.attach()
-    hasty.check_books(0)
-    hasty.do(f"take {3 * EACH}")
-    hasty.check_mapped([0, 1, 2])
+    check_successor(hasty, 3)
+
+
+def test_a_worker_that_closes_its_region(engine: Engine) -> None:
+    engine.do(f"take {2 * EACH}")
+    engine.workers[1].do("close-region kv")
+    engine.do(f"give {EACH}")
+    check_over(engine, 1)
+    engine.check_books(1, others(engine, 1))
+    engine.workers[1].close()
+    check_successor(engine, 1)
 
 
 def test_a_worker_that_is_stopped(hasty: Engine) -> None:
@@ -146,12 +146,22 @@ def test_a_stopped_worker_is_not_asked_again(hasty: Engine) -> None:
 
 
 def test_a_stopped_worker_that_is_killed(hasty: Engine) -> None:
+    """What it hasn't answered is in doubt while that is so, and settled with its death."""
+    hasty.do(f"take {2 * EACH}")
     stop(hasty.workers[2])
+    hasty.do(f"give {EACH}")
+    hasty.is_counted(doubt=1)
+    assert hasty.refused(f"take {23 * EACH}").startswith("KVC_E_IN_DOUBT ")
     assert hasty.refused(f"take {2 * EACH}").startswith("KVC_E_TIMEOUT ")
-    hasty.is_counted(doubt=2)
+    hasty.is_counted(doubt=3)
     hasty.workers[2].kill()
-    eventually(lambda: hasty.do("trim") == "" and hasty.is_counted(doubt=0, empty=PAGES))
-    eventually(lambda: hasty.check_books(0))
+    eventually(lambda: hasty.do("trim") == "" and hasty.is_counted(mapped=1, doubt=0, empty=PAGES - 1))
+    check_over(hasty, 2)
+    hasty.check_books(1, others(hasty, 2))
+    eventually(lambda: hasty.check_books(0, [2]))
+    hasty.do("clear")
+    hasty.check_books(0)
+    check_successor(hasty, 2)
 
 
 def test_closing_in_doubt(hasty: Engine) -> None:
@@ -193,15 +203,33 @@ def test_a_daemon_that_is_stopped_after_its_promise(hasty: Engine) -> None:
     hasty.check_books(0)
 
 
-def test_a_daemon_that_is_killed(hasty: Engine) -> None:
+def test_a_daemon_that_is_killed(engine: Engine) -> None:
+    """Its claims are void, what is mapped is used on; and a worker that nobody can order stays as it is."""
+    engine.do(f"take {2 * EACH}")
+    engine.do("give 3")
+    engine.do(f"want {3 * EACH} {PATIENT_MS}")
+    engine.daemons[1].kill()
+    eventually(lambda: engine.do("available") == "3")
+    engine.is_counted(claimed=0)
+    engine.do("take 3")
+    engine.workers[1].do("write kv 1 2 77")
+    assert engine.workers[1].do("read kv 1 2") == "77"
+    assert engine.refused("take 1").startswith("KVC_E_DISCONNECTED ")
+    engine.check_books(2, others(engine, 1))
+    engine.do(f"give {2 * EACH}")
+    engine.check_books(0, others(engine, 1))
+
+
+def test_a_daemon_that_is_killed_unwatched(hasty: Engine) -> None:
+    """The scheduler has no thread for this rank: the next call notices."""
     hasty.do(f"take {2 * EACH}")
     hasty.daemons[0].kill()
     assert hasty.refused(f"take {EACH}").startswith("KVC_E_DISCONNECTED ")
-    hasty.check_books(2, [1, 2, 3])
+    hasty.check_books(2, others(hasty, 0))
     hasty.do(f"give {EACH}")
-    hasty.check_books(1, [1, 2, 3])
+    hasty.check_books(1, others(hasty, 0))
     hasty.do("close-blocks")
-    hasty.check_books(0, [1, 2, 3])
+    hasty.check_books(0, others(hasty, 0))
 
 
 # ---- The end ----
@@ -239,6 +267,20 @@ def test_a_scheduler_that_is_killed(engine: Engine) -> None:
     engine.check_books(0)
     engine.do(f"take {EACH}")
     engine.check_mapped([0])
+
+
+def test_another_scheduler_takes_over(engine: Engine) -> None:
+    """What the first one had is gone, and it takes nothing from the second."""
+    first = engine.scheduler
+    engine.do(f"take {2 * EACH}")
+    engine.attach()
+    engine.check_books(0)
+    engine.do(f"take {3 * EACH}")
+    assert re.match("KVC_E_WORKER Rank 0: .*taken over", first.refused(f"take {EACH}"))
+    assert first.do("available") == "0"
+    first.do("clear")
+    first.do("close-blocks")
+    engine.check_books(3)
 
 
 def test_workers_that_end_first(engine: Engine) -> None:
