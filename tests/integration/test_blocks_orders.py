@@ -20,8 +20,10 @@ from harness.crew import (
     PATIENT_MS,
     SIZES,
     Engine,
+    go_on,
     start_daemons,
     start_engine,
+    stop,
 )
 
 RANKS = range(len(BLOCK_STAGES))
@@ -224,15 +226,17 @@ def test_free_pages_go_under_a_lowered_limit(programs: Programs) -> None:
 
 
 def test_an_instance_that_is_refused_keeps_nothing_from_others(programs: Programs) -> None:
-    """An idle scheduler, which hears nothing, holds no memory at the ranks where it was not refused."""
+    """A scheduler that hears nothing any more holds no memory at the ranks where it was not refused."""
     daemons = start_daemons(programs, budget=str(4 * 20 * MIB))
     first = start_engine(programs, daemons, instance="first")
     second = start_engine(programs, daemons, instance="second")
     first.limit(3, 0)
     assert first.refused(f"take {4 * EACH}").startswith("KVC_E_LIMIT ")
+    stop(first.scheduler)
     second.do(f"take {4 * EACH}")
     second.check_books(4)
     first.check_books(0)
+    go_on(first.scheduler)
 
 
 # ---- Two engines ----
