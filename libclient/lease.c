@@ -192,7 +192,7 @@ int lease_ask(struct kvc_region *region, uint64_t pages, bool courtesy)
 
 int lease_ask_and_wait(struct kvc_region *region, uint64_t pages, uint64_t timeout_ns)
 {
-    struct lease_ask *ask;
+    struct lease_ask *ask = NULL;
     int r;
 
     r = send_ask(region, pages, false, &ask);

@@ -157,7 +157,7 @@ static int nvml_table_from(void *library, const char *path, struct nvml_driver *
 int cuda_driver_load(const char *path, struct cuda_driver **ret_driver,
                      char error[static CUDA_DRIVER_ERROR_MAX])
 {
-    void *library;
+    void *library = NULL;
     int r;
 
     path = path ?: "libcuda.so.1";
@@ -168,7 +168,7 @@ int cuda_driver_load(const char *path, struct cuda_driver **ret_driver,
 int nvml_driver_load(const char *path, struct nvml_driver **ret_driver,
                      char error[static CUDA_DRIVER_ERROR_MAX])
 {
-    void *library;
+    void *library = NULL;
     int r;
 
     path = path ?: "libnvidia-ml.so.1";
@@ -180,7 +180,7 @@ static int open_emulator(const char *dir, const char *file, const char *configur
                          const char *sizes, char *path, void **ret_library, char *error)
 {
     __typeof__(&cuemuConfigure) configure;
-    void *library;
+    void *library = NULL;
     int r;
 
     if ((size_t)snprintf(path, PATH_MAX, "%s/%s", dir, file) >= PATH_MAX)
@@ -201,7 +201,7 @@ int cuda_driver_load_emulated(const char *emulator_dir, const char *folder, cons
                               struct cuda_driver **ret_driver, char error[static CUDA_DRIVER_ERROR_MAX])
 {
     char path[PATH_MAX];
-    void *library;
+    void *library = NULL;
     int r;
 
     r = open_emulator(emulator_dir, "libcuda.so.1", "cuemuConfigure", folder, sizes, path, &library, error);
@@ -212,7 +212,7 @@ int nvml_driver_load_emulated(const char *emulator_dir, const char *folder, cons
                               struct nvml_driver **ret_driver, char error[static CUDA_DRIVER_ERROR_MAX])
 {
     char path[PATH_MAX];
-    void *library;
+    void *library = NULL;
     int r;
 
     r = open_emulator(emulator_dir, "libnvidia-ml.so.1", "nvemuConfigure", folder, sizes, path, &library,

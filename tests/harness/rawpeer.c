@@ -105,7 +105,7 @@ static int connect_socket(const char *path, int *ret_fd)
 
 static int connect_link(const char *path, struct link **ret)
 {
-    int fd, r;
+    int fd = -1, r;
 
     r = connect_socket(path, &fd);
     if (r < 0)
