@@ -315,9 +315,11 @@ static struct kvc_blocks *close_all(struct kvc_blocks *blocks, bool wait)
     wait_for_users(blocks);
     if (blocks->group)
         blocks_group_empty(blocks);
-    blocks->group = group_free(blocks->group);
+    /* It speaks to regions that may go next. Whether there was one is looked at until then. */
+    group_free(blocks->group);
     for (size_t i = 0; i < blocks->n_regions; i++)
         close_region(blocks, blocks->regions[i], wait);
+    blocks->group = NULL;
     return blocks_free(blocks);
 }
 
