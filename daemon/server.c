@@ -197,9 +197,9 @@ static void on_throttle(uv_timer_t *timer)
     server_settle(server);
 }
 
-static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline_ns)
+static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline_ns, uint64_t now_ns)
 {
-    uint64_t left_ns = u64_sub_floor(deadline_ns, server_now());
+    uint64_t left_ns = u64_sub_floor(deadline_ns, now_ns);
 
     if (deadline_ns == UINT64_MAX)
         uv_timer_stop(timer);
@@ -207,13 +207,16 @@ static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline
         uv_timer_start(timer, callback, (left_ns + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC, 0);
 }
 
-static void set_timers(struct server *server)
+/* Once a turn, before the loop goes to sleep. */
+static void on_prepare(uv_prepare_t *prepare)
 {
+    struct server *server = prepare->data;
     const struct peer *oldest = list_first(&server->handshakes, struct peer, hello_link);
+    uint64_t now = server_now();
 
-    set_timer(&server->tick, on_tick, broker_deadline(server->broker));
-    set_timer(&server->chill, on_chill, grant_chill_due(server));
-    set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX);
+    set_timer(&server->tick, on_tick, broker_deadline(server->broker), now);
+    set_timer(&server->chill, on_chill, grant_chill_due(server), now);
+    set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX, now);
     if (list_is_empty(&server->throttled))
         uv_timer_stop(&server->throttle);
     else if (!uv_is_active((uv_handle_t *)&server->throttle))
@@ -231,8 +234,6 @@ void server_settle(struct server *server)
     backing_flush(server->backing);
     if (server->draining && server->n_slots == 0)
         uv_stop(&server->loop);
-    else
-        set_timers(server);
 }
 
 /* ---- Limits of the configuration ---- */
@@ -369,6 +370,8 @@ static int start_loop(struct server *server, char *error)
         uv_timer_init(&server->loop, timers[i]);
         timers[i]->data = server;
     }
+    uv_prepare_init(&server->loop, &server->prepare);
+    server->prepare.data = server;
     for (size_t i = 0; i < ARRAY_SIZE(server->signals); i++) {
         uv_signal_init(&server->loop, &server->signals[i]);
         server->signals[i].data = server;
@@ -527,6 +530,7 @@ int server_run(struct server *server)
         return r;
     if (watchdog_ms)
         uv_timer_start(&server->watchdog, on_watchdog, watchdog_ms, watchdog_ms);
+    uv_prepare_start(&server->prepare, on_prepare);
     server_settle(server);
     say_ready(server);
     uv_run(&server->loop, UV_RUN_DEFAULT);

@@ -49,6 +49,7 @@ struct server {
     unsigned n_peers;
 
     uv_timer_t tick, handshake, throttle, chill, look_again, drain_by, watchdog;
+    uv_prepare_t prepare;
     uv_signal_t signals[3];
     bool has_loop;
     bool settling;
