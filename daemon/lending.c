@@ -56,19 +56,21 @@ static int request_new(struct broker *broker, struct broker_peer *peer, const ui
     r = weigh(broker, counts, &bytes, &n);
     if (r)
         return r;
-    request = calloc(1, sizeof(*request));
+    request = malloc(sizeof(*request));
     if (!request)
         return -ENOMEM;
-    request->extents = calloc(n, sizeof(*request->extents));
+    *request = (struct broker_request){
+        .extents = malloc(n * sizeof(*request->extents)),
+        .peer = peer,
+        .bytes = bytes,
+        .n_extents = n,
+        .since_ns = broker->now_ns,
+    };
     if (!request->extents)
         return -ENOMEM;
     list_init(&request->link);
     list_init(&request->arrival_link);
     list_init(&request->stall_link);
-    request->peer = peer;
-    request->bytes = bytes;
-    request->n_extents = n;
-    request->since_ns = broker->now_ns;
     for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
         request->counts[i] = counts[i];
     list_append(&peer->requests, &request->peer_link);

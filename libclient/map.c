@@ -80,11 +80,10 @@ static struct plan *plan_new(struct kvc_region *region, size_t n)
 
     if (n > SIZE_MAX / 4 / sizeof(plan->places[0]))
         return NULL;
-    plan = calloc(1, sizeof(*plan) + 3 * n * sizeof(plan->places[0]));
+    plan = malloc(sizeof(*plan) + 3 * n * sizeof(plan->places[0]));
     if (!plan)
         return NULL;
-    plan->region = region;
-    plan->fresh = plan->places;
+    *plan = (struct plan){.region = region, .fresh = plan->places};
     plan->hits = plan->fresh + n;
     plan->stolen = plan->hits + n;
     return plan;

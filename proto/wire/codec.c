@@ -5,7 +5,7 @@
  * decoding may take.
  *
  * An arena grows in steps up to CODEC_ARENA_MAX, because 64 KiB of hostile fields unfold into megabytes of
- * bookkeeping; most messages fit its first kilobyte, which makes decoding one allocation. What protobuf-c
+ * bookkeeping; most messages fit its first part, which makes decoding one allocation. What protobuf-c
  * frees on its way stays in the arena until message_deinit().
  *
  * protobuf-c hands strings over without their length, so an embedded NUL would quietly cut a name short; the
@@ -25,7 +25,8 @@
 
 #include "base/arith.h"
 
-#define ARENA_FIRST 1024
+/* With the arena itself no more than malloc() keeps at hand for the thread. */
+#define ARENA_FIRST 960
 #define ARENA_CHUNK 8192
 #define ALIGNMENT alignof(max_align_t)
 
