@@ -6,11 +6,11 @@
  * client has acknowledged it. A descriptor is closed as soon as it is sent: the client's copy keeps the
  * memory alive, and ours would only fill the table.
  *
- * The broker's request lives until the last packet is acknowledged, because only then are the extents the
- * peer's to return. Until then it also holds a part of the descriptors that everybody's requests share. So a
- * client that doesn't acknowledge for a while has its grant turned cold: the descriptors that are not yet
- * sent are closed, the request ends, and should the client go on after all, they are exported again, one
- * packet's worth at a time.
+ * The broker's request lives until the last packet has left (an order's until it is acknowledged, because its
+ * worker can't be done before): only then are the extents the peer's to return, and until then it holds a
+ * part of the descriptors that everybody's requests share. So a client that doesn't acknowledge for a while
+ * has its grant turned cold: the descriptors that are not yet sent are closed, the request ends, and should
+ * the client go on after all, they are exported again, one packet's worth at a time.
  */
 
 #include "grant.h"
@@ -78,18 +78,17 @@ int grant_ask(struct peer *peer, uint32_t number_of_region, uint32_t pages, uint
               struct broker_lease *lease, struct order *order)
 {
     struct region *region = peer_region(peer, number_of_region);
-    struct grant *grant = calloc(1, sizeof(*grant));
+    struct grant *grant = malloc(sizeof(*grant));
     int r;
 
     if (!grant)
         return -ENOMEM;
+    *grant = (struct grant){.kind = order ? GRANT_ORDER : GRANT_TAKE, .order = order};
     r = ask_broker(peer, region, pages, lease, &grant->request);
     if (r != 0) {
         free(grant);
         return r;
     }
-    grant->kind = order ? GRANT_ORDER : GRANT_TAKE;
-    grant->order = order;
     if (order)
         order->grant = grant;
     enlist(grant, peer, number_of_region, pages, number);
@@ -101,11 +100,12 @@ int grant_ask_lease(struct peer *peer, uint32_t number_of_region, uint32_t pages
                     bool courtesy)
 {
     struct region *region = peer_region(peer, number_of_region);
-    struct grant *grant = calloc(1, sizeof(*grant));
+    struct grant *grant = malloc(sizeof(*grant));
     int r;
 
     if (!grant)
         return -ENOMEM;
+    *grant = (struct grant){.kind = GRANT_LEASE};
     r = BROKER_E_INVALID;
     if (region_page_extents(region) * pages <= BROKER_REQUEST_EXTENTS_MAX)
         r = broker_lease_ask(peer->server->broker, region->lease, pages, courtesy, server_now(),
@@ -114,7 +114,6 @@ int grant_ask_lease(struct peer *peer, uint32_t number_of_region, uint32_t pages
         free(grant);
         return r;
     }
-    grant->kind = GRANT_LEASE;
     enlist(grant, peer, number_of_region, pages, number);
     region->n_leasing += pages;
     return 0;
@@ -223,7 +222,14 @@ static void send_part(struct grant *grant, unsigned n, struct fdset *fds)
     peer_send(grant->peer, MESSAGE_GRANT, grant->number, &body.base, fds);
 }
 
-/* So many are charged already. */
+/* What nothing needs any more but the charge of its last packet. */
+static bool has_left(const struct grant *grant)
+{
+    return grant->kind != GRANT_ORDER && grant->n_sent == grant->n_extents &&
+           link_queued(grant->peer->conn) == 0;
+}
+
+/* So many are charged already. Ends the grant, perhaps. */
 static void send_packet(struct grant *grant, unsigned n)
 {
     struct peer *peer = grant->peer;
@@ -231,7 +237,6 @@ static void send_packet(struct grant *grant, unsigned n)
 
     collect(grant, n, &fds);
     peer->ack_request = grant->number;
-    note_progress(peer);
     if (grant->order)
         orders_send_part(grant->order, n, &fds);
     else
@@ -240,6 +245,9 @@ static void send_packet(struct grant *grant, unsigned n)
     grant->n_sent += n;
     if (grant->order && grant->n_sent == grant->n_extents)
         orders_sent(grant->order);
+    if (has_left(grant))
+        grant_free(grant);
+    note_progress(peer);
 }
 
 static void export_packet(struct grant *grant, unsigned n)
@@ -278,13 +286,13 @@ int grant_acknowledged(struct peer *peer, uint32_t number)
 {
     struct grant *grant = next_granted(peer);
 
-    if (!peer->in_flight.domain || number != peer->ack_request || grant->n_exporting) {
+    if (!peer->in_flight.domain || number != peer->ack_request || (grant && grant->n_exporting)) {
         peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "a GrantAck acknowledges nothing that was sent");
         return REQUEST_E_FAILED;
     }
     flight_charge_deinit(&peer->in_flight);
     peer->server->room_grew = true;
-    if (grant->n_sent == grant->n_extents)
+    if (grant && grant->n_sent == grant->n_extents)
         grant_free(grant);
     note_progress(peer);
     grant_send(peer);

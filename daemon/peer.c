@@ -172,13 +172,16 @@ static int receive(struct peer *peer, struct message *ret)
     return r;
 }
 
-static void receive_one(struct peer *peer)
+/* Whether the next message is likely to be there already. */
+static bool receive_one(struct peer *peer)
 {
     struct message message;
+    bool more = false;
     int r = receive(peer, &message);
 
     switch (r) {
     case 0:
+        more = message.type == MESSAGE_GRANT_ACK;
         request_dispatch(peer, &message);
         message_deinit(&message);
         break;
@@ -194,6 +197,7 @@ static void receive_one(struct peer *peer)
         peer_fail(peer, KVCACHED__ERROR__ERROR_RESOURCES, "the daemon is short of memory");
         break;
     }
+    return more;
 }
 
 static bool may_receive(const struct peer *peer)
@@ -207,6 +211,7 @@ static void on_ready(uv_poll_t *poll, int status, int events)
 {
     struct peer *peer = poll->data;
     struct server *server = peer->server;
+    bool more = true;
 
     if (events & UV_WRITABLE)
         peer_flush(peer);
@@ -214,8 +219,8 @@ static void on_ready(uv_poll_t *poll, int status, int events)
      * counts, unless it has left answers unread. */
     if (status < 0)
         peer->polled = 0;
-    for (unsigned i = 0; i < MESSAGES_PER_TURN && may_receive(peer); i++) {
-        receive_one(peer);
+    for (unsigned i = 0; i < MESSAGES_PER_TURN && more && may_receive(peer); i++) {
+        more = receive_one(peer);
         server_settle(server);
     }
     if (events & UV_DISCONNECT || (status < 0 && !may_receive(peer)))

@@ -92,7 +92,7 @@ struct peer {
     uint32_t ack_request;
     uint64_t waits_since_ns;
     struct list asked;     /* requests that the broker has not answered */
-    struct list granted;   /* and those of which something is still to be sent or acknowledged */
+    struct list granted;   /* and those of which something is still to be sent, or an order's acknowledged */
     struct list attaching; /* regions that a scheduler waits for */
     struct list ordered;   /* a scheduler's orders that are not answered */
     struct list sent;      /* orders that a worker has not reported on */

@@ -28,13 +28,14 @@
 
 struct backing *backing_new(uint64_t n_extents)
 {
-    struct backing *backing = calloc(1, sizeof(*backing) + n_extents * sizeof(backing->extents[0]));
+    struct backing *backing = malloc(sizeof(*backing) + n_extents * sizeof(backing->extents[0]));
 
     if (!backing)
         return NULL;
+    *backing = (struct backing){.entry.page = PAGE_NONE, .n_extents = n_extents};
     list_init(&backing->entry.link);
-    backing->entry.page = PAGE_NONE;
-    backing->n_extents = n_extents;
+    for (uint64_t i = 0; i < n_extents; i++)
+        backing->extents[i] = (struct extent){.state = EXTENT_NONE};
     return backing;
 }
 
@@ -157,12 +158,18 @@ static void take_in(struct take *take, const Kvcached__Grant *grant, const struc
     }
 }
 
+/* No other descriptors are on their way to this process, or will be before it says something. */
+static bool is_all_that_may_come(const struct take *take)
+{
+    return conn_asks_only(take->request.conn, &take->request) && take->client->n_ordered == 0;
+}
+
 static int take_receive(struct request *request, const struct message *message, struct fdset *fds,
                         bool truncated)
 {
     struct take *take = container_of(request, struct take, request);
     const Kvcached__Grant *grant = (const Kvcached__Grant *)message->body;
-    Kvcached__GrantAck ack = KVCACHED__GRANT_ACK__INIT;
+    bool lazily;
     int r;
 
     r = check_grant(take, message, fds, truncated);
@@ -170,8 +177,9 @@ static int take_receive(struct request *request, const struct message *message, 
         return r;
     take_in(take, grant, fds, truncated);
     r = grant->remaining ? REQUEST_MORE : 0;
+    lazily = r == 0 && grant->n_extents == 1 && is_all_that_may_come(take);
     /* Last, for a connection that ends here finishes its requests. */
-    conn_tell(request->conn, MESSAGE_GRANT_ACK, request->id, &ack.base);
+    conn_acknowledge(request->conn, request->id, lazily);
     return r;
 }
 
@@ -229,18 +237,19 @@ static void take_finish(struct request *request)
 
 static struct take *take_new(struct kvc_region *region, uint32_t n_pages)
 {
-    struct take *take = calloc(1, sizeof(*take) + n_pages * sizeof(take->pages[0]));
+    struct take *take = malloc(sizeof(*take) + n_pages * sizeof(take->pages[0]));
     bool complete = true;
 
     if (!take)
         return NULL;
+    *take = (struct take){
+        .request = {.receive = take_receive, .finish = take_finish},
+        .client = region->client,
+        .region = region,
+        .region_id = region->id,
+        .n_pages = n_pages,
+    };
     list_init(&take->link);
-    take->request.receive = take_receive;
-    take->request.finish = take_finish;
-    take->client = region->client;
-    take->region = region;
-    take->region_id = region->id;
-    take->n_pages = n_pages;
     take->arrived = backing_new((uint64_t)n_pages * region->shape->n_slots);
     for (uint32_t i = 0; i < n_pages; i++)
         complete &= (take->pages[i] = backing_new(region->shape->n_slots)) != NULL;
@@ -421,13 +430,12 @@ static void return_finish(struct request *request)
 static int send_return(struct kvc_client *client, uint64_t *ids, size_t n, bool wait, bool *ret_sent)
 {
     Kvcached__Return body = KVCACHED__RETURN__INIT;
-    struct request *request = calloc(1, sizeof(*request));
+    struct request *request = malloc(sizeof(*request));
     int r;
 
     if (!request)
         return error_nomem();
-    request->receive = return_receive;
-    request->finish = return_finish;
+    *request = (struct request){.receive = return_receive, .finish = return_finish};
     body.extents = ids;
     body.n_extents = n;
     r = conn_ask(client->conn, request, MESSAGE_RETURN, &body.base);

@@ -176,6 +176,11 @@ bool conn_has_background(const struct conn *conn)
     return false;
 }
 
+bool conn_asks_only(const struct conn *conn, const struct request *request)
+{
+    return conn->requests.next == &request->link && conn->requests.prev == &request->link;
+}
+
 /* ---- Sending ---- */
 
 static void receive_all(struct conn *conn);
@@ -201,10 +206,44 @@ static uint32_t next_id(struct conn *conn)
     return conn->last_id;
 }
 
+static void tell(struct conn *conn, uint16_t type, uint32_t request, const ProtobufCMessage *body)
+{
+    int r;
+
+    if (!conn->alive)
+        return;
+    r = link_send(conn->link, type, request, body, NULL);
+    if (r == LINK_E_FULL || r == -ENOMEM)
+        conn_die(conn, KVC_E_DISCONNECTED, "an answer to kvcachedd could not be sent");
+    else if (r < 0)
+        send_failed(conn, r);
+    /* LINK_E_CLOSED is left to who receives: behind what the daemon said last. */
+}
+
+void conn_acknowledge_owed(struct conn *conn)
+{
+    Kvcached__GrantAck body = KVCACHED__GRANT_ACK__INIT;
+    uint32_t request = conn->owed_ack;
+
+    if (request == 0)
+        return;
+    conn->owed_ack = 0;
+    tell(conn, MESSAGE_GRANT_ACK, request, &body.base);
+}
+
+void conn_acknowledge(struct conn *conn, uint32_t request, bool lazily)
+{
+    conn_acknowledge_owed(conn);
+    conn->owed_ack = request;
+    if (!lazily)
+        conn_acknowledge_owed(conn);
+}
+
 int conn_ask(struct conn *conn, struct request *request, uint16_t type, const ProtobufCMessage *body)
 {
     int r;
 
+    conn_acknowledge_owed(conn);
     r = conn_check(conn);
     if (r < 0)
         return r;
@@ -224,16 +263,8 @@ int conn_ask(struct conn *conn, struct request *request, uint16_t type, const Pr
 
 void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const ProtobufCMessage *body)
 {
-    int r;
-
-    if (!conn->alive)
-        return;
-    r = link_send(conn->link, type, request ? request : next_id(conn), body, NULL);
-    if (r == LINK_E_FULL || r == -ENOMEM)
-        conn_die(conn, KVC_E_DISCONNECTED, "an answer to kvcachedd could not be sent");
-    else if (r < 0)
-        send_failed(conn, r);
-    /* LINK_E_CLOSED is left to who receives: behind what the daemon said last. */
+    conn_acknowledge_owed(conn);
+    tell(conn, type, request ? request : next_id(conn), body);
 }
 
 static void flush(struct conn *conn)

@@ -57,6 +57,7 @@ struct conn {
     struct list requests;
     uint64_t timeout_ns;
     uint32_t last_id;
+    uint32_t owed_ack; /* for this request; 0: none */
     bool has_leader;
     bool receiving;
     atomic_bool alive;
@@ -114,6 +115,13 @@ void conn_start_time(struct conn *conn, struct request *request);
  * failure ends the connection. */
 void conn_tell(struct conn *conn, uint16_t type, uint32_t request, const ProtobufCMessage *body);
 
+/* Says that a packet of descriptors has come: at once, or, `lazily`, with what is said next. A lazy one must
+ * be the last that the daemon has to send, for it sends no other descriptors before. */
+void conn_acknowledge(struct conn *conn, uint32_t request, bool lazily);
+
+/* Says it now, if there is one to say. */
+void conn_acknowledge_owed(struct conn *conn);
+
 /* Sends and receives what it can without waiting, unless a waiting thread does that already. */
 void conn_dispatch(struct conn *conn);
 
@@ -128,6 +136,9 @@ short conn_events(const struct conn *conn);
 
 /* Whether there are requests that no thread takes over. */
 bool conn_has_background(const struct conn *conn);
+
+/* Whether this is the only one. */
+bool conn_asks_only(const struct conn *conn, const struct request *request);
 
 /* CLOCK_MONOTONIC. */
 uint64_t conn_now_ns(void);

@@ -131,7 +131,7 @@ def test_return_of_what_another_holds(
 
 
 def test_return_of_what_is_on_its_way(raw: RawPeer) -> None:
-    """Ids can be guessed, but nothing of an answer is the peer's before the last packet is acknowledged."""
+    """Ids can be guessed, but nothing of an answer is the peer's before the last packet has left."""
     raw.open()
     region = raw.open_region()
     grant = raw.request("Take", region=region, pages=100)
@@ -149,6 +149,21 @@ def test_return_of_what_is_on_its_way(raw: RawPeer) -> None:
     raw.post("GrantAck", grant.number("request"))
     assert len(set(received)) == 100
     assert raw.give_back(*received).name == "Returned"
+
+
+def test_return_of_what_is_not_acknowledged(raw: RawPeer) -> None:
+    """What has come whole is the peer's; but it is sent no other descriptors before it has said so."""
+    raw.open()
+    region = raw.open_region()
+    grant = raw.request("Take", region=region, pages=1)
+    assert raw.give_back(*grant.numbers("extents")).name == "Returned"
+    raw.post("Take", region=region, pages=1)
+    assert raw.next(within=0.3).name == "nothing"
+    raw.post("GrantAck", grant.number("request"))
+    second = raw.next()
+    assert second.name == "Grant"
+    raw.post("GrantAck", second.number("request"))
+    assert raw.give_back(*second.numbers("extents")).name == "Returned"
 
 
 def test_region_closed_while_in_use(raw: RawPeer) -> None:
