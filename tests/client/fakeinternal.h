@@ -17,6 +17,7 @@
 #define CLASSES_MAX 4
 #define REGIONS_MAX 64
 #define HELD_MAX 16
+#define PUT_OFF_MAX 16
 
 struct lent {
     struct list link;
@@ -93,6 +94,7 @@ struct daemon {
     uint16_t lie_at;
     unsigned lie_after; /* messages of the type that are answered honestly before */
     bool noisy;         /* the client may be confused, and through no fault of its own */
+    unsigned n_put_off; /* turns since the test could have been heard */
     struct fake_counts counts;
     uint32_t last_order; /* request ids of orders */
     uint64_t last_session;
