@@ -49,6 +49,12 @@ void bench_start(struct bench *b)
     check_eq(broker_new(&b->config, bench_free(b), b->now_ns, &b->broker), 0);
 }
 
+void bench_begin(struct bench *b, uint64_t budget_bytes)
+{
+    bench_init(b, budget_bytes);
+    bench_start(b);
+}
+
 static void create(struct bench *b, const struct broker_action *action)
 {
     uint64_t size = b->config.class_bytes[action->class_index];
@@ -181,6 +187,15 @@ void bench_take(struct bench *b, struct broker_peer *peer, uint32_t small, uint3
     bench_run(b);
 }
 
+/* Where that lease is noted; NULL: where one can be. */
+static struct broker_lease **lease_slot(struct bench *b, const struct broker_lease *lease)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(b->leases); i++)
+        if (b->leases[i] == lease)
+            return &b->leases[i];
+    test_fail(__FILE__, __LINE__, "the bench has no such lease, or no room for it");
+}
+
 struct broker_lease *bench_lease(struct bench *b, struct broker_peer *peer, uint32_t small, uint32_t large,
                                  struct lease_line *line)
 {
@@ -189,6 +204,7 @@ struct broker_lease *bench_lease(struct bench *b, struct broker_peer *peer, uint
 
     *line = (struct lease_line){};
     check_eq(broker_lease_new(b->broker, peer, counts, line, &lease), 0);
+    *lease_slot(b, NULL) = lease;
     return lease;
 }
 
@@ -231,8 +247,30 @@ void bench_end(struct bench *b, struct broker_peer *peer)
     bench_run(b);
 }
 
+void bench_lease_end(struct bench *b, struct broker_lease *lease)
+{
+    *lease_slot(b, lease) = broker_lease_free(b->broker, lease);
+    bench_run(b);
+}
+
+static struct broker_peer *anybody(struct bench *b)
+{
+    struct broker_instance *instance = NULL;
+
+    while ((instance = broker_instance_next(b->broker, instance)))
+        if (!list_is_empty(&instance->peers))
+            return list_first(&instance->peers, struct broker_peer, link);
+    return NULL;
+}
+
 void bench_finish(struct bench *b)
 {
+    struct broker_peer *peer;
+
+    while ((peer = anybody(b)))
+        bench_end(b, peer);
+    for (unsigned i = 0; i < ARRAY_SIZE(b->leases); i++)
+        b->leases[i] = broker_lease_free(b->broker, b->leases[i]);
     broker_drain(b->broker, b->now_ns);
     bench_pass(b, NSEC_PER_SEC);
     b->broker = broker_free(b->broker);

@@ -35,6 +35,7 @@ struct bench {
     uint64_t sizes[4096];
     uint64_t held_back[64];
     unsigned n_held_back;
+    struct broker_lease *leases[16]; /* that are open */
 };
 
 extern const uint64_t bench_no_limits[5];
@@ -42,6 +43,9 @@ extern const uint64_t bench_no_limits[5];
 /* 1 GiB, classes of 2 and 8 MiB; the configuration can be changed before the start. */
 void bench_init(struct bench *b, uint64_t budget_bytes);
 void bench_start(struct bench *b);
+
+/* Both, for who changes nothing. */
+void bench_begin(struct bench *b, uint64_t budget_bytes);
 uint64_t bench_free(const struct bench *b);
 
 /* Carries out all there is to do. */
@@ -76,5 +80,8 @@ void bench_ack(struct bench *b, struct broker_peer *peer);
 void bench_answer(struct bench *b, unsigned index);
 
 void bench_end(struct bench *b, struct broker_peer *peer);
+void bench_lease_end(struct bench *b, struct broker_lease *lease);
+
+/* Ends all peers and leases that are still there, and the broker. */
 void bench_finish(struct bench *b);
 struct broker_totals bench_totals(const struct bench *b);

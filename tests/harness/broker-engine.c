@@ -6,23 +6,22 @@
 
 #include "test.h"
 
+void engine_join(struct bench *b, struct engine *engine, const char *domain, const char *name)
+{
+    *engine = (struct engine){.peer = bench_join(b, domain, name)};
+    engine->lease = bench_lease(b, engine->peer, 1, 0, &engine->line);
+}
+
 void engine_start(struct bench *b, struct engine *engine, const char *name, uint32_t held, uint32_t claimed)
 {
-    engine->peer = bench_join(b, "d", name);
+    engine_join(b, engine, "d", name);
     broker_peer_listens(b->broker, engine->peer, false);
-    engine->lease = bench_lease(b, engine->peer, 1, 0, &engine->line);
     if (held)
         bench_take(b, engine->peer, held, 0, engine->ids);
     if (claimed) {
         check_eq(bench_lease_ask(b, engine->lease, claimed, false), 0);
         check_eq(lease_claim(&engine->line, claimed), claimed);
     }
-}
-
-void engine_end(struct bench *b, struct engine *engine)
-{
-    bench_end(b, engine->peer);
-    engine->lease = broker_lease_free(b->broker, engine->lease);
 }
 
 void engine_return(struct bench *b, struct engine *engine, unsigned first, unsigned n)

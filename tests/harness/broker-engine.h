@@ -2,12 +2,12 @@
 #pragma once
 
 /*
- * Engines that answer notices, on the broker's bench.
+ * Engines on the broker's bench, and the notices that they get.
  */
 
 #include "broker-bench.h"
 
-/* An engine that listens, with one region of small pages. */
+/* A peer with one region of small pages. */
 struct engine {
     struct broker_peer *peer;
     struct broker_lease *lease;
@@ -15,8 +15,11 @@ struct engine {
     uint64_t ids[64];
 };
 
+/* Comes with nothing, and hears no notices. */
+void engine_join(struct bench *b, struct engine *engine, const char *domain, const char *name);
+
+/* Comes, listens, and takes memory, some of which it only claims. */
 void engine_start(struct bench *b, struct engine *engine, const char *name, uint32_t held, uint32_t claimed);
-void engine_end(struct bench *b, struct engine *engine);
 void engine_return(struct bench *b, struct engine *engine, unsigned first, unsigned n);
 
 /* What the index-th notice says, and to whom. */

@@ -14,8 +14,7 @@ TEST(take_creates_and_return_keeps)
     struct bench b;
     uint64_t ids[3];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     bench_take(&b, peer, 2, 1, ids);
     check_eq(b.n_creates, 3);
@@ -40,8 +39,7 @@ TEST(admission_is_by_limit_and_budget)
     struct broker_peer *a, *b2;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     a = bench_join(&b, "d", "a");
     b2 = bench_join(&b, "d", "b");
     check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 20 * MIB), 0);
@@ -54,8 +52,6 @@ TEST(admission_is_by_limit_and_budget)
     check_eq(bench_ask(&b, b2, 1, 0), BROKER_E_BUDGET);
     check_eq(bench_ask(&b, b2, 0, 0), BROKER_E_INVALID);
     check_eq(bench_ask(&b, b2, 65, 0), BROKER_E_INVALID);
-    bench_end(&b, a);
-    bench_end(&b, b2);
     bench_finish(&b);
 }
 
@@ -64,8 +60,7 @@ TEST(a_zero_limit_refuses_everything)
     struct broker_peer *peer;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     bench_take(&b, peer, 4, 0, NULL);
     check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 0), 0);
@@ -73,7 +68,6 @@ TEST(a_zero_limit_refuses_everything)
     check_eq(broker_limit(b.broker, peer->instance, NULL), 0);
     check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, UINT64_MAX), 0);
     bench_take(&b, peer, 1, 0, NULL);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -83,8 +77,7 @@ TEST(room_in_the_pool_is_room_for_all)
     struct bench b;
     uint64_t ids[50];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     a = bench_join(&b, "d", "a");
     other = bench_join(&b, "e", "a");
     bench_take(&b, a, 50, 0, ids);
@@ -96,8 +89,6 @@ TEST(room_in_the_pool_is_room_for_all)
     check_eq(bench_totals(&b).held_bytes, 100 * MIB);
     check_eq(b.n_destroys, 50);
     check_eq(b.n_refusals, 0);
-    bench_end(&b, a);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -109,8 +100,7 @@ TEST(what_is_warm_is_granted_in_the_same_call_while_others_wait)
     struct bench b;
     uint64_t ids[2];
 
-    bench_init(&b, 200 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 200 * MIB);
     a = bench_join(&b, "d", "a");
     other = bench_join(&b, "e", "a");
     bench_take(&b, a, 2, 0, ids);
@@ -133,8 +123,6 @@ TEST(what_is_warm_is_granted_in_the_same_call_while_others_wait)
     bench_run(&b);
     check(b.granted == slow);
     broker_request_free(b.broker, slow);
-    bench_end(&b, a);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -145,8 +133,7 @@ TEST(a_later_request_does_not_pass_an_earlier_one_of_its_domain)
     struct bench b;
     uint64_t ids[2];
 
-    bench_init(&b, 200 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 200 * MIB);
     a = bench_join(&b, "d", "a");
     bench_take(&b, a, 2, 0, ids);
     b.hold_creates = true;
@@ -168,7 +155,6 @@ TEST(a_later_request_does_not_pass_an_earlier_one_of_its_domain)
     bench_run(&b);
     check(b.granted == second);
     broker_request_free(b.broker, second);
-    bench_end(&b, a);
     bench_finish(&b);
 }
 
@@ -178,8 +164,7 @@ TEST(nothing_crosses_domains)
     struct bench b;
     uint64_t ids[4], again[4], theirs[4];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     a = bench_join(&b, "d", "a");
     same = bench_join(&b, "d", "b");
     other = bench_join(&b, "e", "a");
@@ -192,9 +177,6 @@ TEST(nothing_crosses_domains)
     for (unsigned i = 0; i < 4; i++)
         for (unsigned k = 0; k < 4; k++)
             check(theirs[i] != ids[k]);
-    bench_end(&b, a);
-    bench_end(&b, same);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -204,8 +186,7 @@ TEST(returns_are_all_or_nothing)
     struct bench b;
     uint64_t ids[4], theirs[1];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     a = bench_join(&b, "d", "a");
     other = bench_join(&b, "d", "b");
     bench_take(&b, a, 4, 0, ids);
@@ -219,8 +200,6 @@ TEST(returns_are_all_or_nothing)
     check_eq(broker_return(b.broker, a, ids, 1, b.now_ns), BROKER_E_NOT_HELD);
     check_eq(a->held_bytes, 0);
     bench_run(&b);
-    bench_end(&b, a);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -230,8 +209,7 @@ TEST(what_is_not_sent_cannot_be_returned)
     struct bench b;
     uint64_t id;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     check_eq(bench_ask(&b, peer, 1, 0), 0);
     id = b.granted->extents[0];
@@ -239,7 +217,6 @@ TEST(what_is_not_sent_cannot_be_returned)
     broker_request_free(b.broker, b.granted);
     check_eq(broker_return(b.broker, peer, &id, 1, b.now_ns), 0);
     bench_run(&b);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -250,8 +227,7 @@ TEST(what_is_granted_can_outlive_its_request)
     struct bench b;
     uint64_t *ids;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     check_eq(bench_ask(&b, peer, 2, 1), 0);
     request = b.granted;
@@ -261,7 +237,6 @@ TEST(what_is_granted_can_outlive_its_request)
     check_eq(broker_return(b.broker, peer, ids, 3, b.now_ns), 0);
     bench_run(&b);
     free(ids);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -272,8 +247,7 @@ TEST(draining_lets_go_of_all)
     struct bench b;
     uint64_t ids[4];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     bench_take(&b, peer, 4, 0, ids);
     check_eq(broker_return(b.broker, peer, ids, 2, b.now_ns), 0);
@@ -289,7 +263,6 @@ TEST(draining_lets_go_of_all)
     check_eq(broker_return(b.broker, peer, ids + 2, 2, b.now_ns), 0);
     bench_run(&b);
     check_eq(b.ours_bytes, 0);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -298,8 +271,7 @@ TEST(budgets_are_reconfigured)
     struct broker_peer *peer;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     bench_take(&b, peer, 40, 0, NULL);
     b.config.budget_bytes = 50 * MIB;
@@ -310,7 +282,6 @@ TEST(budgets_are_reconfigured)
     b.config.budget_bytes = 82 * MIB;
     broker_reconfigure(b.broker, &b.config, b.now_ns);
     bench_take(&b, peer, 1, 0, NULL);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 

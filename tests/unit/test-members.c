@@ -14,8 +14,7 @@ TEST(limits_have_an_order_and_admins_a_record)
     uint64_t limits[5] = {0, UINT64_MAX, 40 * MIB, 30 * MIB, 0};
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ENGINE, MIB), BROKER_E_NOT_FOUND);
     check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_BUDGET, MIB), BROKER_E_INVALID);
     check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 200 * MIB), 0);
@@ -48,8 +47,7 @@ TEST(a_name_is_its_openers)
     struct broker_peer *first, *second, *thief = NULL;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     first = bench_join(&b, "d", "a");
     second = bench_join(&b, "d", "a");
     check(first->instance == second->instance);
@@ -64,7 +62,6 @@ TEST(a_name_is_its_openers)
     b.kept_bytes = 0;
     bench_pass(&b, NSEC_PER_SEC);
     check_eq(broker_peer_new(b.broker, "d", "a", 2, bench_no_limits, &thief), 0);
-    bench_end(&b, thief);
     bench_finish(&b);
 }
 
@@ -74,8 +71,7 @@ TEST(a_frozen_instance_gets_nothing_more)
     struct broker_request *request;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     b.hold_creates = true;
     check_eq(broker_take(b.broker, peer, (uint32_t[BROKER_CLASSES_MAX]){1}, b.now_ns, &request), 0);
@@ -95,8 +91,7 @@ TEST(a_name_thaws_when_nothing_is_left_of_who_was_frozen)
     struct broker_peer *peer, *next = NULL;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     bench_take(&b, peer, 1, 0, NULL);
     broker_instance_freeze(b.broker, peer->instance);
@@ -122,8 +117,7 @@ TEST(a_domain_that_ends_takes_its_colour_with_it)
     struct bench b;
     uint64_t ids[4];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     a = bench_join(&b, "d", "a");
     last = bench_join(&b, "d", "b");
     bench_take(&b, a, 4, 0, ids);
@@ -142,8 +136,7 @@ TEST(a_lost_peer_is_charged_until_its_bytes_are_free)
     struct broker_peer *peer;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     instance = peer->instance;
     bench_take(&b, peer, 10, 0, NULL);
@@ -153,7 +146,7 @@ TEST(a_lost_peer_is_charged_until_its_bytes_are_free)
     check_eq(b.n_destroys, 0);
     check_eq(b.n_looks, 4);
     b.keep = true;
-    broker_peer_dead(b.broker, peer, b.now_ns);
+    bench_end(&b, peer);
     bench_pass(&b, NSEC_PER_SEC);
     check_eq(b.n_destroys, 10);
     check_eq(broker_used(instance), 20 * MIB);
@@ -176,8 +169,7 @@ TEST(a_lost_peers_extents_are_never_used_again)
     struct bench b;
     uint64_t ids[4], theirs[4];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     a = bench_join(&b, "d", "a");
     heir = bench_join(&b, "d", "b");
     bench_take(&b, a, 4, 0, ids);
@@ -185,7 +177,6 @@ TEST(a_lost_peers_extents_are_never_used_again)
     bench_take(&b, heir, 4, 0, theirs);
     check_eq(b.n_destroys, 4);
     check_eq(b.n_creates, 8);
-    bench_end(&b, heir);
     bench_finish(&b);
 }
 
@@ -196,8 +187,7 @@ TEST(earmarks_of_a_lost_peer_go_back_and_its_grants_do_not)
     struct bench b;
     uint64_t ids[2];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     bench_take(&b, peer, 2, 0, ids);
     check_eq(bench_ask(&b, peer, 1, 0), 0);
@@ -227,8 +217,7 @@ TEST(what_waits_gives_way_to_a_lower_limit)
     struct broker_peer *peer;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     b.fail_creates = true;
     check_eq(broker_take(b.broker, peer, (uint32_t[BROKER_CLASSES_MAX]){4}, b.now_ns, &first), 0);
@@ -242,6 +231,5 @@ TEST(what_waits_gives_way_to_a_lower_limit)
     bench_pass(&b, NSEC_PER_SEC);
     check(b.granted == first);
     broker_request_free(b.broker, first);
-    bench_end(&b, peer);
     bench_finish(&b);
 }

@@ -7,11 +7,10 @@
 
 TEST(a_lowered_limit_takes_offers_and_asks_in_proportion)
 {
-    struct engine a = {}, mate = {}, pinned = {};
+    struct engine a, mate, pinned;
     struct bench b;
 
-    bench_init(&b, 200 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 200 * MIB);
     engine_start(&b, &a, "a", 10, 10);
     engine_start(&b, &mate, "a", 10, 0);
     engine_start(&b, &pinned, "a", 16, 0);
@@ -47,19 +46,15 @@ TEST(a_lowered_limit_takes_offers_and_asks_in_proportion)
     check_eq(bench_ask(&b, a.peer, 1, 0), BROKER_E_LIMIT);
     engine_return(&b, &pinned, 2, 1);
     bench_take(&b, a.peer, 1, 0, NULL);
-    engine_end(&b, &a);
-    engine_end(&b, &mate);
-    engine_end(&b, &pinned);
     bench_finish(&b);
 }
 
 TEST(pins_are_no_way_out_of_a_limit)
 {
-    struct engine a = {}, mate = {};
+    struct engine a, mate;
     struct bench b;
 
-    bench_init(&b, 200 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 200 * MIB);
     engine_start(&b, &a, "a", 10, 0);
     engine_start(&b, &mate, "a", 20, 10);
     a.line.pinned_pages = 10;
@@ -73,18 +68,15 @@ TEST(pins_are_no_way_out_of_a_limit)
     bench_ack(&b, mate.peer);
     bench_pass(&b, 2 * NSEC_PER_SEC);
     check(a.peer->instance->missed);
-    engine_end(&b, &a);
-    engine_end(&b, &mate);
     bench_finish(&b);
 }
 
 TEST(a_raised_limit_restores_at_once)
 {
-    struct engine a = {};
+    struct engine a;
     struct bench b;
 
-    bench_init(&b, 200 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 200 * MIB);
     engine_start(&b, &a, "a", 10, 5);
     check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 0), 0);
     bench_run(&b);
@@ -111,17 +103,15 @@ TEST(a_raised_limit_restores_at_once)
     check_eq(b.n_notices, 2);
     check_notice(&b, 1, &a, 8 * MIB, false);
     check_eq(b.notices[1].number, 2);
-    engine_end(&b, &a);
     bench_finish(&b);
 }
 
 TEST(a_budget_that_falls_asks_out_of_courtesy)
 {
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 20, 10);
     engine_start(&b, &c, "c", 10, 0);
     c.line.cached_pages = 4;
@@ -137,18 +127,15 @@ TEST(a_budget_that_falls_asks_out_of_courtesy)
     bench_ack(&b, a.peer);
     check_eq(bench_totals(&b).leased_bytes, 14 * MIB);
     check(!a.peer->instance->missed && !c.peer->instance->missed);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 TEST(who_has_claims_is_asked_once_when_nobody_needs_the_pool)
 {
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &c, "c", 10, 0);
     engine_start(&b, &a, "a", 10, 5);
     c.line.cached_pages = 10;
@@ -170,25 +157,19 @@ TEST(who_has_claims_is_asked_once_when_nobody_needs_the_pool)
     check_eq(b.n_notices, 2);
     check_notice(&b, 1, &a, 4 * MIB, true);
     check_eq(broker_deadline(b.broker), UINT64_MAX);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 TEST(claims_of_the_same_tenant_are_asked_for_when_leases_are_short_of_descriptors)
 {
-    struct engine a = {}, c = {}, other = {};
+    struct engine a, c, other;
     struct bench b;
 
     bench_init(&b, 200 * MIB);
     b.config.lease_max = 32;
     bench_start(&b);
-    engine_start(&b, &other, "a", 0, 0);
-    bench_end(&b, other.peer);
-    other.lease = broker_lease_free(b.broker, other.lease);
-    other.peer = bench_join(&b, "other", "a");
+    engine_join(&b, &other, "other", "a");
     broker_peer_listens(b.broker, other.peer, false);
-    other.lease = bench_lease(&b, other.peer, 1, 0, &other.line);
     check_eq(bench_lease_ask(&b, other.lease, 4, false), 0);
     check_eq(lease_claim(&other.line, 4), 4);
     engine_start(&b, &a, "a", 0, 7);
@@ -205,8 +186,5 @@ TEST(claims_of_the_same_tenant_are_asked_for_when_leases_are_short_of_descriptor
     bench_ack(&b, a.peer);
     check_eq(bench_lease_ask(&b, c.lease, 5, false), 0);
     check_eq(b.n_notices, 1);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
-    engine_end(&b, &other);
     bench_finish(&b);
 }

@@ -36,11 +36,10 @@ static void check_granted(struct bench *b, struct broker_request *request)
 TEST(what_others_keep_is_asked_for_and_waited_for)
 {
     struct broker_request *request;
-    struct engine a = {}, c = {}, d = {};
+    struct engine a, c, d;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 20, 0);
     engine_start(&b, &c, "c", 10, 10);
     engine_start(&b, &d, "d", 0, 0);
@@ -67,19 +66,15 @@ TEST(what_others_keep_is_asked_for_and_waited_for)
     check_eq(broker_lease_pages(c.lease), 1);
     check_eq(b.n_notices, 2);
     check_eq(bench_totals(&b).held_bytes, 100 * MIB);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
-    engine_end(&b, &d);
     bench_finish(&b);
 }
 
 TEST(a_request_is_refused_when_nothing_is_left_to_hope_for)
 {
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 50, 0);
     engine_start(&b, &c, "c", 0, 0);
     a.line.cached_pages = 5;
@@ -93,19 +88,16 @@ TEST(a_request_is_refused_when_nothing_is_left_to_hope_for)
     check_eq(b.error, BROKER_E_BUDGET);
     check_eq(broker_used(c.peer->instance), 0);
     check_eq(bench_totals(&b).pool_bytes, 6 * MIB);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 TEST(who_misses_a_notice_is_not_waited_for_again)
 {
     struct broker_request *request;
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 50, 0);
     engine_start(&b, &c, "c", 0, 0);
     a.line.cached_pages = 20;
@@ -132,20 +124,17 @@ TEST(who_misses_a_notice_is_not_waited_for_again)
     check_notice(&b, 1, &a, 10 * MIB, true);
     engine_return(&b, &a, 5, 5);
     check_granted(&b, request);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 /* The first that could help is asked alone. When it lets the time pass, all others are. */
 TEST(who_is_stuck_costs_a_round)
 {
-    struct engine stuck = {}, liar = {}, honest = {}, needy = {};
+    struct engine stuck, liar, honest, needy;
     struct broker_request *request;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &stuck, "a", 20, 0);
     engine_start(&b, &liar, "c", 20, 0);
     engine_start(&b, &honest, "d", 10, 0);
@@ -167,20 +156,15 @@ TEST(who_is_stuck_costs_a_round)
     engine_return(&b, &honest, 0, 8);
     check_granted(&b, request);
     bench_ack(&b, honest.peer);
-    engine_end(&b, &stuck);
-    engine_end(&b, &liar);
-    engine_end(&b, &honest);
-    engine_end(&b, &needy);
     bench_finish(&b);
 }
 
 TEST(nobody_waits_for_more_than_two_rounds)
 {
-    struct engine a[4] = {}, needy = {};
+    struct engine a[4], needy;
     struct bench b;
 
-    bench_init(&b, 80 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 80 * MIB);
     for (unsigned i = 0; i < 4; i++) {
         engine_start(&b, &a[i], "a", 10, 0);
         a[i].line.cached_pages = 10;
@@ -197,9 +181,6 @@ TEST(nobody_waits_for_more_than_two_rounds)
     check_eq(b.error, BROKER_E_BUDGET);
     check_eq(bench_ask(&b, needy.peer, 10, 0), BROKER_E_BUDGET);
     check_eq(broker_deadline(b.broker), UINT64_MAX);
-    for (unsigned i = 0; i < 4; i++)
-        engine_end(&b, &a[i]);
-    engine_end(&b, &needy);
     bench_finish(&b);
 }
 
@@ -207,11 +188,10 @@ TEST(nobody_waits_for_more_than_two_rounds)
 TEST(who_answers_with_less_leaves_it_to_the_next)
 {
     struct broker_request *request;
-    struct engine a = {}, c = {}, needy = {};
+    struct engine a, c, needy;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 30, 0);
     engine_start(&b, &c, "c", 20, 0);
     engine_start(&b, &needy, "e", 0, 0);
@@ -229,20 +209,16 @@ TEST(who_answers_with_less_leaves_it_to_the_next)
     engine_return(&b, &c, 0, 5);
     check_granted(&b, request);
     bench_ack(&b, c.peer);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
-    engine_end(&b, &needy);
     bench_finish(&b);
 }
 
 TEST(who_gives_all_that_was_wanted_can_be_asked_for_more)
 {
     struct broker_request *request;
-    struct engine a = {}, c = {}, d = {};
+    struct engine a, c, d;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 25, 0);
     engine_start(&b, &c, "c", 25, 0);
     engine_start(&b, &d, "d", 0, 0);
@@ -261,20 +237,16 @@ TEST(who_gives_all_that_was_wanted_can_be_asked_for_more)
     check_notice(&b, 2, &c, 12 * MIB, true);
     engine_return(&b, &c, 4, 6);
     check_granted(&b, request);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
-    engine_end(&b, &d);
     bench_finish(&b);
 }
 
 TEST(the_limit_asks_only_its_own_instance)
 {
     struct broker_request *request;
-    struct engine a = {}, mate = {}, c = {};
+    struct engine a, mate, c;
     struct bench b;
 
-    bench_init(&b, 200 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 200 * MIB);
     engine_start(&b, &c, "c", 20, 0);
     engine_start(&b, &a, "a", 10, 5);
     engine_start(&b, &mate, "a", 5, 0);
@@ -292,20 +264,16 @@ TEST(the_limit_asks_only_its_own_instance)
     engine_return(&b, &a, 2, 1);
     check_granted(&b, request);
     check_eq(broker_used(a.peer->instance), 40 * MIB);
-    engine_end(&b, &a);
-    engine_end(&b, &mate);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 TEST(who_lacks_room_in_its_limit_switches_off_nobody_elses_courtesies)
 {
-    struct engine a = {}, mate = {}, c = {};
+    struct engine a, mate, c;
     struct broker_request *request;
     struct bench b;
 
-    bench_init(&b, 200 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 200 * MIB);
     engine_start(&b, &a, "a", 10, 0);
     engine_start(&b, &mate, "a", 0, 0);
     engine_start(&b, &c, "c", 0, 0);
@@ -317,20 +285,16 @@ TEST(who_lacks_room_in_its_limit_switches_off_nobody_elses_courtesies)
     engine_return(&b, &a, 0, 4);
     check_granted(&b, request);
     bench_ack(&b, a.peer);
-    engine_end(&b, &a);
-    engine_end(&b, &mate);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 TEST(later_ones_that_lack_the_same_stand_behind_and_others_pass)
 {
     struct broker_request *first, *second;
-    struct engine a = {}, c = {}, d = {};
+    struct engine a, c, d;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 46, 0);
     engine_start(&b, &c, "c", 0, 0);
     engine_start(&b, &d, "d", 0, 0);
@@ -357,19 +321,15 @@ TEST(later_ones_that_lack_the_same_stand_behind_and_others_pass)
     check_notice(&b, 1, &a, 10 * MIB, true);
     engine_return(&b, &a, 10, 5);
     check_granted(&b, second);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
-    engine_end(&b, &d);
     bench_finish(&b);
 }
 
 TEST(one_who_waits_for_others_ends_with_its_peer_and_theirs)
 {
-    struct engine a = {}, c = {}, d = {};
+    struct engine a, c, d;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 50, 0);
     engine_start(&b, &c, "c", 0, 0);
     engine_start(&b, &d, "d", 0, 0);
@@ -384,24 +344,19 @@ TEST(one_who_waits_for_others_ends_with_its_peer_and_theirs)
     bench_run(&b);
     check_eq(b.n_refusals, 1);
     check_eq(b.error, BROKER_E_BUDGET);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
-    engine_end(&b, &d);
     bench_finish(&b);
 }
 
 TEST(hints_are_cut_to_what_the_books_say)
 {
-    struct engine a = {}, c = {}, mute = {};
+    struct engine a, c, mute;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 10, 0);
     engine_start(&b, &c, "c", 0, 0);
     a.line.cached_pages = UINT64_MAX;
-    mute.peer = bench_join(&b, "d", "mute");
-    mute.lease = bench_lease(&b, mute.peer, 1, 0, &mute.line);
+    engine_join(&b, &mute, "d", "mute");
     mute.line.cached_pages = 40;
     bench_take(&b, mute.peer, 40, 0, NULL);
     check_eq(bench_ask(&b, c.peer, 11, 0), BROKER_E_BUDGET);
@@ -410,9 +365,6 @@ TEST(hints_are_cut_to_what_the_books_say)
     check_notice(&b, 0, &a, 20 * MIB, true);
     bench_pass(&b, NSEC_PER_SEC);
     check_eq(b.n_refusals, 1);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
-    engine_end(&b, &mute);
     bench_finish(&b);
 }
 
@@ -420,11 +372,10 @@ TEST(hints_are_cut_to_what_the_books_say)
 TEST(what_is_on_its_way_to_be_kept_is_asked_for)
 {
     struct broker_request *request, *take;
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 0, 4);
     engine_start(&b, &c, "c", 46, 0);
     a.line.cached_pages = 4;
@@ -443,8 +394,6 @@ TEST(what_is_on_its_way_to_be_kept_is_asked_for)
     engine_return(&b, &a, 0, 4);
     check_granted(&b, request);
     bench_ack(&b, a.peer);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
@@ -452,11 +401,10 @@ TEST(what_is_on_its_way_to_be_kept_is_asked_for)
 TEST(who_is_at_it_is_waited_for)
 {
     struct broker_request *request;
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 46, 4);
     engine_start(&b, &c, "c", 0, 0);
     request = ask_undecided(&b, c.peer, 3);
@@ -468,19 +416,16 @@ TEST(who_is_at_it_is_waited_for)
     check_eq(lease_unclaim(&a.line, 4), 4);
     bench_ack(&b, a.peer);
     check_granted(&b, request);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 TEST(a_scheduler_answers_for_its_workers_pages)
 {
     struct broker_request *request;
-    struct engine scheduler = {}, worker = {}, c = {};
+    struct engine scheduler, worker, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &scheduler, "a", 0, 0);
     engine_start(&b, &worker, "a", 20, 0);
     engine_start(&b, &c, "c", 30, 0);
@@ -506,9 +451,6 @@ TEST(a_scheduler_answers_for_its_workers_pages)
     check_notice(&b, 1, &scheduler, 28 * MIB / 3, false);
     check_notice(&b, 2, &worker, 28 * MIB - 28 * MIB / 3, false);
     engine_return(&b, &worker, 6, 14);
-    engine_end(&b, &scheduler);
-    engine_end(&b, &worker);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
@@ -517,12 +459,11 @@ TEST(nobody_reads_the_lines_of_who_has_nothing)
 {
     size_t size = (size_t)sysconf(_SC_PAGESIZE);
     struct lease_line *lines = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct broker_lease *lease;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 0, 0);
     engine_start(&b, &c, "c", 10, 0);
     check_eq(broker_lease_new(b.broker, a.peer, (uint32_t[BROKER_CLASSES_MAX]){1}, lines, &lease), 0);
@@ -533,10 +474,7 @@ TEST(nobody_reads_the_lines_of_who_has_nothing)
     check_eq(broker_set_limit(b.broker, "d", "c", BROKER_LIMIT_ADMIN, 0), 0);
     bench_run(&b);
     check_eq(mprotect(lines, size, PROT_READ | PROT_WRITE), 0);
-    engine_end(&b, &a);
     lease = broker_lease_free(b.broker, lease);
-    engine_end(&b, &c);
-    bench_end(&b, list_first(&broker_instance_find(b.broker, "d", "e")->peers, struct broker_peer, link));
     bench_finish(&b);
     munmap(lines, size);
 }
@@ -545,12 +483,11 @@ TEST(nobody_reads_the_lines_of_who_has_nothing)
 TEST(what_has_not_changed_is_not_judged_again)
 {
     struct broker_request *request;
-    struct engine a = {}, mate = {}, c = {};
+    struct engine a, mate, c;
     struct bench b;
     uint64_t judged;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 10, 0);
     engine_start(&b, &mate, "a", 0, 0);
     engine_start(&b, &c, "c", 10, 0);
@@ -569,19 +506,15 @@ TEST(what_has_not_changed_is_not_judged_again)
     engine_return(&b, &a, 3, 1);
     check_granted(&b, request);
     bench_ack(&b, a.peer);
-    engine_end(&b, &a);
-    engine_end(&b, &mate);
-    engine_end(&b, &c);
     bench_finish(&b);
 }
 
 TEST(an_instance_has_a_bound_of_requests_that_wait_for_others)
 {
-    struct engine a = {}, c = {}, d = {};
+    struct engine a, c, d;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 50, 0);
     engine_start(&b, &c, "c", 0, 0);
     engine_start(&b, &d, "d", 0, 0);
@@ -594,19 +527,15 @@ TEST(an_instance_has_a_bound_of_requests_that_wait_for_others)
     bench_end(&b, c.peer);
     c.peer = bench_join(&b, "d", "c");
     ask_undecided(&b, c.peer, 1);
-    engine_end(&b, &c);
-    engine_end(&b, &d);
-    engine_end(&b, &a);
     bench_finish(&b);
 }
 
 TEST(two_race_for_the_last_page_and_one_has_it)
 {
-    struct engine a = {}, c = {};
+    struct engine a, c;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     engine_start(&b, &a, "a", 24, 0);
     engine_start(&b, &c, "c", 25, 0);
     check_eq(bench_lease_ask(&b, a.lease, 1, false), 0);
@@ -623,7 +552,5 @@ TEST(two_race_for_the_last_page_and_one_has_it)
     /* It claims just after. */
     bench_take(&b, c.peer, 1, 0, NULL);
     check_eq(lease_claim(&a.line, 1), 0);
-    engine_end(&b, &a);
-    engine_end(&b, &c);
     bench_finish(&b);
 }

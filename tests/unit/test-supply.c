@@ -11,8 +11,7 @@ TEST(a_driver_that_fails_is_asked_again_and_not_too_often)
     struct broker_peer *peer;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     b.fail_creates = true;
     check_eq(bench_ask(&b, peer, 1, 0), 0);
@@ -30,7 +29,6 @@ TEST(a_driver_that_fails_is_asked_again_and_not_too_often)
     check_eq(b.n_refusals, 1);
     check_eq(b.error, BROKER_E_DRIVER);
     check_eq(broker_used(peer->instance), 2 * MIB);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -39,8 +37,7 @@ TEST(exports_that_fail_cost_the_extent_and_end)
     struct broker_peer *peer;
     struct bench b;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     b.fail_exports = true;
     check_eq(bench_ask(&b, peer, 1, 0), 0);
@@ -51,7 +48,6 @@ TEST(exports_that_fail_cost_the_extent_and_end)
     check_eq(b.ours_bytes, 0);
     b.fail_exports = false;
     bench_take(&b, peer, 1, 0, NULL);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -79,7 +75,6 @@ TEST(a_request_that_free_memory_cannot_hold_is_refused_in_the_end)
     bench_pass(&b, NSEC_PER_SEC);
     check(b.granted);
     broker_request_free(b.broker, b.granted);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -107,7 +102,6 @@ TEST(nobody_is_refused_for_a_look_that_failed_once)
     check_eq(b.error, BROKER_E_DRIVER);
     broker_request_free(b.broker, first);
     bench_answer(&b, 0);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -117,8 +111,7 @@ TEST(memory_that_somebody_keeps_is_waited_for)
     struct bench b;
     uint64_t ids[40];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     liar = bench_join(&b, "d", "a");
     other = bench_join(&b, "e", "a");
     bench_take(&b, liar, 40, 0, ids);
@@ -134,8 +127,6 @@ TEST(memory_that_somebody_keeps_is_waited_for)
     bench_pass(&b, NSEC_PER_SEC);
     check(b.granted);
     broker_request_free(b.broker, b.granted);
-    bench_end(&b, liar);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -146,8 +137,7 @@ TEST(what_others_take_hides_nothing_that_was_seen)
     struct bench b;
     uint64_t ids[40];
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     peer = bench_join(&b, "d", "a");
     other = bench_join(&b, "e", "a");
     bench_take(&b, peer, 40, 0, ids);
@@ -156,8 +146,6 @@ TEST(what_others_take_hides_nothing_that_was_seen)
     bench_take(&b, other, 40, 0, ids);
     check_eq(bench_totals(&b).destroying_bytes, 0);
     b.others_grow = false;
-    bench_end(&b, peer);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -168,8 +156,7 @@ TEST(an_idle_pool_is_given_back_and_then_nobody_wakes)
     uint64_t ids[8];
     unsigned looks;
 
-    bench_init(&b, 100 * MIB);
-    bench_start(&b);
+    bench_begin(&b, 100 * MIB);
     check_eq(broker_deadline(b.broker), UINT64_MAX);
     peer = bench_join(&b, "d", "a");
     bench_take(&b, peer, 8, 0, ids);
@@ -184,7 +171,6 @@ TEST(an_idle_pool_is_given_back_and_then_nobody_wakes)
     looks = b.n_looks;
     bench_pass(&b, 1000 * NSEC_PER_SEC);
     check_eq(b.n_looks, looks);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -242,7 +228,6 @@ TEST(a_budget_rises_when_it_has_been_stable)
     bench_pass(&b, NSEC_PER_SEC);
     bench_take(&b, peer, 20, 0, NULL);
     check_eq(broker_deadline(b.broker), UINT64_MAX);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
 
@@ -269,8 +254,6 @@ TEST(descriptors_are_bounded_and_nobody_waits_for_ever)
         check_eq(b.n_grants, ++n_done);
         broker_request_free(b.broker, b.granted);
     }
-    for (unsigned i = 0; i < 3; i++)
-        bench_end(&b, peers[i]);
     bench_finish(&b);
 }
 
@@ -292,8 +275,6 @@ TEST(warm_extents_of_others_make_way_for_descriptors)
     check_eq(bench_totals(&b).warm_bytes, 32 * MIB);
     bench_take(&b, other, 0, 4, NULL);
     check_eq(bench_totals(&b).pool_bytes, 24 * MIB);
-    bench_end(&b, a);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -334,8 +315,6 @@ TEST(creates_are_dealt_out_fairly)
     broker_peer_lost(b.broker, other, b.now_ns);
     bench_run(&b);
     bench_answer(&b, 0);
-    bench_end(&b, a);
-    bench_end(&b, other);
     bench_finish(&b);
 }
 
@@ -366,6 +345,5 @@ TEST(a_reserve_follows_demand_and_harms_nobody)
     check_eq(bench_ask(&b, peer, 1, 0), 0);
     check(b.granted);
     broker_request_free(b.broker, b.granted);
-    bench_end(&b, peer);
     bench_finish(&b);
 }
