@@ -15,9 +15,7 @@
  * who counts system calls. It says "ready" before and "done" after that, and waits for a line each time.
  */
 
-#include <getopt.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -279,35 +277,17 @@ static void count(struct bench *bench, const char *name, unsigned rounds)
 
 static struct arguments parse(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"socket", required_argument, NULL, 's'},    {"uuid", required_argument, NULL, 'u'},
-        {"count", required_argument, NULL, 'c'},     {"rounds", required_argument, NULL, 'r'},
-        {"processor", required_argument, NULL, 'a'}, {0},
-    };
     struct arguments arguments = {.rounds = 1};
-    int c;
+    const struct bench_option options[] = {
+        {"socket", .text = &arguments.socket},
+        {"uuid", .text = &arguments.uuid},
+        {"count", .text = &arguments.count},
+        {"rounds", .number = &arguments.rounds, .max = ROUNDS_MAX},
+        {"processor", .processor = &arguments.processor},
+        {0},
+    };
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (c) {
-        case 's':
-            arguments.socket = optarg;
-            break;
-        case 'u':
-            arguments.uuid = optarg;
-            break;
-        case 'c':
-            arguments.count = optarg;
-            break;
-        case 'r':
-            arguments.rounds = parse_number(optarg, "--rounds", 1000000);
-            break;
-        case 'a':
-            arguments.processor = (int)parse_number(optarg, "--processor", CPU_SETSIZE - 1);
-            break;
-        default:
-            exit(2);
-        }
-    }
+    parse_options(argc, argv, options);
     if (!arguments.socket || !arguments.uuid)
         die("--socket and --uuid are needed");
     return arguments;

@@ -12,10 +12,8 @@
  */
 
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -242,42 +240,18 @@ static void run(struct bench *bench, unsigned rounds)
 
 static struct arguments parse(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"few", required_argument, NULL, 'f'},
-        {"many", required_argument, NULL, 'm'},
-        {"peers", required_argument, NULL, 'p'},
-        {"extents", required_argument, NULL, 'e'},
-        {"rounds", required_argument, NULL, 'r'},
-        {"processor", required_argument, NULL, 'a'},
+    struct arguments arguments = {.peers = 1000, .extents = 100000, .rounds = 1};
+    const struct bench_option options[] = {
+        {"few", .text = &arguments.few},
+        {"many", .text = &arguments.many},
+        {"peers", .number = &arguments.peers, .max = PEERS_MAX},
+        {"extents", .number = &arguments.extents, .max = 10000000},
+        {"rounds", .number = &arguments.rounds, .max = ROUNDS_MAX},
+        {"processor", .processor = &arguments.processor},
         {0},
     };
-    struct arguments arguments = {.peers = 1000, .extents = 100000, .rounds = 1};
-    int c;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (c) {
-        case 'f':
-            arguments.few = optarg;
-            break;
-        case 'm':
-            arguments.many = optarg;
-            break;
-        case 'p':
-            arguments.peers = parse_number(optarg, "--peers", PEERS_MAX);
-            break;
-        case 'e':
-            arguments.extents = parse_number(optarg, "--extents", 10000000);
-            break;
-        case 'r':
-            arguments.rounds = parse_number(optarg, "--rounds", 1000000);
-            break;
-        case 'a':
-            arguments.processor = (int)parse_number(optarg, "--processor", CPU_SETSIZE - 1);
-            break;
-        default:
-            exit(2);
-        }
-    }
+    parse_options(argc, argv, options);
     if (!arguments.few || !arguments.many || arguments.peers == 0)
         die("--few, --many and at least one peer are needed");
     return arguments;

@@ -10,9 +10,7 @@
  */
 
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,36 +191,16 @@ static void run(struct bench *bench, unsigned rounds)
 
 static struct arguments parse(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"socket", required_argument, NULL, 's'},
-        {"rounds", required_argument, NULL, 'r'},
-        {"processor", required_argument, NULL, 'a'},
-        {"daemon-processor", required_argument, NULL, 'b'},
+    struct arguments arguments = {.rounds = 1};
+    const struct bench_option options[] = {
+        {"socket", .text = arguments.sockets, .number = &arguments.ranks, .max = RANKS_MAX},
+        {"rounds", .number = &arguments.rounds, .max = ROUNDS_MAX},
+        {"processor", .processor = &arguments.processor},
+        {"daemon-processor", .processor = &arguments.daemon_processor},
         {0},
     };
-    struct arguments arguments = {.rounds = 1};
-    int c;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (c) {
-        case 's':
-            if (arguments.ranks == RANKS_MAX)
-                die("there are at most %d ranks", RANKS_MAX);
-            arguments.sockets[arguments.ranks++] = optarg;
-            break;
-        case 'r':
-            arguments.rounds = parse_number(optarg, "--rounds", 1000000);
-            break;
-        case 'a':
-            arguments.processor = (int)parse_number(optarg, "--processor", CPU_SETSIZE - 1);
-            break;
-        case 'b':
-            arguments.daemon_processor = (int)parse_number(optarg, "--daemon-processor", CPU_SETSIZE - 1);
-            break;
-        default:
-            exit(2);
-        }
-    }
+    parse_options(argc, argv, options);
     if (arguments.ranks == 0)
         die("--socket is needed, for each rank one");
     return arguments;

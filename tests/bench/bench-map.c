@@ -11,9 +11,7 @@
  * somebody who counts system calls.
  */
 
-#include <getopt.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,50 +47,20 @@ struct bench {
 
 static struct arguments parse(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"socket", required_argument, NULL, 's'},
-        {"driver", required_argument, NULL, 'd'},
-        {"uuid", required_argument, NULL, 'u'},
-        {"count", required_argument, NULL, 'c'},
-        {"pages", required_argument, NULL, 'p'},
-        {"rounds", required_argument, NULL, 'r'},
-        {"processor", required_argument, NULL, 'a'},
-        {"donor-processor", required_argument, NULL, 'b'},
+    struct arguments arguments = {.pages = 1, .rounds = 1};
+    const struct bench_option options[] = {
+        {"socket", .text = &arguments.socket},
+        {"driver", .text = &arguments.driver},
+        {"uuid", .text = &arguments.uuid},
+        {"count", .text = &arguments.count},
+        {"pages", .number = &arguments.pages, .max = PAGES_MAX},
+        {"rounds", .number = &arguments.rounds, .max = ROUNDS_MAX},
+        {"processor", .processor = &arguments.processor},
+        {"donor-processor", .processor = &arguments.donor_processor},
         {0},
     };
-    struct arguments arguments = {.pages = 1, .rounds = 1};
-    int c;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (c) {
-        case 's':
-            arguments.socket = optarg;
-            break;
-        case 'd':
-            arguments.driver = optarg;
-            break;
-        case 'u':
-            arguments.uuid = optarg;
-            break;
-        case 'c':
-            arguments.count = optarg;
-            break;
-        case 'p':
-            arguments.pages = parse_number(optarg, "--pages", PAGES_MAX);
-            break;
-        case 'r':
-            arguments.rounds = parse_number(optarg, "--rounds", 1000000);
-            break;
-        case 'a':
-            arguments.processor = (int)parse_number(optarg, "--processor", CPU_SETSIZE - 1);
-            break;
-        case 'b':
-            arguments.donor_processor = (int)parse_number(optarg, "--donor-processor", CPU_SETSIZE - 1);
-            break;
-        default:
-            exit(2);
-        }
-    }
+    parse_options(argc, argv, options);
     if (!arguments.socket || !arguments.uuid || arguments.pages == 0)
         die("--socket, --uuid and at least one page are needed");
     return arguments;

@@ -3,6 +3,7 @@
 #include "bench.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,6 +13,8 @@
 
 #include "base/arith.h"
 #include "base/parse.h"
+
+#define OPTIONS_MAX 16
 
 void die(const char *format, ...)
 {
@@ -43,13 +46,41 @@ void pin_to(int processor)
         die("processor %d: %s", processor, strerror(errno));
 }
 
-unsigned parse_number(const char *text, const char *option, unsigned max)
+static unsigned parse_number(const char *text, const char *option, unsigned max)
 {
     uint64_t value;
 
     if (parse_u64(text, &value) < 0 || value > max)
-        die("%s: %s is not a number up to %u", option, text, max);
+        die("--%s: %s is not a number up to %u", option, text, max);
     return (unsigned)value;
+}
+
+static void take_option(const struct bench_option *option, const char *value)
+{
+    if (option->text && option->number) {
+        if (*option->number == option->max)
+            die("--%s: there are at most %u", option->name, option->max);
+        option->text[(*option->number)++] = value;
+    } else if (option->text) {
+        *option->text = value;
+    } else if (option->number) {
+        *option->number = parse_number(value, option->name, option->max);
+    } else {
+        *option->processor = (int)parse_number(value, option->name, CPU_SETSIZE - 1);
+    }
+}
+
+void parse_options(int argc, char **argv, const struct bench_option *options)
+{
+    struct option known[OPTIONS_MAX + 1] = {0};
+    int c, index;
+
+    for (unsigned i = 0; i < OPTIONS_MAX && options[i].name; i++)
+        known[i] = (struct option){.name = options[i].name, .has_arg = required_argument};
+    while ((c = getopt_long(argc, argv, "", known, &index)) == 0)
+        take_option(&options[index], optarg);
+    if (c != -1)
+        exit(2);
 }
 
 void end_output(void)
