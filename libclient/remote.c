@@ -234,54 +234,39 @@ bool remote_is_gone(const struct kvc_region *region)
 
 /* ---- One call, and its answer ---- */
 
-static int map_now(struct kvc_region *region, const uint64_t *pages, size_t n)
+static int change_now(struct kvc_region *region, const uint64_t *pages, size_t n, bool map)
 {
     struct remote_call *call = NULL;
     int r;
 
     r = check_pages(region, pages, n);
     if (r == 0)
-        r = send_map(region, pages, n, false, &call);
+        r = map ? send_map(region, pages, n, false, &call) : send_unmap(region, pages, n, &call);
     return r == 0 ? call_finish_within(call, remote_deadline(region)) : r;
+}
+
+static int change(struct kvc_region *region, const uint64_t *pages, size_t n, bool map)
+{
+    int r;
+
+    r = client_enter(region->client);
+    if (r < 0)
+        return r;
+    r = map_check_host(region);
+    if (r == 0)
+        r = n > 0 ? change_now(region, pages, n, map) : conn_check(region->client->conn);
+    client_leave(region->client);
+    return r;
 }
 
 int remote_map(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
-    int r;
-
-    r = client_enter(region->client);
-    if (r < 0)
-        return r;
-    r = map_check_host(region);
-    if (r == 0)
-        r = n > 0 ? map_now(region, pages, n) : conn_check(region->client->conn);
-    client_leave(region->client);
-    return r;
-}
-
-static int unmap_now(struct kvc_region *region, const uint64_t *pages, size_t n)
-{
-    struct remote_call *call = NULL;
-    int r;
-
-    r = check_pages(region, pages, n);
-    if (r == 0)
-        r = send_unmap(region, pages, n, &call);
-    return r == 0 ? call_finish_within(call, remote_deadline(region)) : r;
+    return change(region, pages, n, true);
 }
 
 int remote_unmap(struct kvc_region *region, const uint64_t *pages, size_t n)
 {
-    int r;
-
-    r = client_enter(region->client);
-    if (r < 0)
-        return r;
-    r = map_check_host(region);
-    if (r == 0)
-        r = n > 0 ? unmap_now(region, pages, n) : conn_check(region->client->conn);
-    client_leave(region->client);
-    return r;
+    return change(region, pages, n, false);
 }
 
 /* ---- Attaching ---- */
