@@ -37,11 +37,3 @@ struct kvc_blocks_status status_of(struct kvc_blocks *blocks)
     check_ok(kvc_blocks_status(blocks, &status));
     return status;
 }
-
-struct fake_counts counts_of(struct fake *fake)
-{
-    struct fake_counts counts;
-
-    fake_count(fake, &counts);
-    return counts;
-}

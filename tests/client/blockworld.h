@@ -25,4 +25,3 @@ void world_close(struct world *w);
 
 struct kvc_blocks *open_blocks(struct kvc_region *region, uint64_t block_bytes, int null_block);
 struct kvc_blocks_status status_of(struct kvc_blocks *blocks);
-struct fake_counts counts_of(struct fake *fake);

@@ -715,9 +715,9 @@ void fake_scribble(struct fake *fake)
     command(fake, (struct command){.what = COMMAND_SCRIBBLE});
 }
 
-void fake_count(struct fake *fake, struct fake_counts *ret)
+struct fake_counts fake_count(struct fake *fake)
 {
-    *ret = command(fake, (struct command){.what = COMMAND_COUNT});
+    return command(fake, (struct command){.what = COMMAND_COUNT});
 }
 
 int fake_pid(const struct fake *fake)

@@ -131,7 +131,7 @@ void fake_withdraw(struct fake *fake, uint64_t pages);
 
 /* Writes nonsense into every lease word: more than was issued. */
 void fake_scribble(struct fake *fake);
-void fake_count(struct fake *fake, struct fake_counts *ret);
+struct fake_counts fake_count(struct fake *fake);
 
 /* For SIGSTOP and SIGKILL. */
 int fake_pid(const struct fake *fake);

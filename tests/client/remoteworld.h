@@ -15,11 +15,3 @@
 struct fake *fake_with_orders(void);
 struct kvc_client *open_scheduler(struct fake *fake, int timeout_ms, int own_thread);
 struct kvc_region *attach(struct kvc_client *client, uint32_t rank);
-
-static inline struct fake_counts counts_of(struct fake *fake)
-{
-    struct fake_counts counts;
-
-    fake_count(fake, &counts);
-    return counts;
-}

@@ -132,10 +132,7 @@ void check_stamp(struct emulator *emulator, struct kvc_region *region, uint64_t 
 
 uint64_t lent_bytes(struct fake *fake)
 {
-    struct fake_counts counts;
-
-    fake_count(fake, &counts);
-    return counts.bytes;
+    return fake_count(fake).bytes;
 }
 
 void dispatch_once(struct kvc_client *client)

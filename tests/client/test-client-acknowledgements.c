@@ -16,14 +16,6 @@ struct taker {
     uint64_t page;
 };
 
-static struct fake_counts counts_of(struct fake *fake)
-{
-    struct fake_counts counts;
-
-    fake_count(fake, &counts);
-    return counts;
-}
-
 static void *take_a_page(void *data)
 {
     struct taker *taker = data;
@@ -39,11 +31,11 @@ TEST(a_single_descriptor_is_acknowledged_with_what_is_said_next)
     struct kvc_region *region = open_region(client, 1, PAGE, 8);
 
     check_ok(map_range(region, 0, 1));
-    check_eq(counts_of(fake).unacknowledged, 1);
+    check_eq(fake_count(fake).unacknowledged, 1);
     check_ok(map_range(region, 1, 1));
-    check_eq(counts_of(fake).unacknowledged, 1);
+    check_eq(fake_count(fake).unacknowledged, 1);
     check_ok(unmap_range(region, 0, 1));
-    check_eq(counts_of(fake).unacknowledged, 0);
+    check_eq(fake_count(fake).unacknowledged, 0);
     check_ok(unmap_range(region, 1, 1));
     check_eq(lent_bytes(fake), 0);
     kvc_region_close(region);
@@ -58,7 +50,7 @@ TEST(several_are_acknowledged_at_once)
     struct kvc_region *region = open_region(client, 1, PAGE, 8);
 
     check_ok(map_range(region, 0, 2));
-    check_eq(counts_of(fake).unacknowledged, 0);
+    check_eq(fake_count(fake).unacknowledged, 0);
     kvc_region_close(region);
     kvc_close(client);
     fake_stop(fake);
@@ -75,13 +67,13 @@ TEST(who_waits_for_more_acknowledges_at_once)
 
     fake_lie_after(fake, FAKE_LATE, MESSAGE_TAKE, 0);
     check_eq(pthread_create(&thread, NULL, take_a_page, &taker), 0);
-    while (counts_of(fake).late == 0)
+    while (fake_count(fake).late == 0)
         ;
     check_ok(map_range(region, 0, 1));
-    check_eq(counts_of(fake).unacknowledged, 0);
+    check_eq(fake_count(fake).unacknowledged, 0);
     fake_release(fake);
     pthread_join(thread, NULL);
-    check_eq(counts_of(fake).unacknowledged, 1);
+    check_eq(fake_count(fake).unacknowledged, 1);
     check_eq(lent_bytes(fake), 2 * PAGE);
     kvc_region_close(region);
     kvc_close(client);
@@ -104,9 +96,9 @@ TEST(a_worker_acknowledges_at_once)
     region = open_region(client, 1, PAGE, 8);
     check_ok(kvc_region_open(client, &ordered, &mapped_by_scheduler));
     check_ok(map_range(region, 0, 1));
-    check_eq(counts_of(fake).unacknowledged, 0);
+    check_eq(fake_count(fake).unacknowledged, 0);
     fake_order(fake, &order);
-    dispatch_until(client, counts_of(fake).orders_done == 1);
+    dispatch_until(client, fake_count(fake).orders_done == 1);
     kvc_region_close(mapped_by_scheduler);
     kvc_region_close(region);
     kvc_close(client);

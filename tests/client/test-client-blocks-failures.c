@@ -61,18 +61,10 @@ static void set_timeout(struct crew *crew, uint64_t timeout_ms)
         crew->clients[i]->conn->timeout_ns = timeout_ms * NSEC_PER_MSEC;
 }
 
-static struct fake_counts counts_of(struct crew *crew)
-{
-    struct fake_counts counts;
-
-    fake_count(crew->fake, &counts);
-    return counts;
-}
-
 static void crew_close(struct crew *crew)
 {
     kvc_blocks_close(crew->blocks);
-    check_eq(counts_of(crew).mapped, crew->lost_pages);
+    check_eq(fake_count(crew->fake).mapped, crew->lost_pages);
     for (int i = 0; i < RANKS; i++)
         kvc_close(crew->clients[i]);
     fake_stop(crew->fake);
@@ -94,7 +86,7 @@ static int take(struct crew *crew, size_t pages)
 
 static void check_mapped(struct crew *crew, uint64_t pages)
 {
-    check_eq(counts_of(crew).mapped, pages * RANKS);
+    check_eq(fake_count(crew->fake).mapped, pages * RANKS);
     check_eq(status_of(crew).mapped_pages, pages);
 }
 
@@ -113,10 +105,10 @@ TEST(claims_are_made_in_parts)
 
     check_ok(take(crew, 14));
     check_mapped(crew, 14);
-    check_eq(counts_of(crew).issued, 0);
+    check_eq(fake_count(crew->fake).issued, 0);
     /* 8 pages take 48 extents; so 4 at once, and the last 2. */
-    check_eq(counts_of(crew).leased_takes, 4 * RANKS);
-    check_eq(counts_of(crew).maps, 4 * RANKS);
+    check_eq(fake_count(crew->fake).leased_takes, 4 * RANKS);
+    check_eq(fake_count(crew->fake).maps, 4 * RANKS);
     give_all(crew, 14);
     crew_close(crew);
 }
@@ -128,8 +120,8 @@ TEST(questions_are_made_smaller)
 
     check_ok(take(crew, PAGES));
     check_mapped(crew, PAGES);
-    check_eq(counts_of(crew).leased_takes, 4 * RANKS);
-    check_eq(counts_of(crew).maps, 4 * RANKS);
+    check_eq(fake_count(crew->fake).leased_takes, 4 * RANKS);
+    check_eq(fake_count(crew->fake).maps, 4 * RANKS);
     give_all(crew, PAGES);
     crew_close(crew);
 }
@@ -141,7 +133,7 @@ TEST(pages_that_cannot_be_claimed)
 
     check_ok(take(crew, 3));
     check_mapped(crew, 3);
-    check_eq(counts_of(crew).leased_takes, 0);
+    check_eq(fake_count(crew->fake).leased_takes, 0);
     check_eq(status_of(crew).claimed_pages, 0);
     check_eq(kvc_blocks_available(crew->blocks), 0);
     give_all(crew, 3);
@@ -155,7 +147,7 @@ TEST(pages_that_cannot_be_claimed_in_parts)
 
     check_ok(take(crew, 13));
     check_mapped(crew, 13);
-    check_eq(counts_of(crew).leased_takes, 0);
+    check_eq(fake_count(crew->fake).leased_takes, 0);
     give_all(crew, 13);
     crew_close(crew);
 }
@@ -287,7 +279,7 @@ TEST(orders_that_are_not_sent)
     do
         check_ok(kvc_blocks_trim(crew->blocks));
     while (status_of(crew).doubt_pages > 0);
-    check_eq(counts_of(crew).issued, word_pages(crew));
+    check_eq(fake_count(crew->fake).issued, word_pages(crew));
     while (mapped && !is_sent(unmap_range(other, 0, 1)))
         check_ok(kvc_dispatch(crew->clients[0]));
     /* An answer to this says that all before it has been heard. */
@@ -352,12 +344,12 @@ TEST(a_worker_dies_before_a_map)
     check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, -1, NULL));
     fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_MAP, 1);
     check_error(kvc_blocks_alloc(crew->blocks, 4 * EACH, more), KVC_E_WORKER);
-    maps = counts_of(crew).maps;
+    maps = fake_count(crew->fake).maps;
     check_over(crew);
-    check_eq(counts_of(crew).maps, maps);
-    check_eq(counts_of(crew).mapped, 3 * (RANKS - 1));
+    check_eq(fake_count(crew->fake).maps, maps);
+    check_eq(fake_count(crew->fake).mapped, 3 * (RANKS - 1));
     check_ok(kvc_blocks_free(crew->blocks, crew->ids + 1, EACH - 1, 0));
-    check_eq(counts_of(crew).mapped, 2 * (RANKS - 1));
+    check_eq(fake_count(crew->fake).mapped, 2 * (RANKS - 1));
     check_over(crew);
     crew_close(crew);
 }
@@ -370,9 +362,9 @@ TEST(a_worker_dies_before_an_unmap)
     fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_UNMAP, 1);
     check_ok(kvc_blocks_free(crew->blocks, crew->ids, EACH, 0));
     check_over(crew);
-    check_eq(counts_of(crew).mapped, 2 * (RANKS - 1));
+    check_eq(fake_count(crew->fake).mapped, 2 * (RANKS - 1));
     check_ok(kvc_blocks_clear(crew->blocks));
-    check_eq(counts_of(crew).mapped, 0);
+    check_eq(fake_count(crew->fake).mapped, 0);
     check_eq(status_of(crew).empty_pages, PAGES);
     crew_close(crew);
 }
@@ -392,7 +384,7 @@ TEST(a_worker_is_silent_and_dies)
     check_ok(kvc_blocks_free(crew->blocks, crew->ids + EACH, EACH, 0));
     check_ok(kvc_blocks_trim(crew->blocks));
     check_over(crew);
-    check_eq(counts_of(crew).mapped, 0);
+    check_eq(fake_count(crew->fake).mapped, 0);
     crew_close(crew);
 }
 

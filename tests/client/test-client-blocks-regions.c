@@ -43,14 +43,14 @@ TEST(offers_count_where_all_regions_have_them)
     check_ok(kvc_blocks_open(regions, 2, &options, &blocks));
     fake_set_limit(fake, 3 * PAGE);
     check_ok(kvc_blocks_want(blocks, 2 * EACH, 0, NULL));
-    while (counts_of(fake).leases < 2)
+    while (fake_count(fake).leases < 2)
         ;
     check_ok(kvc_dispatch(client));
-    check_eq(counts_of(fake).issued, 2);
+    check_eq(fake_count(fake).issued, 2);
     check_eq(status_of(blocks).offered_pages, 0);
     fake_set_limit(fake, GIB);
     check_ok(kvc_blocks_want(blocks, 2 * EACH, 0, NULL));
-    while (counts_of(fake).issued < 4)
+    while (fake_count(fake).issued < 4)
         ;
     check_eq(status_of(blocks).claimed_pages, 0);
     check_eq(status_of(blocks).offered_pages, 2);
@@ -76,7 +76,7 @@ static void open_over_what_is_cached(size_t n_regions, bool refill)
     if (refill) {
         fake_lie(fake, FAKE_LATE, MESSAGE_TAKE);
         check_ok(kvc_dispatch(client));
-        while (counts_of(fake).late == 0)
+        while (fake_count(fake).late == 0)
             ;
     }
     check_ok(unmap_range(regions[0], 0, 3));
@@ -133,7 +133,7 @@ TEST(blocks_are_not_opened_over_a_map)
 
     fake_lie(fake, FAKE_LATE, MESSAGE_TAKE);
     check_eq(pthread_create(&call.thread, NULL, map_page, &call), 0);
-    while (counts_of(fake).late == 0)
+    while (fake_count(fake).late == 0)
         ;
     check_error(kvc_blocks_open(&call.region, 1, &options, &blocks), KVC_E_INVALID);
     fake_release(fake);
@@ -365,7 +365,7 @@ TEST(want_over_two_regions_with_leases)
 
     check_ok(kvc_blocks_want(p.blocks, 2 * EACH, -1, &available));
     check_eq(available, 2 * EACH);
-    check_eq(counts_of(p.w.fake).issued, 2 + 2);
+    check_eq(fake_count(p.w.fake).issued, 2 + 2);
     check_ok(kvc_blocks_alloc(p.blocks, 2 * EACH, ids));
     check_eq(lent_bytes(p.w.fake), 2 * DUO_PAGE);
     duo_close(&p);
@@ -385,7 +385,7 @@ TEST(claims_that_make_no_page)
     check_eq(status.claimed_pages, 0);
     check_eq(status.offered_pages, 0);
     fake_withdraw(p.w.fake, 4);
-    check_eq(counts_of(p.w.fake).issued, 0);
+    check_eq(fake_count(p.w.fake).issued, 0);
     duo_close(&p);
 }
 
@@ -435,7 +435,7 @@ TEST(waiting_behind_a_question)
     check_eq(pthread_create(&thread, NULL, want_soon, blocks), 0);
     fake_notice(fake, PAGE, 60000, true);
     check_eq(pthread_join(thread, NULL), 0);
-    check_eq(counts_of(fake).acks, 1);
+    check_eq(fake_count(fake).acks, 1);
     kvc_close(client);
     fake_stop(fake);
 }

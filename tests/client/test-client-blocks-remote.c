@@ -48,11 +48,8 @@ static struct world world_open(unsigned report_ms)
 
 static void world_close(struct world *w)
 {
-    struct fake_counts counts;
-
     kvc_blocks_close(w->blocks);
-    fake_count(w->fake, &counts);
-    check_eq(counts.mapped, 0);
+    check_eq(fake_count(w->fake).mapped, 0);
     for (unsigned i = 0; i < RANKS; i++)
         kvc_close(w->clients[i]);
     fake_stop(w->fake);
@@ -66,14 +63,6 @@ static struct kvc_blocks_status status_of(const struct world *w)
     return status;
 }
 
-static struct fake_counts counts_of(const struct world *w)
-{
-    struct fake_counts counts;
-
-    fake_count(w->fake, &counts);
-    return counts;
-}
-
 TEST(trimming_gives_claims_back)
 {
     struct world w = world_open(1);
@@ -85,7 +74,7 @@ TEST(trimming_gives_claims_back)
         for (unsigned i = 0; i < RANKS; i++)
             check_ok(kvc_trim(w.clients[i]));
         fake_withdraw(w.fake, 2);
-    } while (counts_of(&w).issued > 0);
+    } while (fake_count(w.fake).issued > 0);
     world_close(&w);
 }
 
@@ -96,12 +85,12 @@ TEST(a_limit_for_all_or_none)
 
     fake_set_limit(w.fake, 5 * PAGE);
     check_error(kvc_blocks_alloc(w.blocks, 2 * EACH, ids), KVC_E_LIMIT);
-    check_eq(counts_of(&w).mapped, 0);
+    check_eq(fake_count(w.fake).mapped, 0);
     check_eq(status_of(&w).claimed_pages, 0);
     fake_withdraw(w.fake, 2);
-    check_eq(counts_of(&w).issued, 0);
+    check_eq(fake_count(w.fake).issued, 0);
     check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
-    check_eq(counts_of(&w).mapped, RANKS);
+    check_eq(fake_count(w.fake).mapped, RANKS);
     world_close(&w);
 }
 
@@ -126,8 +115,8 @@ static struct world keep_free_pages(int own_thread)
     check_ok(kvc_blocks_open(w.regions, 2, &blocks, &w.blocks));
     check_ok(kvc_blocks_alloc(w.blocks, KEPT, ids));
     check_ok(kvc_blocks_free(w.blocks, ids, KEPT, 0));
-    check_eq(counts_of(&w).mapped, 2 * KEPT);
-    check_eq(counts_of(&w).cached, 2 * KEPT);
+    check_eq(fake_count(w.fake).mapped, 2 * KEPT);
+    check_eq(fake_count(w.fake).cached, 2 * KEPT);
     return w;
 }
 
@@ -137,9 +126,9 @@ TEST(a_notice_takes_pages_of_workers)
     struct world w = keep_free_pages(0);
 
     fake_notice(w.fake, 2 * PAGE + 1, 5000, true);
-    dispatch_until(w.clients[0], counts_of(&w).acks == 1);
-    check_eq(counts_of(&w).mapped, 2 * (KEPT - 2));
-    check_eq(counts_of(&w).cached, 2 * (KEPT - 2));
+    dispatch_until(w.clients[0], fake_count(w.fake).acks == 1);
+    check_eq(fake_count(w.fake).mapped, 2 * (KEPT - 2));
+    check_eq(fake_count(w.fake).cached, 2 * (KEPT - 2));
     world_close(&w);
 }
 
@@ -177,13 +166,13 @@ TEST(closing_while_a_notice_is_answered)
 
     fake_lie(w.fake, FAKE_LATE, MESSAGE_UNMAP);
     fake_notice(w.fake, 2 * PAGE, 5000, true);
-    while (counts_of(&w).late == 0 || counts_of(&w).mapped > 2 * (KEPT - 1))
+    while (fake_count(w.fake).late == 0 || fake_count(w.fake).mapped > 2 * (KEPT - 1))
         ;
     check_eq(pthread_create(&closer.thread, NULL, close_blocks, &closer), 0);
     while (!atomic_load(&closer.tid) || !is_asleep(closer.tid))
         ;
     for (unsigned i = 0; i < 200; i++)
-        check_eq(counts_of(&w).mapped, 2 * (KEPT - 1));
+        check_eq(fake_count(w.fake).mapped, 2 * (KEPT - 1));
     fake_release(w.fake);
     check_eq(pthread_join(closer.thread, NULL), 0);
     w.blocks = NULL;
@@ -223,9 +212,9 @@ static void churn_with(uint64_t pages)
     check_eq(status_of(&w).used_blocks, 0);
     check_eq(status_of(&w).doubt_pages + status_of(&w).broken_pages, 0);
     check_ok(kvc_blocks_trim(w.blocks));
-    check_eq(counts_of(&w).mapped, 0);
+    check_eq(fake_count(w.fake).mapped, 0);
     fake_withdraw(w.fake, UINT32_MAX);
-    check_eq(counts_of(&w).issued, 0);
+    check_eq(fake_count(w.fake).issued, 0);
     world_close(&w);
 }
 

@@ -29,7 +29,7 @@ TEST(alloc_and_free)
     check_ok(kvc_blocks_trim(w.blocks));
     check_eq(lent_bytes(w.fake), 0);
     check_eq(kvc_blocks_available(w.blocks), 0);
-    check_eq(counts_of(w.fake).leases, 0);
+    check_eq(fake_count(w.fake).leases, 0);
     world_close(&w);
 }
 
@@ -157,11 +157,11 @@ TEST(free_pages_are_kept)
     check_ok(kvc_blocks_alloc(w.blocks, 5 * EACH, ids));
     check_ok(kvc_blocks_free(w.blocks, ids, 5 * EACH, 0));
     check_eq(lent_bytes(w.fake), 2 * SLOT);
-    check_eq(counts_of(w.fake).cached, 2);
+    check_eq(fake_count(w.fake).cached, 2);
     check_eq(kvc_blocks_available(w.blocks), 2 * EACH);
     check_ok(kvc_blocks_alloc(w.blocks, 2 * EACH, ids));
-    check_eq(counts_of(w.fake).takes, 1);
-    check_eq(counts_of(w.fake).cached, 0);
+    check_eq(fake_count(w.fake).takes, 1);
+    check_eq(fake_count(w.fake).cached, 0);
     world_close(&w);
 }
 
@@ -178,7 +178,7 @@ TEST(free_leaves_what_was_reported)
     check_ok(kvc_blocks_free(w.blocks, ids, EACH, 0));
     check(status_of(w.blocks).free_blocks >= 5 * EACH);
     check_ok(kvc_blocks_alloc(w.blocks, 5 * EACH, ids));
-    check_eq(counts_of(w.fake).takes, 2);
+    check_eq(fake_count(w.fake).takes, 2);
     world_close(&w);
 }
 
@@ -240,7 +240,7 @@ static void want_in_some_world(bool leases, int min)
     check_error(kvc_blocks_want(w.blocks, PAGES * EACH + 1, -1, &available), KVC_E_NO_BLOCKS);
     check_ok(kvc_blocks_alloc(w.blocks, 3 * EACH, ids));
     check_eq(kvc_blocks_available(w.blocks), 0);
-    check_eq(counts_of(w.fake).issued, 0);
+    check_eq(fake_count(w.fake).issued, 0);
     check_eq(lent_bytes(w.fake), 3 * SLOT);
     world_close(&w);
 }
@@ -295,8 +295,8 @@ TEST(pages_are_ready)
 
     check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
     dispatch_until(w.client, status_of(w.blocks).free_pages >= 2);
-    check_eq(counts_of(w.fake).courtesies, counts_of(w.fake).leases);
-    check(counts_of(w.fake).leased_takes > 0);
+    check_eq(fake_count(w.fake).courtesies, fake_count(w.fake).leases);
+    check(fake_count(w.fake).leased_takes > 0);
     check(status_of(w.blocks).ready_total >= 2);
     check(status_of(w.blocks).free_pages <= 4);
     world_close(&w);
@@ -335,7 +335,7 @@ TEST(nothing_is_prepared_under_pressure)
     check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
     check_ok(kvc_dispatch(w.client));
     check_eq(kvc_get_timeout(w.client), -1);
-    check_eq(counts_of(w.fake).leases, 0);
+    check_eq(fake_count(w.fake).leases, 0);
     check_ok(kvc_blocks_free(w.blocks, ids, EACH, 0));
     check_eq(lent_bytes(w.fake), 0);
     world_close(&w);
@@ -351,7 +351,7 @@ TEST(nothing_is_prepared_after_a_trim)
     check_ok(kvc_blocks_trim(w.blocks));
     check_ok(kvc_dispatch(w.client));
     check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
-    check_eq(counts_of(w.fake).leases, 0);
+    check_eq(fake_count(w.fake).leases, 0);
     dispatch_until(w.client, status_of(w.blocks).free_pages >= 2);
     world_close(&w);
 }
@@ -365,7 +365,7 @@ TEST(nothing_is_prepared_without_preallocation)
     check_ok(kvc_blocks_alloc(w.blocks, EACH, ids));
     check_ok(kvc_dispatch(w.client));
     check_ok(kvc_blocks_alloc(w.blocks, EACH, ids + EACH));
-    check_eq(counts_of(w.fake).leases, 0);
+    check_eq(fake_count(w.fake).leases, 0);
     check_eq(lent_bytes(w.fake), 2 * SLOT);
     world_close(&w);
 }
@@ -381,7 +381,7 @@ TEST(a_refused_courtesy_is_not_repeated)
         check_ok(kvc_dispatch(w.client));
         check_error(kvc_blocks_alloc(w.blocks, 1, ids), KVC_E_LIMIT);
     }
-    check_eq(counts_of(w.fake).courtesies, 1);
+    check_eq(fake_count(w.fake).courtesies, 1);
     fake_set_limit(w.fake, GIB);
     check_ok(kvc_blocks_alloc(w.blocks, 1, ids));
     dispatch_until(w.client, status_of(w.blocks).free_pages >= 2);

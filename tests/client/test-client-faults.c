@@ -388,14 +388,6 @@ TEST_LIMIT(every_call_of_a_rich_life_is_out_of_memory, 180)
     every_call_fails(live_rich, "OUT_OF_MEMORY");
 }
 
-static struct fake_counts count(struct fake *fake)
-{
-    struct fake_counts counts;
-
-    fake_count(fake, &counts);
-    return counts;
-}
-
 /* The driver takes one page, and then nothing any more. A reserve is not asked for again and again then,
  * though the status page shows something else each time that the daemon has its memory back. */
 TEST(refill_that_fails_is_not_repeated)
@@ -416,10 +408,10 @@ TEST(refill_that_fails_is_not_repeated)
     check_eq(kill(fake_pid(fake), SIGSTOP), 0);
     check_ok(kvc_dispatch(client));
     check_eq(kill(fake_pid(fake), SIGCONT), 0);
-    while (count(fake).returns == 0)
+    while (fake_count(fake).returns == 0)
         ;
     check_eq(kvc_get_timeout(client), -1);
-    check_eq(count(fake).takes, 2);
+    check_eq(fake_count(fake).takes, 2);
     check_eq(lent_bytes(fake), PAGE);
     kvc_close(client);
     fake_stop(fake);
@@ -440,7 +432,7 @@ TEST(reserve_that_cannot_go)
     check_ok(unmap_range(other, 0, 1));
     fake_set_limit(fake, 2 * PAGE);
     check_error(map_range(region, 0, 2), KVC_E_LIMIT);
-    check_eq(count(fake).takes, 2);
+    check_eq(fake_count(fake).takes, 2);
     check_eq(lent_bytes(fake), PAGE);
     while (kvc_trim(client) == KVC_E_DRIVER)
         ;

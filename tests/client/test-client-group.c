@@ -81,16 +81,16 @@ TEST(all_ranks_or_not_mapped)
     struct ranks t = ranks_open(LONG_MS, 0);
 
     check_ok(change(t.group, 3, 4, true));
-    check_eq(counts_of(t.fake).mapped, 4 * RANKS);
+    check_eq(fake_count(t.fake).mapped, 4 * RANKS);
     check_eq(group_page(t.group, 3), GROUP_PAGE_MAPPED);
     check_eq(group_page(t.group, 7), GROUP_PAGE_EMPTY);
     check_error(change(t.group, 6, 2, true), KVC_E_MAPPED);
     check_error(change(t.group, 6, 2, false), KVC_E_NOT_MAPPED);
     check_error(change(t.group, PAGES - 1, 2, true), KVC_E_INVALID);
     check_ok(change(t.group, 3, 3, false));
-    check_eq(counts_of(t.fake).mapped, RANKS);
+    check_eq(fake_count(t.fake).mapped, RANKS);
     check_error(group_map(t.group, (uint64_t[]){1, 2, 1}, 3, false), KVC_E_MAPPED);
-    check_eq(counts_of(t.fake).maps, RANKS);
+    check_eq(fake_count(t.fake).maps, RANKS);
     ranks_close(&t);
 }
 
@@ -112,12 +112,12 @@ TEST(one_missing_rank)
             check_eq(group_page_at(t.group, 5, rank), mapped ? GROUP_RANK_MAPPED : GROUP_RANK_EMPTY);
             check_eq(missing(t.group, rank, 5), !mapped);
         }
-        counts = counts_of(t.fake);
+        counts = fake_count(t.fake);
         check_ok(change(t.group, 5, 2, map));
         check_eq(group_page(t.group, 6), map ? GROUP_PAGE_MAPPED : GROUP_PAGE_EMPTY);
-        check_eq(counts_of(t.fake).maps + counts_of(t.fake).unmaps, counts.maps + counts.unmaps + 1);
+        check_eq(fake_count(t.fake).maps + fake_count(t.fake).unmaps, counts.maps + counts.unmaps + 1);
     }
-    check_eq(counts_of(t.fake).mapped, 0);
+    check_eq(fake_count(t.fake).mapped, 0);
     ranks_close(&t);
 }
 
@@ -128,9 +128,9 @@ TEST(giving_up)
 
     fake_lie_after(t.fake, FAKE_REFUSE_WORKER, MESSAGE_MAP, 2);
     check_error(change(t.group, 5, 1, true), KVC_E_WORKER);
-    check_eq(counts_of(t.fake).mapped, 2);
+    check_eq(fake_count(t.fake).mapped, 2);
     check_ok(change(t.group, 5, 1, false));
-    check_eq(counts_of(t.fake).mapped, 0);
+    check_eq(fake_count(t.fake).mapped, 0);
     check_eq(group_page(t.group, 5), GROUP_PAGE_EMPTY);
     ranks_close(&t);
 }
@@ -154,7 +154,7 @@ TEST(a_late_answer)
         settle(t.group);
         check_eq(group_page(t.group, 5), map ? GROUP_PAGE_MAPPED : GROUP_PAGE_EMPTY);
     }
-    check_eq(counts_of(t.fake).mapped, 0);
+    check_eq(fake_count(t.fake).mapped, 0);
     ranks_close(&t);
 }
 
@@ -227,14 +227,14 @@ TEST(a_worker_that_is_gone)
             check_eq(group_page(t.group, page), GROUP_PAGE_PARTIAL);
             check_eq(group_page_at(t.group, page, 1), GROUP_RANK_EMPTY);
         }
-        counts = counts_of(t.fake);
+        counts = fake_count(t.fake);
         check_error(change(t.group, 8, 1, true), KVC_E_WORKER);
         check(strstr(kvc_last_error(), "Rank 1: The worker is gone"));
         check_error(change(t.group, 2, 1, true), KVC_E_WORKER);
-        check_eq(counts_of(t.fake).maps, counts.maps);
+        check_eq(fake_count(t.fake).maps, counts.maps);
         check_ok(change(t.group, 2, map ? 4 : 2, false));
-        check_eq(counts_of(t.fake).unmaps, counts.unmaps + RANKS - 1);
-        check_eq(counts_of(t.fake).mapped, 0);
+        check_eq(fake_count(t.fake).unmaps, counts.unmaps + RANKS - 1);
+        check_eq(fake_count(t.fake).mapped, 0);
         ranks_close(&t);
     }
 }
@@ -252,7 +252,7 @@ TEST(a_silent_worker_that_is_gone)
     check_eq(group_page(t.group, 5), GROUP_PAGE_PARTIAL);
     check_ok(change(t.group, 5, 2, false));
     check_ok(change(t.group, 8, 1, false));
-    check_eq(counts_of(t.fake).mapped, 0);
+    check_eq(fake_count(t.fake).mapped, 0);
     fake_release(t.fake);
     settle(t.group);
     check_eq(group_page(t.group, 5), GROUP_PAGE_EMPTY);
@@ -291,7 +291,7 @@ TEST(a_region_of_this_process_and_a_worker_s)
     check_ok(change(group, 3, 1, true));
     check_ok(change(group, 0, 5, false));
     check_eq(lent_bytes(fake), 0);
-    check_eq(counts_of(fake).mapped, 0);
+    check_eq(fake_count(fake).mapped, 0);
     group_free(group);
     kvc_close(client);
     kvc_close(engine);
@@ -383,7 +383,7 @@ TEST(threads_of_one_group)
     }
     for (size_t i = 0; i < ARRAY_SIZE(hands); i++)
         check_eq(pthread_join(hands[i].thread, NULL), 0);
-    check_eq(counts_of(t.fake).mapped, 0);
+    check_eq(fake_count(t.fake).mapped, 0);
     ranks_close(&t);
 }
 

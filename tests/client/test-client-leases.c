@@ -73,14 +73,6 @@ static void world_close(struct world *w)
     free(w);
 }
 
-static struct fake_counts counts_of(struct world *w)
-{
-    struct fake_counts counts;
-
-    fake_count(w->fake, &counts);
-    return counts;
-}
-
 static void want(struct world *w, uint64_t n)
 {
     uint64_t available;
@@ -103,12 +95,12 @@ TEST(claims_are_spent)
     uint32_t ids[3 * EACH];
 
     want(w, 3 * EACH);
-    check_eq(counts_of(w).issued, 3);
+    check_eq(fake_count(w->fake).issued, 3);
     fake_withdraw(w->fake, 10);
     check_eq(kvc_blocks_available(w->blocks), 3 * EACH);
     check_ok(kvc_blocks_alloc(w->blocks, 3 * EACH, ids));
-    check_eq(counts_of(w).issued, 0);
-    check_eq(counts_of(w).leased_takes, 1);
+    check_eq(fake_count(w->fake).issued, 0);
+    check_eq(fake_count(w->fake).leased_takes, 1);
     world_close(w);
 }
 
@@ -125,7 +117,7 @@ TEST(offers_can_be_withdrawn)
     check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
     fake_withdraw(w->fake, 10);
     check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
-    check_eq(counts_of(w).issued, 2);
+    check_eq(fake_count(w->fake).issued, 2);
     world_close(w);
 }
 
@@ -138,7 +130,7 @@ TEST(more_than_was_claimed)
     want(w, 2 * EACH);
     check_error(kvc_blocks_alloc(w->blocks, 5 * EACH, ids), KVC_E_LIMIT);
     check_eq(kvc_blocks_available(w->blocks), 2 * EACH);
-    check_eq(counts_of(w).issued, 2);
+    check_eq(fake_count(w->fake).issued, 2);
     check_ok(kvc_blocks_alloc(w->blocks, 4 * EACH, ids));
     check_eq(lent_bytes(w->fake), 4 * PAGE);
     world_close(w);
@@ -168,7 +160,7 @@ TEST(a_refusal_spends_claims)
     check_error(kvc_blocks_alloc(w->blocks, 2 * EACH, ids), KVC_E_RESOURCES);
     check_eq(kvc_blocks_available(w->blocks), 0);
     check_eq(status_of(w).claimed_pages, 0);
-    check_eq(counts_of(w).issued, 0);
+    check_eq(fake_count(w->fake).issued, 0);
     check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
     world_close(w);
 }
@@ -222,7 +214,7 @@ TEST(promises_end_with_the_connection)
 
 static bool is_acked(struct world *w, uint64_t n)
 {
-    return counts_of(w).acks == n;
+    return fake_count(w->fake).acks == n;
 }
 
 TEST(notice_takes_what_nobody_was_promised)
@@ -260,7 +252,7 @@ TEST(notice_waits_for_a_report)
         check_ok(kvc_dispatch(w->client));
     check_ok(kvc_dispatch(w->client));
     check(kvc_get_timeout(w->client) > 0);
-    check_eq(counts_of(w).acks, 0);
+    check_eq(fake_count(w->fake).acks, 0);
     check_eq(status_of(w).claimed_pages, 2);
     /* New reports promise nothing, and don't keep the old one alive. */
     check_eq(kvc_blocks_available(w->blocks), 0);
@@ -312,7 +304,7 @@ TEST(notice_leaves_what_the_gpu_reads)
     check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids));
     check_ok(kvc_blocks_free(w->blocks, ids, EACH, 1));
     check_ok(kvc_blocks_free(w->blocks, ids + EACH, EACH, 0));
-    check_eq(counts_of(w).cached, 1);
+    check_eq(fake_count(w->fake).cached, 1);
     fake_press(w->fake, 4 * PAGE);
     fake_notice(w->fake, 2 * PAGE, 2000, true);
     dispatch_until(w->client, is_acked(w, 1));
@@ -327,9 +319,9 @@ static void wait_for_refill(struct world *w, uint32_t *ids)
 {
     check_ok(kvc_blocks_alloc(w->blocks, EACH, ids));
     fake_lie(w->fake, FAKE_LATE, MESSAGE_TAKE);
-    dispatch_until(w->client, counts_of(w).late == 1);
+    dispatch_until(w->client, fake_count(w->fake).late == 1);
     check_eq(status_of(w).free_pages, 0);
-    check(counts_of(w).cached > 0);
+    check(fake_count(w->fake).cached > 0);
 }
 
 TEST(notice_waits_for_what_is_on_its_way)
@@ -339,12 +331,12 @@ TEST(notice_waits_for_what_is_on_its_way)
 
     wait_for_refill(w, ids);
     fake_notice(w->fake, PAGES * PAGE, 60000, true);
-    while (kvc_get_timeout(w->client) <= 1000 && counts_of(w).acks == 0)
+    while (kvc_get_timeout(w->client) <= 1000 && fake_count(w->fake).acks == 0)
         check_ok(kvc_dispatch(w->client));
-    check_eq(counts_of(w).acks, 0);
+    check_eq(fake_count(w->fake).acks, 0);
     fake_release(w->fake);
     dispatch_until(w->client, is_acked(w, 1));
-    check_eq(counts_of(w).returns, 1);
+    check_eq(fake_count(w->fake).returns, 1);
     world_close(w);
 }
 
@@ -356,7 +348,7 @@ TEST(notice_is_answered_in_time_whatever_is_on_its_way)
     wait_for_refill(w, ids);
     fake_notice(w->fake, PAGES * PAGE, 30, true);
     dispatch_until(w->client, is_acked(w, 1));
-    check_eq(counts_of(w).late, 1);
+    check_eq(fake_count(w->fake).late, 1);
     fake_release(w->fake);
     world_close(w);
 }
@@ -371,11 +363,11 @@ TEST(hints_name_what_is_on_its_way)
     wait_for_refill(w, ids);
     fake_release(w->fake);
     do {
-        check(counts_of(w).cached > 0);
+        check(fake_count(w->fake).cached > 0);
         dispatch_once(w->client);
         status = status_of(w);
     } while (status.free_pages == 0);
-    dispatch_until(w->client, counts_of(w).cached == status_of(w).free_pages);
+    dispatch_until(w->client, fake_count(w->fake).cached == status_of(w).free_pages);
     world_close(w);
 }
 
@@ -426,30 +418,22 @@ static void joint_close(struct joint *j)
     free(j);
 }
 
-static struct fake_counts joint_counts(struct joint *j)
-{
-    struct fake_counts counts;
-
-    fake_count(j->fake, &counts);
-    return counts;
-}
-
 TEST(notice_takes_pages_of_several_regions)
 {
     struct joint *j = joint_open(1, 1);
 
     keep_free_pages(j, 5);
     check_eq(lent_bytes(j->fake), 5 * 3 * PAGE);
-    check_eq(joint_counts(j).cached, 2 * 4);
+    check_eq(fake_count(j->fake).cached, 2 * 4);
     /* A page of each has three times the bytes of one. */
     fake_notice(j->fake, 4 * PAGE, 5000, true);
-    dispatch_until(j->clients[0], joint_counts(j).acks == 1);
+    dispatch_until(j->clients[0], fake_count(j->fake).acks == 1);
     check_eq(lent_bytes(j->fake), 3 * 3 * PAGE);
-    check_eq(joint_counts(j).cached, 2 * 2);
+    check_eq(fake_count(j->fake).cached, 2 * 2);
     fake_notice(j->fake, PAGES * PAGE, 5000, true);
-    dispatch_until(j->clients[0], joint_counts(j).acks == 2);
+    dispatch_until(j->clients[0], fake_count(j->fake).acks == 2);
     check_eq(lent_bytes(j->fake), 3 * PAGE);
-    check_eq(joint_counts(j).cached, 0);
+    check_eq(fake_count(j->fake).cached, 0);
     joint_close(j);
 }
 
@@ -463,9 +447,9 @@ TEST(notice_of_several_regions_waits_for_a_report)
     while (kvc_get_timeout(j->clients[0]) < 0)
         check_ok(kvc_dispatch(j->clients[0]));
     check_ok(kvc_dispatch(j->clients[0]));
-    check_eq(joint_counts(j).acks, 0);
+    check_eq(fake_count(j->fake).acks, 0);
     check_eq(lent_bytes(j->fake), 3 * 3 * PAGE);
-    dispatch_until(j->clients[0], joint_counts(j).acks == 1);
+    dispatch_until(j->clients[0], fake_count(j->fake).acks == 1);
     check_eq(lent_bytes(j->fake), 3 * PAGE);
     joint_close(j);
 }
@@ -477,9 +461,9 @@ TEST(notice_takes_pages_of_several_clients)
 
     keep_free_pages(j, 5);
     fake_notice(j->fake, 2 * PAGE, 5000, true);
-    dispatch_until(j->clients[0], joint_counts(j).acks == 1);
+    dispatch_until(j->clients[0], fake_count(j->fake).acks == 1);
     check_eq(lent_bytes(j->fake), 3 * 3 * PAGE);
-    dispatch_until(j->clients[1], joint_counts(j).acks == 2);
+    dispatch_until(j->clients[1], fake_count(j->fake).acks == 2);
     check_eq(lent_bytes(j->fake), 2 * 3 * PAGE);
     joint_close(j);
 }
@@ -547,7 +531,7 @@ TEST(an_offer_that_is_gone)
 
     fake_lie(w->fake, FAKE_FORGET, MESSAGE_LEASE);
     want(w, EACH);
-    check_eq(counts_of(w).leases, 2);
+    check_eq(fake_count(w->fake).leases, 2);
     world_close(w);
 }
 
@@ -558,7 +542,7 @@ TEST(last_pages_are_on_their_way)
     uint32_t ids[PAGES * EACH];
 
     check_ok(kvc_blocks_alloc(w->blocks, (PAGES - 2) * EACH, ids));
-    dispatch_until(w->client, counts_of(w).leased_takes > 0);
+    dispatch_until(w->client, fake_count(w->fake).leased_takes > 0);
     check_ok(kvc_blocks_alloc(w->blocks, 2 * EACH, ids + (PAGES - 2) * EACH));
     check_eq(lent_bytes(w->fake), PAGES * PAGE);
     check_eq(kvc_blocks_available(w->blocks), 0);
@@ -574,7 +558,7 @@ TEST(last_pages_are_asked_for_already)
     check_ok(kvc_blocks_alloc(w->blocks, (PAGES - 2) * EACH, ids));
     check_ok(kvc_dispatch(w->client));
     want(w, 2 * EACH);
-    check_eq(counts_of(w).issued + counts_of(w).extents, PAGES);
+    check_eq(fake_count(w->fake).issued + fake_count(w->fake).extents, PAGES);
     world_close(w);
 }
 
@@ -582,15 +566,13 @@ TEST(last_pages_are_asked_for_already)
 TEST(wanting_too_much_is_refused)
 {
     struct world *w = world_open(60000, 0);
-    struct fake_counts counts;
     uint32_t ids[EACH];
 
     wait_for_refill(w, ids);
     fake_set_limit(w->fake, 10 * PAGE);
     fake_release(w->fake);
     check_error(kvc_blocks_want(w->blocks, 14 * EACH, 2000, NULL), KVC_E_LIMIT);
-    counts = counts_of(w);
-    check(counts.leases <= 4);
+    check(fake_count(w->fake).leases <= 4);
     world_close(w);
 }
 
@@ -634,7 +616,7 @@ TEST_LIMIT(refused_together, 20)
         wanting[i] = (struct wanting){.region = open_region(w->client, 1, PAGE, PAGES)};
         fake_lie(w->fake, FAKE_LATE, MESSAGE_LEASE);
         check_eq(pthread_create(&wanting[i].thread, NULL, want_in_vain, &wanting[i]), 0);
-        while (counts_of(w).late <= i)
+        while (fake_count(w->fake).late <= i)
             ;
     }
     fake_set_limit(w->fake, 0);

@@ -113,7 +113,6 @@ static int at_point(const struct life *life, enum message_type point)
 static void tell(struct fake *fake, const struct expectation *e, enum message_type point)
 {
     int wanted = point == MESSAGE_REGION_CLOSE ? 0 : e->error, got;
-    struct fake_counts counts;
     struct life life;
 
     fake_lie(fake, e->lie, point);
@@ -122,10 +121,9 @@ static void tell(struct fake *fake, const struct expectation *e, enum message_ty
     if (got != wanted)
         test_fail(__FILE__, __LINE__, "lie %d in answer to %s: \"%s\" (%s) in place of \"%s\"", e->lie,
                   codec_type_name(point), kvc_strerror(got), kvc_last_error(), kvc_strerror(wanted));
-    do
-        fake_count(fake, &counts);
-    while (counts.peers > 0);
-    check_eq(counts.extents, 0);
+    while (fake_count(fake).peers > 0)
+        ;
+    check_eq(fake_count(fake).extents, 0);
 }
 
 TEST_LIMIT(every_lie_at_every_point, 120)
@@ -145,17 +143,15 @@ TEST_LIMIT(noise, 120)
 {
     struct fake *fake = fake_start(NULL);
     uint64_t random = test_seed();
-    struct fake_counts counts;
 
     check_eq(live(fake, 20000).give, 0);
     for (int i = 0; i < 400; i++) {
         fake_lie(fake, FAKE_NOISE, points[test_random(&random) % ARRAY_SIZE(points)]);
         live(fake, 30);
     }
-    do
-        fake_count(fake, &counts);
-    while (counts.peers > 0);
-    check_eq(counts.extents, 0);
+    while (fake_count(fake).peers > 0)
+        ;
+    check_eq(fake_count(fake).extents, 0);
     check_eq(live(fake, 20000).give, 0);
     fake_stop(fake);
 }

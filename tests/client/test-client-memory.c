@@ -162,7 +162,7 @@ static void check_leases(struct crew *crew)
     struct fake_counts counts;
     uint64_t pages = 0;
 
-    fake_count(crew->fake, &counts);
+    counts = fake_count(crew->fake);
     for (int i = 0; i < RANKS; i++) {
         struct lease lease = lease_of(crew->regions[i]);
 

@@ -82,14 +82,6 @@ static void end(struct worker_test *t)
     fake_stop(t->fake);
 }
 
-static struct fake_counts counts_of(struct worker_test *t)
-{
-    struct fake_counts counts;
-
-    fake_count(t->fake, &counts);
-    return counts;
-}
-
 static void dispatch_some(struct worker_test *t)
 {
     struct pollfd pfd = {.fd = kvc_get_fd(t->client), .events = (short)kvc_get_events(t->client)};
@@ -102,11 +94,11 @@ static void dispatch_some(struct worker_test *t)
 /* Gives an order and waits until it is said to be done. */
 static struct fake_counts carry_out(struct worker_test *t, const struct fake_order *order)
 {
-    struct fake_counts counts = counts_of(t);
+    struct fake_counts counts = fake_count(t->fake);
     uint64_t before = counts.orders_done;
 
     fake_order(t->fake, order);
-    while (counts = counts_of(t), counts.orders_done == before)
+    while (counts = fake_count(t->fake), counts.orders_done == before)
         dispatch_some(t);
     check_eq(counts.orders_done, before + 1);
     return counts;
@@ -428,8 +420,8 @@ static void lie_to_worker(struct fake *fake, struct fake_order order)
     check_eq(mapped_pages(&t), 0);
     kvc_close(t.client);
     do
-        check_eq(counts_of(&t).orders_done, 0);
-    while (counts_of(&t).peers > 0);
+        check_eq(fake_count(t.fake).orders_done, 0);
+    while (fake_count(t.fake).peers > 0);
     check_eq(lent_bytes(t.fake), 0);
 }
 
@@ -476,11 +468,11 @@ TEST(a_region_closed_between_two_packets)
     struct fake_counts counts;
 
     fake_order(t.fake, &order);
-    while (counts_of(&t).extents == counts_of(&t).unacknowledged)
+    while (fake_count(t.fake).extents == fake_count(t.fake).unacknowledged)
         dispatch_some(&t);
     dispatch_some(&t);
     t.region = kvc_region_close(t.region);
-    while (counts = counts_of(&t), counts.orders_done == 0)
+    while (counts = fake_count(t.fake), counts.orders_done == 0)
         dispatch_some(&t);
     check_eq(counts.lent_at_done, 0);
     end(&t);
@@ -493,11 +485,11 @@ TEST(a_client_closed_between_two_packets)
     struct fake_order order = {.map = true, .session = 1, .number = 1, .pages = {1}, .n = 1, .packet_max = 1};
 
     fake_order(t.fake, &order);
-    while (kvc_get_timeout(t.client) < 0 && counts_of(&t).unacknowledged == 0)
+    while (kvc_get_timeout(t.client) < 0 && fake_count(t.fake).unacknowledged == 0)
         dispatch_some(&t);
     dispatch_some(&t);
     kvc_close(t.client);
-    while (counts_of(&t).peers > 0)
+    while (fake_count(t.fake).peers > 0)
         ;
     check_eq(lent_bytes(t.fake), 0);
     fake_stop(t.fake);
@@ -512,7 +504,7 @@ TEST(own_thread)
     unsigned long before;
 
     fake_order(t.fake, &order);
-    while (counts = counts_of(&t), counts.orders_done == 0)
+    while (counts = fake_count(t.fake), counts.orders_done == 0)
         ;
     check_done(counts, 2);
     check_eq(mapped_pages(&t), 2);
@@ -524,7 +516,7 @@ TEST(own_thread)
     order.number = 2;
     order.map = false;
     fake_order(t.fake, &order);
-    while (counts = counts_of(&t), counts.orders_done == 1)
+    while (counts = fake_count(t.fake), counts.orders_done == 1)
         ;
     check_done(counts, 0);
     end(&t);

@@ -31,14 +31,14 @@ TEST(a_worker_s_region)
     check_eq(kvc_region_page_bytes(region), 4 * MIB);
     check_eq(kvc_region_address(region), 0);
     check_eq(kvc_region_stride(region), 0);
-    check_eq(counts_of(fake).unmaps, 1);
+    check_eq(fake_count(fake).unmaps, 1);
     check_ok(map_range(region, 2, 5));
-    check_eq(counts_of(fake).mapped, 5);
+    check_eq(fake_count(fake).mapped, 5);
     check_ok(unmap_range(region, 3, 2));
-    check_eq(counts_of(fake).mapped, 3);
+    check_eq(fake_count(fake).mapped, 3);
     check_ok(kvc_region_map(region, NULL, 0));
     kvc_region_close(region);
-    check_eq(counts_of(fake).regions, 0);
+    check_eq(fake_count(fake).regions, 0);
     check(!driver_is_loaded());
     kvc_close(client);
     fake_stop(fake);
@@ -68,7 +68,7 @@ TEST(what_cannot_be_asked)
     struct fake *fake = fake_with_orders();
     struct kvc_client *client = open_scheduler(fake, LONG_MS, 0), *engine = open_plain(fake);
     struct kvc_region *region = attach(client, 0), *none = NULL;
-    uint64_t maps = counts_of(fake).maps;
+    uint64_t maps = fake_count(fake).maps;
 
     check_error(kvc_region_attach(client, 0, 0, 0, NULL), KVC_E_INVALID);
     check_error(kvc_region_attach(NULL, 0, 0, 0, &none), KVC_E_INVALID);
@@ -77,7 +77,7 @@ TEST(what_cannot_be_asked)
     check_error(map_range(region, PAGES, 1), KVC_E_INVALID);
     check_error(map_range(region, 0, 1025), KVC_E_INVALID);
     check_error(unmap_range(region, PAGES - 1, 2), KVC_E_INVALID);
-    check_eq(counts_of(fake).maps, maps);
+    check_eq(fake_count(fake).maps, maps);
     check(!none);
     kvc_close(engine);
     kvc_close(client);
@@ -106,9 +106,9 @@ TEST(attaching_takes_too_long)
     fake_lie(fake, FAKE_LATE, MESSAGE_REGION_ATTACH);
     check_error(kvc_region_attach(client, 3, 7, 20, &region), KVC_E_TIMEOUT);
     check(strstr(kvc_last_error(), "region 3 of rank 7") && !region);
-    check_eq(counts_of(fake).regions, 1);
+    check_eq(fake_count(fake).regions, 1);
     fake_release(fake);
-    dispatch_until(client, counts_of(fake).regions == 0);
+    dispatch_until(client, fake_count(fake).regions == 0);
     kvc_close(client);
     fake_stop(fake);
 }
@@ -125,7 +125,7 @@ TEST(a_worker_that_does_not_answer_the_first_order)
     fake_lie(fake, FAKE_REFUSE_WORKER, MESSAGE_UNMAP);
     check_error(kvc_region_attach(client, 0, 0, 20, &region), KVC_E_WORKER);
     check(!region);
-    check_eq(counts_of(fake).regions, 0);
+    check_eq(fake_count(fake).regions, 0);
     fake_release(fake);
     check_ok(kvc_region_attach(client, 0, 0, LONG_MS, &region));
     kvc_close(client);
@@ -165,7 +165,7 @@ static void lie_at(struct fake *fake, const struct expectation *e, enum message_
     check_error(at == MESSAGE_REGION_ATTACH ? attached : at == MESSAGE_MAP ? mapped : unmapped, e->error);
     check(strlen(kvc_last_error()) > 10);
     kvc_close(client);
-    while (counts_of(fake).peers > 0)
+    while (fake_count(fake).peers > 0)
         ;
 }
 
@@ -200,7 +200,7 @@ TEST(deadlines_of_several_threads)
 
     fake_lie(fake, FAKE_LATE, MESSAGE_REGION_ATTACH);
     check_eq(pthread_create(&thread, NULL, wait_for_ever, client), 0);
-    while (counts_of(fake).late == 0)
+    while (fake_count(fake).late == 0)
         ;
     fake_lie(fake, FAKE_SILENCE, MESSAGE_REGION_ATTACH);
     check_error(kvc_region_attach(client, 0, 0, 0, &(struct kvc_region *){NULL}), KVC_E_TIMEOUT);

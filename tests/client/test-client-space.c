@@ -775,14 +775,6 @@ TEST(pins_are_all_or_nothing)
     finish(fake, client, emulator);
 }
 
-static uint64_t told_pinned(struct fake *fake)
-{
-    struct fake_counts counts;
-
-    fake_count(fake, &counts);
-    return counts.pinned;
-}
-
 /* The daemon sees how many pages can't be had; each once, however often it is pinned. */
 TEST(the_daemon_is_told_what_is_pinned)
 {
@@ -794,11 +786,11 @@ TEST(the_daemon_is_told_what_is_pinned)
     check_ok(map_range(region, 0, 3));
     check_ok(kvc_region_pin(region, 0, 3));
     check_ok(kvc_region_pin(region, 1, 1));
-    check_eq(told_pinned(fake), 3);
+    check_eq(fake_count(fake).pinned, 3);
     check_ok(kvc_region_unpin(region, 0, 2));
-    check_eq(told_pinned(fake), 2);
+    check_eq(fake_count(fake).pinned, 2);
     check_ok(kvc_region_unpin(region, 1, 2));
-    check_eq(told_pinned(fake), 0);
+    check_eq(fake_count(fake).pinned, 0);
     finish(fake, client, emulator);
 }
 

@@ -75,12 +75,10 @@ TEST(many_extents)
     struct fake *fake = fake_start(&settings);
     struct kvc_client *client = open_plain(fake);
     struct kvc_region *region = open_region(client, 1, PAGE, 512);
-    struct fake_counts counts;
 
     check_ok(map_range(region, 0, 450));
-    fake_count(fake, &counts);
-    check_eq(counts.extents, 450);
-    check_eq(counts.unacknowledged, 0);
+    check_eq(fake_count(fake).extents, 450);
+    check_eq(fake_count(fake).unacknowledged, 0);
     check_ok(unmap_range(region, 0, 450));
     check_eq(lent_bytes(fake), 0);
     kvc_region_close(region);
@@ -235,7 +233,7 @@ TEST(cached_page_costs_nothing)
 
     check_ok(map_range(region, 0, 4));
     stamp(emulator, region, PAGE, 0, 2, 22);
-    fake_count(fake, &before);
+    before = fake_count(fake);
     maps = emulator->calls("cuMemMap");
     check_ok(unmap_range(region, 0, 4));
     check_eq(cached_pages(client), 4);
@@ -250,7 +248,7 @@ TEST(cached_page_costs_nothing)
     check_eq(unmaps, 1);
     check_eq(emulator->calls("cuMemMap"), maps + 2);
     check_eq(emulator->calls("cuMemImportFromShareableHandle"), 4);
-    fake_count(fake, &after);
+    after = fake_count(fake);
     check_eq(after.takes, before.takes);
     check_eq(after.returns, before.returns);
     emulator_close(emulator);
@@ -321,18 +319,15 @@ TEST(refill_by_dispatch)
     struct fake *fake = fake_start(NULL);
     struct kvc_client *client = open_caching(fake, 3, 5, 0);
     struct kvc_region *region = open_region(client, 1, PAGE, 10);
-    struct fake_counts counts;
 
     check_eq(kvc_get_timeout(client), -1);
     check_ok(map_range(region, 0, 1));
     check_eq(kvc_get_timeout(client), 0);
     dispatch_until(client, cached_pages(client) == 3);
     check_eq(kvc_get_timeout(client), -1);
-    fake_count(fake, &counts);
+    check_eq(fake_count(fake).takes, 2);
     check_ok(map_range(region, 1, 3));
-    check_eq(counts.takes, 2);
-    fake_count(fake, &counts);
-    check_eq(counts.takes, 2);
+    check_eq(fake_count(fake).takes, 2);
     dispatch_until(client, cached_pages(client) == 3);
     /* A full region needs no reserve: two pages are left to map. */
     check_ok(map_range(region, 4, 5));
@@ -371,15 +366,13 @@ static void map_the_last_pages(bool abandon, uint64_t takes)
     struct fake *fake = fake_start(NULL);
     struct kvc_client *client = open_caching(fake, 5, 10, 0);
     struct kvc_region *region = open_region(client, 1, PAGE, 6);
-    struct fake_counts counts;
 
     check_ok(map_range(region, 0, 1));
     check_ok(kvc_dispatch(client));
     if (abandon)
         check_ok(kvc_trim(client));
     check_ok(map_range(region, 1, 5));
-    fake_count(fake, &counts);
-    check_eq(counts.takes, takes);
+    check_eq(fake_count(fake).takes, takes);
     check_eq(lent_bytes(fake), 6 * PAGE);
     kvc_close(client);
     fake_stop(fake);
