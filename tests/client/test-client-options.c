@@ -174,6 +174,40 @@ TEST(bad_options)
     check_eq(strlen(resolve((struct kvc_options){.instance = long_name}).instance), 64);
 }
 
+/* ---- Layouts ---- */
+
+TEST(layouts)
+{
+    struct kvc_layout layout = {.size = sizeof(layout), .layers = 36, .kv_buffers = 2, .contiguous = -1};
+    struct kvc_region_options options = {.size = sizeof(options), .pages = 7};
+
+    check_ok(kvc_layout_region(&layout, &options));
+    check_eq(options.segments, 1);
+    check_eq(options.page_bytes, 144 * MIB);
+    check_eq(options.pages, 7);
+    setenv("KVCACHED_CONTIGUOUS_LAYOUT", "no", 1);
+    setenv("KVCACHED_PAGE_SIZE_MB", "4", 1);
+    check_ok(kvc_layout_region(&layout, &options));
+    check_eq(options.segments, 72);
+    check_eq(options.page_bytes, 4 * MIB);
+    layout.contiguous = 1;
+    layout.page_bytes = 2 * MIB;
+    check_ok(kvc_layout_region(&layout, &options));
+    check_eq(options.segments, 1);
+    check_eq(options.page_bytes, 144 * MIB);
+    setenv("KVCACHED_PAGE_SIZE_MB", "3", 1);
+    check_error(kvc_layout_region(&layout, &options), KVC_E_ENVIRONMENT);
+    check(strstr(kvc_last_error(), "KVCACHED_PAGE_SIZE_MB"));
+    setenv("KVCACHED_PAGE_SIZE_MB", "2", 1);
+    setenv("KVCACHED_CONTIGUOUS_LAYOUT", "sideways", 1);
+    check_error(kvc_layout_region(&layout, &options), KVC_E_ENVIRONMENT);
+    unsetenv("KVCACHED_CONTIGUOUS_LAYOUT");
+    layout.layers = 0;
+    check_error(kvc_layout_region(&layout, &options), KVC_E_INVALID);
+    layout.size = 1;
+    check_error(kvc_layout_region(&layout, &options), KVC_E_INVALID);
+}
+
 /* ---- Finding a daemon ---- */
 
 static void open_somewhere(const char *gpu, int error)
