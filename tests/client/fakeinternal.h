@@ -103,10 +103,24 @@ struct daemon {
     struct peer *peers[PEERS_MAX];
 };
 
+/* ---- fakeanswers.c ---- */
+
+void show_status(struct daemon *d);
+
 /* Makes an extent, charged and in no list. */
 struct lent *lend(struct daemon *d, unsigned class);
 
-void show_status(struct daemon *d);
+/* A message of the peer's, as it deserves or as the test has said. */
+void answers_message(struct daemon *d, struct peer *peer, const struct message *m);
+
+/* The next packet of the peer's oldest grant, unless one is unacknowledged. */
+void answers_send_grants(struct daemon *d, struct peer *peer);
+
+/* Sends what was held back. */
+void answers_release(struct daemon *d, struct peer *peer);
+
+/* The peer is gone: so is what it has, and what it waits for. */
+void answers_end(struct daemon *d, struct peer *peer);
 
 /* ---- fakeleases.c ---- */
 
