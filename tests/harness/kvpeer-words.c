@@ -4,6 +4,7 @@
 
 #include "kvpeer-words.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +12,7 @@
 #include "base/cleanup.h"
 #include "base/parse.h"
 
-struct words words_split(char *line)
+static struct words split(char *line)
 {
     struct words words = {0};
     char *save = NULL;
@@ -20,6 +21,22 @@ struct words words_split(char *line)
          word = strtok_r(NULL, " \n", &save))
         words.word[words.n++] = word;
     return words;
+}
+
+void words_serve(void (*run)(const struct words *words))
+{
+    _cleanup_free_ char *line = NULL;
+    size_t size = 0;
+
+    while (getline(&line, &size, stdin) > 0) {
+        struct words words = split(line);
+
+        if (words.n == 0)
+            puts("error E_USAGE An empty line is no command");
+        else
+            run(&words);
+        fflush(stdout);
+    }
 }
 
 const char *words_value(const struct words *words, const char *key)

@@ -17,8 +17,8 @@ struct words {
     char *word[WORDS_MAX]; /* of the line; the first is the command */
 };
 
-/* Cuts the line up in place. */
-struct words words_split(char *line);
+/* Has each line of standard input run, and its answer written; until the end of input. */
+void words_serve(void (*run)(const struct words *words));
 
 /* The value of "KEY=value", or NULL. */
 const char *words_value(const struct words *words, const char *key);

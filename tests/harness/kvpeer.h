@@ -44,8 +44,9 @@ void ok(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void done(void);
 void usage(const char *sentence);
 
-/* To a command that is one call. */
+/* To a command that is one call, of the library or of the driver. */
 void result(int r);
+void driver_result(CUresult r);
 
 /* The region that a command names; NULL with a complaint. */
 struct named_region *find_region(const struct words *words);

@@ -570,20 +570,8 @@ static void run(const struct words *words)
 
 int main(void)
 {
-    char *line = NULL;
-    size_t size = 0;
-
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    while (getline(&line, &size, stdin) > 0) {
-        struct words words = words_split(line);
-
-        if (words.n == 0)
-            usage("An empty line is no command");
-        else
-            run(&words);
-        fflush(stdout);
-    }
-    free(line);
+    words_serve(run);
     close_all();
     free(ranks.ids);
     return 0;
