@@ -4,11 +4,13 @@
 
 #include "support.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,6 +45,12 @@ void support_start(void)
     ok(cuDeviceGet(&device, 0));
     ok(cuDevicePrimaryCtxRetain(&context, device));
     ok(cuCtxSetCurrent(context));
+}
+
+void support_begin(const char *sizes)
+{
+    support_devices(sizes);
+    support_start();
 }
 
 void support_finish(void)
@@ -134,6 +142,29 @@ void support_expect_free(size_t bytes)
     while (support_free_bytes() != bytes && now_ms() < deadline)
         nanosleep(&pause, NULL);
     check_eq(support_free_bytes(), bytes);
+}
+
+unsigned support_count_files(const char *prefix)
+{
+    DIR *dir = opendir(test_folder());
+    struct dirent *entry;
+    unsigned n = 0;
+
+    check(dir);
+    while ((entry = readdir(dir)))
+        n += strncmp(entry->d_name, prefix, strlen(prefix)) == 0;
+    closedir(dir);
+    return n;
+}
+
+uint64_t support_host_bytes(void)
+{
+    char path[128];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/memory.0", test_folder());
+    check_eq(stat(path, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
 }
 
 union control {

@@ -35,6 +35,9 @@ void support_devices(const char *sizes);
 /* cuInit, and the first device's primary context on this thread. */
 void support_start(void);
 
+/* Both. */
+void support_begin(const char *sizes);
+
 /* Gives the context back. */
 void support_finish(void);
 
@@ -53,6 +56,11 @@ size_t support_free_bytes(void);
 
 /* Waits until free memory is that much, at most a second: what a process held comes back when it is gone. */
 void support_expect_free(size_t bytes);
+
+/* The emulated devices: files in their folder whose name begins so, and bytes of host memory behind the first
+ * device. */
+unsigned support_count_files(const char *prefix);
+uint64_t support_host_bytes(void);
 
 /* Descriptors over a socket. Trying fails where the queue is full. */
 bool support_try_send(int socket, int fd);
