@@ -1,20 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * What only the emulator can show, or only it must bear: accounts that come back to zero whatever kills whom,
- * its limits, and its knobs. Where a case stands for the driver's own behaviour it names the item of
- * docs/DRIVER.md.
+ * What only the emulator can show, or only it must bear: accounts that come back to zero whatever kills whom.
+ * Where a case stands for the driver's own behaviour it names the item of docs/DRIVER.md.
  */
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -23,38 +16,6 @@
 
 #include "cuda/emulator.h"
 #include "support.h"
-
-static struct cuemu_stats stats(void)
-{
-    struct cuemu_stats now;
-
-    check_eq(cuemuGetStats(&now), 0);
-    return now;
-}
-
-static unsigned count_files(const char *prefix)
-{
-    DIR *dir = opendir(test_folder());
-    struct dirent *entry;
-    unsigned n = 0;
-
-    check(dir);
-    while ((entry = readdir(dir)))
-        n += strncmp(entry->d_name, prefix, strlen(prefix)) == 0;
-    closedir(dir);
-    return n;
-}
-
-/* Bytes of host memory behind the devices. */
-static uint64_t host_bytes(void)
-{
-    char path[128];
-    struct stat st;
-
-    snprintf(path, sizeof(path), "%s/memory.0", test_folder());
-    check_eq(stat(path, &st), 0);
-    return (uint64_t)st.st_blocks * 512;
-}
 
 static uint64_t now_ms(void)
 {
@@ -66,8 +27,7 @@ static uint64_t now_ms(void)
 
 TEST(folder_is_gone_after_the_last)
 {
-    support_devices(NULL);
-    support_start();
+    support_begin(NULL);
     check_eq(access(test_folder(), F_OK), 0);
     support_finish();
     cuemuLeave();
@@ -107,7 +67,7 @@ TEST(killed_process_gives_back)
     check_eq(support_free_bytes(), all - 8 * GRANULE);
     support_kill(pid);
     support_expect_free(all);
-    check_eq(count_files("slot."), 1);
+    check_eq(support_count_files("slot."), 1);
     close(ready[0]);
     close(ready[1]);
     support_finish();
@@ -124,23 +84,33 @@ static void export_and_die(void *argument)
     raise(SIGKILL);
 }
 
-/* Item 12: memory lives while a descriptor waits in a socket's queue, and ends with it. */
-TEST(descriptor_in_flight_holds)
+/* Somebody has died, and what it sent is in the queue of these sockets. */
+static void leave_in_flight(int pair[2])
 {
-    int pair[2], status;
+    int status;
     pid_t pid;
 
-    support_devices("1G");
     check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
     pid = support_spawn(export_and_die, &pair[1]);
     check_eq(waitpid(pid, &status, 0), pid);
+}
+
+/* Item 12: memory lives while a descriptor waits in a socket's queue, and ends with it. */
+TEST(descriptor_in_flight_holds)
+{
+    struct cuemu_stats stats;
+    int pair[2];
+
+    support_devices("1G");
+    leave_in_flight(pair);
     support_start();
     check_eq(support_free_bytes(), GIB - 8 * GRANULE);
-    check_eq(stats().exported, 1);
+    check_eq(cuemuGetStats(&stats), 0);
+    check_eq(stats.exported, 1);
     close(pair[0]);
     close(pair[1]);
     support_expect_free(GIB);
-    check_eq(count_files("extent."), 0);
+    check_eq(support_count_files("extent."), 0);
     support_finish();
 }
 
@@ -149,13 +119,10 @@ TEST(descriptor_outlives_exporter)
 {
     CUmemGenericAllocationHandle handle;
     CUdeviceptr address;
-    int pair[2], status, fd;
-    pid_t pid;
+    int pair[2], fd;
 
     support_devices("1G");
-    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    pid = support_spawn(export_and_die, &pair[1]);
-    check_eq(waitpid(pid, &status, 0), pid);
+    leave_in_flight(pair);
     support_start();
     fd = support_receive(pair[0]);
     ok(cuMemImportFromShareableHandle(&handle, (void *)(uintptr_t)fd,
@@ -291,9 +258,9 @@ TEST_LIMIT(sigkill_storm, 60)
     close(pair[1]);
     support_start();
     support_expect_free(GIB);
-    check_eq(count_files("slot."), 1);
-    check_eq(count_files("extent."), 0);
-    check_eq(host_bytes(), 0);
+    check_eq(support_count_files("slot."), 1);
+    check_eq(support_count_files("extent."), 0);
+    check_eq(support_host_bytes(), 0);
     support_finish();
 }
 
@@ -379,9 +346,9 @@ TEST_LIMIT(killed_at_every_system_call, 60)
         check_eq(write(fds[3], &n, sizeof(n)), sizeof(n));
         check_eq(read(fds[0], &killed, sizeof(killed)), sizeof(killed));
         check_eq(support_free_bytes(), GIB);
-        check_eq(count_files("slot."), 1);
-        check_eq(count_files("extent."), 0);
-        check_eq(host_bytes(), 0);
+        check_eq(support_count_files("slot."), 1);
+        check_eq(support_count_files("extent."), 0);
+        check_eq(support_host_bytes(), 0);
     }
     close(fds[3]);
     close(fds[0]);
@@ -407,67 +374,6 @@ TEST_LIMIT(killed_alone_at_every_system_call, 60)
         support_wait(support_spawn(come_and_go, NULL));
         check_eq(access(test_folder(), F_OK), -1);
     }
-}
-
-#define MANY 30000
-
-/* Handles that are not exported cost no descriptor, and mapped ones two of the host's mappings at most. */
-TEST_LIMIT(thirty_thousand_extents, 60)
-{
-    CUmemGenericAllocationHandle *handles = calloc(MANY, sizeof(*handles));
-    const struct rlimit limit = {20000, 20000};
-    CUdeviceptr address;
-
-    check(handles);
-    support_devices("80G");
-    check_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-    support_start();
-    address = support_reserve(2 * MANY * GRANULE);
-    for (unsigned i = 0; i < MANY; i++) {
-        handles[i] = support_create(GRANULE);
-        support_map(address + 2 * i * GRANULE, GRANULE, handles[i]);
-    }
-    check_eq(support_free_bytes(), 80 * GIB - MANY * GRANULE);
-    check(host_bytes() < 64 * MIB);
-    for (unsigned i = 0; i < MANY; i++)
-        close(support_export(handles[i]));
-    check_eq(stats().exported, 0);
-    for (unsigned i = 0; i < MANY; i++) {
-        support_unmap(address + 2 * i * GRANULE, GRANULE);
-        ok(cuMemRelease(handles[i]));
-    }
-    support_free(address, 2 * MANY * GRANULE);
-    check_eq(support_free_bytes(), 80 * GIB);
-    check_eq(count_files("extent."), 0);
-    support_finish();
-    free(handles);
-}
-
-/* Devices larger than the machine: memory that nobody writes to costs nothing, clearing included. */
-TEST(device_of_192_gib)
-{
-    CUmemGenericAllocationHandle handles[8];
-    CUdeviceptr address;
-
-    support_devices("192G");
-    support_start();
-    address = support_reserve(192 * GIB);
-    for (unsigned i = 0; i < 8; i++) {
-        handles[i] = support_create(24 * GIB);
-        support_map(address + i * 24 * GIB, 24 * GIB, handles[i]);
-    }
-    check_eq(support_free_bytes(), 0);
-    ok(cuMemsetD8(address, 0, 192 * GIB));
-    check(host_bytes() < 16 * MIB);
-    ok(cuMemsetD8(address + 192 * GIB - 1, 7, 1));
-    check_eq(*(volatile char *)(address + 192 * GIB - 1), 7);
-    ok(cuMemsetD8(address + 168 * GIB, 0, 24 * GIB));
-    check_eq(host_bytes(), 0);
-    support_unmap(address, 192 * GIB);
-    for (unsigned i = 0; i < 8; i++)
-        ok(cuMemRelease(handles[i]));
-    support_free(address, 192 * GIB);
-    support_finish();
 }
 
 static void hold_one(void *argument)
@@ -504,7 +410,7 @@ TEST_LIMIT(a_thousand_processes, 60)
     for (unsigned i = 0; i < CROWD; i++)
         check(wait(&status) > 0);
     check_eq(support_free_bytes(), 80 * GIB);
-    check_eq(count_files("slot."), 1);
+    check_eq(support_count_files("slot."), 1);
     for (int i = 0; i < 3; i++)
         close(fds[i]);
     support_finish();
@@ -531,7 +437,7 @@ TEST(dead_slots_do_not_pile_up)
     for (unsigned i = 0; i < 300; i++) {
         hold_until_closed(fds, &pid);
         support_kill(pid);
-        check(count_files("slot.") <= 8);
+        check(support_count_files("slot.") <= 8);
     }
     for (int i = 0; i < 4; i++)
         close(fds[i]);
@@ -546,13 +452,10 @@ TEST(out_of_memory_sweeps_first)
 {
     CUmemAllocationProp prop = support_prop(0, false);
     CUmemGenericAllocationHandle handle;
-    int pair[2], status;
-    pid_t pid;
+    int pair[2];
 
     support_devices("16M");
-    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    pid = support_spawn(export_and_die, &pair[1]);
-    check_eq(waitpid(pid, &status, 0), pid);
+    leave_in_flight(pair);
     support_start();
     expect(CUDA_ERROR_OUT_OF_MEMORY, cuMemCreate(&handle, 8 * GRANULE, &prop, 0));
     close(pair[0]);
@@ -565,79 +468,18 @@ TEST(out_of_memory_sweeps_first)
 /* What nobody alive refers to is gone for the next who comes, whatever devices it wants. */
 TEST(next_user_cleans_up)
 {
-    int pair[2], status;
-    pid_t pid;
+    int pair[2];
 
     support_devices("1G");
-    check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    pid = support_spawn(export_and_die, &pair[1]);
-    check_eq(waitpid(pid, &status, 0), pid);
-    check_eq(count_files("slot."), 1);
-    check_eq(count_files("extent."), 1);
+    leave_in_flight(pair);
+    check_eq(support_count_files("slot."), 1);
+    check_eq(support_count_files("extent."), 1);
     close(pair[0]);
     close(pair[1]);
     setenv("KVCACHED_EMULATE", "2G", 1);
     support_start();
     check_eq(support_free_bytes(), 2 * GIB);
-    check_eq(count_files("extent."), 0);
-    support_finish();
-}
-
-/* Item 6: the host's limit on mappings shows as the driver's does, and leaves everything usable. */
-TEST_LIMIT(mapping_ceiling, 60)
-{
-    CUmemAccessDesc access = support_access(0, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
-    CUmemGenericAllocationHandle handle;
-    CUresult result = CUDA_SUCCESS;
-    CUdeviceptr address;
-    size_t n = 0, max = 70000;
-
-    support_devices("1G");
-    support_start();
-    handle = support_create(GRANULE);
-    address = support_reserve(2 * max * GRANULE);
-    while (n < max) {
-        result = cuMemMap(address + 2 * n * GRANULE, GRANULE, 0, handle, 0);
-        if (result != CUDA_SUCCESS)
-            break;
-        result = cuMemSetAccess(address + 2 * n * GRANULE, GRANULE, &access, 1);
-        n++;
-        if (result != CUDA_SUCCESS)
-            break;
-    }
-    expect(CUDA_ERROR_OUT_OF_MEMORY, result);
-    check(n > 30000);
-    for (size_t i = 0; i < n; i++)
-        support_unmap(address + 2 * i * GRANULE, GRANULE);
-    support_map(address, GRANULE, handle);
-    support_unmap(address, GRANULE);
-    ok(cuMemRelease(handle));
-    support_free(address, 2 * max * GRANULE);
-    support_finish();
-}
-
-/* A process that has no descriptor left: errors, not wrong accounts. */
-TEST(no_descriptors_left)
-{
-    const struct rlimit limit = {64, 64};
-    CUmemGenericAllocationHandle handle, other;
-    int fds[64], n = 0, fd;
-
-    support_devices("1G");
-    check_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-    support_start();
-    handle = support_create(GRANULE);
-    while (n < 64 && (fds[n] = dup(0)) >= 0)
-        n++;
-    expect(CUDA_ERROR_OPERATING_SYSTEM,
-           cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
-    other = support_create(GRANULE);
-    check_eq(support_free_bytes(), GIB - 2 * GRANULE);
-    ok(cuMemRelease(other));
-    while (n > 0)
-        close(fds[--n]);
-    ok(cuMemRelease(handle));
-    check_eq(support_free_bytes(), GIB);
+    check_eq(support_count_files("extent."), 0);
     support_finish();
 }
 
@@ -701,8 +543,8 @@ TEST(two_users)
     ok(cuMemRelease(theirs));
     ok(cuMemRelease(handle));
     check_eq(support_free_bytes(), GIB);
-    check_eq(count_files("slot."), 1);
-    check_eq(count_files("extent."), 0);
+    check_eq(support_count_files("slot."), 1);
+    check_eq(support_count_files("extent."), 0);
     support_free(address, GRANULE);
     support_finish();
 }
