@@ -6,14 +6,11 @@ Each worker is a kvpeer whose library's own thread carries orders out; the sched
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from harness.broker import Daemon, Peer, Programs, Ranks, eventually
+from harness.broker import Daemon, Peer, Programs, Ranks
 
 MIB = 1 << 20
 SIZES = "1G,1G,1G,1G"
@@ -208,23 +205,3 @@ def start_engine(
     attach_all(engine.scheduler, daemons, stages, options)
     engine.do(f"blocks block=256K {blocks}")
     return engine
-
-
-def task_facts(peer: Peer | Daemon, pattern: str) -> list[str]:
-    """What the kernel says of each of its threads."""
-    tasks = Path(f"/proc/{peer.pid}/task").iterdir()
-    return [re.findall(pattern, (task / "status").read_text(), re.MULTILINE)[0] for task in tasks]
-
-
-def states(peer: Peer | Daemon) -> list[str]:
-    return task_facts(peer, r"^State:\s+(\w)")
-
-
-def stop(peer: Peer | Daemon) -> None:
-    """With all its threads: the signal alone is only a beginning."""
-    os.kill(peer.pid, signal.SIGSTOP)
-    eventually(lambda: set(states(peer)) == {"T"})
-
-
-def go_on(peer: Peer | Daemon) -> None:
-    os.kill(peer.pid, signal.SIGCONT)
