@@ -76,6 +76,7 @@ struct peer {
     struct lease_line *lines;
     uint32_t issued[REGIONS_MAX]; /* pages: offered, claimed, or on their way */
     uint32_t notices, acks;       /* of them */
+    uint32_t last_done;           /* order */
     struct wish wishes[HELD_MAX];
     unsigned n_wishes;
 };

@@ -169,11 +169,13 @@ void orders_release(struct daemon *d)
 
 /* ---- To workers ---- */
 
-static void on_done(struct daemon *d, const struct message *m)
+/* A worker carries orders out as they come. */
+static void on_done(struct daemon *d, struct peer *peer, const struct message *m)
 {
     const Kvcached__OrderDone *done = (const Kvcached__OrderDone *)m->body;
 
-    check_eq(m->request, d->last_order);
+    check(m->request > peer->last_done && m->request <= d->last_order);
+    peer->last_done = m->request;
     d->counts.orders_done++;
     d->counts.lent_at_done = d->counts.extents;
     d->counts.order_error = (int)done->error;
@@ -193,7 +195,7 @@ bool orders_message(struct daemon *d, struct peer *peer, const struct message *m
         on_unmap(d, peer, m, lie);
         return true;
     case MESSAGE_ORDER_DONE:
-        on_done(d, m);
+        on_done(d, peer, m);
         return true;
     default:
         return false;

@@ -6,14 +6,11 @@ Each worker is a kvpeer whose library's own thread carries orders out; the sched
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.broker import Daemon, Peer, Programs, Ranks, eventually
+from harness.broker import Daemon, Peer, Programs, Ranks
 
 MIB = 1 << 20
 SIZES = "1G,1G,1G,1G"
@@ -21,32 +18,34 @@ HASTY_MS = 300
 PATIENT_MS = 20000
 
 
+PAGES = 24  # that all ranks have
+EACH = 8  # blocks in a page
+
+
 @dataclass(frozen=True)
 class Stage:
-    """Of a pipeline: what a rank's worker tells its library, and the bytes of a page over all segments."""
+    """Of a pipeline: the shape of a rank's region, of whose pages each segment has so many MiB."""
 
-    region: str
-    page_bytes: int
+    page_mib: int
+    segments: int
+    pages: int = PAGES
+
+    @property
+    def region(self) -> str:
+        """As a worker is told to open it."""
+        return f"page={self.page_mib}M pages={self.pages} segments={self.segments}"
+
+    @property
+    def page_bytes(self) -> int:
+        """Of a page, over all segments."""
+        return self.page_mib * self.segments * MIB
 
 
 # Segments and page sizes differ from rank to rank, and so does what fits.
-STAGES = (
-    Stage("page=2M pages=40 segments=1", 2 * MIB),
-    Stage("page=2M pages=24 segments=3", 6 * MIB),
-    Stage("page=10M pages=32 segments=2", 20 * MIB),
-    Stage("page=8M pages=28 segments=1", 8 * MIB),
-)
-COMMON_PAGES = 24
+STAGES = (Stage(2, 1, 40), Stage(2, 3), Stage(10, 2, 32), Stage(8, 1, 28))
 
 # Of an engine that hands out blocks: a page is the same blocks at all ranks, so all have as many pages.
-BLOCK_STAGES = (
-    Stage("page=2M pages=24 segments=1", 2 * MIB),
-    Stage("page=2M pages=24 segments=3", 6 * MIB),
-    Stage("page=10M pages=24 segments=2", 20 * MIB),
-    Stage("page=8M pages=24 segments=1", 8 * MIB),
-)
-PAGES = 24
-EACH = 8  # blocks in a page
+BLOCK_STAGES = tuple(replace(stage, pages=PAGES) for stage in STAGES)
 
 
 @dataclass
@@ -104,7 +103,7 @@ def start_scheduler(programs: Programs, daemons: list[Daemon], timeout_ms: int =
     """One that maps pages."""
     scheduler = programs.ranks()
     attach_all(scheduler, daemons, STAGES, f"timeout={timeout_ms}")
-    assert scheduler.do("group") == str(COMMON_PAGES)
+    assert scheduler.do("group") == str(PAGES)
     return scheduler
 
 
@@ -174,15 +173,14 @@ class Engine(Crew):
     def check_mapped(self, pages: list[int], ranks: list[int] | None = None) -> None:
         """Just these pages are there, in each segment, and are memory."""
         for rank in range(len(self.workers)) if ranks is None else ranks:
-            worker = self.workers[rank]
-            segments = int(self.stages[rank].region.rpartition("=")[2])
+            worker, last = self.workers[rank], self.stages[rank].segments - 1
             for page in range(PAGES):
                 expected = "mapped" if page in pages else "fault"
-                assert worker.do(f"probe kv {page} {segments - 1}") == expected, f"rank {rank}, page {page}"
+                assert worker.do(f"probe kv {page} {last}") == expected, f"rank {rank}, page {page}"
             for page in pages:
-                worker.do(f"write kv {page} {segments - 1} {page + 1}")
+                worker.do(f"write kv {page} {last} {page + 1}")
             for page in pages:
-                assert worker.do(f"read kv {page} {segments - 1}") == str(page + 1)
+                assert worker.do(f"read kv {page} {last}") == str(page + 1)
 
     def attach(self, options: str = f"timeout={PATIENT_MS}", blocks: str = "") -> None:
         """With a new scheduler."""
@@ -207,23 +205,3 @@ def start_engine(
     attach_all(engine.scheduler, daemons, stages, options)
     engine.do(f"blocks block=256K {blocks}")
     return engine
-
-
-def task_facts(peer: Peer | Daemon, pattern: str) -> list[str]:
-    """What the kernel says of each of its threads."""
-    tasks = Path(f"/proc/{peer.pid}/task").iterdir()
-    return [re.findall(pattern, (task / "status").read_text(), re.MULTILINE)[0] for task in tasks]
-
-
-def states(peer: Peer | Daemon) -> list[str]:
-    return task_facts(peer, r"^State:\s+(\w)")
-
-
-def stop(peer: Peer | Daemon) -> None:
-    """With all its threads: the signal alone is only a beginning."""
-    os.kill(peer.pid, signal.SIGSTOP)
-    eventually(lambda: set(states(peer)) == {"T"})
-
-
-def go_on(peer: Peer | Daemon) -> None:
-    os.kill(peer.pid, signal.SIGCONT)

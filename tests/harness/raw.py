@@ -285,3 +285,12 @@ def start_raw(programs: Programs, daemon: Daemon, instance: str = "raw") -> RawP
     peer = RawPeer(daemon.site, daemon.socket, instance)
     programs.peers.append(peer)
     return peer
+
+
+def start_holder(programs: Programs, daemon: Daemon, instance: str = "raw", pages: int = 50) -> RawPeer:
+    """An engine with so many pages of 2 MiB, whose descriptors stay open until it ends."""
+    peer = start_raw(programs, daemon, instance)
+    peer.open()
+    peer.do("keep")
+    peer.take(peer.open_region(), pages)
+    return peer

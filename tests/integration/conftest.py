@@ -22,6 +22,7 @@ import pytest
 
 from harness import leaks
 from harness.broker import Daemon, Programs, Result, Site, eventually
+from harness.control import open_control
 from harness.observer import Observer
 from harness.pair import Pair, start_pair
 from harness.raw import RawPeer, start_raw
@@ -75,6 +76,12 @@ def daemon(programs: Programs) -> Daemon:
 def kvctl(programs: Programs, daemon: Daemon) -> Callable[..., Result]:
     """kvctl("list", "--json") against `daemon`."""
     return lambda *arguments: programs.kvctl(*arguments, daemon=daemon)
+
+
+@pytest.fixture
+def control(programs: Programs, daemon: Daemon) -> RawPeer:
+    """An administrator's connection to `daemon`."""
+    return open_control(programs, daemon)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from harness.broker import Programs, eventually, on_gpu
-from harness.crew import EACH, MIB, PAGES, PATIENT_MS, Engine, Stage, start_daemons, start_engine
+from harness.crew import EACH, PAGES, PATIENT_MS, Engine, Stage, start_daemons, start_engine
 
 pytestmark = pytest.mark.skipif(on_gpu(), reason="several GPUs are needed")
 
@@ -26,8 +26,7 @@ def start_short(programs: Programs, stages: tuple[Stage, ...]) -> Engine:
 
 def test_more_than_can_be_set_aside(programs: Programs) -> None:
     """Layers apart: each page takes many extents. They are claimed and mapped in parts."""
-    stages = (Stage("page=2M pages=24 segments=1", 2 * MIB), Stage("page=2M pages=24 segments=20", 40 * MIB))
-    engine = start_short(programs, stages)
+    engine = start_short(programs, (Stage(2, 1), Stage(2, 20)))
     engine.limit(1, 20)
     assert engine.refused(f"take {24 * EACH}").startswith("KVC_E_LIMIT ")
     engine.is_counted(mapped=0)
@@ -41,11 +40,7 @@ def test_more_than_can_be_set_aside(programs: Programs) -> None:
 
 def test_pages_that_cannot_be_set_aside(programs: Programs) -> None:
     """One takes more extents than all leases may hold: it is mapped all the same."""
-    stages = (
-        Stage("page=2M pages=24 segments=1", 2 * MIB),
-        Stage("page=2M pages=24 segments=160", 320 * MIB),
-    )
-    engine = start_short(programs, stages)
+    engine = start_short(programs, (Stage(2, 1), Stage(2, 160)))
     engine.limit(1, 2)
     engine.do(f"take {EACH}")
     engine.do(f"want {EACH} {PATIENT_MS}")
@@ -60,8 +55,7 @@ def test_pages_that_cannot_be_set_aside(programs: Programs) -> None:
 
 def test_leases_of_others(programs: Programs) -> None:
     """Another engine has been promised as much as can be set aside: this one's pages are mapped without."""
-    stages = (Stage("page=2M pages=64 segments=1", 2 * MIB),)
-    engine = start_short(programs, stages)
+    engine = start_short(programs, (Stage(2, 1, 64),))
     other = programs.peer(engine.daemons[0], "other")
     other.do("open thread=1 min=1 max=4 report=20000")
     other.do("region kv page=2M pages=200")

@@ -20,11 +20,10 @@ from harness.crew import (
     PATIENT_MS,
     SIZES,
     Engine,
-    go_on,
     start_daemons,
     start_engine,
-    stop,
 )
+from harness.tasks import stopped
 
 RANKS = range(len(BLOCK_STAGES))
 
@@ -232,11 +231,10 @@ def test_an_instance_that_is_refused_keeps_nothing_from_others(programs: Program
     second = start_engine(programs, daemons, instance="second")
     first.limit(3, 0)
     assert first.refused(f"take {4 * EACH}").startswith("KVC_E_LIMIT ")
-    stop(first.scheduler)
-    second.do(f"take {4 * EACH}")
-    second.check_books(4)
-    first.check_books(0)
-    go_on(first.scheduler)
+    with stopped(first.scheduler):
+        second.do(f"take {4 * EACH}")
+        second.check_books(4)
+        first.check_books(0)
 
 
 # ---- Two engines ----

@@ -14,11 +14,10 @@ from harness.crew import (
     PAGES,
     PATIENT_MS,
     Engine,
-    go_on,
     start_engine,
     start_worker,
-    stop,
 )
+from harness.tasks import go_on, stop
 
 pytestmark = pytest.mark.skipif(on_gpu(), reason="four GPUs are needed")
 

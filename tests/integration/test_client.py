@@ -5,25 +5,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.broker import Daemon, Peer, Programs, Result, Site, eventually, on_gpu
+from harness.blocks import Kvctl, fields
+from harness.broker import Daemon, Peer, Programs, Site, eventually, on_gpu
+from harness.tasks import stopped
 
 MIB = 1 << 20
 PAGE = 10 * MIB  # 8 + 2 in each of two segments
 REGION = f"region kv page={PAGE} pages=24 segments=2"
-
-Kvctl = Callable[..., Result]
-
-
-def fields(answer: str) -> dict[str, int]:
-    """The NAME=NUMBER words of an answer."""
-    return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)\b", answer)}
 
 
 def status(peer: Peer) -> dict[str, int]:
@@ -247,12 +240,11 @@ def test_stopped_engine_goes_on(engine: Peer, programs: Programs, daemon: Daemon
     other.do("open")
     other.do(REGION)
     engine.do("map kv 0-3")
-    os.kill(engine.pid, signal.SIGSTOP)
-    engine.send("map kv 4-9")
-    for _ in range(20):
-        other.do("map kv 0-5")
-        other.do("unmap kv 0-5")
-    os.kill(engine.pid, signal.SIGCONT)
+    with stopped(engine):
+        engine.send("map kv 4-9")
+        for _ in range(20):
+            other.do("map kv 0-5")
+            other.do("unmap kv 0-5")
     assert engine.receive() == "ok"
     engine.do("unmap kv 0-9")
 

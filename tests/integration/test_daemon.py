@@ -6,9 +6,8 @@ from __future__ import annotations
 import pytest
 
 from harness.broker import Daemon, Programs, Site, eventually
-from harness.control import open_control
 from harness.observer import descriptors
-from harness.raw import RawPeer, start_raw
+from harness.raw import RawPeer, start_holder, start_raw
 
 MIB = 1 << 20
 
@@ -16,11 +15,6 @@ MIB = 1 << 20
 @pytest.fixture
 def engine(programs: Programs, daemon: Daemon) -> RawPeer:
     return start_raw(programs, daemon, "engine-a")
-
-
-@pytest.fixture
-def control(programs: Programs, daemon: Daemon) -> RawPeer:
-    return open_control(programs, daemon)
 
 
 def held(control: RawPeer) -> int:
@@ -68,10 +62,8 @@ def test_region_must_be_empty_to_close(engine: RawPeer) -> None:
     engine.request("Take", region=region, pages=1).check_refused("ERROR_INVALID", "no such region")
 
 
-def test_bytes_of_a_killed_engine_are_back(engine: RawPeer, control: RawPeer, daemon: Daemon) -> None:
-    engine.open()
-    engine.do("keep")
-    engine.take(engine.open_region(), 100)
+def test_bytes_of_a_killed_engine_are_back(programs: Programs, control: RawPeer, daemon: Daemon) -> None:
+    engine = start_holder(programs, daemon, pages=100)
     assert held(control) >= 200 * MIB
     engine.kill()
     eventually(lambda: control.request("Info").number("instances") == 0, within=1)

@@ -11,7 +11,7 @@ import pytest
 
 from harness.broker import Daemon, Programs
 from harness.control import info, open_control
-from harness.raw import RawPeer, start_raw
+from harness.raw import RawPeer, start_holder, start_raw
 
 MIB = 1 << 20
 
@@ -133,10 +133,7 @@ def test_limits_that_cannot_be(
 
 def test_delete_by_force_leaves_the_living_in_limbo(programs: Programs, daemon: Daemon) -> None:
     control = open_control(programs, daemon)
-    engine = start_raw(programs, daemon, "a")
-    engine.open()
-    engine.do("keep")
-    engine.take(engine.open_region(), 10)
+    engine = start_holder(programs, daemon, "a", 10)
     idle = start_raw(programs, daemon, "a")
     idle.open()
     answer = control.request("Delete", instance="a", force=1)

@@ -7,8 +7,9 @@ import os
 import signal
 
 from harness.broker import Daemon, Peer, Programs, eventually
-from harness.control import books_are_right, info, open_control
-from harness.raw import RawPeer, start_raw
+from harness.control import books_are_right, info
+from harness.raw import RawPeer, start_holder, start_raw
+from harness.tasks import stopped
 
 MIB = 1 << 20
 
@@ -34,36 +35,45 @@ def line_of(control: RawPeer, instance: str) -> str:
     return line
 
 
-def test_sigkill(programs: Programs, daemon: Daemon) -> None:
-    control = open_control(programs, daemon)
-    engine = mapper(programs, daemon)
-    assert accounts(control) == {"granted": 100, "limbo": 0, "destroying": 0}
+def orphan(programs: Programs, daemon: Daemon, control: RawPeer, instance: str) -> int:
+    """The child of an engine that is dead: it has the descriptors of 50 pages. Its pid."""
+    engine = start_holder(programs, daemon, instance)
+    child = int(engine.do("fork"))
     engine.kill()
+    eventually(lambda: accounts(control) == {"granted": 0, "limbo": 0, "destroying": 100})
+    return child
+
+
+def check_all_is_back(daemon: Daemon, control: RawPeer) -> None:
+    """Soon after the last engine's death; so the daemon will be the last on its device, and clean up."""
     eventually(lambda: info(control).number("instances") == 0, within=1)
     eventually(lambda: books_are_right(control), within=1)
     daemon.site.killed = False
 
 
-def test_a_stopped_engine_keeps_what_it_has(programs: Programs, daemon: Daemon) -> None:
-    control = open_control(programs, daemon)
+def test_sigkill(programs: Programs, daemon: Daemon, control: RawPeer) -> None:
+    engine = mapper(programs, daemon)
+    assert accounts(control) == {"granted": 100, "limbo": 0, "destroying": 0}
+    engine.kill()
+    check_all_is_back(daemon, control)
+
+
+def test_a_stopped_engine_keeps_what_it_has(programs: Programs, daemon: Daemon, control: RawPeer) -> None:
     engine = mapper(programs, daemon)
     other = start_raw(programs, daemon, "other")
     other.open()
-    engine.process.send_signal(signal.SIGSTOP)
-    other.give_back(*other.take(other.open_region(), 10))
-    assert accounts(control)["granted"] == 100
-    engine.process.send_signal(signal.SIGCONT)
+    with stopped(engine):
+        other.give_back(*other.take(other.open_region(), 10))
+        assert accounts(control)["granted"] == 100
     engine.do("unmap r 0-49")
     assert accounts(control)["granted"] == 0
 
 
-def test_a_connection_that_ends_while_the_process_lives(programs: Programs, daemon: Daemon) -> None:
+def test_a_connection_that_ends_while_the_process_lives(
+    programs: Programs, daemon: Daemon, control: RawPeer
+) -> None:
     """What it holds stays charged to its instance, and nobody gets it, until the process is gone."""
-    control = open_control(programs, daemon)
-    engine = start_raw(programs, daemon, "leaver")
-    engine.open()
-    engine.do("keep")
-    engine.take(engine.open_region(), 50)
+    engine = start_holder(programs, daemon, "leaver")
     engine.do("close")
     eventually(lambda: accounts(control) == {"granted": 0, "limbo": 100, "destroying": 0})
     line = line_of(control, "leaver")
@@ -72,13 +82,12 @@ def test_a_connection_that_ends_while_the_process_lives(programs: Programs, daem
     assert f"pid={engine.pid}" in line
     assert "connected=1" not in line
     engine.kill()
-    eventually(lambda: info(control).number("instances") == 0, within=1)
-    eventually(lambda: books_are_right(control), within=1)
-    daemon.site.killed = False
+    check_all_is_back(daemon, control)
 
 
-def test_a_connection_that_ends_with_nothing_in_hand_is_forgotten(programs: Programs, daemon: Daemon) -> None:
-    control = open_control(programs, daemon)
+def test_a_connection_that_ends_with_nothing_in_hand_is_forgotten(
+    programs: Programs, daemon: Daemon, control: RawPeer
+) -> None:
     engine = start_raw(programs, daemon, "leaver")
     engine.open()
     engine.give_back(*engine.take(engine.open_region(), 5))
@@ -87,16 +96,9 @@ def test_a_connection_that_ends_with_nothing_in_hand_is_forgotten(programs: Prog
     assert info(control).number("limbo_bytes") == 0
 
 
-def test_an_instance_comes_back_beside_its_past(programs: Programs, daemon: Daemon) -> None:
+def test_an_instance_comes_back_beside_its_past(programs: Programs, daemon: Daemon, control: RawPeer) -> None:
     """A new process of the name is charged for what the old one's child still holds."""
-    control = open_control(programs, daemon)
-    engine = start_raw(programs, daemon, "phoenix")
-    engine.open()
-    engine.do("keep")
-    engine.take(engine.open_region(), 50)
-    child = int(engine.do("fork"))
-    engine.kill()
-    eventually(lambda: accounts(control) == {"granted": 0, "limbo": 0, "destroying": 100})
+    child = orphan(programs, daemon, control, "phoenix")
 
     again = start_raw(programs, daemon, "phoenix")
     again.open()
@@ -108,16 +110,9 @@ def test_an_instance_comes_back_beside_its_past(programs: Programs, daemon: Daem
     daemon.site.killed = False
 
 
-def test_a_forked_child_keeps_the_bytes_charged(programs: Programs, daemon: Daemon) -> None:
+def test_a_forked_child_keeps_the_bytes_charged(programs: Programs, daemon: Daemon, control: RawPeer) -> None:
     """The process is dead, but the driver does not show its memory free while a child holds descriptors."""
-    control = open_control(programs, daemon)
-    engine = start_raw(programs, daemon, "parent")
-    engine.open()
-    engine.do("keep")
-    engine.take(engine.open_region(), 50)
-    child = int(engine.do("fork"))
-    engine.kill()
-    eventually(lambda: accounts(control) == {"granted": 0, "limbo": 0, "destroying": 100})
+    child = orphan(programs, daemon, control, "parent")
     assert info(control).number("free_bytes") <= 1024 * MIB - 100 * MIB
     other = start_raw(programs, daemon, "other")
     other.open()
@@ -130,13 +125,12 @@ def test_a_forked_child_keeps_the_bytes_charged(programs: Programs, daemon: Daem
     daemon.site.killed = False
 
 
-def test_descriptors_that_nobody_fetched_die_with_their_socket(programs: Programs, daemon: Daemon) -> None:
-    control = open_control(programs, daemon)
+def test_descriptors_that_nobody_fetched_die_with_their_socket(
+    programs: Programs, daemon: Daemon, control: RawPeer
+) -> None:
     engine = start_raw(programs, daemon, "deaf")
     engine.open()
     engine.post("Take", region=engine.open_region(), pages=50)
     eventually(lambda: accounts(control)["granted"] == 100)
     engine.kill()
-    eventually(lambda: info(control).number("instances") == 0, within=1)
-    eventually(lambda: books_are_right(control), within=1)
-    daemon.site.killed = False
+    check_all_is_back(daemon, control)

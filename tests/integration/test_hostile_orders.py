@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 
 from harness.broker import Daemon, Programs, eventually
 from harness.observer import Observer, descriptors
 from harness.pair import OPEN_MAX, PAGE, Pair, check_mapped, start_member, start_pair
 from harness.raw import ORDERS, RawPeer
+from harness.tasks import stopped
 
 # ---- Nonsense ----
 
@@ -159,13 +157,12 @@ def test_too_many_attached_regions(pair: Pair) -> None:
 
 def test_stopped_worker(pair: Pair, observer: Observer) -> None:
     """More is ordered than its socket takes. It loses nothing, and nobody else waits."""
-    os.kill(pair.worker.pid, signal.SIGSTOP)
     pages = range(3000, 3000 + 1024)
-    for _ in range(OPEN_MAX):
-        pair.post("Unmap", *pages)
-    observer.is_served()
-    pair.ask("Map", 1).check_refused("ERROR_RESOURCES")
-    os.kill(pair.worker.pid, signal.SIGCONT)
+    with stopped(pair.worker):
+        for _ in range(OPEN_MAX):
+            pair.post("Unmap", *pages)
+        observer.is_served()
+        pair.ask("Map", 1).check_refused("ERROR_RESOURCES")
     orders = [pair.worker.next_order() for _ in range(OPEN_MAX)]
     assert [order.number for order in orders] == list(range(1, OPEN_MAX + 1))
     assert all(order.pages == list(pages) for order in orders)

@@ -6,17 +6,13 @@ What passes in packets and words is test_leases_wire.py's.
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from harness.blocks import EACH, SLOT, Kvctl, count, listed, open_blocks, start, used_bytes
 from harness.broker import Daemon, Peer, Programs, eventually
-from harness.control import books_are_right, info, open_control
+from harness.control import books_are_right, info
 from harness.raw import RawPeer
+from harness.tasks import stopped
 
 BUDGET = 16 * SLOT
 
@@ -27,18 +23,9 @@ def daemon(programs: Programs) -> Daemon:
 
 
 @pytest.fixture
-def control(programs: Programs, daemon: Daemon) -> RawPeer:
-    return open_control(programs, daemon)
-
-
-@contextmanager
-def stopped(program: Peer | Daemon) -> Iterator[None]:
-    """While it cannot do anything."""
-    os.kill(program.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(program.pid, signal.SIGCONT)
+def needy(programs: Programs, daemon: Daemon) -> Peer:
+    """An engine that keeps nothing, and needs what others have."""
+    return start(programs, daemon, "needy")
 
 
 def is_prepared(engine: Peer, pages: int) -> bool:
@@ -69,11 +56,10 @@ def test_leases_grow_before_they_run_out(programs: Programs, daemon: Daemon, kvc
 
 
 def test_offers_to_a_stopped_engine_serve_others(
-    programs: Programs, daemon: Daemon, control: RawPeer, kvctl: Kvctl
+    programs: Programs, daemon: Daemon, control: RawPeer, kvctl: Kvctl, needy: Peer
 ) -> None:
     """At once, and without a word from it. What it has claimed they cannot have; it finds that again."""
     idle = start(programs, daemon, "idle", "thread=1 min=2 max=4 report=60000")
-    needy = start(programs, daemon, "needy")
     idle.do(f"take kv {4 * EACH}")
     eventually(lambda: is_prepared(idle, 2))
     open_blocks(idle, "mamba")
@@ -96,11 +82,10 @@ def test_offers_to_a_stopped_engine_serve_others(
 
 
 def test_idle_engine_gives_back_what_it_keeps(
-    programs: Programs, daemon: Daemon, control: RawPeer, kvctl: Kvctl
+    programs: Programs, daemon: Daemon, control: RawPeer, kvctl: Kvctl, needy: Peer
 ) -> None:
     """Its library does, when others need it and as much as they need, without a call of the engine."""
     idle = start(programs, daemon, "idle", "thread=1 min=1 max=8 report=1")
-    needy = start(programs, daemon, "needy")
     idle.do(f"take kv {9 * EACH}")
     idle.do(f"give kv {8 * EACH}")
     assert used_bytes(kvctl, "idle") >= 9 * SLOT
@@ -169,18 +154,17 @@ def test_busy_engine_meets_a_lowered_limit(
 
 
 def test_what_a_killed_engine_had_serves_another(
-    programs: Programs, daemon: Daemon, control: RawPeer, kvctl: Kvctl
+    programs: Programs, daemon: Daemon, control: RawPeer, kvctl: Kvctl, needy: Peer
 ) -> None:
     """What was set aside for it as well as what it had."""
     first = start(programs, daemon, "first", "min=1 max=4 report=60000")
-    second = start(programs, daemon, "second")
     first.do(f"take kv {6 * EACH}")
     assert first.do(f"want kv {10 * EACH} 1000") == str(10 * EACH)
     assert listed(kvctl, "first")["leased_bytes"] == 10 * SLOT
-    assert second.refused("take kv 1").startswith("KVC_E_BUDGET ")
+    assert needy.refused("take kv 1").startswith("KVC_E_BUDGET ")
     first.kill()
-    second_gets = f"take kv {BUDGET // SLOT * EACH}"
-    eventually(lambda: second.ask(second_gets).startswith("ok"))
-    assert used_bytes(kvctl, "second") == BUDGET
+    everything = f"take kv {BUDGET // SLOT * EACH}"
+    eventually(lambda: needy.ask(everything).startswith("ok"))
+    assert used_bytes(kvctl, "needy") == BUDGET
     eventually(lambda: books_are_right(control))
     assert info(control).number("leased_bytes") == 0

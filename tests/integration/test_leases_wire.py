@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 
 import pytest
 
 from harness.broker import Daemon, Programs, eventually
 from harness.observer import MIB, Observer
 from harness.raw import LEASES, ORDERS, Message, RawPeer, start_raw
+from harness.tasks import stopped
 
 PAGE = 2 * MIB
 SMALL = "[instance raw]\nlimit=32M\n"
@@ -36,11 +38,67 @@ def member(programs: Programs, daemon: Daemon, observer: Observer) -> RawPeer:
     return start_member(programs, daemon)
 
 
+@dataclass
+class Rivals:
+    """Two peers under a budget of 32 pages, and a region of each."""
+
+    owner: RawPeer
+    region: int
+    other: RawPeer
+    wanted: int
+
+    def claim(self, pages: int) -> None:
+        """The owner leases 30 pages, and claims so many of them."""
+        lease(self.owner, self.region, 30)
+        assert self.owner.claim(self.region, pages) == pages
+
+    def want(self) -> int:
+        """The other asks for more than is free; its request's id."""
+        return self.other.post("Take", region=self.wanted, pages=20)
+
+    def check_got(self, request: int) -> None:
+        grant = self.other.next()
+        assert grant.number("request") == request
+        assert len(self.other.collect(grant)) == 20
+
+
+@pytest.fixture
+def rivals(programs: Programs) -> Rivals:
+    daemon = programs.daemon("1G", budget=str(32 * PAGE))
+    owner, other = start_member(programs, daemon), start_member(programs, daemon, "other")
+    return Rivals(owner, owner.open_region(), other, other.open_region())
+
+
+@dataclass
+class Ordered:
+    """A scheduler, its worker, and the region that they share, by the scheduler's number."""
+
+    worker: RawPeer
+    scheduler: RawPeer
+    region: int
+
+
+@pytest.fixture
+def ordered(programs: Programs, daemon: Daemon, observer: Observer) -> Ordered:
+    """Under observation."""
+    assert observer.daemon is daemon
+    worker = start_member(programs, daemon, role="WORKER")
+    worker.open_ordered()
+    scheduler = start_member(programs, daemon, role="SCHEDULER")
+    return Ordered(worker, scheduler, scheduler.attach().number("region"))
+
+
 def lease(peer: RawPeer, region: int, pages: int, **fields: object) -> None:
     """Asks for pages, and gets them."""
     leased = peer.request("Lease", region=region, pages=pages, **fields)
     assert leased.name == "Leased", leased.text
     assert leased.number("pages") == pages
+
+
+def open_small(peer: RawPeer) -> int:
+    """A region of four pages."""
+    opened = peer.request("RegionOpen", segments=1, capacity_pages=4, page_extents=(1, 0, 0, 0))
+    return opened.number("region")
 
 
 def take_leased(peer: RawPeer, region: int, pages: int) -> list[int]:
@@ -110,13 +168,10 @@ def test_a_number_that_is_used_again_has_a_clean_line(member: RawPeer) -> None:
     assert (line.offered, line.claimed, line.cached, line.pinned) == (0, 0, 0, 0)
 
 
-def test_what_is_offered_goes_to_who_needs_it(programs: Programs) -> None:
+def test_what_is_offered_goes_to_who_needs_it(rivals: Rivals) -> None:
     """At once, and by itself; what is claimed does not."""
-    daemon = programs.daemon("1G", budget="64M")
-    owner, other = start_member(programs, daemon), start_member(programs, daemon, "other")
-    region, wanted = owner.open_region(), other.open_region()
-    lease(owner, region, 30)
-    assert owner.claim(region, 10) == 10
+    owner, region, other, wanted = rivals.owner, rivals.region, rivals.other, rivals.wanted
+    rivals.claim(10)
     held = other.take(wanted, 20)
     assert (owner.lease(region).offered, owner.lease(region).claimed) == (2, 10)
     assert owner.unclaim(region, 10) == 10
@@ -125,60 +180,43 @@ def test_what_is_offered_goes_to_who_needs_it(programs: Programs) -> None:
     assert other.give_back(*held).name == "Returned"
 
 
-def test_notice_frees_claims(programs: Programs) -> None:
+def test_notice_frees_claims(rivals: Rivals) -> None:
     """Somebody waits for what another promises itself; that is asked, and gives it up."""
-    daemon = programs.daemon("1G", budget="64M")
-    owner, other = start_member(programs, daemon), start_member(programs, daemon, "other")
-    region, wanted = owner.open_region(), other.open_region()
-    lease(owner, region, 30)
-    assert owner.claim(region, 30) == 30
-    request = other.post("Take", region=wanted, pages=20)
-    notice = next_notice(owner)
+    rivals.claim(30)
+    request = rivals.want()
+    notice = next_notice(rivals.owner)
     assert notice["courtesy"] == "1"
     assert notice.number("bytes") >= 18 * PAGE
-    assert owner.unclaim(region, 25) == 25
-    owner.post("NoticeAck", number=notice.number("number"))
-    grant = other.next()
-    assert grant.number("request") == request
-    assert len(other.collect(grant)) == 20
+    assert rivals.owner.unclaim(rivals.region, 25) == 25
+    rivals.owner.post("NoticeAck", number=notice.number("number"))
+    rivals.check_got(request)
 
 
-def test_notice_frees_what_is_cached(programs: Programs) -> None:
-    daemon = programs.daemon("1G", budget="64M")
-    owner, other = start_member(programs, daemon), start_member(programs, daemon, "other")
-    region, wanted = owner.open_region(), other.open_region()
+def test_notice_frees_what_is_cached(rivals: Rivals) -> None:
+    owner, region = rivals.owner, rivals.region
     held = owner.take(region, 30)
     owner.hint(region, 30)
-    request = other.post("Take", region=wanted, pages=20)
+    request = rivals.want()
     notice = next_notice(owner)
     owner.hint(region, 0)
     assert owner.give_back(*held).name == "Returned"
     owner.post("NoticeAck", number=notice.number("number"))
-    grant = other.next()
-    assert grant.number("request") == request
-    assert other.collect(grant)
+    rivals.check_got(request)
 
 
-def test_notice_that_brings_nothing(programs: Programs) -> None:
+def test_notice_that_brings_nothing(rivals: Rivals) -> None:
     """After the acknowledgement there is nothing left to hope for."""
-    daemon = programs.daemon("1G", budget="64M")
-    owner, other = start_member(programs, daemon), start_member(programs, daemon, "other")
-    region, wanted = owner.open_region(), other.open_region()
-    lease(owner, region, 30)
-    assert owner.claim(region, 30) == 30
-    request = other.post("Take", region=wanted, pages=20)
-    owner.post("NoticeAck", number=next_notice(owner).number("number"))
-    other.next().check_refused("ERROR_BUDGET", request=request)
+    rivals.claim(30)
+    request = rivals.want()
+    rivals.owner.post("NoticeAck", number=next_notice(rivals.owner).number("number"))
+    rivals.other.next().check_refused("ERROR_BUDGET", request=request)
 
 
-def test_courtesy_asks_nobody(programs: Programs) -> None:
-    daemon = programs.daemon("1G", budget="64M")
-    owner, other = start_member(programs, daemon), start_member(programs, daemon, "other")
-    region, wanted = owner.open_region(), other.open_region()
-    lease(owner, region, 30)
-    assert owner.claim(region, 30) == 30
-    other.request("Lease", region=wanted, pages=20, courtesy=1).check_refused("ERROR_BUDGET")
-    assert owner.next(within=0.1).name == "nothing"
+def test_courtesy_asks_nobody(rivals: Rivals) -> None:
+    rivals.claim(30)
+    refusal = rivals.other.request("Lease", region=rivals.wanted, pages=20, courtesy=1)
+    refusal.check_refused("ERROR_BUDGET")
+    assert rivals.owner.next(within=0.1).name == "nothing"
 
 
 def test_limit_notice(programs: Programs) -> None:
@@ -236,12 +274,9 @@ def test_two_race_for_the_last_page(programs: Programs) -> None:
         eventually(lambda: all(peer.next(within=0).name != "Notice" for peer in peers))
 
 
-def test_scheduler_leases_for_its_worker(programs: Programs, daemon: Daemon, observer: Observer) -> None:
+def test_scheduler_leases_for_its_worker(ordered: Ordered, observer: Observer) -> None:
     """What it has claimed is mapped in the worker without asking again."""
-    worker = start_member(programs, daemon, role="WORKER")
-    worker.open_ordered()
-    scheduler = start_member(programs, daemon, role="SCHEDULER")
-    region = scheduler.attach().number("region")
+    worker, scheduler, region = ordered.worker, ordered.scheduler, ordered.region
     lease(scheduler, region, 4)
     assert scheduler.claim(region, 3) == 3
     assert scheduler.spend(region, 2)
@@ -312,8 +347,7 @@ def test_absurd_lease(member: RawPeer, pages: int) -> None:
 
 def test_capacity_holds(member: RawPeer) -> None:
     """Of what is held and what is leased, together."""
-    opened = member.request("RegionOpen", segments=1, capacity_pages=4, page_extents=(1, 0, 0, 0))
-    region = opened.number("region")
+    region = open_small(member)
     member.take(region, 2)
     member.request("Lease", region=region, pages=3).check_refused("ERROR_INVALID", "not so many pages")
     lease(member, region, 2)
@@ -331,25 +365,15 @@ def test_take_of_more_than_is_leased(member: RawPeer, observer: Observer, issued
     assert observer.info().number("granted_bytes") == 0
 
 
-def test_map_of_more_than_is_leased(programs: Programs, daemon: Daemon, observer: Observer) -> None:
-    worker = start_member(programs, daemon, role="WORKER")
-    worker.open_ordered()
-    scheduler = start_member(programs, daemon, role="SCHEDULER")
-    region = scheduler.attach().number("region")
-    scheduler.request("Map", region=region, number=1, pages=(1,), leased=1).check_refused(
-        "ERROR_INVALID", "not leased"
-    )
+def test_map_of_more_than_is_leased(ordered: Ordered, observer: Observer) -> None:
+    refusal = ordered.scheduler.request("Map", region=ordered.region, number=1, pages=(1,), leased=1)
+    refusal.check_refused("ERROR_INVALID", "not leased")
     assert observer.info().number("granted_bytes") == 0
 
 
-def test_leased_request_that_is_refused_gives_its_pages_up(
-    programs: Programs, daemon: Daemon, observer: Observer
-) -> None:
+def test_leased_request_that_is_refused_gives_its_pages_up(ordered: Ordered, observer: Observer) -> None:
     """They are in no word any more, so they would be lost to everybody."""
-    worker = start_member(programs, daemon, role="WORKER")
-    worker.open_ordered()
-    scheduler = start_member(programs, daemon, role="SCHEDULER")
-    region = scheduler.attach().number("region")
+    scheduler, region = ordered.scheduler, ordered.region
     lease(scheduler, region, 4)
     assert scheduler.claim(region, 4) == 4
     assert scheduler.spend(region, 2)
@@ -357,7 +381,7 @@ def test_leased_request_that_is_refused_gives_its_pages_up(
         "ERROR_INVALID", "named twice"
     )
     assert leased_bytes(observer) == 2 * PAGE
-    worker.kill()
+    ordered.worker.kill()
     eventually(lambda: observer.info().number("peers") == 2)
     assert scheduler.spend(region, 2)
     scheduler.request("Map", region=region, number=2, pages=(1, 2), leased=1).check_refused("ERROR_WORKER")
@@ -366,8 +390,7 @@ def test_leased_request_that_is_refused_gives_its_pages_up(
 
 def test_leased_take_that_is_refused_gives_its_pages_up(member: RawPeer, observer: Observer) -> None:
     """Whatever it is refused for; what it asks for beyond them doesn't matter."""
-    opened = member.request("RegionOpen", segments=1, capacity_pages=4, page_extents=(1, 0, 0, 0))
-    region = opened.number("region")
+    region = open_small(member)
     lease(member, region, 4)
     assert member.claim(region, 4) == 4
     assert member.spend(region, 1)
@@ -467,19 +490,14 @@ def test_dies_while_its_lease_waits(member: RawPeer, observer: Observer) -> None
     eventually(lambda: leased_bytes(observer) == 0)
 
 
-def test_stopped_peer_is_not_waited_for_long(programs: Programs) -> None:
+def test_stopped_peer_is_not_waited_for_long(rivals: Rivals) -> None:
     """It doesn't answer its notice; who waits is refused in the end, and not made to wait again."""
-    daemon = programs.daemon("1G", budget="64M")
-    owner, other = start_member(programs, daemon), start_member(programs, daemon, "other")
-    region, wanted = owner.open_region(), other.open_region()
-    lease(owner, region, 30)
-    assert owner.claim(region, 30) == 30
-    os.kill(owner.pid, signal.SIGSTOP)
-    for _ in range(20):
-        other.request("Take", region=wanted, pages=20).check_refused("ERROR_BUDGET")
-    os.kill(owner.pid, signal.SIGCONT)
-    assert next_notice(owner).number("number") == 1
-    assert owner.next(within=0).name == "nothing"
+    rivals.claim(30)
+    with stopped(rivals.owner):
+        for _ in range(20):
+            rivals.other.request("Take", region=rivals.wanted, pages=20).check_refused("ERROR_BUDGET")
+    assert next_notice(rivals.owner).number("number") == 1
+    assert rivals.owner.next(within=0).name == "nothing"
 
 
 def test_many_leases(programs: Programs, daemon: Daemon, observer: Observer) -> None:

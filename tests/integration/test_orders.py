@@ -11,20 +11,9 @@ import re
 
 import pytest
 
-from harness.broker import Daemon, Peer, Programs, eventually, on_gpu
-from harness.crew import (
-    MIB,
-    PATIENT_MS,
-    STAGES,
-    Crew,
-    go_on,
-    start_crew,
-    start_scheduler,
-    start_worker,
-    states,
-    stop,
-    task_facts,
-)
+from harness.broker import Daemon, Programs, eventually, on_gpu
+from harness.crew import MIB, PATIENT_MS, STAGES, Crew, start_crew, start_scheduler, start_worker
+from harness.tasks import go_on, states, stop, switches
 
 pytestmark = pytest.mark.skipif(on_gpu(), reason="four GPUs are needed")
 
@@ -38,10 +27,6 @@ def crew(programs: Programs) -> Crew:
 def hasty(programs: Programs) -> Crew:
     """Whose scheduler doesn't wait for long."""
     return start_crew(programs)
-
-
-def switches(peer: Peer) -> int:
-    return sum(map(int, task_facts(peer, r"^voluntary_ctxt_switches:\s+(\d+)")))
 
 
 # ---- One worker, one scheduler ----
@@ -121,10 +106,10 @@ def test_an_idle_worker_sleeps(programs: Programs, daemon: Daemon) -> None:
     scheduler.do("attach kv 0")
     scheduler.do("map kv 0")
 
-    def is_asked_in_vain() -> int:
+    def is_asked_in_vain() -> dict[str, list[str]]:
         """The worker's switches, where it sleeps through what others do; there is no timer."""
         before = switches(worker)
-        assert set(states(worker)) == {"S"}
+        assert states(worker) == {"S"}
         for _ in range(10):
             assert programs.kvctl("info", "--json", daemon=daemon).rc == 0
         assert switches(worker) == before
