@@ -56,7 +56,7 @@ static pthread_t start_waiting(struct world *w, void *(*want)(void *blocks))
 
     fake_lie(w->fake, FAKE_LATE, MESSAGE_LEASE);
     check_eq(pthread_create(&thread, NULL, want, w->blocks), 0);
-    while (counts_of(w->fake).late == 0)
+    while (fake_count(w->fake).late == 0)
         ;
     return thread;
 }
@@ -72,15 +72,15 @@ static void end_waiting(struct world *w, pthread_t thread)
 {
     fake_release(w->fake);
     check_eq(pthread_join(thread, NULL), 0);
-    check_eq(counts_of(w->fake).orders_done, 0);
+    check_eq(fake_count(w->fake).orders_done, 0);
     check_eq(kvc_get_timeout(w->client), 0);
 }
 
 static void carry_out(struct world *w, uint64_t n_done)
 {
-    while (counts_of(w->fake).orders_done < n_done)
+    while (fake_count(w->fake).orders_done < n_done)
         check_ok(kvc_dispatch(w->client));
-    check_eq(counts_of(w->fake).order_error, 0);
+    check_eq(fake_count(w->fake).order_error, 0);
 }
 
 TEST(orders_wait_and_notices_do_not)
@@ -91,7 +91,7 @@ TEST(orders_wait_and_notices_do_not)
     give_order(&w, true, 1, 3, 2);
     give_order(&w, false, 2, 3, 1);
     fake_notice(w.fake, PAGE, LONG_MS, true);
-    while (counts_of(w.fake).acks == 0)
+    while (fake_count(w.fake).acks == 0)
         ;
     end_waiting(&w, thread);
     carry_out(&w, 2);
@@ -129,7 +129,7 @@ TEST(a_queue_without_end_ends_the_connection)
     give_short_orders(&w, KEPT + 1);
     check_eq(pthread_join(thread, NULL), 0);
     check_error(kvc_dispatch(w.client), KVC_E_DISCONNECTED);
-    check_eq(counts_of(w.fake).orders_done, 0);
+    check_eq(fake_count(w.fake).orders_done, 0);
     world_close(&w);
 }
 
@@ -143,8 +143,8 @@ TEST(a_client_closed_with_news_in_hand)
     end_waiting(&w, thread);
     w.blocks = kvc_blocks_close(w.blocks);
     w.client = kvc_close(w.client);
-    while (counts_of(w.fake).peers > 0)
+    while (fake_count(w.fake).peers > 0)
         ;
-    check_eq(counts_of(w.fake).orders_done, 0);
+    check_eq(fake_count(w.fake).orders_done, 0);
     world_close(&w);
 }
