@@ -7,7 +7,8 @@
  * equal shares; those that come while others sit on theirs find less, never nothing.
  *   - A packet takes at most half of what its domain has left, for the domain's other peers.
  *   - A third of the whole is for packets of one descriptor, to which everybody has a right: a peer has one
- *     packet in flight, and there are no more peers than that (settings.c).
+ *     packet in flight, and there are no more peers than that (settings.c). So these count for nobody else,
+ *     and may be acknowledged late.
  */
 
 #include "flight.h"
@@ -78,26 +79,35 @@ unsigned flight_room(const struct flight_domain *domain)
 {
     const struct flight *flight = domain->flight;
     unsigned shared = flight->max - flight->max / 3;
-    unsigned others = flight->n_in_flight - domain->n_in_flight;
-    unsigned room = half(sub_floor(half(sub_floor(shared, others)), domain->n_in_flight));
+    unsigned others = flight->n_shared - domain->n_shared;
+    unsigned room = half(sub_floor(half(sub_floor(shared, others)), domain->n_shared));
+    unsigned left = sub_floor(flight->max, flight->n_in_flight);
 
-    if (room == 0 && flight->n_in_flight < flight->max)
-        return 1;
-    return room;
+    if (room == 0)
+        room = 1;
+    return room < left ? room : left;
+}
+
+static void count(struct flight_domain *domain, int n)
+{
+    int shared = n > 1 || n < -1 ? n : 0;
+
+    domain->n_in_flight += n;
+    domain->n_shared += shared;
+    domain->flight->n_in_flight += n;
+    domain->flight->n_shared += shared;
 }
 
 void flight_charge_init(struct flight_charge *charge, struct flight_domain *domain, unsigned n)
 {
     *charge = (struct flight_charge){.domain = domain, .n = n};
-    domain->n_in_flight += n;
-    domain->flight->n_in_flight += n;
+    count(domain, (int)n);
 }
 
 void flight_charge_deinit(struct flight_charge *charge)
 {
     if (!charge->domain)
         return;
-    charge->domain->n_in_flight -= charge->n;
-    charge->domain->flight->n_in_flight -= charge->n;
+    count(charge->domain, -(int)charge->n);
     *charge = (struct flight_charge){0};
 }

@@ -13,6 +13,7 @@
 struct flight {
     unsigned max;
     unsigned n_in_flight;
+    unsigned n_shared; /* of these, those of packets of several */
     unsigned n_domains;
     struct list domains;
 };
@@ -20,7 +21,7 @@ struct flight {
 struct flight_domain {
     struct list link;
     struct flight *flight;
-    unsigned n_in_flight;
+    unsigned n_in_flight, n_shared;
     unsigned n_users;
     char name[];
 };

@@ -257,12 +257,30 @@ static void export_packet(struct grant *grant, unsigned n)
         memory_export_granted(grant->peer->server, slot_of(grant, grant->n_sent + i));
 }
 
+/* The peer's word that a packet has come is believed when the kernel says so, too: else descriptors could be
+ * heaped up in its socket. What else lies there may be newer, so that is looked at again. */
+static bool has_landed(struct peer *peer)
+{
+    if (!peer->in_flight.domain)
+        return true;
+    if (!peer->is_acknowledged)
+        return false;
+    if (link_queued(peer->conn) > 0 || !link_is_read(peer->conn)) {
+        if (list_is_empty(&peer->stall_link) && next_granted(peer))
+            list_append(&peer->server->throttled, &peer->stall_link);
+        return false;
+    }
+    flight_charge_deinit(&peer->in_flight);
+    peer->server->room_grew = true;
+    return true;
+}
+
 void grant_send(struct peer *peer)
 {
     struct grant *grant = next_granted(peer);
     unsigned n, room;
 
-    if (!grant || peer->doomed || peer->in_flight.domain)
+    if (!grant || peer->doomed || !has_landed(peer))
         return;
     room = flight_room(peer->flight);
     if (room == 0) {
@@ -276,6 +294,7 @@ void grant_send(struct peer *peer)
     if (n > room)
         n = room;
     flight_charge_init(&peer->in_flight, peer->flight, n);
+    peer->is_acknowledged = false;
     if (grant->request)
         send_packet(grant, n);
     else
@@ -286,17 +305,22 @@ int grant_acknowledged(struct peer *peer, uint32_t number)
 {
     struct grant *grant = next_granted(peer);
 
-    if (!peer->in_flight.domain || number != peer->ack_request || (grant && grant->n_exporting)) {
+    if (!peer->in_flight.domain || peer->is_acknowledged || number != peer->ack_request ||
+        (grant && grant->n_exporting)) {
         peer_fail(peer, KVCACHED__ERROR__ERROR_PROTOCOL, "a GrantAck acknowledges nothing that was sent");
         return REQUEST_E_FAILED;
     }
-    flight_charge_deinit(&peer->in_flight);
-    peer->server->room_grew = true;
+    peer->is_acknowledged = true;
     if (grant && grant->n_sent == grant->n_extents)
         grant_free(grant);
     note_progress(peer);
-    grant_send(peer);
     return 0;
+}
+
+void grant_go_on(struct peer *peer)
+{
+    if (peer->is_acknowledged && has_landed(peer))
+        grant_send(peer);
 }
 
 /* ---- Cold grants ---- */

@@ -2,7 +2,8 @@
 #pragma once
 
 /*
- * Grants: requests for extents on their way from Take, Lease or an order to the last acknowledged packet.
+ * Grants: requests for extents on their way from Take, Lease or an order until their last packet has left, or, an order's, is
+ * acknowledged.
  */
 
 #include "peer.h"
@@ -48,6 +49,9 @@ void grant_refused(struct grant *grant, int broker_error);
 
 /* The client has one packet. 0 or REQUEST_E_FAILED. */
 int grant_acknowledged(struct peer *peer, uint32_t number);
+
+/* After each of its messages, which may show that it has read what it was sent. */
+void grant_go_on(struct peer *peer);
 
 /* Sends the next packet of the peer's oldest grant, if it may. */
 void grant_send(struct peer *peer);

@@ -62,6 +62,7 @@ static void peer_free(struct peer *peer)
     list_unlink(&peer->link);
     server->n_peers--;
     identity_deinit(&peer->identity);
+    link_free(peer->conn);
     free(peer->domain);
     free(peer);
 }
@@ -78,7 +79,8 @@ static void on_poll_closed(uv_handle_t *handle)
 {
     struct peer *peer = handle->data;
 
-    peer->conn = link_free(peer->conn);
+    if (!peer->keeps_descriptors)
+        peer->conn = link_free(peer->conn);
     on_closed(handle);
 }
 
@@ -116,6 +118,18 @@ void peer_flush(struct peer *peer)
         orders_resume(peer);
 }
 
+/* Who is disconnected without having read all may keep descriptors in flight for as long as it likes. What it
+ * is told last doesn't count. */
+static void note_unread(struct peer *peer)
+{
+    if (peer->is_noted)
+        return;
+    peer->is_noted = true;
+    peer->keeps_descriptors = peer->broker_peer && !link_is_read(peer->conn);
+    if (!peer->keeps_descriptors)
+        flight_charge_deinit(&peer->in_flight);
+}
+
 static void send_refusal(struct peer *peer, uint32_t request, Kvcached__Error error, const char *reason)
 {
     Kvcached__Refused body = KVCACHED__REFUSED__INIT;
@@ -149,6 +163,7 @@ void peer_fail(struct peer *peer, Kvcached__Error error, const char *format, ...
     if (error == KVCACHED__ERROR__ERROR_PROTOCOL && log_gate_pass(&peer->server->gate, server_now()))
         log_warning("Process %d (uid %u) was disconnected: %s", peer->facts.pid, (unsigned)peer->identity.uid,
                     reason);
+    note_unread(peer);
     send_refusal(peer, 0, error, reason);
     peer_doom(peer);
 }
@@ -221,6 +236,7 @@ static void on_ready(uv_poll_t *poll, int status, int events)
         peer->polled = 0;
     for (unsigned i = 0; i < MESSAGES_PER_TURN && more && may_receive(peer); i++) {
         more = receive_one(peer);
+        grant_go_on(peer);
         server_settle(server);
     }
     if (events & UV_DISCONNECT || (status < 0 && !may_receive(peer)))
@@ -238,11 +254,18 @@ static void close_handles(struct peer *peer)
         uv_close((uv_handle_t *)&peer->poll, on_poll_closed);
 }
 
+static bool has_nothing(const struct peer *peer)
+{
+    return peer->broker_peer->held_bytes == 0 && !peer->keeps_descriptors;
+}
+
 /* Nothing is left that the process could hold. What it never received was in flight until now. */
 static void forget(struct peer *peer)
 {
+    list_unlink(&peer->stall_link);
     flight_charge_deinit(&peer->in_flight);
     peer->flight = flight_domain_leave(peer->flight);
+    peer->keeps_descriptors = false;
     peer->server->room_grew = true;
     if (peer->broker_peer)
         broker_peer_dead(peer->server->broker, peer->broker_peer, server_now());
@@ -262,6 +285,7 @@ void peer_disconnect(struct peer *peer)
     peer->state = PEER_GONE;
     peer->facts.connected = false;
     handshake_end(peer);
+    note_unread(peer);
     link_shutdown(peer->conn);
     close_handles(peer);
     orders_end_all(peer);
@@ -271,8 +295,30 @@ void peer_disconnect(struct peer *peer)
     lessor_end(peer);
     if (peer->broker_peer)
         broker_peer_lost(server->broker, peer->broker_peer, server_now());
-    if (peer->dead || !peer->broker_peer || peer->broker_peer->held_bytes == 0)
+    if (peer->dead || !peer->broker_peer || has_nothing(peer))
         forget(peer);
+    else if (peer->keeps_descriptors)
+        list_append(&server->throttled, &peer->stall_link);
+}
+
+/* A socket that its process has closed is empty, but perhaps not the moment in which that is heard of. */
+static void look_again(struct peer *peer)
+{
+    if (!peer->keeps_descriptors || !link_is_read(peer->conn))
+        return;
+    peer->keeps_descriptors = false;
+    flight_charge_deinit(&peer->in_flight);
+    peer->server->room_grew = true;
+    if (has_nothing(peer))
+        forget(peer);
+}
+
+void peer_go_on(struct peer *peer)
+{
+    if (peer->state == PEER_GONE)
+        look_again(peer);
+    peer_flush(peer);
+    grant_send(peer);
 }
 
 static void on_death(uv_poll_t *poll, int status, int events)
@@ -314,6 +360,17 @@ static void reject(int fd, Kvcached__Error error, const char *reason)
     }
     link_send(link, MESSAGE_REFUSED, 0, &body.base, NULL);
     link_free(link);
+}
+
+/* They may have closed their sockets since. */
+static void look_at_the_gone(struct server *server, uid_t uid)
+{
+    list_for_each (it, &server->peers) {
+        struct peer *peer = container_of(it, struct peer, link);
+
+        if (peer->state == PEER_GONE && peer->identity.uid == uid)
+            look_again(peer);
+    }
 }
 
 static unsigned count_of_uid(const struct server *server, uid_t uid)
@@ -451,8 +508,10 @@ void peer_accept(struct server *server, const struct listener *listener, int fd)
     }
     if (r == IDENTITY_E_REFUSED)
         error = KVCACHED__ERROR__ERROR_IDENTITY;
-    else if (r == 0)
+    if (r == 0) {
+        look_at_the_gone(server, identity.uid);
         error = judge(server, listener, &identity, &reason);
+    }
     if (error == KVCACHED__ERROR__ERROR_NONE)
         peer_start(server, listener, &identity, fd);
     else

@@ -90,6 +90,8 @@ struct peer {
     struct flight_domain *flight;
     struct flight_charge in_flight; /* of the packet that waits for its acknowledgement */
     uint32_t ack_request;
+    bool is_acknowledged;             /* by the peer, which may lie */
+    bool is_noted, keeps_descriptors; /* when disconnected: whether some may lie unread in its socket */
     uint64_t waits_since_ns;
     struct list asked;     /* requests that the broker has not answered */
     struct list granted;   /* and those of which something is still to be sent, or an order's acknowledged */
@@ -122,6 +124,9 @@ void peer_disconnect(struct peer *peer);
 
 /* Tries again what ETOOMANYREFS held back. */
 void peer_flush(struct peer *peer);
+
+/* The same, and what was held back until all of that had been read. */
+void peer_go_on(struct peer *peer);
 
 /* At the end of the daemon, whoever still lives: everything of the peer is given up. */
 void peer_bury(struct peer *peer);

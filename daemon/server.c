@@ -2,8 +2,8 @@
 
 /*
  * The loop: events come in, the broker decides, its actions are carried out. Every event ends in
- * server_settle(), which runs until nothing is left to do and then sets the few timers that are needed; with
- * nothing to wait for there are none, and the daemon sleeps.
+ * server_settle(), which runs until nothing is left to do. Before the loop goes to sleep, the few timers are
+ * set that are needed; with nothing to wait for there are none.
  *
  * Failures of the driver are answers that the broker gets; only a reading of free memory is asked for again
  * here, since there is no other answer to that question.
@@ -140,7 +140,7 @@ static void retry(struct list *waiting, void (*again)(struct peer *peer))
 static void retry_all(struct server *server)
 {
     server->room_grew = false;
-    retry(&server->throttled, peer_flush);
+    retry(&server->throttled, peer_go_on);
     retry(&server->stalled, grant_send);
 }
 

@@ -44,7 +44,7 @@ struct server {
     struct list handshakes;   /* those that have not said Hello, oldest first */
     struct list stalled;      /* those that wait for room in flight */
     struct list keep_waiting; /* those that keep descriptors waiting, the longest first */
-    struct list throttled;    /* those whose packet the kernel refused with ETOOMANYREFS */
+    struct list throttled;    /* those whose packet the kernel refused with ETOOMANYREFS, or still holds */
     struct list doomed;       /* those that server_settle() disconnects */
     unsigned n_peers;
 

@@ -161,7 +161,7 @@ static void take_in(struct take *take, const Kvcached__Grant *grant, const struc
 /* No other descriptors are on their way to this process, or will be before it says something. */
 static bool is_all_that_may_come(const struct take *take)
 {
-    return conn_asks_only(take->request.conn, &take->request) && take->client->n_ordered == 0;
+    return conn_asks_only(take->request.conn, &take->request) && take->client->role != KVC_ROLE_WORKER;
 }
 
 static int take_receive(struct request *request, const struct message *message, struct fdset *fds,
@@ -177,7 +177,7 @@ static int take_receive(struct request *request, const struct message *message, 
         return r;
     take_in(take, grant, fds, truncated);
     r = grant->remaining ? REQUEST_MORE : 0;
-    lazily = r == 0 && grant->n_extents == 1 && is_all_that_may_come(take);
+    lazily = r == 0 && take->arrived->n_extents == 1 && is_all_that_may_come(take);
     /* Last, for a connection that ends here finishes its requests. */
     conn_acknowledge(request->conn, request->id, lazily);
     return r;

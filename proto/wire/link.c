@@ -24,11 +24,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "base/list.h"
@@ -133,12 +135,18 @@ int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret)
     return 0;
 }
 
+static void drop_queue(struct link *link)
+{
+    while (!list_is_empty(&link->queue))
+        packet_free(list_first(&link->queue, struct packet, entry));
+    link->n_queued = 0;
+}
+
 struct link *link_free(struct link *link)
 {
     if (!link)
         return NULL;
-    while (!list_is_empty(&link->queue))
-        packet_free(list_first(&link->queue, struct packet, entry));
+    drop_queue(link);
     close_fd(link->fd);
     free(link);
     return NULL;
@@ -433,6 +441,13 @@ int link_receive_credentials(struct link *link, struct message *ret_message, pid
     return 0;
 }
 
+bool link_is_read(const struct link *link)
+{
+    int unread;
+
+    return ioctl(link->fd, SIOCOUTQ, &unread) == 0 && unread == 0;
+}
+
 const char *link_reason(const struct link *link)
 {
     return link->reason;
@@ -440,5 +455,6 @@ const char *link_reason(const struct link *link)
 
 void link_shutdown(struct link *link)
 {
+    drop_queue(link);
     shutdown(link->fd, SHUT_RDWR);
 }

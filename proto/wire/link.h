@@ -58,6 +58,9 @@ bool link_is_throttled(const struct link *link);
 
 unsigned link_queued(const struct link *link);
 
+/* Whether the other end has received, or will never receive, all that has left the queue: the kernel's word. */
+bool link_is_read(const struct link *link);
+
 /* Receives one message, also after link_send() or link_flush() has said LINK_E_CLOSED: what the other end
  * sent before it closed (why, perhaps) can still be read. 0, LINK_E_EMPTY, LINK_E_CLOSED, LINK_E_VIOLATION,
  * LINK_E_NOFILE (the message is valid, the set empty), or negative. On 0 and LINK_E_NOFILE the caller owns
@@ -73,5 +76,6 @@ int link_receive_credentials(struct link *link, struct message *ret_message, pid
 /* One sentence about the last violation. */
 const char *link_reason(const struct link *link);
 
-/* Ends both directions, so that the peer sees end-of-file even while others hold the descriptor. */
+/* Ends both directions, so that the peer sees end-of-file even while others hold the descriptor. What is
+ * queued is dropped. */
 void link_shutdown(struct link *link);

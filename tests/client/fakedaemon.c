@@ -163,8 +163,10 @@ static bool turn(struct daemon *d)
     }
     if (pfds[1].revents)
         accept_peer(d);
+    if (!pfds[0].revents)
+        return true;
     d->n_put_off = is_quiet || d->n_put_off == PUT_OFF_MAX ? 0 : d->n_put_off + 1;
-    return !pfds[0].revents || d->n_put_off || obey(d);
+    return d->n_put_off || obey(d);
 }
 
 static void open_device(struct daemon *d)

@@ -20,6 +20,7 @@ SERVICE_UID = 54322
 VICTIM_UID = 54321
 TABLE = 512
 PACKET = 64
+FEW = 20  # fit into one packet
 
 
 @pytest.fixture
@@ -89,5 +90,41 @@ def test_packets_in_sockets_of_the_disconnected(
     for i in range(20):
         attack(programs, daemon, observer, f"attacker-{i}").packet(b"garbage")
         eventually(lambda: observer.info().number("granted_bytes") == 0)
+    is_served(victim)
+    observer.is_served()
+
+
+def leave_unread(
+    programs: Programs, daemon: Daemon, observer: Observer, name: str, ids: list[int]
+) -> RawPeer:
+    """Takes what it knows the ids of, says that it has come, and gives it back, all without receiving anything."""
+    before = observer.info().number("granted_bytes")
+    attacker = start_raw(programs, daemon, name)
+    attacker.open()
+    request = attacker.post("Take", region=attacker.open_region(), pages=len(ids))
+    eventually(lambda: observer.info().number("granted_bytes") > before)
+    attacker.post("GrantAck", request)
+    attacker.post("Return", extents=ids)
+    return attacker
+
+
+@pytest.mark.parametrize("end", ["connected", "disconnected"])
+def test_packets_that_are_returned_unread(
+    programs: Programs, daemon: Daemon, observer: Observer, victim: RawPeer, end: str
+) -> None:
+    """Ids can be known from an earlier answer, and an acknowledgement is only a word. But what lies unread counts
+    as long as it does, so soon there is no packet any more that has room for all of them."""
+    first = start_raw(programs, daemon, "first")
+    first.open()
+    ids = first.take(first.open_region(), FEW)
+    assert first.give_back(*ids).name == "Returned"
+    for i in range(TABLE // FEW + 10):
+        attacker = leave_unread(programs, daemon, observer, f"attacker-{i}", ids)
+        if end == "disconnected":
+            attacker.packet(b"garbage")
+        try:
+            eventually(lambda: observer.info().number("granted_bytes") == 0, within=5)
+        except AssertionError:
+            break
     is_served(victim)
     observer.is_served()

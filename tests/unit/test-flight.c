@@ -139,6 +139,33 @@ TEST(busy_domains_end_up_equal)
     flight_deinit(&flight);
 }
 
+/* Peers that have one descriptor unacknowledged take nothing from those that want many. */
+TEST(single_descriptors_are_no_part_of_what_is_shared)
+{
+    struct flight_charge singles[60], charge;
+    struct flight flight;
+    struct flight_domain *idle, *busy;
+
+    flight_init(&flight, 200);
+    idle = join(&flight, "idle");
+    busy = join(&flight, "busy");
+    for (unsigned i = 0; i < 60; i++)
+        flight_charge_init(&singles[i], idle, 1);
+    check_eq(flight.n_in_flight, 60);
+    check_eq(flight_room(idle), 34);
+    check_eq(flight_room(busy), 34);
+    flight_charge_init(&charge, busy, 34);
+    check_eq(flight_room(busy), 17);
+    check_eq(flight_room(idle), 25);
+    flight_charge_deinit(&charge);
+    for (unsigned i = 0; i < 60; i++)
+        flight_charge_deinit(&singles[i]);
+    check_eq(flight.n_in_flight, 0);
+    flight_domain_leave(idle);
+    flight_domain_leave(busy);
+    flight_deinit(&flight);
+}
+
 TEST(nothing_is_left_of_the_smallest)
 {
     struct flight_charge charge;

@@ -238,6 +238,31 @@ TEST(full_socket_queues_and_full_queue_refuses)
     free_ends(&ends);
 }
 
+/* Looking at a packet, or shutting the connection down, is not receiving it; closing it ends it as well. */
+TEST(what_was_read_is_known)
+{
+    char bytes[64];
+    int raw;
+    struct link *link = make_half(false, &raw);
+
+    check(link_is_read(link));
+    check_eq(send_take(link, 1), 0);
+    check_eq(send_take(link, 2), 0);
+    check(!link_is_read(link));
+    check(recv(raw, bytes, sizeof(bytes), 0) > 0);
+    check(recv(raw, bytes, sizeof(bytes), MSG_PEEK) > 0);
+    check(!link_is_read(link));
+    check(recv(raw, bytes, sizeof(bytes), 0) > 0);
+    check(link_is_read(link));
+    check_eq(send_take(link, 3), 0);
+    check_eq(shutdown(raw, SHUT_RDWR), 0);
+    link_shutdown(link);
+    check(!link_is_read(link));
+    close(raw);
+    check(link_is_read(link));
+    link_free(link);
+}
+
 TEST(queued_descriptors_die_with_the_link)
 {
     struct ends ends = make_ends();
