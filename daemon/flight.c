@@ -6,9 +6,9 @@
  *   - A domain has at most half of what the others leave. Those that want more than there is end up with
  * equal shares; those that come while others sit on theirs find less, never nothing.
  *   - A packet takes at most half of what its domain has left, for the domain's other peers.
- *   - A third of the whole is for packets of one descriptor, to which everybody has a right: a peer has one
- *     packet in flight, and there are no more peers than that (settings.c). So these count for nobody else,
- *     and may be acknowledged late.
+ *   - A third of the whole is for packets of one descriptor, to which every peer has a right that has nothing
+ *     else in flight; there are no more peers than that (settings.c). So these count for nobody else, and may
+ *     be acknowledged late.
  */
 
 #include "flight.h"
@@ -75,7 +75,7 @@ static unsigned sub_floor(unsigned a, unsigned b)
     return a > b ? a - b : 0;
 }
 
-unsigned flight_room(const struct flight_domain *domain)
+unsigned flight_room(const struct flight_domain *domain, const struct flight_charge *charge)
 {
     const struct flight *flight = domain->flight;
     unsigned shared = flight->max - flight->max / 3;
@@ -83,7 +83,7 @@ unsigned flight_room(const struct flight_domain *domain)
     unsigned room = half(sub_floor(half(sub_floor(shared, others)), domain->n_shared));
     unsigned left = sub_floor(flight->max, flight->n_in_flight);
 
-    if (room == 0)
+    if (room == 0 && charge->n == 0)
         room = 1;
     return room < left ? room : left;
 }
@@ -98,8 +98,10 @@ static void count(struct flight_domain *domain, int n)
     domain->flight->n_shared += shared;
 }
 
-void flight_charge_init(struct flight_charge *charge, struct flight_domain *domain, unsigned n)
+void flight_charge_add(struct flight_charge *charge, struct flight_domain *domain, unsigned n)
 {
+    n += charge->n;
+    flight_charge_deinit(charge);
     *charge = (struct flight_charge){.domain = domain, .n = n};
     count(domain, (int)n);
 }

@@ -26,7 +26,7 @@ struct flight_domain {
     char name[];
 };
 
-/* One packet's descriptors. */
+/* One peer's descriptors. */
 struct flight_charge {
     struct flight_domain *domain; /* NULL: nothing is charged */
     unsigned n;
@@ -41,8 +41,10 @@ int flight_domain_join(struct flight *flight, const char *name, struct flight_do
 /* One user less; the last one frees the domain. Charges must have ended. NULL is fine. Returns NULL. */
 struct flight_domain *flight_domain_leave(struct flight_domain *domain);
 
-/* How many descriptors the next packet to a domain may carry. */
-unsigned flight_room(const struct flight_domain *domain);
+/* How many descriptors the next packet to a domain may carry, for a peer for which so many are in flight
+ * already. */
+unsigned flight_room(const struct flight_domain *domain, const struct flight_charge *charge);
 
-void flight_charge_init(struct flight_charge *charge, struct flight_domain *domain, unsigned n);
+/* For a charge of this domain, or one that is {0}. */
+void flight_charge_add(struct flight_charge *charge, struct flight_domain *domain, unsigned n);
 void flight_charge_deinit(struct flight_charge *charge);

@@ -252,27 +252,29 @@ static void send_packet(struct grant *grant, unsigned n)
 
 static void export_packet(struct grant *grant, unsigned n)
 {
-    grant->n_exporting = n;
+    grant->n_exporting = grant->n_cold = n;
     for (unsigned i = 0; i < n; i++)
         memory_export_granted(grant->peer->server, slot_of(grant, grant->n_sent + i));
 }
 
-/* The peer's word that a packet has come is believed when the kernel says so, too: else descriptors could be
- * heaped up in its socket. What else lies there may be newer, so that is looked at again. */
-static bool has_landed(struct peer *peer)
+/* The peer's word that packets have come ends their charge when it is the kernel's, too: else descriptors could
+ * be heaped up in its socket. What lies there may be newer, so the next packet may leave, as far as there is
+ * room beside what is in doubt. */
+static void end_flight(struct peer *peer)
 {
-    if (!peer->in_flight.domain)
-        return true;
-    if (!peer->is_acknowledged)
-        return false;
-    if (link_queued(peer->conn) > 0 || !link_is_read(peer->conn)) {
-        if (list_is_empty(&peer->stall_link) && next_granted(peer))
-            list_append(&peer->server->throttled, &peer->stall_link);
-        return false;
-    }
+    if (!peer->is_acknowledged || !peer->in_flight.domain || link_queued(peer->conn) > 0 ||
+        !link_is_read(peer->conn))
+        return;
     flight_charge_deinit(&peer->in_flight);
     peer->server->room_grew = true;
-    return true;
+}
+
+/* Nothing announces that something was read. */
+static void wait_for_room(struct peer *peer)
+{
+    if (list_is_empty(&peer->stall_link))
+        list_append(peer->in_flight.domain ? &peer->server->throttled : &peer->server->stalled,
+                    &peer->stall_link);
 }
 
 void grant_send(struct peer *peer)
@@ -280,12 +282,12 @@ void grant_send(struct peer *peer)
     struct grant *grant = next_granted(peer);
     unsigned n, room;
 
-    if (!grant || peer->doomed || !has_landed(peer))
+    if (!grant || peer->doomed || (peer->in_flight.domain && !peer->is_acknowledged))
         return;
-    room = flight_room(peer->flight);
+    end_flight(peer);
+    room = flight_room(peer->flight, &peer->in_flight);
     if (room == 0) {
-        if (list_is_empty(&peer->stall_link))
-            list_append(&peer->server->stalled, &peer->stall_link);
+        wait_for_room(peer);
         return;
     }
     n = grant->n_extents - grant->n_sent;
@@ -293,7 +295,7 @@ void grant_send(struct peer *peer)
         n = FRAME_FDS_MAX;
     if (n > room)
         n = room;
-    flight_charge_init(&peer->in_flight, peer->flight, n);
+    flight_charge_add(&peer->in_flight, peer->flight, n);
     peer->is_acknowledged = false;
     if (grant->request)
         send_packet(grant, n);
@@ -319,8 +321,10 @@ int grant_acknowledged(struct peer *peer, uint32_t number)
 
 void grant_go_on(struct peer *peer)
 {
-    if (peer->is_acknowledged && has_landed(peer))
-        grant_send(peer);
+    if (!peer->is_acknowledged)
+        return;
+    end_flight(peer);
+    grant_send(peer);
 }
 
 /* ---- Cold grants ---- */
@@ -365,7 +369,7 @@ void grant_exported(struct slot *slot)
         return;
     }
     if (--grant->n_exporting == 0 && !peer->doomed)
-        send_packet(grant, peer->in_flight.n);
+        send_packet(grant, grant->n_cold);
 }
 
 /* ---- The end ---- */

@@ -26,7 +26,7 @@ struct grant {
     uint32_t number;     /* of the Take, order or Lease on the wire */
     struct order *order; /* NULL: there is none, or it is gone */
     uint32_t n_extents, n_sent;
-    uint32_t n_exporting;           /* of a cold grant's next packet */
+    uint32_t n_cold, n_exporting;   /* extents of a cold grant's next packet, and those still to come */
     struct broker_request *request; /* NULL once the grant is cold */
     uint64_t *extents;              /* the request's; of a cold grant its own */
 };

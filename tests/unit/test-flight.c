@@ -5,6 +5,8 @@
 
 #include "test.h"
 
+static const struct flight_charge none;
+
 static struct flight_domain *join(struct flight *flight, const char *name)
 {
     struct flight_domain *domain;
@@ -16,10 +18,11 @@ static struct flight_domain *join(struct flight *flight, const char *name)
 /* Sends as much as may be; how much that was. */
 static unsigned send_packet(struct flight_domain *domain, struct flight_charge *charge)
 {
-    unsigned n = flight_room(domain);
+    unsigned n = flight_room(domain, &none);
 
+    *charge = none;
     if (n > 0)
-        flight_charge_init(charge, domain, n);
+        flight_charge_add(charge, domain, n);
     return n;
 }
 
@@ -34,12 +37,12 @@ TEST(one_domain_leaves_room_for_the_next)
     domain = join(&flight, "a");
     check_eq(send_packet(domain, &charges[0]), 34);
     check_eq(send_packet(domain, &charges[1]), 17);
-    check_eq(flight_room(domain), 8);
+    check_eq(flight_room(domain, &none), 8);
     flight_charge_deinit(&charges[1]);
     flight_charge_deinit(&charges[1]);
-    check_eq(flight_room(domain), 17);
+    check_eq(flight_room(domain, &none), 17);
     flight_charge_deinit(&charges[0]);
-    check_eq(flight_room(domain), 34);
+    check_eq(flight_room(domain, &none), 34);
     flight_domain_leave(domain);
     flight_deinit(&flight);
 }
@@ -142,7 +145,7 @@ TEST(busy_domains_end_up_equal)
 /* Peers that have one descriptor unacknowledged take nothing from those that want many. */
 TEST(single_descriptors_are_no_part_of_what_is_shared)
 {
-    struct flight_charge singles[60], charge;
+    struct flight_charge singles[60] = {0}, charge = {0};
     struct flight flight;
     struct flight_domain *idle, *busy;
 
@@ -150,19 +153,40 @@ TEST(single_descriptors_are_no_part_of_what_is_shared)
     idle = join(&flight, "idle");
     busy = join(&flight, "busy");
     for (unsigned i = 0; i < 60; i++)
-        flight_charge_init(&singles[i], idle, 1);
+        flight_charge_add(&singles[i], idle, 1);
     check_eq(flight.n_in_flight, 60);
-    check_eq(flight_room(idle), 34);
-    check_eq(flight_room(busy), 34);
-    flight_charge_init(&charge, busy, 34);
-    check_eq(flight_room(busy), 17);
-    check_eq(flight_room(idle), 25);
+    check_eq(flight_room(idle, &none), 34);
+    check_eq(flight_room(busy, &none), 34);
+    flight_charge_add(&charge, busy, 34);
+    check_eq(flight_room(busy, &none), 17);
+    check_eq(flight_room(idle, &none), 25);
     flight_charge_deinit(&charge);
     for (unsigned i = 0; i < 60; i++)
         flight_charge_deinit(&singles[i]);
     check_eq(flight.n_in_flight, 0);
     flight_domain_leave(idle);
     flight_domain_leave(busy);
+    flight_deinit(&flight);
+}
+
+/* Who has something in flight gets a share, and when that is used up, nothing. */
+TEST(nobody_has_a_right_to_one_more)
+{
+    struct flight_charge charge = {0};
+    struct flight flight;
+    struct flight_domain *domain;
+    unsigned n;
+
+    flight_init(&flight, 30);
+    domain = join(&flight, "a");
+    while ((n = flight_room(domain, &charge)))
+        flight_charge_add(&charge, domain, n);
+    check_eq(charge.n, 10);
+    check_eq(flight.n_shared, 10);
+    check_eq(flight_room(domain, &none), 1);
+    flight_charge_deinit(&charge);
+    check_eq(flight.n_in_flight + flight.n_shared, 0);
+    flight_domain_leave(domain);
     flight_deinit(&flight);
 }
 
@@ -175,9 +199,9 @@ TEST(nothing_is_left_of_the_smallest)
     flight_init(&flight, 0);
     domain = join(&flight, "a");
     check_eq(send_packet(domain, &charge), 1);
-    check_eq(flight_room(domain), 0);
+    check_eq(flight_room(domain, &none), 0);
     flight_charge_deinit(&charge);
-    check_eq(flight_room(domain), 1);
+    check_eq(flight_room(domain, &none), 1);
     flight_domain_leave(domain);
     flight_deinit(&flight);
 }
