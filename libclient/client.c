@@ -205,16 +205,20 @@ static int mark_process(struct kvc_client *client)
     return 0;
 }
 
-/* Some thread that waits for an answer may be the one that receives it, and it goes on waiting. */
+/* Some thread that waits for an answer may be the one that receives it, and it goes on waiting: perhaps for
+ * memory, which the daemon doesn't send before it knows that an order's has come. */
 static int client_on_news(void *data, struct message *message, struct fdset *fds, bool truncated)
 {
     struct kvc_client *client = data;
     uint64_t feature = message->type == MESSAGE_NOTICE ? KVCACHED__FEATURE__FEATURE_LEASES
                                                        : KVCACHED__FEATURE__FEATURE_ORDERS;
-    int r = KVC_E_PROTOCOL;
+    int r;
 
-    if (client->features & feature)
-        r = news_keep(&client->news, message, fds, truncated);
+    if (!(client->features & feature))
+        return KVC_E_PROTOCOL;
+    if (message->type == MESSAGE_MAP_ORDER && !orders_receive(client, message, fds, truncated))
+        return 0;
+    r = news_keep(&client->news, message);
     if (r == 0 && client->worker)
         worker_poke(client->worker);
     return r;
@@ -286,6 +290,7 @@ static struct kvc_client *client_free(struct kvc_client *client)
         fence_close(client);
     client->gpu = gpu_close(client->gpu);
     news_deinit(&client->news);
+    orders_forget(client); /* without a region, so nothing of them was imported */
     status_page_unmap(client->status);
     lease_file_unmap(client->leases);
     backing_free_all(&client->leaving);
@@ -353,7 +358,7 @@ static struct kvc_client *client_forget(struct kvc_client *client)
     worker_forget(client->worker);
     conn_forget(client->conn);
     gpu_forget(client->gpu);
-    news_forget(&client->news);
+    news_deinit(&client->news);
     status_page_unmap(client->status);
     lease_file_unmap(client->leases);
     munmap((void *)client->ours, FORK_PAGE_SIZE);

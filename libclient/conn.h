@@ -63,7 +63,7 @@ struct conn {
     atomic_bool alive;
 
     /* Takes what the daemon says without having been asked (moves it away). Negative: the connection ends.
-     * NULL: nothing may come. Must not call back. */
+     * NULL: nothing may come. May acknowledge descriptors, but neither ask nor wait. */
     int (*on_news)(void *data, struct message *message, struct fdset *fds, bool truncated);
     void *news_data;
     char reason[ERROR_SENTENCE_MAX]; /* why it is not */

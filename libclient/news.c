@@ -4,6 +4,8 @@
  * Whichever thread happens to receive puts news here; they are acted upon where the library may take its
  * time and may call its engine: in kvc_dispatch(), or on the library's own thread. The daemon waits for an
  * answer to each before it sends too many, so a long queue is a daemon that breaks its word.
+ *
+ * Of an order to map only the last packet is put here, as its place in line: see orders.h.
  */
 
 #include "news.h"
@@ -19,8 +21,6 @@
 struct item {
     struct list link;
     struct message message;
-    struct fdset fds;
-    bool truncated; /* the descriptors did not fit this process' table */
 };
 
 void news_init(struct news *news)
@@ -29,34 +29,22 @@ void news_init(struct news *news)
     news->n = 0;
 }
 
-static void item_free(struct item *item, bool close)
+static void item_free(struct item *item)
 {
-    if (close)
-        fdset_deinit(&item->fds);
     message_deinit(&item->message);
     free(item);
 }
 
-static void empty(struct news *news, bool close)
+void news_deinit(struct news *news)
 {
     list_for_each_safe (it, &news->items) {
         list_unlink(it);
-        item_free(container_of(it, struct item, link), close);
+        item_free(container_of(it, struct item, link));
     }
     news->n = 0;
 }
 
-void news_deinit(struct news *news)
-{
-    empty(news, true);
-}
-
-void news_forget(struct news *news)
-{
-    empty(news, false);
-}
-
-int news_keep(struct news *news, struct message *message, struct fdset *fds, bool truncated)
+int news_keep(struct news *news, struct message *message)
 {
     struct item *item;
 
@@ -66,8 +54,6 @@ int news_keep(struct news *news, struct message *message, struct fdset *fds, boo
     if (!item)
         return error_nomem();
     item->message = *message;
-    fdset_move(&item->fds, fds);
-    item->truncated = truncated;
     *message = (struct message){0};
     list_append(&news->items, &item->link);
     news->n++;
@@ -103,7 +89,7 @@ static void handle(struct kvc_client *client, struct item *item)
         break;
     case MESSAGE_MAP_ORDER:
         r = 0;
-        orders_map(client, &item->message, &item->fds, item->truncated);
+        orders_map(client, &item->message);
         break;
     case MESSAGE_UNMAP_ORDER:
         r = 0;
@@ -122,7 +108,7 @@ static void take_out(struct kvc_client *client, struct item *item)
     list_unlink(&item->link);
     client->news.n--;
     handle(client, item);
-    item_free(item, true);
+    item_free(item);
 }
 
 void news_handle(struct kvc_client *client)

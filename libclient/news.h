@@ -9,7 +9,6 @@
 
 #include "base/list.h"
 #include "wire/codec.h"
-#include "wire/fdset.h"
 
 struct kvc_client;
 
@@ -21,12 +20,9 @@ struct news {
 void news_init(struct news *news);
 void news_deinit(struct news *news);
 
-/* Frees host memory only, in a forked child. */
-void news_forget(struct news *news);
-
-/* Moves message and descriptors into the queue. 0, KVC_E_PROTOCOL when more has come than any daemon may
- * send, KVC_E_NOMEM: they stay the caller's. */
-int news_keep(struct news *news, struct message *message, struct fdset *fds, bool truncated);
+/* Moves the message into the queue. 0, KVC_E_PROTOCOL when more has come than any daemon may send,
+ * KVC_E_NOMEM: it stays the caller's. */
+int news_keep(struct news *news, struct message *message);
 
 bool news_has_any(const struct news *news);
 bool news_has_notice(const struct news *news);

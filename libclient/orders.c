@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * An order to map comes in packets, like a grant. Each is imported, acknowledged and closed as it comes, so a
- * large order needs no more descriptors than one packet's; with the last one, all of it is mapped or nothing.
- * An order that cannot be carried out takes its packets all the same: what they bring goes back together,
- * before the daemon is told, so that the worker is charged for what it has and no more.
+ * An order to map comes in packets, like a grant. Each is imported, acknowledged and closed as it comes,
+ * whichever thread receives it: so a large order needs no more descriptors than one packet's, and who waits
+ * for a grant gets it, which the daemon doesn't send before. Only carrying out waits for its turn, behind
+ * what was ordered earlier: then all of it is mapped or nothing. An order that cannot be carried out takes
+ * its packets all the same: what they bring goes back together, before the daemon is told, so that the
+ * worker is charged for what it has and no more.
  *
  * What a scheduler may rely on is that an answer is the truth: "done" is said behind the mapping, and behind
  * the Return of what was unmapped. The daemon handles what one socket brings in order.
@@ -28,7 +30,7 @@
 #define ORDER_PAGES_MAX 1024
 #define UNMAP_BATCH 64
 
-/* An order to map that has not come completely. */
+/* An order to map that has not come completely, or whose turn has not come. */
 struct order {
     struct list link; /* of the client's orders */
     struct kvc_client *client;
@@ -159,6 +161,8 @@ static int carry_out(struct order *order)
     struct list memory = LIST_INIT(memory);
     int r;
 
+    if (!order->client->conn->alive)
+        return order_undo(order, 0);
     if (!region)
         return order_undo(order, closed());
     if (is_old(region->orders, order->session, order->number))
@@ -174,6 +178,11 @@ static int carry_out(struct order *order)
     if (r == 0)
         region->orders->number = order->number;
     return r;
+}
+
+static bool is_complete(const struct order *order)
+{
+    return order->n_arrived == order->arrived->n_extents;
 }
 
 static struct kvc_region *find_region(struct kvc_client *client, uint32_t id)
@@ -281,24 +290,28 @@ static bool fits(const struct order *order, const Kvcached__MapOrder *body, cons
            (truncated || fds->n == body->n_extents);
 }
 
-void orders_map(struct kvc_client *client, const struct message *message, const struct fdset *fds,
-                bool truncated)
+bool orders_receive(struct kvc_client *client, const struct message *message, const struct fdset *fds,
+                    bool truncated)
 {
     const Kvcached__MapOrder *body = (const Kvcached__MapOrder *)message->body;
-    Kvcached__GrantAck ack = KVCACHED__GRANT_ACK__INIT;
-    struct order *order = client->conn->alive ? order_of(client, message->request, body) : NULL;
+    struct order *order = order_of(client, message->request, body);
 
     if (!order)
-        return;
+        return false;
     if (!fits(order, body, fds, truncated)) {
         violated(client, "a packet brings other extents than were announced");
-        return;
+        return false;
     }
     take_in(order, body, fds, truncated);
-    conn_tell(client->conn, MESSAGE_GRANT_ACK, message->request, &ack.base);
-    if (body->remaining > 0)
-        return;
-    say_done(client, message->request, carry_out(order));
+    conn_acknowledge(client->conn, message->request, false);
+    return is_complete(order);
+}
+
+void orders_map(struct kvc_client *client, const struct message *message)
+{
+    struct order *order = find_order(client, message->request);
+
+    say_done(client, order->request, carry_out(order));
     order_free(order);
 }
 
@@ -343,14 +356,22 @@ void orders_abandon(struct kvc_region *region)
     }
 }
 
+static bool is_any_incomplete(const struct kvc_client *client)
+{
+    list_for_each (it, &client->orders)
+        if (!is_complete(container_of(it, struct order, link)))
+            return true;
+    return false;
+}
+
 void orders_drop(struct kvc_client *client)
 {
-    /* The daemon takes back what it has sent only when it has sent all. */
-    if (!list_is_empty(&client->orders))
-        conn_die(client->conn, KVC_E_DISCONNECTED, "The client was closed");
-    list_for_each_safe (it, &client->orders) {
-        struct order *order = container_of(it, struct order, link);
+    struct order *order;
 
+    /* The daemon takes back what it has sent only when it has sent all. */
+    if (is_any_incomplete(client))
+        conn_die(client->conn, KVC_E_DISCONNECTED, "The client was closed");
+    while ((order = list_first(&client->orders, struct order, link))) {
         order_undo(order, 0);
         order_free(order);
     }

@@ -25,16 +25,20 @@ struct orders {
 /* 0, or KVC_E_INVALID for a region that only its scheduler may map and unmap. */
 int orders_refuse(const struct kvc_region *region);
 
-/* One packet of an order to map. Its descriptors stay the caller's to close. */
-void orders_map(struct kvc_client *client, const struct message *message, const struct fdset *fds,
-                bool truncated);
+/* Takes in one packet of an order to map, and says so: from then on its memory is ours. Its descriptors stay
+ * the caller's to close. True: the order is complete, and orders_map() is due when its turn comes. */
+bool orders_receive(struct kvc_client *client, const struct message *message, const struct fdset *fds,
+                    bool truncated);
+
+/* Carries out the order whose last packet that was. */
+void orders_map(struct kvc_client *client, const struct message *message);
 
 void orders_unmap(struct kvc_client *client, const struct message *message);
 
 /* The region is closed: orders for it that are still coming fail. */
 void orders_abandon(struct kvc_region *region);
 
-/* The client is closed: what came of orders that will not be complete goes back. */
+/* The client is closed: what came of orders that will not be carried out goes back. */
 void orders_drop(struct kvc_client *client);
 
 /* Frees host memory only. */

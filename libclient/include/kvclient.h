@@ -332,7 +332,8 @@ KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region
  * A worker opens its regions with KVC_REGION_ORDERED, and maps nothing in them by itself: kvc_region_map()
  * and kvc_region_unmap() are KVC_E_INVALID. Its library does what the scheduler wants, on its own thread
  * or in kvc_dispatch(), for as long as the region is open; nothing of it is cached. A worker on an event
- * loop must poll, since its scheduler waits.
+ * loop must poll, since its scheduler waits. Other calls that wait for the daemon take in the memory that
+ * comes with orders, and leave the rest to kvc_dispatch().
  *
  * The scheduler opens a client of each worker's daemon, under the worker's instance name, with
  * KVC_ROLE_SCHEDULER. Such a client has no GPU: its process never loads the driver, and kvc_region_open()

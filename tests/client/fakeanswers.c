@@ -117,6 +117,7 @@ void answers_send_grants(struct daemon *d, struct peer *peer)
         fake_answer(peer->fd, FAKE_HONEST, MESSAGE_GRANT, grant->request, &body.base, fds,
                     (unsigned)body.n_extents);
     peer->awaits_ack = true;
+    d->counts.late += grant->held;
     d->counts.unacknowledged++;
     for (size_t i = 0; i < body.n_extents; i++)
         list_for_each (it, &peer->extents) {

@@ -94,6 +94,7 @@ struct fake_order {
     uint64_t pages[FAKE_ORDER_PAGES];
     size_t n;
     unsigned packet_max; /* extents in a packet; 0: 64 */
+    bool hold;           /* what comes behind its first packet comes with fake_release() */
     uint32_t region;     /* added to the true number */
     enum fake_lie lie;   /* told with its first packet */
 };

@@ -228,7 +228,9 @@ void orders_send_packet(struct peer *peer, struct grant *grant, uint64_t *ids, c
     body.remaining = grant->n_left + (order->lie == FAKE_TOO_MANY) * 5;
     fake_answer(peer->fd, order->lie, MESSAGE_MAP_ORDER, grant->request, &body.base, fds,
                 (unsigned)body.n_extents);
+    grant->held = order->hold;
     order->n = 0;
+    order->hold = false;
     order->lie = FAKE_HONEST;
 }
 

@@ -133,7 +133,7 @@ TEST(a_queue_without_end_ends_the_connection)
     world_close(&w);
 }
 
-/* The descriptors that came with it are closed, and the daemon has its memory back. */
+/* The daemon has its memory back. */
 TEST(a_client_closed_with_news_in_hand)
 {
     struct world w = begin();

@@ -461,17 +461,25 @@ TEST(orders_for_a_closed_region)
     end(&t);
 }
 
+static void take_half_an_order(struct worker_test *t)
+{
+    struct fake_order order = {
+        .map = true, .session = 1, .number = 1, .pages = {1}, .n = 1, .packet_max = 1, .hold = true};
+
+    fake_order(t->fake, &order);
+    dispatch_until(t->client, fake_count(t->fake).unacknowledged == 0);
+    check_eq(fake_count(t->fake).late, 1);
+    check_eq(kvc_get_timeout(t->client), -1);
+}
+
 TEST(a_region_closed_between_two_packets)
 {
     struct worker_test t = begin(0);
-    struct fake_order order = {.map = true, .session = 1, .number = 1, .pages = {1}, .n = 1, .packet_max = 1};
     struct fake_counts counts;
 
-    fake_order(t.fake, &order);
-    while (fake_count(t.fake).extents == fake_count(t.fake).unacknowledged)
-        dispatch_some(&t);
-    dispatch_some(&t);
+    take_half_an_order(&t);
     t.region = kvc_region_close(t.region);
+    fake_release(t.fake);
     while (counts = fake_count(t.fake), counts.orders_done == 0)
         dispatch_some(&t);
     check_eq(counts.lent_at_done, 0);
@@ -482,12 +490,8 @@ TEST(a_region_closed_between_two_packets)
 TEST(a_client_closed_between_two_packets)
 {
     struct worker_test t = begin(0);
-    struct fake_order order = {.map = true, .session = 1, .number = 1, .pages = {1}, .n = 1, .packet_max = 1};
 
-    fake_order(t.fake, &order);
-    while (kvc_get_timeout(t.client) < 0 && fake_count(t.fake).unacknowledged == 0)
-        dispatch_some(&t);
-    dispatch_some(&t);
+    take_half_an_order(&t);
     kvc_close(t.client);
     while (fake_count(t.fake).peers > 0)
         ;

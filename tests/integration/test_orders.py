@@ -83,6 +83,29 @@ def test_a_worker_on_an_event_loop(programs: Programs, daemon: Daemon) -> None:
     assert scheduler.receive() == "ok"
 
 
+def test_a_worker_that_waits_for_memory_of_its_own(programs: Programs, daemon: Daemon) -> None:
+    """What it waits for comes behind the memory of an order, whose turn is when it dispatches."""
+    worker = programs.peer(daemon, "engine")
+    worker.do("open role=worker")
+    worker.do("region kv page=2M pages=400 rank=0")
+    worker.do("region own page=2M pages=8")
+    scheduler = programs.peer(daemon, "engine")
+    scheduler.do("open role=scheduler")
+    scheduler.send("attach kv 0")
+    worker.send(f"await mapped={2 * MIB}")
+    assert scheduler.receive().startswith("ok ")
+    scheduler.do("map kv 399")
+    assert worker.receive().startswith("ok ")
+    scheduler.send("map kv 0-299")
+    eventually(lambda: f"used={301 * 2 * MIB} " in worker.do("status"))
+    worker.do("map own 0")
+    assert f"mapped={2 * 2 * MIB} " in worker.do("status")
+    assert worker.do("probe kv 0 0") == "fault"
+    worker.do(f"await mapped={302 * 2 * MIB}")
+    assert scheduler.receive() == "ok"
+    worker.do("read kv 299 0")
+
+
 def test_a_limit(programs: Programs, daemon: Daemon) -> None:
     """The scheduler hears the daemon's refusal as an engine would; more than a packet's extents come."""
     worker = programs.peer(daemon, "engine")
