@@ -153,6 +153,27 @@ static void on_alarm(int signal)
     (void)signal;
 }
 
+static volatile sig_atomic_t ended_by;
+static volatile pid_t running;
+
+/* The folder is still to be removed, and who would otherwise outlive us is still to be killed. */
+static void on_end(int signal)
+{
+    ended_by = signal;
+    if (running > 0)
+        kill(-running, SIGKILL);
+}
+
+/* As if it had not been caught. */
+static void end_if_told(void)
+{
+    if (!ended_by)
+        return;
+    fflush(NULL);
+    signal(ended_by, SIG_DFL);
+    raise(ended_by);
+}
+
 static const char *describe_end(const struct test *test, int status, bool late, char *buf, size_t size)
 {
     if (late)
@@ -178,20 +199,27 @@ static int run_forked(const struct test *test, unsigned number)
         return 1;
     }
     if (pid == 0) {
+        signal(SIGTERM, SIG_DFL);
+        signal(SIGINT, SIG_DFL);
         setpgid(0, 0);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         run_one(test);
         exit(0);
     }
     setpgid(pid, pid);
+    running = pid;
     alarm(test->limit_s);
+    if (ended_by)
+        kill(-pid, SIGKILL);
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
         late = true;
         kill(-pid, SIGKILL);
     }
     alarm(0);
+    running = 0;
     left_children = kill(-pid, SIGKILL) == 0;
     remove_folder();
+    end_if_told();
 
     if (!late && WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIP) {
         printf("ok %u - %s # SKIP\n", number, test->name);
@@ -234,7 +262,7 @@ static bool exists(const char *name)
 
 int main(int argc, char **argv)
 {
-    struct sigaction action = {.sa_handler = on_alarm};
+    struct sigaction action = {.sa_handler = on_alarm}, end_action = {.sa_handler = on_end};
     unsigned number = 0, failed = 0;
     bool list = false, no_fork = false;
 
@@ -247,6 +275,10 @@ int main(int argc, char **argv)
         }
     }
     sigaction(SIGALRM, &action, NULL);
+    if (!no_fork) {
+        sigaction(SIGTERM, &end_action, NULL);
+        sigaction(SIGINT, &end_action, NULL);
+    }
     for (const struct test *t = __start_kvtests; t < __stop_kvtests; t++) {
         if (!wanted(t, argc, argv))
             continue;

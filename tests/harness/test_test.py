@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import subprocess
 from pathlib import Path
+
+import pytest
+
+from harness.broker import eventually
 
 
 def run_test(build_dir: Path, *cases: str) -> tuple[int, list[str]]:
@@ -22,3 +29,20 @@ def test_cases_are_run_by_name(build_dir: Path) -> None:
 def test_a_case_that_is_not_there_fails(build_dir: Path) -> None:
     _, names = run_test(build_dir, "--list")
     assert run_test(build_dir, names[0], "absent") == (1, ["Bail out! There is no test absent"])
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+def test_who_is_ended_leaves_nothing(build_dir: Path, signal_: signal.Signals) -> None:
+    command = [str(build_dir / "tests/harness/endless")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as runner:
+        assert runner.stdout
+        folder, child = runner.stdout.readline().split()
+        pidfd = os.pidfd_open(int(child))
+        assert Path(folder).is_dir()
+        runner.send_signal(signal_)
+        assert runner.wait(timeout=30) == -signal_
+    assert not Path(folder).exists()
+    try:
+        eventually(lambda: select.select([pidfd], [], [], 0)[0])
+    finally:
+        os.close(pidfd)

@@ -110,7 +110,7 @@ def test_demo_ends_at_any_moment(
     else:
         script.process.send_signal(signal_)
     script.process.communicate(timeout=30)
-    print(f"after {wait_s:.3f} s, seed {SEED}")
+    print(f"after {wait_s:.3f} s, KVCACHED_TEST_SEED={SEED}")
     script.check_nothing_left()
     if signal_ != signal.SIGKILL and wait_s > 1:
         assert script.process.returncode == 128 + signal_
