@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench import report as reports
 from bench.rig import Rig, pinned
-from harness.broker import Daemon, Site, run_program
+from harness.broker import Daemon, Site, eventually, run_program
 
 # Of bench-blocks: what must not make a system call, and what must not send anything.
 SILENT_SIDES = ("small", "large", "available", "remap")
@@ -66,9 +66,14 @@ def blocks_command(rig: Rig, rounds: int) -> list[str]:
     return [*words, "--processor", str(rig.processor)]
 
 
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 @contextmanager
 def blocks_at_a_stop(rig: Rig, side: str, rounds: int) -> Iterator[tuple[int, Callable[[], None]]]:
-    """A program that is about to do the batches of a side: its pid, and what has it do them."""
+    """A program that is about to do the batches of a side: its pid, and what has it do them. It sleeps until
+    then, so that a tracer sees nothing of what it did before."""
     words = [*blocks_command(rig, rounds), "--count", side]
     variables = rig.site.environment(**rig.environment)
     pipe = subprocess.PIPE
@@ -88,6 +93,7 @@ def blocks_at_a_stop(rig: Rig, side: str, rounds: int) -> Iterator[tuple[int, Ca
             expect("done")
 
         expect("ready")
+        eventually(lambda: sleeps(program.pid))
         yield program.pid, go_on
         program.communicate("\n")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import report as reports
-from bench.run import difference, parse_summary
+from bench.run import difference, parse_summary, without_meeting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,6 +144,13 @@ def test_system_calls() -> None:
     many = parse_summary(STRACE)
     assert many == {"sendmsg": 200, "recvmsg": 180}
     assert difference({"sendmsg": 20, "openat": 3}, many, 40) == {"sendmsg": 4.5, "recvmsg": 4.5}
+
+
+def test_system_calls_without_those_around() -> None:
+    seen = without_meeting({"read": 1, "write": 41, "mmap": 10})
+    assert seen == {"read": 0, "write": 40, "mmap": 10}
+    unseen = without_meeting({"write": 1})
+    assert difference(without_meeting({"read": 1}), unseen, 40) == {}
 
 
 def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
