@@ -13,7 +13,8 @@
  * All take turns in every round. The library has its own thread, which no side has a reason to wake. Prints
  * one line for each measurement, SIDE NANOSECONDS for one operation.
  * With --count SIDE it measures nothing: it does that side's batch as often as --rounds says, for somebody
- * who counts system calls. It says "ready" before and "done" after that, and waits for a line each time.
+ * who counts system calls or instructions. It says "ready" before and "done" after that, and waits for a line
+ * each time.
  */
 
 #include <inttypes.h>

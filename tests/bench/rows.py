@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,11 @@ from harness.broker import Daemon, Site, eventually, run_program
 
 # Of bench-blocks: what must not make a system call, and what must not send anything.
 SILENT_SIDES = ("small", "large", "available", "remap")
+# And what never leaves the library, so that its instructions repeat; what it calls there, and how many
+# operations are in a batch.
+COUNTED_SIDES = ("small", "large", "available")
+COUNTED_CALLS = ("kvc_blocks_alloc", "kvc_blocks_free", "kvc_blocks_available")
+BATCH = 1000
 
 RANKS = 4
 CROWD_PEERS = 1000
@@ -71,10 +76,12 @@ def sleeps(pid: int) -> bool:
 
 
 @contextmanager
-def blocks_at_a_stop(rig: Rig, side: str, rounds: int) -> Iterator[tuple[int, Callable[[], None]]]:
-    """A program that is about to do the batches of a side: its pid, and what has it do them. It sleeps until
-    then, so that a tracer sees nothing of what it did before."""
-    words = [*blocks_command(rig, rounds), "--count", side]
+def blocks_at_a_stop(
+    rig: Rig, side: str, rounds: int, tool: Sequence[str] = ()
+) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A program that is about to do the batches of a side, perhaps under a tool: its pid, and what has it do
+    them. It sleeps until then, so that a tracer sees nothing of what it did before."""
+    words = [*tool, *blocks_command(rig, rounds), "--count", side]
     variables = rig.site.environment(**rig.environment)
     pipe = subprocess.PIPE
     with subprocess.Popen(words, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as program:

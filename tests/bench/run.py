@@ -40,6 +40,7 @@ QUICK_ROUNDS = 20
 ROW_ROUNDS = 200
 COUNTED_PAGES = (1, 64)
 COUNTED_ROUNDS = (5, 45)
+INSTRUCTION_ROUNDS = (5, 10)
 
 
 def progress(sentence: str) -> None:
@@ -171,6 +172,44 @@ def can_trace() -> bool:
     )
 
 
+# ---- Instructions ----
+
+
+def callgrind(output: Path) -> list[str]:
+    """Only inside of those calls: what goes on around them doesn't repeat as exactly."""
+    words = ["valgrind", "-q", "--tool=callgrind", "--vgdb=no", f"--callgrind-out-file={output}"]
+    return words + [f"--toggle-collect={name}" for name in rows.COUNTED_CALLS]
+
+
+def parse_instructions(profile: str) -> int:
+    """From what callgrind writes."""
+    for line in profile.splitlines():
+        if line.startswith("summary: "):
+            return int(line.split()[1])
+    raise RuntimeError("callgrind has left no summary")
+
+
+def count_instructions_of(rig: Rig, side: str) -> float:
+    """Of one operation of bench-blocks, by the difference of two runs, too: opening makes the same calls."""
+    counts = []
+    for rounds in INSTRUCTION_ROUNDS:
+        output = rig.site.run / f"{side}-{rounds}.callgrind"
+        with rows.blocks_at_a_stop(rig, side, rounds, callgrind(output)) as (_, go_on):
+            go_on()
+        counts.append(parse_instructions(output.read_text()))
+    operations = (INSTRUCTION_ROUNDS[1] - INSTRUCTION_ROUNDS[0]) * rows.BATCH
+    return round((counts[1] - counts[0]) / operations, 1)
+
+
+def can_count_instructions(rig: Rig) -> bool:
+    """valgrind runs neither sanitized programs nor a GPU's driver."""
+    if not shutil.which("valgrind") or not rig.info["gpu"]["emulated"]:
+        return False
+    program = str(rig.site.program("tests/bench/bench-sizes"))
+    command = [*callgrind(Path("/dev/null")), program]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 # ---- The whole ----
 
 
@@ -228,6 +267,9 @@ def measure_blocks(site: Site, arguments: argparse.Namespace, report: reports.Re
             for side in rows.SILENT_SIDES:
                 calls = count_system_calls_of(rig, side)
                 report.block_calls[side] = calls
+        if can_count_instructions(rig):
+            for side in rows.COUNTED_SIDES:
+                report.instructions[side] = count_instructions_of(rig, side)
     finally:
         rig.daemon.stop()
 
