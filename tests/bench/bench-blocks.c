@@ -10,9 +10,11 @@
  *     remap   a page given up to the library's cache and another one mapped from it
  *     driver  the driver's calls that this cannot do without: unmap, map, set access
  *
- * All take turns in every round. Prints one line for each measurement, SIDE NANOSECONDS for one operation.
+ * All take turns in every round. The library has its own thread, which no side has a reason to wake. Prints
+ * one line for each measurement, SIDE NANOSECONDS for one operation.
  * With --count SIDE it measures nothing: it does that side's batch as often as --rounds says, for somebody
- * who counts system calls. It says "ready" before and "done" after that, and waits for a line each time.
+ * who counts system calls or instructions. It says "ready" before and "done" after that, and waits for a line
+ * each time.
  */
 
 #include <inttypes.h>
@@ -144,6 +146,7 @@ static void open_bench(struct bench *bench, const struct arguments *arguments)
         .size = sizeof(options),
         .socket = arguments->socket,
         .instance = "bench",
+        .own_thread = 1,
         .min_reserved_pages = 0,
         .max_reserved_pages = LARGE_PAGES,
     };

@@ -12,17 +12,22 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from bench import report as reports
 from bench.rig import Rig, pinned
-from harness.broker import Daemon, Site, run_program
+from harness.broker import Daemon, Site, eventually, run_program
 
 # Of bench-blocks: what must not make a system call, and what must not send anything.
 SILENT_SIDES = ("small", "large", "available", "remap")
+# And what never leaves the library, so that its instructions repeat; what it calls there, and how many
+# operations are in a batch.
+COUNTED_SIDES = ("small", "large", "available")
+COUNTED_CALLS = ("kvc_blocks_alloc", "kvc_blocks_free", "kvc_blocks_available")
+BATCH = 1000
 
 RANKS = 4
 CROWD_PEERS = 1000
@@ -66,10 +71,17 @@ def blocks_command(rig: Rig, rounds: int) -> list[str]:
     return [*words, "--processor", str(rig.processor)]
 
 
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 @contextmanager
-def blocks_at_a_stop(rig: Rig, side: str, rounds: int) -> Iterator[tuple[int, Callable[[], None]]]:
-    """A program that is about to do the batches of a side: its pid, and what has it do them."""
-    words = [*blocks_command(rig, rounds), "--count", side]
+def blocks_at_a_stop(
+    rig: Rig, side: str, rounds: int, tool: Sequence[str] = ()
+) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A program that is about to do the batches of a side, perhaps under a tool: its pid, and what has it do
+    them. It sleeps until then, so that a tracer sees nothing of what it did before."""
+    words = [*tool, *blocks_command(rig, rounds), "--count", side]
     variables = rig.site.environment(**rig.environment)
     pipe = subprocess.PIPE
     with subprocess.Popen(words, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as program:
@@ -88,6 +100,7 @@ def blocks_at_a_stop(rig: Rig, side: str, rounds: int) -> Iterator[tuple[int, Ca
             expect("done")
 
         expect("ready")
+        eventually(lambda: sleeps(program.pid))
         yield program.pid, go_on
         program.communicate("\n")
 

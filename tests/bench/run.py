@@ -40,6 +40,7 @@ QUICK_ROUNDS = 20
 ROW_ROUNDS = 200
 COUNTED_PAGES = (1, 64)
 COUNTED_ROUNDS = (5, 45)
+INSTRUCTION_ROUNDS = (5, 10)
 
 
 def progress(sentence: str) -> None:
@@ -145,6 +146,12 @@ def count_system_calls(rig: Rig, pages: int) -> reports.SystemCalls:
     )
 
 
+def without_meeting(counts: dict[str, int]) -> dict[str, int]:
+    """bench-blocks waits for a line before its batches and says a word after them: one call each, which the
+    tracer sees or, depending on who is faster, does not."""
+    return {name: n - 1 if name in ("read", "write") else n for name, n in counts.items()}
+
+
 def count_system_calls_of(rig: Rig, side: str) -> dict[str, float]:
     """Of one batch of bench-blocks, likewise; what it does before and after is not even seen."""
     counts = []
@@ -152,7 +159,7 @@ def count_system_calls_of(rig: Rig, side: str) -> dict[str, float]:
         output = rig.site.run / "blocks.calls"
         with rows.blocks_at_a_stop(rig, side, rounds) as (pid, go_on), traced(pid, output):
             go_on()
-        counts.append(parse_summary(output.read_text()))
+        counts.append(without_meeting(parse_summary(output.read_text())))
     return difference(counts[0], counts[1], COUNTED_ROUNDS[1] - COUNTED_ROUNDS[0])
 
 
@@ -163,6 +170,44 @@ def can_trace() -> bool:
         subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False).returncode
         == 0
     )
+
+
+# ---- Instructions ----
+
+
+def callgrind(output: Path) -> list[str]:
+    """Only inside of those calls: what goes on around them doesn't repeat as exactly."""
+    words = ["valgrind", "-q", "--tool=callgrind", "--vgdb=no", f"--callgrind-out-file={output}"]
+    return words + [f"--toggle-collect={name}" for name in rows.COUNTED_CALLS]
+
+
+def parse_instructions(profile: str) -> int:
+    """From what callgrind writes."""
+    for line in profile.splitlines():
+        if line.startswith("summary: "):
+            return int(line.split()[1])
+    raise RuntimeError("callgrind has left no summary")
+
+
+def count_instructions_of(rig: Rig, side: str) -> float:
+    """Of one operation of bench-blocks, by the difference of two runs, too: opening makes the same calls."""
+    counts = []
+    for rounds in INSTRUCTION_ROUNDS:
+        output = rig.site.run / f"{side}-{rounds}.callgrind"
+        with rows.blocks_at_a_stop(rig, side, rounds, callgrind(output)) as (_, go_on):
+            go_on()
+        counts.append(parse_instructions(output.read_text()))
+    operations = (INSTRUCTION_ROUNDS[1] - INSTRUCTION_ROUNDS[0]) * rows.BATCH
+    return round((counts[1] - counts[0]) / operations, 1)
+
+
+def can_count_instructions(rig: Rig) -> bool:
+    """valgrind runs neither sanitized programs nor a GPU's driver."""
+    if not shutil.which("valgrind") or not rig.info["gpu"]["emulated"]:
+        return False
+    program = str(rig.site.program("tests/bench/bench-sizes"))
+    command = [*callgrind(Path("/dev/null")), program]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 # ---- The whole ----
@@ -222,6 +267,9 @@ def measure_blocks(site: Site, arguments: argparse.Namespace, report: reports.Re
             for side in rows.SILENT_SIDES:
                 calls = count_system_calls_of(rig, side)
                 report.block_calls[side] = calls
+        if can_count_instructions(rig):
+            for side in rows.COUNTED_SIDES:
+                report.instructions[side] = count_instructions_of(rig, side)
     finally:
         rig.daemon.stop()
 

@@ -7,11 +7,13 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import report as reports
-from bench.run import difference, parse_summary
+from bench import rows
+from bench.run import difference, parse_instructions, parse_summary, without_meeting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,6 +105,45 @@ def test_block_calls() -> None:
     assert (remap.value, remap.at_most) == (3, 0)
 
 
+@pytest.mark.parametrize(
+    ("large", "value", "met"),
+    [(1600, 1, True), (1200, 0.75, True), (1680, 1.05, True), (1680.1, 1680.1 / 1600, False)],
+)
+def test_instruction_bounds(large: float, value: float, met: bool) -> None:
+    counts = {"small": 1600.0, "large": large, "available": 140.0}
+    counted = replace(report(), instructions=counts)
+    [bound] = counted.bounds()
+    assert bound.value == pytest.approx(value)
+    assert (bound.at_most, bound.met) == (1.05, met)
+    assert counted.failed() != met
+    assert counted.to_json()["instructions"] == counts
+
+
+def test_instruction_bounds_need_both_sizes() -> None:
+    assert not list(reports.instruction_bounds({"small": 1600}))
+    assert not list(reports.instruction_bounds({}))
+
+
+def test_instruction_lines() -> None:
+    blocks = reports.Series(
+        "blocks", "here", {s: reports.Timing(1, 1, 9) for s in ("alloc-free", "available")}
+    )
+    counted = replace(report(), series=[blocks], instructions={"small": 1564.25, "available": 140})
+    lines = [line.split() for line in reports.text(counted).splitlines()]
+    assert ["small", "1564.2"] in lines
+    assert ["available", "140.0"] in lines
+    uncounted = reports.text(replace(report(), series=[blocks]))
+    assert "not counted: valgrind is missing" in uncounted
+    assert "valgrind" not in reports.text(counted) + reports.text(report())
+
+
+def test_instructions() -> None:
+    profile = "events: Ir\nsummary: 41646658\n\nfn=(1) main\n16 40\n\ntotals: 41646658\n"
+    assert parse_instructions(profile) == 41646658
+    with pytest.raises(RuntimeError, match="no summary"):
+        parse_instructions("events: Ir\n")
+
+
 def test_table() -> None:
     lines = reports.text(report(case(1, broker=12345), case(64, "a100"))).splitlines()
     assert lines[0] == "GPU 0: Emulated, emulated: no number here is a GPU's"
@@ -146,6 +187,26 @@ def test_system_calls() -> None:
     assert difference({"sendmsg": 20, "openat": 3}, many, 40) == {"sendmsg": 4.5, "recvmsg": 4.5}
 
 
+def test_system_calls_without_those_around() -> None:
+    seen = without_meeting({"read": 1, "write": 41, "mmap": 10})
+    assert seen == {"read": 0, "write": 40, "mmap": 10}
+    unseen = without_meeting({"write": 1})
+    assert difference(without_meeting({"read": 1}), unseen, 40) == {}
+
+
+def check_blocks(result: dict[str, Any]) -> None:
+    """What was counted repeats, so it is judged even in a quick run."""
+    if result["system_calls"]:  # else nothing may be traced here
+        assert set(result["block_calls"]) == set(rows.SILENT_SIDES)
+    for side, calls in result["block_calls"].items():
+        for bound in reports.block_calls_bounds(side, calls):
+            assert bound.value == 0, (side, calls)
+    if result["instructions"]:  # else valgrind is missing, or the build is sanitized
+        assert set(result["instructions"]) == set(rows.COUNTED_SIDES)
+        [bound] = reports.instruction_bounds(result["instructions"])
+        assert bound.met, result["instructions"]
+
+
 def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
     output = tmp_run / "bench.json"
     done = subprocess.run(
@@ -166,6 +227,7 @@ def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
             assert 0 < side["map_ns"]["p50"] <= side["map_ns"]["p99"]
             assert side["map_ns"]["rounds"] == 20
     assert set(result["live"]["ttft_s"]) == {"hold", "elastic"}
+    check_blocks(result)
     assert not result["judged"]
     assert f"GPU {result['gpu']['index']}: {result['gpu']['name']}" in done.stdout
     assert "64 pages" in done.stderr
