@@ -99,6 +99,8 @@ static void on_lease(struct daemon *d, struct peer *peer, const struct message *
     struct wish wish = {.request = m->request, .region = lease->region % REGIONS_MAX, .pages = lease->pages};
 
     check(peer->lines);
+    if (d->counts.leases < FAKE_ASKERS)
+        d->counts.askers[d->counts.leases] = peer->number;
     d->counts.leases++;
     d->counts.courtesies += lease->courtesy;
     if (lie != FAKE_LATE) {
