@@ -461,6 +461,9 @@ TEST(what_was_reported_is_kept_from_the_other_group)
 TEST(in_a_forked_child)
 {
     struct world w = world_open(true, 0, 2);
+    struct kvc_region *other = open_region(w.client, 1, PAGE, 2);
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct kvc_blocks *none = NULL;
     uint32_t ids[2];
     uint64_t page = 0;
     int status;
@@ -474,6 +477,7 @@ TEST(in_a_forked_child)
         uint32_t used;
         size_t n;
         bool good =
+            kvc_blocks_open(&other, 1, &options, &none) == KVC_E_FORKED && !none &&
             kvc_blocks_alloc(w.blocks, 1, ids) == KVC_E_FORKED &&
             kvc_blocks_free(w.blocks, ids, 1, 0) == KVC_E_FORKED &&
             kvc_blocks_complete(w.blocks, 1) == KVC_E_FORKED && kvc_blocks_available(w.blocks) == 0 &&
