@@ -202,6 +202,35 @@ TEST(closing_while_a_notice_is_answered)
     world_close(&w);
 }
 
+/* ---- Several of one scheduler ---- */
+
+/* What one keeps without need at all of its workers, another one's claims get; what is in use they don't. */
+TEST(two_groups_share_a_limit)
+{
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = PAGE};
+    struct world w = keep_free_pages(0);
+    struct kvc_region *regions[2];
+    struct kvc_blocks *other;
+    uint32_t ids[KEPT];
+
+    for (uint32_t i = 0; i < 2; i++)
+        check_ok(kvc_region_attach(w.clients[0], i, 0, -1, &regions[i]));
+    check_ok(kvc_blocks_open(regions, 2, &options, &other));
+    fake_set_limit(w.fake, 2 * KEPT * PAGE);
+    check_ok(kvc_blocks_alloc(w.blocks, 1, ids));
+    check_ok(kvc_blocks_alloc(other, KEPT - 1, ids + 1));
+    check_eq(fake_count(w.fake).mapped, 2 * KEPT);
+    check_eq(status_of(&w).mapped_pages, 1);
+    check_error(kvc_blocks_alloc(other, 1, ids), KVC_E_LIMIT);
+    check_eq(status_of(&w).used_blocks, 1);
+    check_ok(kvc_blocks_free(other, ids + 1, KEPT - 1, 0));
+    check_ok(kvc_blocks_alloc(w.blocks, KEPT - 1, ids + 1));
+    check_eq(status_of(&w).mapped_pages, KEPT);
+    check_eq(fake_count(w.fake).mapped, 2 * KEPT);
+    kvc_blocks_close(other);
+    world_close(&w);
+}
+
 /* ---- Threads ---- */
 
 static void *churn(void *data)
