@@ -7,6 +7,7 @@
 
 #include "fakeinternal.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -211,12 +212,22 @@ static void on_take(struct daemon *d, struct peer *peer, const struct message *m
     list_append(&peer->grants, &grant->link);
 }
 
+/* Peers have numbers, in the order in which they were welcome. */
+static void choose_uuid(struct daemon *d, struct peer *peer, char *uuid)
+{
+    peer->number = d->n_welcome++;
+    snprintf(uuid, CUDA_UUID_MAX, "%s", d->settings.uuid ? d->settings.uuid : d->uuid);
+    if (d->settings.falling_uuids)
+        uuid[strlen("GPU-")] = (char)('9' - peer->number);
+}
+
 static void on_hello(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie)
 {
     uint32_t request = m->request;
     Kvcached__Welcome body = KVCACHED__WELCOME__INIT;
     Kvcached__Challenge challenge = KVCACHED__CHALLENGE__INIT;
     int fds[2] = {d->status_fd, -1};
+    char uuid[CUDA_UUID_MAX];
     unsigned n_fds = 1;
 
     if (m->type == MESSAGE_HELLO)
@@ -230,7 +241,8 @@ static void on_hello(struct daemon *d, struct peer *peer, const struct message *
         return;
     }
     body.version = FRAME_VERSION;
-    body.gpu_uuid = d->settings.uuid ? (char *)d->settings.uuid : d->uuid;
+    choose_uuid(d, peer, uuid);
+    body.gpu_uuid = uuid;
     body.emulated_folder = d->devices;
     body.total_bytes = d->settings.told_total;
     body.granularity_bytes = lie == FAKE_BAD_WELCOME ? 0 : 2 * MIB;

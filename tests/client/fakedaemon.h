@@ -22,6 +22,7 @@ struct fake_settings {
     unsigned take_max;       /* extents of one Take, Lease or Map; 0: any number */
     unsigned lease_max;      /* extents in all leases; 0: any number */
     const char *uuid;        /* said in Welcome; NULL: the truth */
+    bool falling_uuids;      /* each peer is told one that comes before those of the peers before it */
     bool even;               /* workers' regions all have the same number of pages */
     bool leases;             /* knows leases and notices */
     bool orders;             /* knows schedulers and workers; else it is an old daemon */
@@ -63,6 +64,8 @@ enum fake_lie {
     FAKE_LIES,
 };
 
+#define FAKE_ASKERS 8
+
 struct fake_counts {
     uint64_t peers;
     uint64_t regions;
@@ -83,6 +86,7 @@ struct fake_counts {
     uint64_t lent_at_done;   /* extents, when the latest order was said to be done */
     int order_error;         /* said with it: Kvcached__Error */
     char order_reason[200];
+    unsigned askers[FAKE_ASKERS]; /* who sent the first Leases: peers, counted as they said Hello */
 };
 
 #define FAKE_ORDER_PAGES 8

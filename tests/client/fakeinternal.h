@@ -63,7 +63,8 @@ struct wish {
 struct peer {
     int fd;
     bool awaits_ack;
-    uint32_t hello; /* of a challenged peer */
+    uint32_t hello;  /* of a challenged peer */
+    unsigned number; /* as they said Hello */
     struct list grants;
     struct list extents; /* lent */
     uint32_t regions[REGIONS_MAX][CLASSES_MAX];
@@ -91,6 +92,7 @@ struct daemon {
     int status_fd, listener, control;
     unsigned n_classes;
     uint64_t last_id, limit, used, pressure;
+    unsigned n_welcome;
     enum fake_lie lie;
     uint16_t lie_at;
     unsigned lie_after; /* messages of the type that are answered honestly before */

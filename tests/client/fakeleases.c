@@ -36,6 +36,18 @@ static uint64_t leased_extents(const struct daemon *d)
     return n;
 }
 
+/* What schedulers have mapped is lent by nobody here, but weighs on the limit. */
+static uint64_t bytes_at_workers(const struct daemon *d)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < PEERS_MAX; i++)
+        for (uint32_t region = 0; d->peers[i] && region < REGIONS_MAX; region++)
+            bytes += (uint64_t)__builtin_popcountll(d->peers[i]->attached[region].mapped) *
+                     page_bytes(d, d->peers[i], region);
+    return bytes;
+}
+
 /* `pages` of what was issued are in no lease any more. */
 static void unissue(struct daemon *d, struct peer *peer, uint32_t region, uint32_t pages)
 {
@@ -79,7 +91,7 @@ static void answer(struct daemon *d, struct peer *peer, const struct wish *wish,
 
     if (refuse_many(d, peer, wish->request, extents_of(d, peer, wish->region, wish->pages)))
         return;
-    if (d->used + bytes > d->limit) {
+    if (d->used + bytes_at_workers(d) + bytes > d->limit) {
         fake_refuse(peer->fd, wish->request, KVCACHED__ERROR__ERROR_LIMIT, "The limit cannot hold it");
         return;
     }
@@ -99,6 +111,8 @@ static void on_lease(struct daemon *d, struct peer *peer, const struct message *
     struct wish wish = {.request = m->request, .region = lease->region % REGIONS_MAX, .pages = lease->pages};
 
     check(peer->lines);
+    if (d->counts.leases < FAKE_ASKERS)
+        d->counts.askers[d->counts.leases] = peer->number;
     d->counts.leases++;
     d->counts.courtesies += lease->courtesy;
     if (lie != FAKE_LATE) {

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "spaceworld.h"
 
-#include <stdio.h>
-
 struct kvc_region *open_with(struct kvc_client *client, uint32_t flags, uint64_t pages)
 {
     const struct kvc_region_options options = {
@@ -70,13 +68,7 @@ uint64_t mapped(struct kvc_client *client)
 
 void slow_memsets(void)
 {
-    char path[256];
-    FILE *file;
-
-    snprintf(path, sizeof(path), "%s/costs", test_folder());
-    file = fopen(path, "we");
-    check(file && fputs("cuMemset call:300000\n", file) >= 0 && fclose(file) == 0);
-    check_eq(setenv("KVCACHED_EMULATE_COSTS", path, 1), 0);
+    emulate_costs("cuMemset call:300000\n");
 }
 
 bool is_whole(struct emulator *emulator)

@@ -103,6 +103,17 @@ struct emulator *emulator_close(struct emulator *emulator)
     return NULL;
 }
 
+void emulate_costs(const char *costs)
+{
+    char path[256];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "%s/costs", test_folder());
+    file = fopen(path, "we");
+    check(file && fputs(costs, file) >= 0 && fclose(file) == 0);
+    check_eq(setenv("KVCACHED_EMULATE_COSTS", path, 1), 0);
+}
+
 static CUdeviceptr word(struct kvc_region *region, uint64_t page_bytes, unsigned segment, uint64_t page,
                         bool last)
 {

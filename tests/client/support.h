@@ -53,6 +53,9 @@ struct emulator {
 struct emulator *emulator_open(struct kvc_client *client);
 struct emulator *emulator_close(struct emulator *emulator);
 
+/* From the next client on driver calls cost what this file of costs says: tests/cuemu/README.md. */
+void emulate_costs(const char *costs);
+
 /* Writes a value to the first and last word of a page's share of a segment, or checks that it is there. */
 void stamp(struct emulator *emulator, struct kvc_region *region, uint64_t page_bytes, unsigned segment,
            uint64_t page, uint32_t value);

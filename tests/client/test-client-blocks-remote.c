@@ -28,10 +28,10 @@ struct world {
     struct kvc_blocks *blocks;
 };
 
-static struct world world_open(unsigned report_ms)
+static struct world world_open_at(struct fake *fake, unsigned report_ms)
 {
     struct kvc_blocks_options blocks = {.size = sizeof(blocks), .block_bytes = BLOCK};
-    struct world w = {.fake = fake_start(&(struct fake_settings){.orders = true, .leases = true})};
+    struct world w = {.fake = fake};
     struct kvc_options options = plain_options(w.fake);
 
     options.role = KVC_ROLE_SCHEDULER;
@@ -44,6 +44,11 @@ static struct world world_open(unsigned report_ms)
     }
     check_ok(kvc_blocks_open(w.regions, RANKS, &blocks, &w.blocks));
     return w;
+}
+
+static struct world world_open(unsigned report_ms)
+{
+    return world_open_at(fake_start(&(struct fake_settings){.orders = true, .leases = true}), report_ms);
 }
 
 static void world_close(struct world *w)
@@ -75,6 +80,24 @@ TEST(trimming_gives_claims_back)
             check_ok(kvc_trim(w.clients[i]));
         fake_withdraw(w.fake, 2);
     } while (fake_count(w.fake).issued > 0);
+    world_close(&w);
+}
+
+/* Everybody claims at a daemon after the same others, so that no two wait for each other in a circle. */
+TEST(claims_are_asked_for_in_the_order_of_the_gpus)
+{
+    struct fake_settings settings = {.orders = true, .leases = true, .falling_uuids = true};
+    struct world w = world_open_at(fake_start(&settings), 1);
+    struct fake_counts counts;
+    uint32_t ids[3 * EACH];
+
+    check_ok(kvc_blocks_want(w.blocks, EACH, -1, NULL));
+    check_eq(fake_count(w.fake).leases, RANKS);
+    check_ok(kvc_blocks_alloc(w.blocks, 3 * EACH, ids));
+    counts = fake_count(w.fake);
+    check_eq(counts.leases, 2 * RANKS);
+    for (unsigned i = 0; i < 2 * RANKS; i++)
+        check_eq(counts.askers[i], RANKS - 1 - i % RANKS);
     world_close(&w);
 }
 
@@ -176,6 +199,35 @@ TEST(closing_while_a_notice_is_answered)
     fake_release(w.fake);
     check_eq(pthread_join(closer.thread, NULL), 0);
     w.blocks = NULL;
+    world_close(&w);
+}
+
+/* ---- Several of one scheduler ---- */
+
+/* What one keeps without need at all of its workers, another one's claims get; what is in use they don't. */
+TEST(two_groups_share_a_limit)
+{
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = PAGE};
+    struct world w = keep_free_pages(0);
+    struct kvc_region *regions[2];
+    struct kvc_blocks *other;
+    uint32_t ids[KEPT];
+
+    for (uint32_t i = 0; i < 2; i++)
+        check_ok(kvc_region_attach(w.clients[0], i, 0, -1, &regions[i]));
+    check_ok(kvc_blocks_open(regions, 2, &options, &other));
+    fake_set_limit(w.fake, 2 * KEPT * PAGE);
+    check_ok(kvc_blocks_alloc(w.blocks, 1, ids));
+    check_ok(kvc_blocks_alloc(other, KEPT - 1, ids + 1));
+    check_eq(fake_count(w.fake).mapped, 2 * KEPT);
+    check_eq(status_of(&w).mapped_pages, 1);
+    check_error(kvc_blocks_alloc(other, 1, ids), KVC_E_LIMIT);
+    check_eq(status_of(&w).used_blocks, 1);
+    check_ok(kvc_blocks_free(other, ids + 1, KEPT - 1, 0));
+    check_ok(kvc_blocks_alloc(w.blocks, KEPT - 1, ids + 1));
+    check_eq(status_of(&w).mapped_pages, KEPT);
+    check_eq(fake_count(w.fake).mapped, 2 * KEPT);
+    kvc_blocks_close(other);
     world_close(&w);
 }
 

@@ -316,6 +316,38 @@ TEST(pages_are_ready_again)
     world_close(&w);
 }
 
+#define MAX 10
+
+static bool are_ready(struct kvc_blocks *blocks, uint64_t pages)
+{
+    struct kvc_blocks_status status = status_of(blocks);
+
+    check(status.free_pages <= MAX);
+    check(status.free_pages + status.claimed_pages + status.offered_pages <= 2 * MAX);
+    return status.free_pages >= pages;
+}
+
+/* What was used of late says how many, not only the least that there is to be; and the most bounds it. */
+TEST_LIMIT(pages_are_ready_for_who_uses_many, 20)
+{
+    struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
+    struct kvc_client *client = open_caching(fake, 1, MAX, 0);
+    struct kvc_blocks *blocks = open_blocks(open_region(client, 1, PAGE, 100), BLOCK, 0);
+    uint32_t ids[8 * EACH];
+    uint64_t waited;
+
+    for (unsigned i = 0; i < 4; i++)
+        check_ok(kvc_blocks_alloc(blocks, 8 * EACH, ids));
+    waited = status_of(blocks).waited_total;
+    dispatch_until(client, are_ready(blocks, 4));
+    check_ok(kvc_blocks_alloc(blocks, 4 * EACH, ids));
+    check_eq(status_of(blocks).waited_total, waited);
+    dispatch_until(client, are_ready(blocks, 4));
+    kvc_close(client);
+    check_eq(lent_bytes(fake), 0);
+    fake_stop(fake);
+}
+
 TEST(pages_are_ready_with_an_old_daemon)
 {
     struct world w = world_open(false, 2, 4);
@@ -429,6 +461,9 @@ TEST(what_was_reported_is_kept_from_the_other_group)
 TEST(in_a_forked_child)
 {
     struct world w = world_open(true, 0, 2);
+    struct kvc_region *other = open_region(w.client, 1, PAGE, 2);
+    struct kvc_blocks_options options = {.size = sizeof(options), .block_bytes = BLOCK};
+    struct kvc_blocks *none = NULL;
     uint32_t ids[2];
     uint64_t page = 0;
     int status;
@@ -442,6 +477,7 @@ TEST(in_a_forked_child)
         uint32_t used;
         size_t n;
         bool good =
+            kvc_blocks_open(&other, 1, &options, &none) == KVC_E_FORKED && !none &&
             kvc_blocks_alloc(w.blocks, 1, ids) == KVC_E_FORKED &&
             kvc_blocks_free(w.blocks, ids, 1, 0) == KVC_E_FORKED &&
             kvc_blocks_complete(w.blocks, 1) == KVC_E_FORKED && kvc_blocks_available(w.blocks) == 0 &&

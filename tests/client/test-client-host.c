@@ -207,6 +207,8 @@ TEST(fork_makes_handles_useless)
     struct kvc_region *region;
     struct kvc_status kept = {.size = sizeof(kept)};
     struct kvc_device device = {.size = sizeof(device)};
+    struct kvc_region_options more = {.size = sizeof(more), .segments = 1, .page_bytes = PAGE, .pages = 1};
+    struct kvc_region *none = NULL;
     int status;
     pid_t pid;
 
@@ -218,6 +220,8 @@ TEST(fork_makes_handles_useless)
     check_ok(map_range(region, 0, 4));
     pid = fork();
     if (pid == 0) {
+        check_error(kvc_region_open(client, &more, &none), KVC_E_FORKED);
+        check(!none);
         check_error(map_range(region, 4, 1), KVC_E_FORKED);
         check_error(unmap_range(region, 0, 1), KVC_E_FORKED);
         check_error(kvc_trim(client), KVC_E_FORKED);

@@ -48,6 +48,7 @@ TEST(defaults)
     check_eq(s.max_reserved_pages, 10);
     check(s.max_reserved_bytes == UINT64_MAX);
     check_eq(s.limit_ppm, 0);
+    check_eq(s.report_ns, 100 * NSEC_PER_MSEC);
 }
 
 TEST(options_win)
@@ -95,6 +96,10 @@ TEST(no_refill_without_preallocation)
     setenv("KVCACHED_PAGE_PREALLOC_ENABLED", "no", 1);
     check_eq(resolve(environment).min_reserved_pages, 0);
     check_eq(resolve(environment).max_reserved_pages, 10);
+    /* It is the operator's word, over the program's. */
+    check_eq(
+        resolve((struct kvc_options){.min_reserved_pages = 3, .max_reserved_pages = 7}).min_reserved_pages,
+        0);
     setenv("KVCACHED_PAGE_PREALLOC_ENABLED", "on", 1);
     check_eq(resolve(environment).min_reserved_pages, 5);
     setenv("KVCACHED_MAX_RESERVED_PAGES", "2", 1);
