@@ -152,7 +152,8 @@ def test_virtual_time_gives_what_the_model_says(
 ) -> None:
     """Each decision of every engine, through real calls, is the model's: else, not one number would be.
 
-    Whether the worker is a process of its own, and whether the library keeps memory ready, decides nothing.
+    Whether the worker is a process of its own, and whether the library keeps memory ready, decides nothing;
+    nor do reports of what is available, though they are relied on.
     """
     if traces == "azure":
         arguments = ["--requests", "200", "--slow", "3", *azure_traces()]
@@ -170,6 +171,8 @@ def test_virtual_time_gives_what_the_model_says(
     ]
     assert found == expected
     assert all(e["refused"] == 0 and e["error"] is None for e in result["engines"])
+    # a page is a block, so what is free is there only where some are kept ready
+    assert (result["all"]["promised_blocks"] > 0) == ("on" in form)
     check_nothing_left(programs, daemon)
 
 

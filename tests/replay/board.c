@@ -12,6 +12,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* The library's default; and while a replay in virtual time works out what happens next, an engine whose step
+ * has been planned does not keep what others wait for. */
+#define REPORT_LIVE_MS 100
+#define REPORT_VIRTUAL_MS 1
+
 static size_t board_size(struct trace *const *traces, size_t n)
 {
     size_t size = sizeof(struct board) + n * sizeof(struct slot);
@@ -114,5 +119,6 @@ struct worker_options slot_borrow_options(const struct board *board, size_t i)
         .split = o->split,
         .reserves = o->reserves,
         .hold = o->hold,
+        .report_ms = o->live ? REPORT_LIVE_MS : REPORT_VIRTUAL_MS,
     };
 }

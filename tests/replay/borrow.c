@@ -7,16 +7,24 @@
  * the same.
  *
  * Blocks are stamped once they are allocated and checked before they are freed.
+ *
+ * What the library reports as available when a step begins it must not refuse while the report holds. That
+ * is judged by the clock on the wall, also in virtual time, and decides nothing: a report that is too small
+ * keeps nobody from asking for more.
  */
 
 #include "borrow.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "base/arith.h"
 #include "kvclient.h"
 #include "layout.h"
+#include "progress.h"
+#include "promise.h"
 
 struct borrow {
     struct memory memory;
@@ -26,7 +34,9 @@ struct borrow {
     struct kvc_region *region; /* the worker's, as the scheduler sees it */
     struct kvc_blocks *blocks;
     struct layout layout;
-    uint64_t retries, refusals;
+    struct promise promise;
+    double report_s; /* for how long a report holds */
+    uint64_t retries, refusals, promised;
     char error[BORROW_ERROR_MAX];
 };
 
@@ -59,23 +69,41 @@ static bool is_shortage(int error)
     return error == KVC_E_LIMIT || error == KVC_E_BUDGET || error == KVC_E_DEVICE_MEMORY;
 }
 
+/* The clock is read first, so that the promise does not last longer here than for the library. */
+static void borrow_begin(struct memory *memory)
+{
+    struct borrow *b = (struct borrow *)memory;
+    double now_s = progress_clock();
+
+    promise_make(&b->promise, kvc_blocks_available(b->blocks), now_s, b->report_s);
+}
+
+static int refused(struct borrow *b, size_t n)
+{
+    if (promise_is_broken(&b->promise, n, progress_clock()))
+        return fail(b, -EPROTO, "%zu blocks were refused, though %" PRIu64 " had been reported as available",
+                    n, b->promise.blocks);
+    b->refusals++;
+    return MEMORY_E_SHORT;
+}
+
 static int borrow_take(struct memory *memory, size_t n, uint32_t *ret_blocks)
 {
     struct borrow *b = (struct borrow *)memory;
     int r;
 
     r = worker_try(&b->retries, kvc_blocks_alloc(b->blocks, n, ret_blocks));
-    if (is_shortage(r)) {
-        b->refusals++;
-        return MEMORY_E_SHORT;
-    }
+    if (is_shortage(r))
+        return refused(b, n);
     if (r < 0)
         return fail_client(b, "allocating blocks", r);
+    b->promised += u64_min(n, b->promise.blocks);
+    promise_spend(&b->promise, n);
     r = b->remote ? remote_stamp(b->remote, ret_blocks, n) : worker_stamp(b->worker, ret_blocks, n);
     return r < 0 ? fail_worker(b, r) : 0;
 }
 
-static int borrow_give(struct memory *memory, const uint32_t *blocks, size_t n)
+static int borrow_give(struct memory *memory, const uint32_t *blocks, size_t n, uint64_t step)
 {
     struct borrow *b = (struct borrow *)memory;
     int r;
@@ -83,8 +111,16 @@ static int borrow_give(struct memory *memory, const uint32_t *blocks, size_t n)
     r = b->remote ? remote_check(b->remote, blocks, n) : worker_check(b->worker, blocks, n);
     if (r < 0)
         return fail_worker(b, r);
-    r = kvc_blocks_free(b->blocks, blocks, n, 0);
+    r = kvc_blocks_free(b->blocks, blocks, n, step);
     return r < 0 ? fail_client(b, "freeing blocks", r) : 0;
+}
+
+static int borrow_complete(struct memory *memory, uint64_t step)
+{
+    struct borrow *b = (struct borrow *)memory;
+    int r = kvc_blocks_complete(b->blocks, step);
+
+    return r < 0 ? fail_client(b, "completing a step", r) : 0;
 }
 
 static uint64_t borrow_capacity(struct memory *memory)
@@ -100,8 +136,10 @@ static uint64_t borrow_capacity(struct memory *memory)
 }
 
 static const struct memory_ops borrow_ops = {
+    .begin = borrow_begin,
     .take = borrow_take,
     .give = borrow_give,
+    .complete = borrow_complete,
     .capacity = borrow_capacity,
 };
 
@@ -155,6 +193,7 @@ int borrow_new(const struct worker_options *options, struct remote *remote, stru
         return -ENOMEM;
     }
     b->memory.ops = &borrow_ops;
+    b->report_s = options->report_ms / 1e3;
     b->remote = remote;
     r = set_up(b, options);
     if (r < 0) {
@@ -223,6 +262,7 @@ struct borrow_counts borrow_counts(const struct borrow *b)
 
     return (struct borrow_counts){
         .refusals = b->refusals,
+        .promised = b->promised,
         .stamps = counts.stamps,
         .retries = b->retries + counts.retries,
     };

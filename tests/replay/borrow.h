@@ -30,7 +30,8 @@ struct borrow *borrow_free(struct borrow *borrow);
 
 DEFINE_CLEANUP(struct borrow *, borrow_free);
 
-/* -EBADMSG from it is a wrong stamp; after any negative errno, borrow_error() says what happened. */
+/* -EBADMSG from it is a wrong stamp, -EPROTO that the library refused what it had reported as available; after
+ * any negative errno, borrow_error() says what happened. */
 struct memory *borrow_memory(struct borrow *borrow);
 const char *borrow_error(const struct borrow *borrow);
 
@@ -39,6 +40,7 @@ uint64_t borrow_page_bytes(const struct borrow *borrow); /* over all segments */
 
 struct borrow_counts {
     uint64_t refusals; /* for want of memory */
+    uint64_t promised; /* blocks taken that had been reported as available for the step */
     uint64_t stamps;   /* found to be right */
     uint64_t retries;  /* of driver calls that failed */
 };

@@ -63,6 +63,9 @@ static const char usage_models[] =
     "  -h, --help            this text\n"
     "      --version\n"
     "\n"
+    "An engine asks before each step how many blocks are available. To be refused no more than that is a "
+    "failure.\n"
+    "\n"
     "Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N.\n";
 
 static int complain(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -21,7 +21,7 @@ struct row {
     const char *name, *trace;
     uint64_t requests;
     struct engine_counts counts;
-    uint64_t refusals, stamps, retries;
+    uint64_t refusals, promised, stamps, retries;
     struct ttft_summary ttft;
     const char *error;
 };
@@ -46,6 +46,7 @@ static int engine_row(const struct slot *slot, struct row *ret)
         .requests = slot->trace->n,
         .counts = slot->counts,
         .refusals = slot->borrow.refusals,
+        .promised = slot->borrow.promised,
         .stamps = slot->borrow.stamps,
         .retries = slot->borrow.retries,
         .error = *slot->error ? slot->error : NULL,
@@ -66,6 +67,7 @@ static int sum_row(const struct board *board, struct row *ret)
         sum.counts.preempted += slot->counts.preempted;
         sum.counts.steps += slot->counts.steps;
         sum.refusals += slot->borrow.refusals;
+        sum.promised += slot->borrow.promised;
         sum.stamps += slot->borrow.stamps;
         sum.retries += slot->borrow.retries;
     }
@@ -169,6 +171,7 @@ static void add_row(cJSON *object, const struct row *row)
     add_seconds(ttft, "p90", row->ttft.p90_s);
     add_seconds(ttft, "p99", row->ttft.p99_s);
     add_count(object, "memory_refusals", row->refusals);
+    add_count(object, "promised_blocks", row->promised);
     add_count(object, "stamps_checked", row->stamps);
     add_count(object, "driver_retries", row->retries);
 }

@@ -53,11 +53,12 @@ int worker_open_client(const struct worker_options *options, enum kvc_role role,
         .socket = options->socket,
         .instance = options->instance,
         .role = role,
-        .own_thread = options->reserves || role == KVC_ROLE_WORKER,
+        .own_thread = 1, /* which gives back what a report has kept, when others need it */
         .min_reserved_pages = options->reserves ? -1 : 0,
         .max_reserved_pages = options->hold       ? INT_MAX
                               : options->reserves ? -1
                                                   : 0,
+        .report_ms = options->report_ms,
     };
 
     return worker_try(retries, kvc_open(&client_options, ret_client));

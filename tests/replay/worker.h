@@ -26,9 +26,10 @@ struct worker_options {
     bool per_layer;      /* a segment for each layer */
     uint64_t page_bytes; /* of one segment; 0: as small as can be */
     uint64_t weights_bytes;
-    bool split;    /* pages are mapped by a scheduler in another process */
-    bool reserves; /* the library keeps memory ready, and gives it back when others need it */
-    bool hold;     /* what was mapped once stays mapped */
+    bool split;         /* pages are mapped by a scheduler in another process */
+    bool reserves;      /* the library keeps memory ready, and gives it back when others need it */
+    unsigned report_ms; /* for how long a report of available blocks holds */
+    bool hold;          /* what was mapped once stays mapped */
 };
 
 /* Connects, puts the weights on the GPU, opens the region. A negative errno with a sentence. */
