@@ -28,10 +28,11 @@
 
 struct borrow {
     struct memory memory;
-    struct worker *worker;     /* in this process, or */
-    struct remote *remote;     /* in its own; then */
-    struct kvc_client *client; /* of the scheduler */
-    struct kvc_region *region; /* the worker's, as the scheduler sees it */
+    struct worker *worker;                   /* in this process, or */
+    struct remote *remote;                   /* in processes of their own; then */
+    struct kvc_client *client;               /* of the scheduler */
+    struct kvc_region *regions[WORKERS_MAX]; /* the workers', as the scheduler sees them */
+    unsigned n_regions;
     struct kvc_blocks *blocks;
     struct layout layout;
     struct promise promise;
@@ -130,9 +131,7 @@ static uint64_t borrow_capacity(struct memory *memory)
 
     if (kvc_status(b->client, &status) < 0)
         return 0;
-    return layout_blocks(
-        &b->layout, (status.limit_bytes < status.budget_bytes ? status.limit_bytes : status.budget_bytes) /
-                        layout_page_total(&b->layout));
+    return layout_blocks(&b->layout, u64_min(status.limit_bytes, status.budget_bytes) / borrow_page_bytes(b));
 }
 
 static const struct memory_ops borrow_ops = {
@@ -151,7 +150,7 @@ static int open_here(struct borrow *b, const struct worker_options *options)
     if (r < 0)
         return fail(b, r, "%s", error);
     b->client = worker_client(b->worker);
-    b->region = worker_region(b->worker);
+    b->regions[b->n_regions++] = worker_region(b->worker);
     b->layout = *worker_layout(b->worker);
     return 0;
 }
@@ -164,8 +163,13 @@ static int open_split(struct borrow *b, const struct worker_options *options)
     r = worker_open_client(options, KVC_ROLE_SCHEDULER, &b->retries, &b->client);
     if (r < 0)
         return fail_client(b, "connecting to kvcachedd", r);
-    r = kvc_region_attach(b->client, 0, 0, 0, &b->region);
-    return r < 0 ? fail_client(b, "finding the worker", r) : 0;
+    for (unsigned rank = 0; rank < options->workers; rank++) {
+        r = kvc_region_attach(b->client, 0, rank, 0, &b->regions[rank]);
+        if (r < 0)
+            return fail_client(b, "finding a worker", r);
+        b->n_regions++;
+    }
+    return 0;
 }
 
 static int set_up(struct borrow *b, const struct worker_options *options)
@@ -177,7 +181,7 @@ static int set_up(struct borrow *b, const struct worker_options *options)
     if (r < 0)
         return r;
     blocks.block_bytes = b->layout.block_bytes;
-    r = kvc_blocks_open(&b->region, 1, &blocks, &b->blocks);
+    r = kvc_blocks_open(b->regions, b->n_regions, &blocks, &b->blocks);
     return r < 0 ? fail_client(b, "opening the blocks", r) : 0;
 }
 
@@ -206,7 +210,7 @@ int borrow_new(const struct worker_options *options, struct remote *remote, stru
 
 int borrow_fill(struct borrow *b, uint64_t bytes)
 {
-    size_t n = layout_blocks(&b->layout, bytes / layout_page_total(&b->layout));
+    size_t n = layout_blocks(&b->layout, bytes / borrow_page_bytes(b));
     _cleanup_free_ uint32_t *ids = calloc(n + 1, sizeof(*ids));
     int r;
 
@@ -218,14 +222,15 @@ int borrow_fill(struct borrow *b, uint64_t bytes)
     return r < 0 ? fail_client(b, "taking everything", r) : 0;
 }
 
-/* The scheduler's memory goes before its worker does. */
+/* The scheduler's memory goes before its workers do. */
 struct borrow *borrow_free(struct borrow *b)
 {
     if (!b)
         return NULL;
     kvc_blocks_close(b->blocks);
     if (b->remote) {
-        kvc_region_close(b->region);
+        for (unsigned i = 0; i < b->n_regions; i++)
+            kvc_region_close(b->regions[i]);
         kvc_close(b->client);
     }
     worker_free(b->worker);
@@ -253,7 +258,7 @@ uint64_t borrow_budget_bytes(struct borrow *b)
 
 uint64_t borrow_page_bytes(const struct borrow *b)
 {
-    return layout_page_total(&b->layout);
+    return layout_page_total(&b->layout) * b->n_regions;
 }
 
 struct borrow_counts borrow_counts(const struct borrow *b)

@@ -1,4 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * It owns what is left of the last report. It errs on the side of the one who promised: a refusal counts as
+ * broken only while the report surely holds. Asking, and reading the clock, it leaves to its user.
+ */
+
 #include "promise.h"
 
 #include "base/arith.h"

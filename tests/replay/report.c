@@ -93,8 +93,7 @@ static void print_row(const struct board *board, const struct row *row)
     print_seconds(row->ttft.p90_s);
     print_seconds(row->ttft.p99_s);
     if (row->counts.peak_blocks)
-        printf("%12s",
-               format_size(bytes, row->counts.peak_blocks * model_block_bytes(&board->options->model)));
+        printf("%12s", format_size(bytes, row->counts.peak_blocks * board_block_bytes(board)));
     printf("%s%s\n", *row->trace ? "  " : "", row->trace);
 }
 
@@ -185,7 +184,7 @@ static void add_engine(cJSON *array, const struct board *board, const struct row
     cJSON_AddStringToObject(object, "trace", row->trace);
     add_row(object, row);
     add_count(object, "peak_blocks", row->counts.peak_blocks);
-    add_count(object, "peak_bytes", row->counts.peak_blocks * model_block_bytes(&board->options->model));
+    add_count(object, "peak_bytes", row->counts.peak_blocks * board_block_bytes(board));
     if (row->error)
         cJSON_AddStringToObject(object, "error", row->error);
     else
@@ -202,7 +201,7 @@ static int fill(cJSON *root, const struct board *board)
     cJSON_AddStringToObject(root, "sharing", o->elastic ? "elastic" : "static");
     cJSON_AddStringToObject(root, "time", o->live ? "live" : "virtual");
     cJSON_AddStringToObject(root, "model", o->model.name);
-    add_count(root, "block_bytes", model_block_bytes(&o->model));
+    add_count(root, "block_bytes", board_block_bytes(board));
     add_count(root, "budget_bytes", board->budget_bytes);
     cJSON_AddNumberToObject(root, "replayed_s", board->replayed_s);
     cJSON_AddNumberToObject(root, "wall_s", board->wall_s);
