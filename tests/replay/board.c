@@ -12,6 +12,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* The library's default; and while a replay in virtual time works out what happens next, an engine whose step
+ * has been planned does not keep what others wait for. */
+#define REPORT_LIVE_MS 100
+#define REPORT_VIRTUAL_MS 1
+
 static size_t board_size(struct trace *const *traces, size_t n)
 {
     size_t size = sizeof(struct board) + n * sizeof(struct slot);
@@ -100,6 +105,13 @@ bool board_has_failed(const struct board *b)
     return false;
 }
 
+uint64_t board_block_bytes(const struct board *board)
+{
+    const struct options *o = board->options;
+
+    return model_block_bytes(&o->model) * (o->workers ? o->workers : 1);
+}
+
 struct worker_options slot_borrow_options(const struct board *board, size_t i)
 {
     const struct options *o = board->options;
@@ -111,8 +123,9 @@ struct worker_options slot_borrow_options(const struct board *board, size_t i)
         .per_layer = o->per_layer,
         .page_bytes = o->page_bytes,
         .weights_bytes = o->model.weights_bytes,
-        .split = o->split,
+        .workers = o->workers,
         .reserves = o->reserves,
         .hold = o->hold,
+        .report_ms = o->live ? REPORT_LIVE_MS : REPORT_VIRTUAL_MS,
     };
 }

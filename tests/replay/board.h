@@ -59,6 +59,9 @@ void slot_update(struct slot *slot, const struct engine *engine);
 /* Everything, in the end. Both may be NULL. */
 void slot_close(struct slot *slot, const struct engine *engine, const struct borrow *borrow);
 
+/* What a block takes of the GPU's memory, over all workers of its engine. */
+uint64_t board_block_bytes(const struct board *board);
+
 /* What the engine of a slot borrows with. */
 struct worker_options slot_borrow_options(const struct board *board, size_t i);
 

@@ -7,26 +7,37 @@
  * the same.
  *
  * Blocks are stamped once they are allocated and checked before they are freed.
+ *
+ * What the library reports as available when a step begins it must not refuse while the report holds. That
+ * is judged by the clock on the wall, also in virtual time, and decides nothing: a report that is too small
+ * keeps nobody from asking for more.
  */
 
 #include "borrow.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "base/arith.h"
 #include "kvclient.h"
 #include "layout.h"
+#include "progress.h"
+#include "promise.h"
 
 struct borrow {
     struct memory memory;
-    struct worker *worker;     /* in this process, or */
-    struct remote *remote;     /* in its own; then */
-    struct kvc_client *client; /* of the scheduler */
-    struct kvc_region *region; /* the worker's, as the scheduler sees it */
+    struct worker *worker;                   /* in this process, or */
+    struct remote *remote;                   /* in processes of their own; then */
+    struct kvc_client *client;               /* of the scheduler */
+    struct kvc_region *regions[WORKERS_MAX]; /* the workers', as the scheduler sees them */
+    unsigned n_regions;
     struct kvc_blocks *blocks;
     struct layout layout;
-    uint64_t retries, refusals;
+    struct promise promise;
+    double report_s; /* for how long a report holds */
+    uint64_t retries, refusals, promised;
     char error[BORROW_ERROR_MAX];
 };
 
@@ -59,23 +70,41 @@ static bool is_shortage(int error)
     return error == KVC_E_LIMIT || error == KVC_E_BUDGET || error == KVC_E_DEVICE_MEMORY;
 }
 
+/* The clock is read first, so that the promise does not last longer here than for the library. */
+static void borrow_begin(struct memory *memory)
+{
+    struct borrow *b = (struct borrow *)memory;
+    double now_s = progress_clock();
+
+    promise_make(&b->promise, kvc_blocks_available(b->blocks), now_s, b->report_s);
+}
+
+static int refused(struct borrow *b, size_t n)
+{
+    if (promise_is_broken(&b->promise, n, progress_clock()))
+        return fail(b, -EPROTO, "%zu blocks were refused, though %" PRIu64 " had been reported as available",
+                    n, b->promise.blocks);
+    b->refusals++;
+    return MEMORY_E_SHORT;
+}
+
 static int borrow_take(struct memory *memory, size_t n, uint32_t *ret_blocks)
 {
     struct borrow *b = (struct borrow *)memory;
     int r;
 
     r = worker_try(&b->retries, kvc_blocks_alloc(b->blocks, n, ret_blocks));
-    if (is_shortage(r)) {
-        b->refusals++;
-        return MEMORY_E_SHORT;
-    }
+    if (is_shortage(r))
+        return refused(b, n);
     if (r < 0)
         return fail_client(b, "allocating blocks", r);
+    b->promised += u64_min(n, b->promise.blocks);
+    promise_spend(&b->promise, n);
     r = b->remote ? remote_stamp(b->remote, ret_blocks, n) : worker_stamp(b->worker, ret_blocks, n);
     return r < 0 ? fail_worker(b, r) : 0;
 }
 
-static int borrow_give(struct memory *memory, const uint32_t *blocks, size_t n)
+static int borrow_give(struct memory *memory, const uint32_t *blocks, size_t n, uint64_t step)
 {
     struct borrow *b = (struct borrow *)memory;
     int r;
@@ -83,8 +112,16 @@ static int borrow_give(struct memory *memory, const uint32_t *blocks, size_t n)
     r = b->remote ? remote_check(b->remote, blocks, n) : worker_check(b->worker, blocks, n);
     if (r < 0)
         return fail_worker(b, r);
-    r = kvc_blocks_free(b->blocks, blocks, n, 0);
+    r = kvc_blocks_free(b->blocks, blocks, n, step);
     return r < 0 ? fail_client(b, "freeing blocks", r) : 0;
+}
+
+static int borrow_complete(struct memory *memory, uint64_t step)
+{
+    struct borrow *b = (struct borrow *)memory;
+    int r = kvc_blocks_complete(b->blocks, step);
+
+    return r < 0 ? fail_client(b, "completing a step", r) : 0;
 }
 
 static uint64_t borrow_capacity(struct memory *memory)
@@ -94,14 +131,14 @@ static uint64_t borrow_capacity(struct memory *memory)
 
     if (kvc_status(b->client, &status) < 0)
         return 0;
-    return layout_blocks(
-        &b->layout, (status.limit_bytes < status.budget_bytes ? status.limit_bytes : status.budget_bytes) /
-                        layout_page_total(&b->layout));
+    return layout_blocks(&b->layout, u64_min(status.limit_bytes, status.budget_bytes) / borrow_page_bytes(b));
 }
 
 static const struct memory_ops borrow_ops = {
+    .begin = borrow_begin,
     .take = borrow_take,
     .give = borrow_give,
+    .complete = borrow_complete,
     .capacity = borrow_capacity,
 };
 
@@ -113,7 +150,7 @@ static int open_here(struct borrow *b, const struct worker_options *options)
     if (r < 0)
         return fail(b, r, "%s", error);
     b->client = worker_client(b->worker);
-    b->region = worker_region(b->worker);
+    b->regions[b->n_regions++] = worker_region(b->worker);
     b->layout = *worker_layout(b->worker);
     return 0;
 }
@@ -126,8 +163,13 @@ static int open_split(struct borrow *b, const struct worker_options *options)
     r = worker_open_client(options, KVC_ROLE_SCHEDULER, &b->retries, &b->client);
     if (r < 0)
         return fail_client(b, "connecting to kvcachedd", r);
-    r = kvc_region_attach(b->client, 0, 0, 0, &b->region);
-    return r < 0 ? fail_client(b, "finding the worker", r) : 0;
+    for (unsigned rank = 0; rank < options->workers; rank++) {
+        r = kvc_region_attach(b->client, 0, rank, 0, &b->regions[rank]);
+        if (r < 0)
+            return fail_client(b, "finding a worker", r);
+        b->n_regions++;
+    }
+    return 0;
 }
 
 static int set_up(struct borrow *b, const struct worker_options *options)
@@ -139,7 +181,7 @@ static int set_up(struct borrow *b, const struct worker_options *options)
     if (r < 0)
         return r;
     blocks.block_bytes = b->layout.block_bytes;
-    r = kvc_blocks_open(&b->region, 1, &blocks, &b->blocks);
+    r = kvc_blocks_open(b->regions, b->n_regions, &blocks, &b->blocks);
     return r < 0 ? fail_client(b, "opening the blocks", r) : 0;
 }
 
@@ -155,6 +197,7 @@ int borrow_new(const struct worker_options *options, struct remote *remote, stru
         return -ENOMEM;
     }
     b->memory.ops = &borrow_ops;
+    b->report_s = options->report_ms / 1e3;
     b->remote = remote;
     r = set_up(b, options);
     if (r < 0) {
@@ -167,7 +210,7 @@ int borrow_new(const struct worker_options *options, struct remote *remote, stru
 
 int borrow_fill(struct borrow *b, uint64_t bytes)
 {
-    size_t n = layout_blocks(&b->layout, bytes / layout_page_total(&b->layout));
+    size_t n = layout_blocks(&b->layout, bytes / borrow_page_bytes(b));
     _cleanup_free_ uint32_t *ids = calloc(n + 1, sizeof(*ids));
     int r;
 
@@ -179,14 +222,15 @@ int borrow_fill(struct borrow *b, uint64_t bytes)
     return r < 0 ? fail_client(b, "taking everything", r) : 0;
 }
 
-/* The scheduler's memory goes before its worker does. */
+/* The scheduler's memory goes before its workers do. */
 struct borrow *borrow_free(struct borrow *b)
 {
     if (!b)
         return NULL;
     kvc_blocks_close(b->blocks);
     if (b->remote) {
-        kvc_region_close(b->region);
+        for (unsigned i = 0; i < b->n_regions; i++)
+            kvc_region_close(b->regions[i]);
         kvc_close(b->client);
     }
     worker_free(b->worker);
@@ -214,7 +258,7 @@ uint64_t borrow_budget_bytes(struct borrow *b)
 
 uint64_t borrow_page_bytes(const struct borrow *b)
 {
-    return layout_page_total(&b->layout);
+    return layout_page_total(&b->layout) * b->n_regions;
 }
 
 struct borrow_counts borrow_counts(const struct borrow *b)
@@ -223,6 +267,7 @@ struct borrow_counts borrow_counts(const struct borrow *b)
 
     return (struct borrow_counts){
         .refusals = b->refusals,
+        .promised = b->promised,
         .stamps = counts.stamps,
         .retries = b->retries + counts.retries,
     };

@@ -18,8 +18,8 @@ struct borrow;
 
 #define BORROW_ERROR_MAX 640
 
-/* Connects, and puts the weights on the GPU. With `split` the scheduler is in this process and `remote` its
- * worker, which is taken over, also on failure; else it is NULL. A negative errno with a sentence. */
+/* Connects, and puts the weights on the GPU. With `workers` the scheduler is in this process and `remote` has
+ * them; it is taken over, also on failure; else it is NULL. A negative errno with a sentence. */
 int borrow_new(const struct worker_options *options, struct remote *remote, struct borrow **ret_borrow,
                char error[static BORROW_ERROR_MAX]);
 /* Maps so many bytes of blocks, once, so that with `hold` nothing has to be mapped later. */
@@ -30,15 +30,17 @@ struct borrow *borrow_free(struct borrow *borrow);
 
 DEFINE_CLEANUP(struct borrow *, borrow_free);
 
-/* -EBADMSG from it is a wrong stamp; after any negative errno, borrow_error() says what happened. */
+/* -EBADMSG from it is a wrong stamp, -EPROTO that less was granted than had been reported. After any negative
+ * errno, borrow_error() says what happened. */
 struct memory *borrow_memory(struct borrow *borrow);
 const char *borrow_error(const struct borrow *borrow);
 
 uint64_t borrow_budget_bytes(struct borrow *borrow);
-uint64_t borrow_page_bytes(const struct borrow *borrow); /* over all segments */
+uint64_t borrow_page_bytes(const struct borrow *borrow); /* over all segments and workers */
 
 struct borrow_counts {
     uint64_t refusals; /* for want of memory */
+    uint64_t promised; /* blocks taken that had been reported as available for the step */
     uint64_t stamps;   /* found to be right */
     uint64_t retries;  /* of driver calls that failed */
 };

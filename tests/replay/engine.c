@@ -16,6 +16,10 @@
  * The blocks that running requests need are first asked for together, since memory answers one large request
  * faster than many small ones. As memory grants all or nothing, a grant has the outcome that the small
  * requests would have had one by one; after a refusal they are made one by one.
+ *
+ * What is given back names the last step that used it. A request that ends with a step is given back before
+ * that step is said to be complete, as by a scheduler that is ahead of its GPU; who is preempted was last
+ * computed in a step that is over, and others can have its blocks at once.
  */
 
 #include "engine.h"
@@ -203,7 +207,7 @@ static int request_give_all(struct engine *e, struct request *r)
 
     e->counts.used_blocks -= n;
     r->n_blocks = 0;
-    return memory_give(e->memory, r->blocks, n);
+    return memory_give(e->memory, r->blocks, n, e->counts.steps);
 }
 
 static void running_remove(struct engine *e, const struct request *r)
@@ -386,6 +390,7 @@ int engine_step(struct engine *e)
     e->tokens_left = e->model->step_tokens;
     e->prefill = e->n_emitting = 0;
     e->preempted = false;
+    memory_begin(e->memory);
     r = continue_together(e);
     if (r == MEMORY_E_SHORT)
         r = continue_one_by_one(e);
@@ -416,7 +421,7 @@ static void request_emit(struct engine *e, struct request *r, double now)
     e->ttft[e->n_ttft++] = now - r->arrival_s;
 }
 
-/* Several requests that end with one step give back together. */
+/* Several requests that end with one step give back together, and the step is over. */
 static int give_together(struct engine *e, struct request **requests, uint32_t n)
 {
     size_t total = 0, at = 0;
@@ -433,7 +438,8 @@ static int give_together(struct engine *e, struct request **requests, uint32_t n
         requests[i]->n_blocks = 0;
     }
     e->counts.used_blocks -= total;
-    return memory_give(e->memory, e->scratch, total);
+    r = memory_give(e->memory, e->scratch, total, e->counts.steps);
+    return r < 0 ? r : memory_complete(e->memory, e->counts.steps);
 }
 
 int engine_finish(struct engine *e, double now)

@@ -25,7 +25,7 @@ struct engine_counts {
     uint64_t refused;     /* requests that could never fit */
     uint64_t used_blocks; /* held by requests at the moment; no decision looks at it */
     uint64_t peak_blocks;
-    uint64_t steps;
+    uint64_t steps; /* the number of the last one */
 };
 
 struct engine;

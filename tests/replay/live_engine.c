@@ -134,7 +134,7 @@ static int set_up(struct live_engine *e)
     struct remote *remote = NULL;
     int r = 0;
 
-    if (options.split)
+    if (options.workers)
         r = remote_new(&options, &remote, e->slot->error);
     if (r == 0)
         r = borrow_new(&options, remote, &e->borrow, e->slot->error);

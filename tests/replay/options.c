@@ -14,6 +14,7 @@
 
 #include "base/arith.h"
 #include "base/parse.h"
+#include "worker.h"
 
 static const char usage[] =
     "usage: kvreplay [OPTION...] [TRACE...]\n"
@@ -33,8 +34,11 @@ static const char usage[] =
     "      --virtual         in one process and without a clock, the same every time (default)\n"
     "      --live            a process for each engine, in real time\n"
     "      --speed N         with --live: N times as fast as in real time\n"
-    "      --split           each engine's worker, which maps and touches the memory, is a process of its "
-    "own\n"
+    "      --split[=N]       each engine's worker, which maps and touches the memory, is a process of its "
+    "own;\n"
+    "                        or N of them are, and each holds every block, as the ranks of an engine do "
+    "that is\n"
+    "                        spread over N (here on one GPU, so a block takes N times the memory)\n"
     "      --reserves on|off  whether the library keeps pages ready (default: on with --live; the result of\n"
     "                        --virtual is the same)\n"
     "      --hold            each engine maps all that its limit allows at the start and keeps it, as "
@@ -62,6 +66,9 @@ static const char usage_models[] =
     "      --json            print the result as JSON\n"
     "  -h, --help            this text\n"
     "      --version\n"
+    "\n"
+    "An engine asks before each step how many blocks are available. To be refused no more than that is a "
+    "failure.\n"
     "\n"
     "Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N.\n";
 
@@ -138,7 +145,7 @@ static const struct option table[] = {
     {"slow", required_argument, NULL, OPTION_SLOW},
     {"socket", required_argument, NULL, OPTION_SOCKET},
     {"speed", required_argument, NULL, OPTION_SPEED},
-    {"split", no_argument, NULL, OPTION_SPLIT},
+    {"split", optional_argument, NULL, OPTION_SPLIT},
     {"static", no_argument, NULL, OPTION_STATIC},
     {"token-bytes", required_argument, NULL, OPTION_TOKEN_BYTES},
     {"version", no_argument, NULL, OPTION_VERSION},
@@ -185,6 +192,16 @@ static int set_reserves(struct parsing *p, const char *text)
     if (parse_bool(text, &p->options.reserves) < 0)
         return complain("--reserves: \"%s\" is neither on nor off", text);
     p->has_reserves = true;
+    return 0;
+}
+
+static int set_workers(struct options *o, const char *text)
+{
+    uint64_t n;
+
+    if (parse_u64(text, &n) < 0 || n == 0 || n > WORKERS_MAX)
+        return complain("--split: \"%s\" is not a number from 1 to %d", text, WORKERS_MAX);
+    o->workers = (unsigned)n;
     return 0;
 }
 
@@ -265,8 +282,7 @@ static int set_option(struct parsing *p, int c, const char *name)
     case OPTION_SPEED:
         return set_factor(name, optarg, &o->speed);
     case OPTION_SPLIT:
-        o->split = true;
-        return 0;
+        return set_workers(o, optarg ? optarg : "1");
     case OPTION_TOKEN_BYTES:
         return set_size(name, optarg, &o->model.token_bytes);
     case OPTION_WEIGHTS:

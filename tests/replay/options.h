@@ -23,9 +23,9 @@ struct options {
     bool elastic; /* else a limit of an equal share for each engine */
     bool live;    /* else in virtual time */
     double speed;
-    bool split;    /* each engine's worker is a process of its own */
-    bool reserves; /* the library keeps memory ready */
-    bool hold;     /* each engine takes all it may have at the start, and keeps it */
+    unsigned workers; /* of each engine, as processes of their own; 0: one, in the engine's process */
+    bool reserves;    /* the library keeps memory ready */
+    bool hold;        /* each engine takes all it may have at the start, and keeps it */
     struct trace_options trace;
     uint64_t seed;
     struct model model;

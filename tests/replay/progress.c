@@ -46,7 +46,7 @@ static int put_engine(char *at, size_t space, const struct board *board, const s
     char bytes[FORMAT_SIZE_MAX];
 
     return snprintf(at, space, "  %s %" PRIu64 "/%zu %s", slot->instance, through, slot->trace->n,
-                    format_size(bytes, used * model_block_bytes(&board->options->model)));
+                    format_size(bytes, used * board_block_bytes(board)));
 }
 
 static size_t terminal_columns(void)

@@ -39,10 +39,16 @@ struct answer {
     char error[WORKER_ERROR_MAX];
 };
 
-struct remote {
+struct process {
     pid_t pid;
     int socket;
     struct answer last;
+};
+
+struct remote {
+    struct process workers[WORKERS_MAX];
+    unsigned n;
+    const char *error; /* that of the worker that failed */
 };
 
 /* ---- In the worker's process ---- */
@@ -106,23 +112,23 @@ _Noreturn static void be_worker(int socket, pid_t parent, const struct worker_op
 
 /* ---- In the scheduler's ---- */
 
-static int lost(struct remote *remote)
+static int lost(struct process *p)
 {
-    snprintf(remote->last.error, sizeof(remote->last.error), "the worker's process has ended");
+    snprintf(p->last.error, sizeof(p->last.error), "the worker's process has ended");
     return -EPIPE;
 }
 
-static int receive_answer(struct remote *remote)
+static int receive_answer(struct process *p)
 {
     ssize_t n;
 
     do
-        n = recv(remote->socket, &remote->last, sizeof(remote->last), 0);
+        n = recv(p->socket, &p->last, sizeof(p->last), 0);
     while (n < 0 && errno == EINTR);
-    return n == sizeof(remote->last) ? remote->last.r : lost(remote);
+    return n == sizeof(p->last) ? p->last.r : lost(p);
 }
 
-static int start(struct remote *remote, const struct worker_options *options)
+static int start(struct process *p, const struct worker_options *options)
 {
     pid_t parent = getpid();
     int sockets[2];
@@ -130,60 +136,96 @@ static int start(struct remote *remote, const struct worker_options *options)
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) < 0)
         return -errno;
     fflush(NULL);
-    remote->pid = fork();
-    if (remote->pid == 0)
+    p->pid = fork();
+    if (p->pid == 0)
         be_worker(sockets[1], parent, options);
     close(sockets[1]);
-    remote->socket = sockets[0];
-    return remote->pid < 0 ? -errno : 0;
+    p->socket = sockets[0];
+    return p->pid < 0 ? -errno : 0;
+}
+
+static int add_worker(struct remote *remote, const struct worker_options *options,
+                      char error[static WORKER_ERROR_MAX])
+{
+    struct process *p = &remote->workers[remote->n++];
+    int r;
+
+    p->socket = -1;
+    r = start(p, options);
+    if (r < 0) {
+        snprintf(error, WORKER_ERROR_MAX, "no process for a worker: %s", strerror(-r));
+        return r;
+    }
+    r = receive_answer(p);
+    if (r < 0)
+        snprintf(error, WORKER_ERROR_MAX, "%s", p->last.error);
+    return r;
 }
 
 int remote_new(const struct worker_options *options, struct remote **ret_remote,
                char error[static WORKER_ERROR_MAX])
 {
     _cleanup_(remote_freep) struct remote *remote = calloc(1, sizeof(*remote));
+    struct worker_options worker = *options;
     int r;
 
     if (!remote) {
         snprintf(error, WORKER_ERROR_MAX, "out of memory");
         return -ENOMEM;
     }
-    remote->socket = -1;
-    r = start(remote, options);
-    if (r < 0) {
-        snprintf(error, WORKER_ERROR_MAX, "no process for a worker: %s", strerror(-r));
-        return r;
-    }
-    r = receive_answer(remote);
-    if (r < 0) {
-        snprintf(error, WORKER_ERROR_MAX, "%s", remote->last.error);
-        return r;
+    for (worker.rank = 0; worker.rank < options->workers; worker.rank++) {
+        r = add_worker(remote, &worker, error);
+        if (r < 0)
+            return r;
     }
     *ret_remote = steal_pointer(remote);
     return 0;
+}
+
+static void end(struct process *p)
+{
+    close_fd(p->socket);
+    if (p->pid > 0)
+        while (waitpid(p->pid, NULL, 0) < 0 && errno == EINTR)
+            ;
 }
 
 struct remote *remote_free(struct remote *remote)
 {
     if (!remote)
         return NULL;
-    close_fd(remote->socket);
-    if (remote->pid > 0)
-        while (waitpid(remote->pid, NULL, 0) < 0 && errno == EINTR)
-            ;
+    for (unsigned i = 0; i < remote->n; i++)
+        end(&remote->workers[i]);
     free(remote);
     return NULL;
 }
 
+static int failed(struct remote *remote, const struct process *p, int r)
+{
+    remote->error = p->last.error;
+    return r;
+}
+
+/* They work at the same time. */
 static int ask(struct remote *remote, enum question_type type, const uint32_t *blocks, size_t n)
 {
     struct question question = {.type = type, .n = (uint32_t)n};
     size_t size = offsetof(struct question, blocks) + n * sizeof(*blocks);
 
     memcpy(question.blocks, blocks, n * sizeof(*blocks));
-    if (send(remote->socket, &question, size, MSG_NOSIGNAL) != (ssize_t)size)
-        return lost(remote);
-    return receive_answer(remote);
+    for (unsigned i = 0; i < remote->n; i++) {
+        struct process *p = &remote->workers[i];
+
+        if (send(p->socket, &question, size, MSG_NOSIGNAL) != (ssize_t)size)
+            return failed(remote, p, lost(p));
+    }
+    for (unsigned i = 0; i < remote->n; i++) {
+        int r = receive_answer(&remote->workers[i]);
+
+        if (r < 0)
+            return failed(remote, &remote->workers[i], r);
+    }
+    return 0;
 }
 
 static int ask_all(struct remote *remote, enum question_type type, const uint32_t *blocks, size_t n)
@@ -207,15 +249,21 @@ int remote_check(struct remote *remote, const uint32_t *blocks, size_t n)
 
 const char *remote_error(const struct remote *remote)
 {
-    return remote->last.error;
+    return remote->error;
 }
 
 const struct layout *remote_layout(const struct remote *remote)
 {
-    return &remote->last.layout;
+    return &remote->workers[0].last.layout;
 }
 
 struct worker_counts remote_counts(const struct remote *remote)
 {
-    return remote->last.counts;
+    struct worker_counts sum = {};
+
+    for (unsigned i = 0; i < remote->n; i++) {
+        sum.stamps += remote->workers[i].last.counts.stamps;
+        sum.retries += remote->workers[i].last.counts.retries;
+    }
+    return sum;
 }

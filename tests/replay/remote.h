@@ -2,24 +2,24 @@
 #pragma once
 
 /*
- * A worker (worker.h) in a process of its own, and how its scheduler speaks to it: what an engine's own
- * channel between its processes is for. Memory is none of its business.
+ * The workers (worker.h) of an engine in processes of their own, and how their scheduler speaks to them: what
+ * an engine's own channel between its processes is for. Memory is none of its business.
  */
 
 #include "worker.h"
 
 struct remote;
 
-/* Forks, so before this process has a driver. Returns when the worker is ready. A negative errno with a
+/* Forks, so before this process has a driver. Returns when the workers are ready. A negative errno with a
  * sentence. */
 int remote_new(const struct worker_options *options, struct remote **ret_remote,
                char error[static WORKER_ERROR_MAX]);
-/* Ends the process and waits for it. */
+/* Ends the processes and waits for them. */
 struct remote *remote_free(struct remote *remote);
 
 DEFINE_CLEANUP(struct remote *, remote_free);
 
-/* As those of worker.h. */
+/* As those of worker.h, by all workers at once. The layout is that of each, the counts are of all. */
 int remote_stamp(struct remote *remote, const uint32_t *blocks, size_t n);
 int remote_check(struct remote *remote, const uint32_t *blocks, size_t n);
 const char *remote_error(const struct remote *remote);

@@ -41,7 +41,7 @@ static int start_workers(struct session *s, char error[static REPLAY_ERROR_MAX])
     char reason[WORKER_ERROR_MAX];
     int r = 0;
 
-    for (size_t i = 0; i < s->board->n && s->board->options->split && r == 0; i++) {
+    for (size_t i = 0; i < s->board->n && s->board->options->workers && r == 0; i++) {
         const struct worker_options options = slot_borrow_options(s->board, i);
 
         r = remote_new(&options, &s->remotes[i], reason);

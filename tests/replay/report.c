@@ -21,7 +21,7 @@ struct row {
     const char *name, *trace;
     uint64_t requests;
     struct engine_counts counts;
-    uint64_t refusals, stamps, retries;
+    uint64_t refusals, promised, stamps, retries;
     struct ttft_summary ttft;
     const char *error;
 };
@@ -46,6 +46,7 @@ static int engine_row(const struct slot *slot, struct row *ret)
         .requests = slot->trace->n,
         .counts = slot->counts,
         .refusals = slot->borrow.refusals,
+        .promised = slot->borrow.promised,
         .stamps = slot->borrow.stamps,
         .retries = slot->borrow.retries,
         .error = *slot->error ? slot->error : NULL,
@@ -66,6 +67,7 @@ static int sum_row(const struct board *board, struct row *ret)
         sum.counts.preempted += slot->counts.preempted;
         sum.counts.steps += slot->counts.steps;
         sum.refusals += slot->borrow.refusals;
+        sum.promised += slot->borrow.promised;
         sum.stamps += slot->borrow.stamps;
         sum.retries += slot->borrow.retries;
     }
@@ -91,8 +93,7 @@ static void print_row(const struct board *board, const struct row *row)
     print_seconds(row->ttft.p90_s);
     print_seconds(row->ttft.p99_s);
     if (row->counts.peak_blocks)
-        printf("%12s",
-               format_size(bytes, row->counts.peak_blocks * model_block_bytes(&board->options->model)));
+        printf("%12s", format_size(bytes, row->counts.peak_blocks * board_block_bytes(board)));
     printf("%s%s\n", *row->trace ? "  " : "", row->trace);
 }
 
@@ -169,6 +170,7 @@ static void add_row(cJSON *object, const struct row *row)
     add_seconds(ttft, "p90", row->ttft.p90_s);
     add_seconds(ttft, "p99", row->ttft.p99_s);
     add_count(object, "memory_refusals", row->refusals);
+    add_count(object, "promised_blocks", row->promised);
     add_count(object, "stamps_checked", row->stamps);
     add_count(object, "driver_retries", row->retries);
 }
@@ -182,7 +184,7 @@ static void add_engine(cJSON *array, const struct board *board, const struct row
     cJSON_AddStringToObject(object, "trace", row->trace);
     add_row(object, row);
     add_count(object, "peak_blocks", row->counts.peak_blocks);
-    add_count(object, "peak_bytes", row->counts.peak_blocks * model_block_bytes(&board->options->model));
+    add_count(object, "peak_bytes", row->counts.peak_blocks * board_block_bytes(board));
     if (row->error)
         cJSON_AddStringToObject(object, "error", row->error);
     else
@@ -199,7 +201,7 @@ static int fill(cJSON *root, const struct board *board)
     cJSON_AddStringToObject(root, "sharing", o->elastic ? "elastic" : "static");
     cJSON_AddStringToObject(root, "time", o->live ? "live" : "virtual");
     cJSON_AddStringToObject(root, "model", o->model.name);
-    add_count(root, "block_bytes", model_block_bytes(&o->model));
+    add_count(root, "block_bytes", board_block_bytes(board));
     add_count(root, "budget_bytes", board->budget_bytes);
     cJSON_AddNumberToObject(root, "replayed_s", board->replayed_s);
     cJSON_AddNumberToObject(root, "wall_s", board->wall_s);

@@ -53,11 +53,12 @@ int worker_open_client(const struct worker_options *options, enum kvc_role role,
         .socket = options->socket,
         .instance = options->instance,
         .role = role,
-        .own_thread = options->reserves || role == KVC_ROLE_WORKER,
+        .own_thread = 1, /* which gives back what a report has kept, when others need it */
         .min_reserved_pages = options->reserves ? -1 : 0,
         .max_reserved_pages = options->hold       ? INT_MAX
                               : options->reserves ? -1
                                                   : 0,
+        .report_ms = options->report_ms,
     };
 
     return worker_try(retries, kvc_open(&client_options, ret_client));
@@ -85,7 +86,8 @@ static int open_region(struct worker *w, const struct worker_options *options,
         .segments = w->layout.segments,
         .page_bytes = w->layout.page_bytes,
         .pages = device->total_bytes / layout_page_total(&w->layout),
-        .flags = options->split ? KVC_REGION_ORDERED : 0,
+        .flags = options->workers ? KVC_REGION_ORDERED : 0,
+        .rank = options->rank,
     };
     int r;
 
@@ -102,7 +104,7 @@ static int set_up(struct worker *w, const struct worker_options *options)
     struct kvc_device device = {.size = sizeof(device)};
     int r;
 
-    r = worker_open_client(options, options->split ? KVC_ROLE_WORKER : KVC_ROLE_ENGINE, &w->retries,
+    r = worker_open_client(options, options->workers ? KVC_ROLE_WORKER : KVC_ROLE_ENGINE, &w->retries,
                            &w->client);
     if (r < 0)
         return fail_client(w, "connecting to kvcachedd", r);

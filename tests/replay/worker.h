@@ -16,6 +16,7 @@
 #include "model.h"
 
 #define WORKER_ERROR_MAX 512
+#define WORKERS_MAX 8 /* of an engine */
 
 struct worker;
 
@@ -26,9 +27,11 @@ struct worker_options {
     bool per_layer;      /* a segment for each layer */
     uint64_t page_bytes; /* of one segment; 0: as small as can be */
     uint64_t weights_bytes;
-    bool split;    /* pages are mapped by a scheduler in another process */
-    bool reserves; /* the library keeps memory ready, and gives it back when others need it */
-    bool hold;     /* what was mapped once stays mapped */
+    unsigned workers; /* whose pages are mapped by a scheduler in another process; 0: this is the only one */
+    unsigned rank;    /* among them */
+    bool reserves;    /* the library keeps memory ready, and gives it back when others need it */
+    unsigned report_ms; /* for how long a report of available blocks holds */
+    bool hold;          /* what was mapped once stays mapped */
 };
 
 /* Connects, puts the weights on the GPU, opens the region. A negative errno with a sentence. */

@@ -38,15 +38,24 @@ struct counting_memory {
     struct pool *pool;
     uint32_t limit, used;
     char id;
-    size_t fail_after; /* calls of take() that work; 0: all */
-    size_t n_refusals; /* of calls to come, whatever is free */
+    uint64_t completed; /* step */
+    uint32_t waiting;   /* blocks given back of a later one */
+    bool begun;         /* a step */
+    size_t fail_after;  /* calls of take() that work; 0: all */
+    size_t n_refusals;  /* of calls to come, whatever is free */
 };
+
+static void counting_begin(struct memory *memory)
+{
+    container_of(memory, struct counting_memory, memory)->begun = true;
+}
 
 static int counting_take(struct memory *memory, size_t n, uint32_t *ret_blocks)
 {
     struct counting_memory *m = container_of(memory, struct counting_memory, memory);
     uint32_t block = 0;
 
+    check(m->begun);
     if (m->fail_after && --m->fail_after == 0)
         return -EIO;
     if (m->n_refusals > 0 && m->n_refusals--)
@@ -64,16 +73,43 @@ static int counting_take(struct memory *memory, size_t n, uint32_t *ret_blocks)
     return 0;
 }
 
-static int counting_give(struct memory *memory, const uint32_t *blocks, size_t n)
+static char waiting_id(const struct counting_memory *m)
+{
+    return (char)(m->id - 'a' + 'A');
+}
+
+static int counting_give(struct memory *memory, const uint32_t *blocks, size_t n, uint64_t step)
 {
     struct counting_memory *m = container_of(memory, struct counting_memory, memory);
+    bool waits = step > m->completed;
 
     for (size_t i = 0; i < n; i++) {
         check_eq(m->pool->owner[blocks[i]], m->id);
-        m->pool->owner[blocks[i]] = 0;
+        m->pool->owner[blocks[i]] = waits ? waiting_id(m) : 0;
     }
     m->used -= (uint32_t)n;
-    m->pool->used -= (uint32_t)n;
+    if (waits)
+        m->waiting += (uint32_t)n;
+    else
+        m->pool->used -= (uint32_t)n;
+    return 0;
+}
+
+static int counting_complete(struct memory *memory, uint64_t step)
+{
+    struct counting_memory *m = container_of(memory, struct counting_memory, memory);
+
+    check(step >= m->completed);
+    m->completed = step;
+    m->begun = false;
+    m->pool->used -= m->waiting;
+    for (size_t i = 0; i < MAX_BLOCKS && m->waiting > 0; i++) {
+        if (m->pool->owner[i] == waiting_id(m)) {
+            m->pool->owner[i] = 0;
+            m->waiting--;
+        }
+    }
+    check_eq(m->waiting, 0);
     return 0;
 }
 
@@ -83,8 +119,10 @@ static uint64_t counting_capacity(struct memory *memory)
 }
 
 static const struct memory_ops counting_ops = {
+    .begin = counting_begin,
     .take = counting_take,
     .give = counting_give,
+    .complete = counting_complete,
     .capacity = counting_capacity,
 };
 
