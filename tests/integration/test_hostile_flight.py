@@ -97,7 +97,7 @@ def test_packets_in_sockets_of_the_disconnected(
 def leave_unread(
     programs: Programs, daemon: Daemon, observer: Observer, name: str, ids: list[int]
 ) -> RawPeer:
-    """Takes what it knows the ids of, says that it has come, and gives it back, all without receiving anything."""
+    """Takes what it knows the ids of, says that it has come, and gives it back, having received nothing."""
     before = observer.info().number("granted_bytes")
     attacker = start_raw(programs, daemon, name)
     attacker.open()
@@ -112,8 +112,8 @@ def leave_unread(
 def test_packets_that_are_returned_unread(
     programs: Programs, daemon: Daemon, observer: Observer, victim: RawPeer, end: str
 ) -> None:
-    """Ids can be known from an earlier answer, and an acknowledgement is only a word. But what lies unread counts
-    as long as it does, so soon there is no packet any more that has room for all of them."""
+    """Ids can be known from an earlier answer, and an acknowledgement is only a word. But what lies unread
+    counts as long as it does, so soon there is no packet any more that has room for all of them."""
     first = start_raw(programs, daemon, "first")
     first.open()
     ids = first.take(first.open_region(), FEW)
