@@ -257,9 +257,9 @@ static void export_packet(struct grant *grant, unsigned n)
         memory_export_granted(grant->peer->server, slot_of(grant, grant->n_sent + i));
 }
 
-/* The peer's word that packets have come ends their charge when it is the kernel's, too: else descriptors could
- * be heaped up in its socket. What lies there may be newer, so the next packet may leave, as far as there is
- * room beside what is in doubt. */
+/* The peer's word that packets have come ends their charge when it is the kernel's, too: else descriptors
+ * could be heaped up in its socket. What lies there may be newer, so the next packet may leave, as far as
+ * there is room beside what is in doubt. */
 static void end_flight(struct peer *peer)
 {
     if (!peer->is_acknowledged || !peer->in_flight.domain || link_queued(peer->conn) > 0 ||

@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * Grants: requests for extents on their way from Take, Lease or an order until their last packet has left, or, an order's, is
- * acknowledged.
+ * Grants: requests for extents on their way from Take, Lease or an order until their last packet has left,
+ * or, an order's, is acknowledged.
  */
 
 #include "peer.h"

@@ -58,7 +58,8 @@ bool link_is_throttled(const struct link *link);
 
 unsigned link_queued(const struct link *link);
 
-/* Whether the other end has received, or will never receive, all that has left the queue: the kernel's word. */
+/* Whether the other end has received, or will never receive, all that has left the queue, by the kernel's
+ * word. */
 bool link_is_read(const struct link *link);
 
 /* Receives one message, also after link_send() or link_flush() has said LINK_E_CLOSED: what the other end
