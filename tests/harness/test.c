@@ -283,10 +283,13 @@ int main(int argc, char **argv)
         if (!wanted(t, argc, argv))
             continue;
         number++;
-        snprintf(folder, sizeof(folder), "/dev/shm/kvcached-test-%d-%u", (int)getpid(), number);
         if (list) {
             puts(t->name);
-        } else if (no_fork) {
+            continue;
+        }
+        snprintf(folder, sizeof(folder), "/dev/shm/kvcached-test-%d-%u", (int)getpid(), number);
+        remove_folder(); /* of a program that was killed, and had our number */
+        if (no_fork) {
             run_one(t);
             remove_folder();
             folder_made = false;

@@ -31,6 +31,15 @@ def test_a_case_that_is_not_there_fails(build_dir: Path) -> None:
     assert run_test(build_dir, names[0], "absent") == (1, ["Bail out! There is no test absent"])
 
 
+def test_what_a_killed_program_left_is_not_in_the_way(build_dir: Path) -> None:
+    """Process numbers come again, and folders are named after them."""
+    program = build_dir / "tests/unit/test-parse"
+    script = f"f=/dev/shm/kvcached-test-$$-1; mkdir $f && touch $f/socket && echo $f && exec {program}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert not Path(done.stdout.splitlines()[0]).exists()
+
+
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
 def test_who_is_ended_leaves_nothing(build_dir: Path, signal_: signal.Signals) -> None:
     command = [str(build_dir / "tests/harness/endless")]
