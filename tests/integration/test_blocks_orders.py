@@ -15,12 +15,10 @@ from harness.broker import Programs, eventually, on_gpu
 from harness.crew import (
     BLOCK_STAGES,
     EACH,
-    MIB,
     PAGES,
     PATIENT_MS,
     SIZES,
     Engine,
-    start_daemons,
     start_engine,
 )
 from harness.tasks import stopped
@@ -224,19 +222,6 @@ def test_free_pages_go_under_a_lowered_limit(programs: Programs) -> None:
     engine.check_books(3)
 
 
-def test_an_instance_that_is_refused_keeps_nothing_from_others(programs: Programs) -> None:
-    """A scheduler that hears nothing any more holds no memory at the ranks where it was not refused."""
-    daemons = start_daemons(programs, budget=str(4 * 20 * MIB))
-    first = start_engine(programs, daemons, instance="first")
-    second = start_engine(programs, daemons, instance="second")
-    first.limit(3, 0)
-    assert first.refused(f"take {4 * EACH}").startswith("KVC_E_LIMIT ")
-    with stopped(first.scheduler):
-        second.do(f"take {4 * EACH}")
-        second.check_books(4)
-        first.check_books(0)
-
-
 # ---- Two engines ----
 
 
@@ -255,6 +240,27 @@ def start_two(programs: Programs, pages: int, options: str = "") -> list[Engine]
         start_engine(programs, daemons, f"timeout={PATIENT_MS} {options}", instance=name)
         for name in ("first", "second")
     ]
+
+
+def last_claimed(engine: Engine) -> int:
+    """The rank at which a scheduler claims last: it goes by the GPUs' UUIDs."""
+
+    def uuid(rank: int) -> str:
+        info = engine.programs.kvctl("info", "--json", daemon=engine.daemons[rank]).json()
+        return str(info["gpu"]["uuid"])
+
+    return max(RANKS, key=uuid)
+
+
+def test_an_instance_that_is_refused_keeps_nothing_from_others(programs: Programs) -> None:
+    """A scheduler that hears nothing any more holds no memory at the ranks where it was not refused."""
+    first, second = start_two(programs, 4)
+    first.limit(last_claimed(first), 0)
+    assert first.refused(f"take {4 * EACH}").startswith("KVC_E_LIMIT ")
+    with stopped(first.scheduler):
+        second.do(f"take {4 * EACH}")
+        second.check_books(4)
+        first.check_books(0)
 
 
 def ask_both(engines: list[Engine], command: str) -> list[str]:
