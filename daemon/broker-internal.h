@@ -100,6 +100,7 @@ struct broker {
     struct broker_instance *forgotten;
 
     bool draining;
+    bool unsettled; /* but for answers that are ready */
     uint64_t now_ns;
     uint64_t looked_ns;
     uint64_t active_ns; /* last grant or return */

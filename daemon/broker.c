@@ -244,6 +244,7 @@ static bool needs_looks(const struct broker *broker)
 void broker_settle(struct broker *broker, uint64_t now_ns)
 {
     broker->now_ns = u64_max(now_ns, broker->now_ns);
+    broker->unsettled = false;
     notices_expire(broker);
     admission_settle(broker);
     if (broker->draining)
@@ -405,6 +406,10 @@ static bool next_look(struct broker *broker, struct broker_action *ret)
 bool broker_next_action(struct broker *broker, struct broker_action *ret)
 {
     broker->forgotten = instance_free(broker, broker->forgotten);
+    if (next_answer(broker, ret))
+        return true;
+    if (broker->unsettled)
+        broker_settle(broker, broker->now_ns);
     /* The status is seen before a notice: who has answered one doesn't take back at once what it gave. */
     return next_answer(broker, ret) || leases_next_report(broker, ret) || next_status(broker, ret) ||
            notices_next(broker, ret) || next_of(broker, &broker->exports, BROKER_ACTION_EXPORT, ret) ||

@@ -177,6 +177,7 @@ static void note_progress(struct peer *peer)
 void grant_granted(struct grant *grant)
 {
     const struct broker_request *request = grant->request;
+    struct peer *peer = grant->peer;
 
     grant->n_extents = request->n_extents;
     grant->extents = request->extents;
@@ -187,11 +188,11 @@ void grant_granted(struct grant *grant)
         slot->grant = grant;
     }
     list_unlink(&grant->link);
-    list_append(&grant->peer->granted, &grant->link);
+    list_append(&peer->granted, &grant->link);
     instance_status_note_grant(request->peer->instance);
-    if (list_is_empty(&grant->peer->wait_link))
-        note_progress(grant->peer);
-    grant_send(grant->peer);
+    grant_send(peer);
+    if (list_is_empty(&peer->wait_link))
+        note_progress(peer);
 }
 
 bool grant_is_unsent(const struct slot *slot)

@@ -92,6 +92,15 @@ static void request_drop(struct broker_request *request)
     free(request);
 }
 
+/* Who gets at once what it asks for doesn't wait for what others, or the pool, need next. */
+static void settle_behind(struct broker *broker, const struct broker_request *request)
+{
+    if (request->state == BROKER_REQUEST_READY)
+        broker->unsettled = true;
+    else
+        broker_settle(broker, broker->now_ns);
+}
+
 static int submit(struct broker *broker, struct broker_request *request, struct broker_request **ret)
 {
     int r;
@@ -100,12 +109,14 @@ static int submit(struct broker *broker, struct broker_request *request, struct 
     r = may_ask(broker, request->peer);
     if (!r)
         r = admission_ask(broker, request);
-    if (r)
+    if (r) {
         request_drop(request);
-    else
-        *ret = request;
-    broker_settle(broker, broker->now_ns);
-    return r;
+        broker_settle(broker, broker->now_ns);
+        return r;
+    }
+    *ret = request;
+    settle_behind(broker, request);
+    return 0;
 }
 
 int broker_take(struct broker *broker, struct broker_peer *peer,

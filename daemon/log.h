@@ -24,7 +24,7 @@ void log_open(void);
 /* Lines above this level are dropped; the default is LOG_LEVEL_NOTICE. */
 void log_set_level(enum log_level level);
 
-void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void log_line(enum log_level level, const char *format, ...) __attribute__((cold, format(printf, 2, 3)));
 
 #define log_error(...) log_line(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_line(LOG_LEVEL_WARNING, __VA_ARGS__)

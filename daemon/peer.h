@@ -112,11 +112,11 @@ void peer_accept(struct server *server, const struct listener *listener, int fd)
 void peer_send(struct peer *peer, enum message_type type, uint32_t request, const ProtobufCMessage *body,
                struct fdset *fds);
 void peer_refuse(struct peer *peer, uint32_t request, Kvcached__Error error, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+    __attribute__((cold, format(printf, 4, 5)));
 
 /* Dooms the peer, and tells it why. */
 void peer_fail(struct peer *peer, Kvcached__Error error, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+    __attribute__((cold, format(printf, 3, 4)));
 void peer_doom(struct peer *peer);
 
 /* For server_settle(): ends the connection of a doomed peer. */

@@ -92,4 +92,4 @@ int client_timeout_ms(struct kvc_client *client);
 bool client_must_shrink(const struct kvc_client *client);
 
 void client_log(struct kvc_client *client, enum kvc_log_level level, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+    __attribute__((cold, format(printf, 3, 4)));

@@ -7,10 +7,14 @@
  * do not wait (an event loop's dispatch, the library's own thread) receive only while there is no leader; so
  * an answer is never taken away from under a thread that sleeps in poll().
  *
+ * Most answers come so soon that poll() would cost more than it tells: the leader waits for the first packet
+ * in recvmsg(), for a moment, where nobody's deadline is so near. What it has received then is nobody else's
+ * to see until it has the lock again.
+ *
  * The leader keeps everybody's time, but it may have gone to sleep before somebody came whose deadline is
- * nearer: who follows wakes up for it, too. A deadline counts only after the socket has been found empty: a
- * process that was stopped for an hour finds its answers waiting, and nobody times out. Each packet of an
- * answer starts the time anew.
+ * nearer: who follows wakes up for it, too. A deadline counts only after the socket has been found empty, and
+ * no leader has something in hand: a process that was stopped for an hour finds its answers waiting, and
+ * nobody times out. Each packet of an answer starts the time anew.
  *
  * A request that is given up stays in the table: its answer, when it comes, is recognised, and what it
  * carries goes back to the daemon.
@@ -27,6 +31,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 #include <time.h>
 
 #include "base/arith.h"
@@ -34,6 +40,9 @@
 /* Packets that may wait to be sent. Questions leave room for what an exchange has to say. */
 #define QUEUE_MAX 1024
 #define QUEUE_QUESTIONS_MAX 512
+
+/* How long a leader waits in recvmsg(). */
+#define MOMENT_NS (10 * NSEC_PER_MSEC)
 
 uint64_t conn_now_ns(void)
 {
@@ -67,9 +76,11 @@ static void changed_init(pthread_cond_t *changed)
 
 int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
 {
+    const struct timeval moment = {.tv_usec = MOMENT_NS / NSEC_PER_USEC};
     struct conn *conn = calloc(1, sizeof(*conn));
 
-    if (!conn || link_new(fd, true, QUEUE_MAX, &conn->link) != 0) {
+    if (!conn || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &moment, sizeof(moment)) < 0 ||
+        link_new(fd, true, QUEUE_MAX, &conn->link) != 0) {
         free(conn);
         close_fd(fd);
         return error_nomem();
@@ -253,8 +264,11 @@ int conn_ask(struct conn *conn, struct request *request, uint16_t type, const Pr
     request->deadline_ns = UINT64_MAX;
     request->id = next_id(conn);
     r = link_send(conn->link, type, request->id, body, NULL);
-    if (r == LINK_E_CLOSED)
-        receive_all(conn); /* the daemon may have said why; a leader is woken by the end */
+    /* The daemon may have said why. Who receives already hears it, and ends this request with the others. */
+    if (r == LINK_E_CLOSED && conn->receiving)
+        r = 0;
+    else if (r == LINK_E_CLOSED)
+        receive_all(conn);
     if (r != 0)
         return send_failed(conn, r);
     list_append(&conn->requests, &request->link);
@@ -448,19 +462,42 @@ static void expire(struct conn *conn)
     }
 }
 
-/* Receives until the leader has what it waits for: what else has come is the next one's to find. */
-static void lead(struct conn *conn, bool (*pending)(const void *data), const void *data, uint64_t until_ns)
+static void sleep_in_poll(struct conn *conn, uint64_t deadline_ns)
 {
     struct pollfd pfd = {.fd = link_fd(conn->link), .events = conn_events(conn)};
-    int timeout = poll_timeout(u64_min(next_deadline(conn), until_ns));
+    int timeout = poll_timeout(deadline_ns);
 
     pthread_mutex_unlock(&conn->lock);
     poll(&pfd, 1, timeout);
     pthread_mutex_lock(&conn->lock);
+}
+
+static void sleep_in_receive(struct conn *conn)
+{
+    conn->receiving = true;
+    pthread_mutex_unlock(&conn->lock);
+    link_await(conn->link);
+    pthread_mutex_lock(&conn->lock);
+    conn->receiving = false;
+}
+
+/* Receives until the leader has what it waits for: what else has come is the next one's to find. */
+static void lead(struct conn *conn, bool (*pending)(const void *data), const void *data, uint64_t until_ns,
+                 bool first)
+{
+    uint64_t deadline_ns = u64_min(next_deadline(conn), until_ns);
+    bool in_receive = first && conn->alive && !link_wants_write(conn->link) &&
+                      (deadline_ns == UINT64_MAX || deadline_ns > u64_add_ceil(conn_now_ns(), MOMENT_NS));
+
+    if (in_receive)
+        sleep_in_receive(conn);
+    else
+        sleep_in_poll(conn, deadline_ns);
     flush(conn);
     conn->receiving = true;
-    while (pending(data) && receive_one(conn))
-        ;
+    /* What came in the sleep is handled whatever has become of the wait since: nobody else would be told. */
+    for (bool more = true; more && (in_receive || pending(data)); in_receive = false)
+        more = conn->alive && receive_one(conn);
     conn->receiving = false;
     if (pending(data))
         expire(conn);
@@ -483,15 +520,20 @@ static void push(struct conn *conn)
 static void follow(struct conn *conn, uint64_t until_ns)
 {
     struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLIN};
-    uint64_t deadline_ns = u64_min(next_deadline(conn), until_ns);
-    struct timespec until = {
+    uint64_t deadline_ns = next_deadline(conn);
+    struct timespec until;
+
+    /* What the leader has in hand may be the answer; it will be back before that. */
+    if (conn->receiving)
+        deadline_ns = u64_max(deadline_ns, u64_add_ceil(conn_now_ns(), MOMENT_NS));
+    deadline_ns = u64_min(deadline_ns, until_ns);
+    until = (struct timespec){
         .tv_sec = (time_t)(deadline_ns / NSEC_PER_SEC),
         .tv_nsec = (long)(deadline_ns % NSEC_PER_SEC),
     };
-
     if (deadline_ns == UINT64_MAX)
         pthread_cond_wait(&conn->changed, &conn->lock);
-    else if (pthread_cond_timedwait(&conn->changed, &conn->lock, &until) == ETIMEDOUT &&
+    else if (pthread_cond_timedwait(&conn->changed, &conn->lock, &until) == ETIMEDOUT && !conn->receiving &&
              poll(&pfd, 1, 0) == 0)
         expire(conn);
 }
@@ -506,8 +548,8 @@ void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data),
             follow(conn, until_ns);
         else {
             conn->has_leader = true;
-            while (pending(data))
-                lead(conn, pending, data, until_ns);
+            for (bool first = true; pending(data); first = false)
+                lead(conn, pending, data, until_ns, first);
             conn->has_leader = false;
             pthread_cond_broadcast(&conn->changed);
         }

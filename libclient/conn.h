@@ -48,7 +48,8 @@ struct request {
 };
 
 /* For receive(): says what is wrong with the packet. Returns KVC_E_PROTOCOL. */
-int request_violated(struct request *request, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int request_violated(struct request *request, const char *format, ...)
+    __attribute__((cold, format(printf, 2, 3)));
 
 struct conn {
     pthread_mutex_t lock;
@@ -126,7 +127,8 @@ void conn_acknowledge_owed(struct conn *conn);
 void conn_dispatch(struct conn *conn);
 
 /* Ends the connection, for good, with a KVC_E_* and a sentence for who is waiting. */
-void conn_die(struct conn *conn, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void conn_die(struct conn *conn, int error, const char *format, ...)
+    __attribute__((cold, format(printf, 3, 4)));
 
 /* 0, or KVC_E_DISCONNECTED with the reason. */
 int conn_check(struct conn *conn);

@@ -10,10 +10,10 @@
 #define ERROR_SENTENCE_MAX 384
 
 /* Keeps the sentence for kvc_last_error() and returns `error`. No newline, no full stop. */
-int error_set(int error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int error_set(int error, const char *format, ...) __attribute__((cold, format(printf, 2, 3)));
 
 /* Out of host memory, as everybody says it. */
-int error_nomem(void);
+int error_nomem(void) __attribute__((cold));
 
 /* Between the two the sentence stays as it is: what fails while a failure is undone must not hide why. They
  * nest. */

@@ -218,17 +218,15 @@ size_t codec_size(const ProtobufCMessage *body)
     return FRAME_HEADER_SIZE + protobuf_c_message_get_packed_size(body);
 }
 
-int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, uint8_t *buf,
-                 size_t *ret_size)
+int codec_write(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, size_t size,
+                uint8_t *buf)
 {
     const struct message_kind *kind = find_kind(type);
-    size_t size;
 
     if (!kind)
         return CODEC_E_TYPE;
     assert(body->descriptor == kind->descriptor);
     assert(n_fds <= FRAME_FDS_MAX);
-    size = codec_size(body);
     if (size > FRAME_SIZE_MAX)
         return CODEC_E_SPACE;
 
@@ -240,8 +238,19 @@ int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const Protobuf
                                 .n_fds = (uint16_t)n_fds,
                             });
     protobuf_c_message_pack(body, buf + FRAME_HEADER_SIZE);
-    *ret_size = size;
     return 0;
+}
+
+int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, uint8_t *buf,
+                 size_t *ret_size)
+{
+    size_t size = codec_size(body);
+    int r;
+
+    r = codec_write(type, request, n_fds, body, size, buf);
+    if (r == 0)
+        *ret_size = size;
+    return r;
 }
 
 int codec_decode(const uint8_t *packet, const struct frame_header *header, struct message *ret)

@@ -90,6 +90,10 @@ size_t codec_size(const ProtobufCMessage *body);
 int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, uint8_t *buf,
                  size_t *ret_size);
 
+/* The same, for who has asked for codec_size() before. */
+int codec_write(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, size_t size,
+                uint8_t *buf);
+
 /* Parses a packet whose header frame_read_header() has accepted. 0, CODEC_E_TYPE, CODEC_E_BODY, -ENOMEM.
  * Strings in the result contain no NUL byte. */
 int codec_decode(const uint8_t *packet, const struct frame_header *header, struct message *ret);

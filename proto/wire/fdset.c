@@ -52,12 +52,11 @@ void fdset_move(struct fdset *to, struct fdset *from)
     from->n = 0;
 }
 
-/* How many entries from one on follow on each other, upwards or downwards. */
-static unsigned run_length(const struct fdset *set, unsigned begin)
+/* How many of them, from the first one on, follow on each other, upwards or downwards. */
+static unsigned run_length(const int *fds, unsigned n_max)
 {
-    const int *fds = set->fds + begin;
-    unsigned n_max = set->n - begin, n = 1;
     int step = n_max > 1 && fds[1] < fds[0] ? -1 : 1;
+    unsigned n = 1;
 
     while (n < n_max && fds[0] >= 0 && fds[n] >= 0 && fds[n] == fds[0] + step * (int)n)
         n++;
@@ -75,13 +74,18 @@ static void close_run(const int *fds, unsigned n)
 }
 
 /* Those of one packet mostly follow on each other, and go in one system call then. */
+void fds_close(const int *fds, unsigned n)
+{
+    unsigned n_run;
+
+    for (; n > 0; fds += n_run, n -= n_run) {
+        n_run = run_length(fds, n);
+        close_run(fds, n_run);
+    }
+}
+
 void fdset_deinit(struct fdset *set)
 {
-    unsigned n;
-
-    for (unsigned i = 0; i < set->n; i += n) {
-        n = run_length(set, i);
-        close_run(set->fds + i, n);
-    }
+    fds_close(set->fds, set->n);
     set->n = 0;
 }

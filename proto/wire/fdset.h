@@ -28,5 +28,8 @@ int fdset_steal(struct fdset *set, unsigned index);
 /* Moves everything to *to, which must be empty. */
 void fdset_move(struct fdset *to, struct fdset *from);
 
+/* Closes them; those that are -1 are nobody's. */
+void fds_close(const int *fds, unsigned n);
+
 /* Closes everything; the set is empty and usable again. */
 void fdset_deinit(struct fdset *set);

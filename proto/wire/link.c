@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * One socket, one queue, the only sendmsg() and the only recvmsg().
+ * One socket, one queue, the only sendmsg() and the only recvmsg(). The socket may be one that blocks: only
+ * who awaits notices.
  *
  * Sending: a message becomes a packet in the queue together with its descriptors, and leaves the queue whole
  * when the socket takes it. "Not now" is never an error. It has two kinds: a full socket, which poll reports
@@ -35,11 +36,22 @@
 
 #include "base/list.h"
 
+/* The bytes lie behind the descriptors. */
 struct packet {
     struct list entry;
-    struct fdset fds;
     size_t size;
-    uint8_t bytes[];
+    uint8_t *bytes;
+    unsigned n_fds;
+    int fds[];
+};
+
+/* What one recvmsg() brought. */
+struct arrival {
+    size_t size;
+    int flags;
+    bool has_sender;
+    struct ucred sender;
+    struct fdset fds;
 };
 
 struct link {
@@ -49,16 +61,12 @@ struct link {
     unsigned n_queued, queue_max;
     struct list queue;
     char reason[128];
-    uint8_t buffer[FRAME_SIZE_MAX];
-};
 
-/* What one recvmsg() brought. */
-struct arrival {
-    size_t size;
-    int flags;
-    struct fdset fds;
-    bool has_sender;
-    struct ucred sender;
+    /* Who awaits has these to itself. */
+    bool is_ahead; /* link_await() has received something, or failed to */
+    int ahead_r;   /* with this */
+    struct arrival arrival;
+    uint8_t buffer[FRAME_SIZE_MAX];
 };
 
 union rights_buffer {
@@ -75,13 +83,14 @@ static struct packet *packet_free(struct packet *packet)
 {
     if (packet) {
         list_unlink(&packet->entry);
-        fdset_deinit(&packet->fds);
+        fds_close(packet->fds, packet->n_fds);
         free(packet);
     }
     return NULL;
 }
 DEFINE_CLEANUP(struct packet *, packet_free);
 
+/* Without the descriptors, for which there is room. */
 static int packet_new(uint16_t type, uint32_t request, const ProtobufCMessage *body, unsigned n_fds,
                       struct packet **ret)
 {
@@ -90,36 +99,27 @@ static int packet_new(uint16_t type, uint32_t request, const ProtobufCMessage *b
 
     if (size > FRAME_SIZE_MAX)
         return -EMSGSIZE;
-    packet = malloc(sizeof(*packet) + size);
+    packet = malloc(sizeof(*packet) + n_fds * sizeof(packet->fds[0]) + size);
     if (!packet)
         return -ENOMEM;
     list_init(&packet->entry);
-    packet->fds.n = 0;
-    if (codec_encode(type, request, n_fds, body, packet->bytes, &packet->size) != 0)
+    packet->size = size;
+    packet->bytes = (uint8_t *)(packet->fds + n_fds);
+    packet->n_fds = 0;
+    if (codec_write(type, request, n_fds, body, size, packet->bytes) != 0)
         return -EINVAL;
     *ret = steal_pointer(packet);
-    return 0;
-}
-
-static int set_flag(int fd, int get, int set, int flag)
-{
-    int flags = fcntl(fd, get);
-
-    if (flags < 0 || fcntl(fd, set, flags | flag) < 0)
-        return -errno;
     return 0;
 }
 
 int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret)
 {
     struct link *link;
-    int r;
+    int flags;
 
-    r = set_flag(fd, F_GETFL, F_SETFL, O_NONBLOCK);
-    if (r == 0)
-        r = set_flag(fd, F_GETFD, F_SETFD, FD_CLOEXEC);
-    if (r < 0)
-        return r;
+    flags = fcntl(fd, F_GETFD);
+    if (flags < 0 || fcntl(fd, F_SETFD, flags | FD_CLOEXEC) < 0)
+        return -errno;
     /* Not calloc(): pages of the buffer that nothing was received into cost nothing. */
     link = malloc(sizeof(*link));
     if (!link)
@@ -130,6 +130,7 @@ int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret)
     link->n_queued = 0;
     link->queue_max = queue_max;
     link->reason[0] = '\0';
+    link->is_ahead = false;
     list_init(&link->queue);
     *ret = link;
     return 0;
@@ -147,6 +148,8 @@ struct link *link_free(struct link *link)
     if (!link)
         return NULL;
     drop_queue(link);
+    if (link->is_ahead)
+        fdset_deinit(&link->arrival.fds);
     close_fd(link->fd);
     free(link);
     return NULL;
@@ -167,21 +170,21 @@ int link_fd(const struct link *link)
     return link->fd;
 }
 
-static void attach(struct msghdr *msg, union rights_buffer *control, const struct fdset *fds)
+static void attach(struct msghdr *msg, union rights_buffer *control, const int *fds, unsigned n)
 {
-    size_t size = fds->n * sizeof(int);
+    size_t size = n * sizeof(int);
     struct cmsghdr *cmsg;
 
-    if (fds->n == 0)
+    if (n == 0)
         return;
-    memset(control, 0, sizeof(*control));
+    memset(control, 0, CMSG_SPACE(size));
     msg->msg_control = control->bytes;
     msg->msg_controllen = CMSG_SPACE(size);
     cmsg = CMSG_FIRSTHDR(msg);
     cmsg->cmsg_level = SOL_SOCKET;
     cmsg->cmsg_type = SCM_RIGHTS;
     cmsg->cmsg_len = CMSG_LEN(size);
-    memcpy(CMSG_DATA(cmsg), fds->fds, size);
+    memcpy(CMSG_DATA(cmsg), fds, size);
 }
 
 static int packet_send(struct packet *packet, int fd)
@@ -190,8 +193,8 @@ static int packet_send(struct packet *packet, int fd)
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     union rights_buffer control;
 
-    attach(&msg, &control, &packet->fds);
-    while (sendmsg(fd, &msg, MSG_NOSIGNAL) < 0) {
+    attach(&msg, &control, packet->fds, packet->n_fds);
+    while (sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
         if (errno != EINTR)
             return -errno;
     }
@@ -236,25 +239,25 @@ int link_flush(struct link *link)
 int link_send(struct link *link, uint16_t type, uint32_t request, const ProtobufCMessage *body,
               struct fdset *fds)
 {
+    unsigned n_fds = fds ? fds->n : 0;
     struct packet *packet;
     int r;
 
     if (link->n_queued >= link->queue_max)
         return LINK_E_FULL;
-    r = packet_new(type, request, body, fds ? fds->n : 0, &packet);
+    r = packet_new(type, request, body, n_fds, &packet);
     if (r < 0)
         return r;
-    if (fds)
-        fdset_move(&packet->fds, fds);
+    for (; packet->n_fds < n_fds; packet->n_fds++)
+        packet->fds[packet->n_fds] = fds->fds[packet->n_fds];
     list_append(&link->queue, &packet->entry);
-    if (++link->n_queued > 1)
-        return 0;
-
-    r = link_flush(link);
+    link->n_queued++;
+    r = link->n_queued == 1 ? link_flush(link) : 0;
     if (r != 0) {
-        if (fds)
-            fdset_move(fds, &packet->fds);
+        packet->n_fds = 0;
         dequeue(link, packet);
+    } else if (fds) {
+        fds->n = 0;
     }
     return r;
 }
@@ -274,7 +277,7 @@ unsigned link_queued(const struct link *link)
     return link->n_queued;
 }
 
-static int __attribute__((format(printf, 2, 3))) violation(struct link *link, const char *format, ...)
+static int __attribute__((cold, format(printf, 2, 3))) violation(struct link *link, const char *format, ...)
 {
     va_list args;
 
@@ -311,20 +314,23 @@ static void read_control(struct msghdr *msg, struct arrival *arrival)
     }
 }
 
-/* The connection's pending error comes before packets that wait; reading it clears it, so what the other end
- * said before it went can be read next. */
-static int receive_packet(struct link *link, void *control, size_t control_size, struct arrival *arrival)
+/* Into the buffer, and the arrival. The connection's pending error comes before packets that wait; reading it
+ * clears it, so what the other end said before it went can be read next. */
+static int receive_packet(struct link *link, void *control, size_t control_size, int flags)
 {
+    struct arrival *arrival = &link->arrival;
     struct iovec iov = {.iov_base = link->buffer, .iov_len = sizeof(link->buffer)};
     struct msghdr msg;
     ssize_t n;
 
+    arrival->fds.n = 0;
+    arrival->has_sender = false;
     do {
         msg = (struct msghdr){
             .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = control_size};
-        n = recvmsg(link->fd, &msg, MSG_CMSG_CLOEXEC);
-    } while (n < 0 && (errno == EINTR || errno == ECONNRESET));
-    if (n < 0 && errno == EAGAIN)
+        n = recvmsg(link->fd, &msg, MSG_CMSG_CLOEXEC | flags);
+    } while (n < 0 && ((errno == EINTR && (flags & MSG_DONTWAIT)) || errno == ECONNRESET));
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return LINK_E_EMPTY;
     if (n < 0)
         return means_closed(-errno) ? LINK_E_CLOSED : -errno;
@@ -381,8 +387,9 @@ static int decode_packet(struct link *link, const struct frame_header *header, s
 }
 
 /* The arrival's descriptors are the caller's to close, whatever comes out. */
-static int open_packet(struct link *link, const struct arrival *arrival, struct message *ret)
+static int open_packet(struct link *link, struct message *ret)
 {
+    const struct arrival *arrival = &link->arrival;
     struct frame_header header;
     int judgement, r;
 
@@ -396,48 +403,70 @@ static int open_packet(struct link *link, const struct arrival *arrival, struct 
     return r != 0 ? r : judgement;
 }
 
-int link_receive(struct link *link, struct message *ret_message, struct fdset *ret_fds)
+static int receive_any(struct link *link, int flags)
 {
     union rights_buffer control;
-    struct arrival arrival = {0};
     bool room = link->receive_fds;
+
+    return receive_packet(link, room ? control.bytes : NULL, room ? sizeof(control.bytes) : 0, flags);
+}
+
+void link_await(struct link *link)
+{
+    if (link->is_ahead)
+        return;
+    link->ahead_r = receive_any(link, 0);
+    link->is_ahead = link->ahead_r != LINK_E_EMPTY;
+}
+
+static int next_arrival(struct link *link)
+{
+    if (!link->is_ahead)
+        return receive_any(link, MSG_DONTWAIT);
+    link->is_ahead = false;
+    return link->ahead_r;
+}
+
+int link_receive(struct link *link, struct message *ret_message, struct fdset *ret_fds)
+{
+    struct fdset *arrived = &link->arrival.fds;
     int r;
 
-    r = receive_packet(link, room ? control.bytes : NULL, room ? sizeof(control.bytes) : 0, &arrival);
+    r = next_arrival(link);
     if (r != 0)
         return r;
-    r = open_packet(link, &arrival, ret_message);
+    r = open_packet(link, ret_message);
     if (r == LINK_E_NOFILE)
-        fdset_deinit(&arrival.fds);
+        fdset_deinit(arrived);
     if (ret_fds && (r == 0 || r == LINK_E_NOFILE)) {
         ret_fds->n = 0;
-        fdset_move(ret_fds, &arrival.fds);
+        fdset_move(ret_fds, arrived);
     }
-    fdset_deinit(&arrival.fds);
+    fdset_deinit(arrived);
     return r;
 }
 
 int link_receive_credentials(struct link *link, struct message *ret_message, pid_t *ret_pid, uid_t *ret_uid)
 {
+    struct arrival *arrival = &link->arrival;
     union credentials_buffer control;
-    struct arrival arrival = {0};
     struct message message;
     int r;
 
-    r = receive_packet(link, control.bytes, sizeof(control.bytes), &arrival);
+    r = receive_packet(link, control.bytes, sizeof(control.bytes), MSG_DONTWAIT);
     if (r != 0)
         return r;
-    r = open_packet(link, &arrival, &message);
-    fdset_deinit(&arrival.fds);
+    r = open_packet(link, &message);
+    fdset_deinit(&arrival->fds);
     if (r != 0)
         return r;
-    if (!arrival.has_sender || arrival.sender.pid == 0) {
+    if (!arrival->has_sender || arrival->sender.pid == 0) {
         message_deinit(&message);
         return violation(link, "the packet came without its sender's credentials");
     }
     *ret_message = message;
-    *ret_pid = arrival.sender.pid;
-    *ret_uid = arrival.sender.uid;
+    *ret_pid = arrival->sender.pid;
+    *ret_uid = arrival->sender.uid;
     return 0;
 }
 

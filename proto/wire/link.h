@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * Link: one connected SOCK_SEQPACKET socket. The only place that calls sendmsg() and recvmsg(). Never blocks;
- * the owner waits for readiness with poll(), libuv or what it likes. Every send goes through the queue, which
- * is flushed at once when it was empty, so there is one send path. Not thread-safe.
+ * Link: one connected SOCK_SEQPACKET socket. The only place that calls sendmsg() and recvmsg(). Never blocks,
+ * but in link_await(); the owner waits for readiness with poll(), libuv or what it likes. Every send goes
+ * through the queue, which is flushed at once when it was empty, so there is one send path. Not thread-safe.
  */
 
 #include <stdbool.h>
@@ -27,7 +27,7 @@ enum {
 
 struct link;
 
-/* Takes over a connected socket (made non-blocking and close-on-exec). `receive_fds`: whether descriptors may
+/* Takes over a connected socket (made close-on-exec). `receive_fds`: whether descriptors may
  * be received (clients); otherwise the kernel drops them and that is a violation. `queue_max`: packets. */
 int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret);
 struct link *link_free(struct link *link);
@@ -67,6 +67,11 @@ bool link_is_read(const struct link *link);
  * LINK_E_NOFILE (the message is valid, the set empty), or negative. On 0 and LINK_E_NOFILE the caller owns
  * *ret_message (message_deinit) and *ret_fds (fdset_deinit; may be NULL for links that receive none). */
 int link_receive(struct link *link, struct message *ret_message, struct fdset *ret_fds);
+
+/* Receives for the next link_receive(), which then needs no call of its own; waits for it if the socket
+ * blocks, as long as its SO_RCVTIMEO says, or until a signal. Other threads may meanwhile do all but receive,
+ * and must see to it that what has come is asked for: poll() does not know of it any more. */
+void link_await(struct link *link);
 
 /* As link_receive(), without room for descriptors, and also tells who sent the packet. For sockets with
  * SO_PASSCRED, where link_receive() has no room for what the kernel attaches and takes every packet for a

@@ -191,6 +191,62 @@ TEST(descriptors_arrive_in_order_and_are_closed_on_exec)
     free_ends(&ends);
 }
 
+static bool is_readable(const struct link *link)
+{
+    return poll(&(struct pollfd){.fd = link_fd(link), .events = POLLIN}, 1, 0) == 1;
+}
+
+TEST(what_was_awaited_is_received_next)
+{
+    const struct timeval moment = {.tv_usec = 1000};
+    struct ends ends = make_ends();
+    struct fdset sent = {0}, received = {0};
+    struct message message;
+
+    check_eq(setsockopt(link_fd(ends.client), SOL_SOCKET, SO_RCVTIMEO, &moment, sizeof(moment)), 0);
+    link_await(ends.client);
+    check_eq(link_receive(ends.client, &message, &received), LINK_E_EMPTY);
+    fill(&sent, 3);
+    check_eq(send_grant(ends.server, 1, &sent), 0);
+    check_eq(send_grant(ends.server, 2, NULL), 0);
+    link_await(ends.client);
+    link_await(ends.client);
+    check_eq(link_receive(ends.client, &message, &received), 0);
+    check_eq(message.request, 1);
+    check_eq(received.n, 3);
+    message_deinit(&message);
+    fdset_deinit(&received);
+    check_eq(link_receive(ends.client, &message, &received), 0);
+    check_eq(message.request, 2);
+    message_deinit(&message);
+    check_eq(link_receive(ends.client, &message, &received), LINK_E_EMPTY);
+    free_ends(&ends);
+}
+
+TEST(end_is_awaited_too)
+{
+    struct ends ends = make_ends();
+    struct message message;
+
+    ends.server = link_free(ends.server);
+    link_await(ends.client);
+    check_eq(link_receive(ends.client, &message, NULL), LINK_E_CLOSED);
+    check_eq(link_receive(ends.client, &message, NULL), LINK_E_CLOSED);
+    free_ends(&ends);
+}
+
+TEST(what_was_awaited_in_vain_is_closed)
+{
+    struct ends ends = make_ends();
+    struct fdset sent = {0};
+
+    fill(&sent, FRAME_FDS_MAX);
+    check_eq(send_grant(ends.server, 1, &sent), 0);
+    link_await(ends.client);
+    check(!is_readable(ends.client));
+    free_ends(&ends);
+}
+
 TEST(caller_may_decline_descriptors)
 {
     struct ends ends = make_ends();
@@ -394,7 +450,6 @@ TEST(socket_is_made_fit_for_use)
     check_eq(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), 0);
     check_eq(link_new(fds[0], true, QUEUE_MAX, &link), 0);
     check_eq(link_fd(link), fds[0]);
-    check(fcntl(fds[0], F_GETFL) & O_NONBLOCK);
     check(fcntl(fds[0], F_GETFD) & FD_CLOEXEC);
     link_free(link);
     close(fds[1]);
