@@ -160,6 +160,34 @@ TEST(the_region_is_closed_before_its_turn)
     end(&t);
 }
 
+static void *map_one(void *data)
+{
+    check_ok(map_range(data, 0, 1));
+    return NULL;
+}
+
+/* Whoever waits receives them; the library's own thread has nothing to wait for. */
+TEST(orders_that_are_carried_out_while_another_thread_waits)
+{
+    struct worker_test t = begin(1, 1);
+    pthread_t thread;
+
+    fake_lie(t.fake, FAKE_LATE, MESSAGE_TAKE);
+    check_eq(pthread_create(&thread, NULL, map_one, t.own), 0);
+    while (fake_count(t.fake).late < 1)
+        ;
+    for (unsigned i = 1; i <= ROUNDS; i++) {
+        give(&t, i % 2, i, 3, 1, 0);
+        while (fake_count(t.fake).orders_done < i)
+            ;
+        check_eq(fake_count(t.fake).order_error, 0);
+    }
+    check_eq(fake_count(t.fake).late, 1);
+    fake_release(t.fake);
+    check_eq(pthread_join(thread, NULL), 0);
+    end(&t);
+}
+
 TEST(the_client_is_closed_before_their_turn)
 {
     struct worker_test t = begin(2, 0);
