@@ -130,6 +130,31 @@ def on_loop(programs: Programs, daemon: Daemon) -> tuple[Peer, Peer]:
     return worker, scheduler
 
 
+def granted_bytes(programs: Programs, daemon: Daemon) -> int:
+    """What the daemon has handed over, or is about to."""
+    return int(programs.kvctl("info", "--json", daemon=daemon).json()["granted_bytes"])
+
+
+@pytest.mark.parametrize("has_come", [True, False])
+def test_a_region_that_is_closed_under_an_order(
+    programs: Programs, daemon: Daemon, on_loop: tuple[Peer, Peer], has_come: bool
+) -> None:
+    """Its turn never comes: the memory goes back, and the daemon holds nothing against the next region."""
+    worker, scheduler = on_loop
+    own = 1 if has_come else 0
+    scheduler.send("map kv 0-299")
+    eventually(lambda: granted_bytes(programs, daemon) == 301 * 2 * MIB)
+    if has_come:
+        worker.do("map own 0")
+    worker.do("close-region kv")
+    worker.do("region kv page=2M pages=400 rank=0")
+    worker.do(f"await used={own * 2 * MIB}")
+    assert re.match("error KVC_E_WORKER .*closed the region", scheduler.receive())
+    scheduler.do("close-region kv")
+    attach_to_loop(worker, scheduler, own)
+    worker.do("read kv 399 0")
+
+
 def test_a_region_that_takes_the_number_of_a_closed_one(on_loop: tuple[Peer, Peer]) -> None:
     """An order to unmap that the worker has received, and not carried out, is not the next region's."""
     worker, scheduler = on_loop
