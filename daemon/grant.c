@@ -121,12 +121,10 @@ int grant_ask_lease(struct peer *peer, uint32_t number_of_region, uint32_t pages
 
 static void forget_asked(struct grant *grant)
 {
-    struct region *region = peer_region(grant->peer, grant->region);
-
     if (grant->kind == GRANT_LEASE)
-        region->n_leasing -= grant->pages;
+        peer_region(grant->peer, grant->region)->n_leasing -= grant->pages;
     else
-        region->n_extents -= grant->request->n_extents;
+        region_lose_extents(grant->peer, grant->region, grant->request->n_extents);
     grant_free(grant);
 }
 

@@ -95,7 +95,7 @@ static bool has_room(const struct region *region, uint32_t pages)
 int lessor_ask(struct peer *peer, struct message *message)
 {
     const Kvcached__Lease *body = (const Kvcached__Lease *)message->body;
-    struct region *region = peer_region(peer, body->region);
+    struct region *region = region_find(peer, body->region);
     int r;
 
     if (!region)

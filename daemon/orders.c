@@ -252,6 +252,12 @@ int orders_open(struct peer *peer, uint32_t number, uint32_t group, uint32_t ran
     return 0;
 }
 
+/* True: nothing of it has left, or will. */
+static bool withdraw(const struct order *order)
+{
+    return !order->is_sent && (!order->grant || grant_withdraw(order->grant));
+}
+
 void orders_close(struct peer *peer, struct region *region)
 {
     struct orders *orders = region->orders;
@@ -260,8 +266,32 @@ void orders_close(struct peer *peer, struct region *region)
         return;
     list_unlink(&orders->link);
     orders->worker = NULL;
-    while (!list_is_empty(&orders->waiting))
-        order_end(container_of(orders->waiting.next, struct order, link), worker_is_gone);
+    list_for_each_safe (it, &orders->waiting) {
+        struct order *order = container_of(it, struct order, link);
+
+        if (withdraw(order))
+            order_end(order, worker_is_gone);
+    }
+}
+
+uint64_t orders_pages(const struct region *region)
+{
+    const struct orders *orders = region->orders;
+    uint64_t n = 0;
+
+    if (!orders || !orders->worker)
+        return 0;
+    list_for_each (it, &orders->waiting) {
+        const struct order *order = container_of(it, struct order, link);
+
+        n += order->grant ? order->n_pages : 0;
+    }
+    list_for_each (it, &orders->worker->sent) {
+        const struct order *order = container_of(it, struct order, link);
+
+        n += order->orders == orders && order->maps ? order->n_pages : 0;
+    }
+    return n;
 }
 
 /* ---- Ordering ---- */
@@ -516,7 +546,7 @@ static void abandon(struct order *order)
 
     orders->n_users++;
     forget_scheduler(order);
-    if (!order->is_sent && (!order->grant || grant_withdraw(order->grant)))
+    if (withdraw(order))
         order_free(order);
     run(orders);
     orders_unref(orders);
@@ -533,6 +563,12 @@ static void end_worker(struct peer *peer)
 {
     while (!list_is_empty(&peer->sent))
         order_end(container_of(peer->sent.next, struct order, link), worker_is_gone);
+    list_for_each (it, &peer->granted) {
+        struct order *order = container_of(it, struct grant, link)->order;
+
+        if (order)
+            order_end(order, worker_is_gone);
+    }
     for (unsigned i = 0; i < PEER_REGIONS_MAX; i++) {
         if (peer->regions[i])
             orders_close(peer, peer->regions[i]);

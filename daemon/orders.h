@@ -48,8 +48,11 @@ int orders_done(struct peer *peer, struct message *message);
 /* A region of a worker that has just been opened; whoever waits for it is answered. 0 or -ENOMEM. */
 int orders_open(struct peer *peer, uint32_t region, uint32_t group, uint32_t rank);
 
-/* One that is about to be closed. What was sent stays to be reported on. */
+/* One that is about to be closed. What was granted is sent, and what was sent stays to be reported on. */
 void orders_close(struct peer *peer, struct region *region);
+
+/* Of Maps that were begun and are not reported on. */
+uint64_t orders_pages(const struct region *region);
 
 /* The open region of a worker of the peer's instance. NULL: there is none. */
 struct orders *orders_find(const struct peer *peer, uint32_t group, uint32_t rank);

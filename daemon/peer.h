@@ -45,6 +45,7 @@ struct region {
     struct orders *orders;      /* NULL: the region is mapped by whom it belongs to */
     struct broker_lease *lease; /* NULL: the peer doesn't know leases */
     uint64_t n_leasing;         /* pages that Leases wait for */
+    bool closed;                /* by its worker: it ends with the last extent that orders have brought */
 
     /* Of an attached one. */
     uint64_t session;

@@ -2,7 +2,9 @@
 
 /*
  * Regions exist for accounting only: how many extents of which class a page takes, how many the region may
- * have at all, and that none is left when it closes. An ordered one can also be found by a scheduler.
+ * have at all, and that none is left when it closes. An ordered one can also be found by a scheduler, and a
+ * worker that closes it cannot know what its orders bring meanwhile: so it is closed at once, and its number
+ * is free again when that has come back.
  */
 
 #include "region.h"
@@ -31,6 +33,22 @@ struct region *region_free(struct peer *peer, struct region *region)
     orders_unref(region->orders);
     free(region);
     return NULL;
+}
+
+struct region *region_find(const struct peer *peer, uint32_t number)
+{
+    struct region *region = peer_region(peer, number);
+
+    return region && !region->closed ? region : NULL;
+}
+
+void region_lose_extents(struct peer *peer, uint32_t number, uint64_t n)
+{
+    struct region *region = peer_region(peer, number);
+
+    region->n_extents -= n;
+    if (region->closed && region->n_extents == 0)
+        peer->regions[number - 1] = region_free(peer, region);
 }
 
 int region_free_number(const struct peer *peer, uint32_t *ret)
@@ -142,7 +160,7 @@ static const char *judge_close(const struct region *region)
 {
     if (!region)
         return "there is no such region";
-    if (region->n_extents > 0)
+    if (region->n_extents > orders_pages(region) * region_page_extents(region))
         return "the region's extents have not been returned";
     if (region->n_orders > 0)
         return "the region's orders have not been answered";
@@ -155,7 +173,7 @@ int region_close(struct peer *peer, struct message *message)
 {
     const Kvcached__RegionClose *body = (const Kvcached__RegionClose *)message->body;
     Kvcached__RegionClosed answer = KVCACHED__REGION_CLOSED__INIT;
-    struct region *region = peer_region(peer, body->region);
+    struct region *region = region_find(peer, body->region);
     const char *reason;
 
     if (peer->facts.role == KVCACHED__ROLE__ROLE_SCHEDULER &&
@@ -165,7 +183,9 @@ int region_close(struct peer *peer, struct message *message)
     if (reason)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, reason);
     orders_close(peer, region);
-    peer->regions[body->region - 1] = region_free(peer, region);
+    region->lease = broker_lease_free(peer->server->broker, region->lease);
+    region->closed = true;
+    region_lose_extents(peer, body->region, 0);
     peer_send(peer, MESSAGE_REGION_CLOSED, message->request, &answer.base, NULL);
     return 0;
 }

@@ -119,7 +119,7 @@ static Kvcached__Error judge_take(const struct peer *peer, const struct region *
 static int take(struct peer *peer, struct message *message)
 {
     const Kvcached__Take *body = (const Kvcached__Take *)message->body;
-    struct region *region = peer_region(peer, body->region);
+    struct region *region = region_find(peer, body->region);
     struct broker_lease *lease;
     const char *reason;
     Kvcached__Error error;
@@ -179,7 +179,7 @@ static int give_back(struct peer *peer, struct message *message)
     if (r != 0)
         return r < 0 ? r : -EINVAL;
     for (size_t i = 0; i < body->n_extents; i++)
-        peer_region(peer, slots_find(&server->slots, body->extents[i])->region)->n_extents--;
+        region_lose_extents(peer, slots_find(&server->slots, body->extents[i])->region, 1);
     peer_send(peer, MESSAGE_RETURNED, message->request, &answer.base, NULL);
     return 0;
 }

@@ -17,6 +17,7 @@
 #include "orders.h"
 
 #define NEWS_MAX 256
+#define REGION_NONE UINT32_MAX /* no daemon numbers so many */
 
 struct item {
     struct list link;
@@ -76,6 +77,17 @@ bool news_has_notice(const struct news *news)
         if (is_notice(container_of(it, struct item, link)))
             return true;
     return false;
+}
+
+void news_outdate_orders(struct news *news, uint32_t region)
+{
+    list_for_each (it, &news->items) {
+        const struct message *message = &container_of(it, struct item, link)->message;
+        Kvcached__UnmapOrder *order = (Kvcached__UnmapOrder *)message->body;
+
+        if (message->type == MESSAGE_UNMAP_ORDER && order->region == region)
+            order->region = REGION_NONE;
+    }
 }
 
 /* Each kind has its own module. */

@@ -27,6 +27,9 @@ int news_keep(struct news *news, struct message *message);
 bool news_has_any(const struct news *news);
 bool news_has_notice(const struct news *news);
 
+/* A region of this number has been opened: orders to unmap there that came before were an earlier one's. */
+void news_outdate_orders(struct news *news, uint32_t region);
+
 /* Takes note of notices, and leaves the rest for news_handle(). */
 void news_take_notices(struct kvc_client *client);
 

@@ -185,12 +185,13 @@ static bool is_complete(const struct order *order)
     return order->n_arrived == order->arrived->n_extents;
 }
 
+/* One that is being closed is listed until the daemon has answered, and meanwhile orders may come. */
 static struct kvc_region *find_region(struct kvc_client *client, uint32_t id)
 {
     list_for_each (it, &client->regions) {
         struct kvc_region *region = container_of(it, struct kvc_region, link);
 
-        if (region->id == id)
+        if (region->id == id && !(region->orders && region->orders->closed))
             return region;
     }
     return NULL;
@@ -348,6 +349,8 @@ void orders_unmap(struct kvc_client *client, const struct message *message)
 
 void orders_abandon(struct kvc_region *region)
 {
+    if (region->orders)
+        region->orders->closed = true;
     list_for_each (it, &region->client->orders) {
         struct order *order = container_of(it, struct order, link);
 

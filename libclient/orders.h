@@ -20,6 +20,7 @@ struct orders {
     uint32_t group, rank; /* by which schedulers find it */
     uint64_t session;     /* whose pages are mapped; 0: nobody's so far */
     uint64_t number;      /* of that session's latest order that was carried out */
+    bool closed;          /* none is carried out any more */
 };
 
 /* 0, or KVC_E_INVALID for a region that only its scheduler may map and unmap. */
@@ -35,7 +36,7 @@ void orders_map(struct kvc_client *client, const struct message *message);
 
 void orders_unmap(struct kvc_client *client, const struct message *message);
 
-/* The region is closed: orders for it that are still coming fail. */
+/* The region is being closed: orders for it that have come, or are still coming, fail. */
 void orders_abandon(struct kvc_region *region);
 
 /* The client is closed: what came of orders that will not be carried out goes back. */

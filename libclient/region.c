@@ -179,6 +179,7 @@ struct region_request {
 static void region_opened(struct kvc_region *region, uint32_t id)
 {
     region->id = id;
+    news_outdate_orders(&region->client->news, id);
     lease_open(region);
     list_append(&region->client->regions, &region->link);
     region->client->n_ordered += region->orders != NULL;

@@ -27,6 +27,7 @@ struct worker {
     int wake_fd;
     bool stopping;
     bool poked;
+    bool follows;   /* sleeps until the leader has done something */
     bool listening; /* for whatever comes on the socket */
     bool writing;   /* waits for the socket to take more */
 };
@@ -45,7 +46,9 @@ static void wake(struct worker *worker)
 {
     uint64_t one = 1;
 
-    if (worker->poked)
+    if (worker->follows)
+        pthread_cond_broadcast(&worker->client->conn->changed);
+    if (worker->follows || worker->poked)
         return;
     /* Fails only when the counter is full, and then the thread is awake. */
     worker->poked = write(worker->wake_fd, &one, sizeof(one)) == sizeof(one);
@@ -82,6 +85,7 @@ static void wait_for_events(struct worker *worker)
         {.fd = worker->wake_fd, .events = POLLIN},
         {.fd = conn->alive ? link_fd(conn->link) : -1, .events = POLLRDHUP},
     };
+    bool called;
     int timeout;
 
     worker->listening = client_listens(worker->client);
@@ -92,11 +96,15 @@ static void wait_for_events(struct worker *worker)
     poll(pfds, 2, timeout);
     pthread_mutex_lock(&conn->lock);
     worker->listening = worker->writing = false;
+    called = pfds[0].revents || worker->poked; /* perhaps since the sleep ended */
     if (pfds[0].revents)
         clear_poke(worker);
-    /* A leader takes what has come. Looking again before it has done so would be a busy loop. */
-    if (pfds[1].revents && conn->has_leader && !worker->stopping)
+    /* A leader takes what has come, and pokes where there is something to do. Looking again before it has
+     * done so would be a busy loop. */
+    worker->follows = pfds[1].revents && !called && conn->has_leader && !worker->stopping;
+    if (worker->follows)
         pthread_cond_wait(&conn->changed, &conn->lock);
+    worker->follows = false;
 }
 
 static void *run(void *data)

@@ -328,7 +328,10 @@ static void on_return(struct daemon *d, struct peer *peer, const struct message 
         take_back(d, lent);
     }
     show_status(d);
-    fake_answer(peer->fd, lie, MESSAGE_RETURNED, m->request, &returned.base, NULL, 0);
+    if (lie == FAKE_LATE)
+        orders_hold(d, peer, MESSAGE_RETURNED, m->request);
+    else
+        fake_answer(peer->fd, lie, MESSAGE_RETURNED, m->request, &returned.base, NULL, 0);
 }
 
 /* A refused Take gives what it spent up. */

@@ -48,7 +48,7 @@ struct attached {
     uint64_t mapped; /* bit by page */
 };
 
-/* An answer to Map or Unmap that waits for fake_release(). */
+/* An answer that waits for fake_release(). */
 struct held {
     int fd;
     uint16_t type;
@@ -175,5 +175,8 @@ void orders_send_packet(struct peer *peer, struct grant *grant, uint64_t *ids, c
 
 /* To the first worker that has opened an ordered region. */
 void orders_give(struct daemon *d, const struct fake_order *order);
+
+/* An answer that comes with fake_release(). */
+void orders_hold(struct daemon *d, struct peer *peer, uint16_t type, uint32_t request);
 
 void orders_release(struct daemon *d);

@@ -37,21 +37,17 @@ static void on_attach(struct daemon *d, struct peer *peer, const struct message 
     body.session = ++d->last_session;
     if (lie == FAKE_SMALL_EXTENTS)
         counts[0] = 0;
-    if (lie == FAKE_LATE) {
-        /* Whoever comes too late finds nobody. */
-        d->held[d->n_held++] =
-            (struct held){.fd = peer->fd, .type = MESSAGE_REGION_ATTACHED, .request = m->request};
-        check(d->n_held < HELD_MAX);
-        d->counts.late++;
-        return;
-    }
-    fake_answer(peer->fd, lie, MESSAGE_REGION_ATTACHED, m->request, &body.base, NULL, 0);
+    if (lie == FAKE_LATE) /* whoever comes too late finds nobody */
+        orders_hold(d, peer, MESSAGE_REGION_ATTACHED, m->request);
+    else
+        fake_answer(peer->fd, lie, MESSAGE_REGION_ATTACHED, m->request, &body.base, NULL, 0);
 }
 
 static void answer(struct daemon *d, int fd, enum fake_lie lie, uint16_t type, uint32_t request)
 {
     Kvcached__Mapped mapped = KVCACHED__MAPPED__INIT;
     Kvcached__Unmapped unmapped = KVCACHED__UNMAPPED__INIT;
+    Kvcached__Returned returned = KVCACHED__RETURNED__INIT;
     Kvcached__RegionAttached attached = KVCACHED__REGION_ATTACHED__INIT;
     uint32_t counts[CLASSES_MAX] = {1};
 
@@ -62,20 +58,25 @@ static void answer(struct daemon *d, int fd, enum fake_lie lie, uint16_t type, u
     fake_answer(fd, lie, type, request,
                 type == MESSAGE_MAPPED     ? &mapped.base
                 : type == MESSAGE_UNMAPPED ? &unmapped.base
+                : type == MESSAGE_RETURNED ? &returned.base
                                            : &attached.base,
                 NULL, 0);
+}
+
+void orders_hold(struct daemon *d, struct peer *peer, uint16_t type, uint32_t request)
+{
+    check(d->n_held < HELD_MAX);
+    d->held[d->n_held++] = (struct held){.fd = peer->fd, .type = type, .request = request};
+    d->counts.late++;
 }
 
 static void answer_now_or_later(struct daemon *d, struct peer *peer, enum fake_lie lie, uint16_t type,
                                 uint32_t request)
 {
-    if (lie != FAKE_LATE) {
+    if (lie == FAKE_LATE)
+        orders_hold(d, peer, type, request);
+    else
         answer(d, peer->fd, lie, type, request);
-        return;
-    }
-    check(d->n_held < HELD_MAX);
-    d->held[d->n_held++] = (struct held){.fd = peer->fd, .type = type, .request = request};
-    d->counts.late++;
 }
 
 static struct attached *attached(struct peer *peer, uint32_t region)

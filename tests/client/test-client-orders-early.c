@@ -160,6 +160,79 @@ TEST(the_region_is_closed_before_its_turn)
     end(&t);
 }
 
+/* Its packets are received by who waits for the region to be closed. */
+TEST(the_region_is_closed_as_it_comes)
+{
+    struct worker_test t = begin(2, 0);
+
+    give(&t, true, 1, 1, 4, 3);
+    t.ordered = kvc_region_close(t.ordered);
+    dispatch_until(t.client, fake_count(t.fake).orders_done == 1);
+    check_eq(fake_count(t.fake).lent_at_done, 0);
+    check(strstr(fake_count(t.fake).order_reason, "has closed the region"));
+    check_handles(&t, 0);
+    end(&t);
+}
+
+static void *map_one(void *data)
+{
+    check_ok(map_range(data, 0, 1));
+    return NULL;
+}
+
+/* Whoever waits receives them; the library's own thread has nothing to wait for. */
+TEST(orders_that_are_carried_out_while_another_thread_waits)
+{
+    struct worker_test t = begin(1, 1);
+    pthread_t thread;
+
+    fake_lie(t.fake, FAKE_LATE, MESSAGE_TAKE);
+    check_eq(pthread_create(&thread, NULL, map_one, t.own), 0);
+    while (fake_count(t.fake).late < 1)
+        ;
+    for (unsigned i = 1; i <= ROUNDS; i++) {
+        give(&t, i % 2, i, 3, 1, 0);
+        while (fake_count(t.fake).orders_done < i)
+            ;
+        check_eq(fake_count(t.fake).order_error, 0);
+    }
+    check_eq(fake_count(t.fake).late, 1);
+    fake_release(t.fake);
+    check_eq(pthread_join(thread, NULL), 0);
+    end(&t);
+}
+
+static void *close_region(void *data)
+{
+    return kvc_region_close(data);
+}
+
+/* While its pages are on their way back and the daemon is waited for, another thread may have the lock. */
+TEST(orders_for_a_region_that_is_being_closed)
+{
+    struct worker_test t = begin(1, 1);
+    pthread_t thread;
+
+    give(&t, true, 1, 3, 1, 0);
+    while (fake_count(t.fake).orders_done < 1)
+        ;
+    fake_lie(t.fake, FAKE_LATE, MESSAGE_RETURN);
+    check_eq(pthread_create(&thread, NULL, close_region, t.ordered), 0);
+    while (fake_count(t.fake).returns < 1)
+        ;
+    give(&t, false, 2, 3, 1, 0);
+    give(&t, true, 3, 5, 2, 1);
+    while (fake_count(t.fake).orders_done < 3)
+        ;
+    check_eq(fake_count(t.fake).order_error, (int)KVCACHED__ERROR__ERROR_WORKER);
+    check(strstr(fake_count(t.fake).order_reason, "has closed the region"));
+    check_eq(fake_count(t.fake).lent_at_done, 0);
+    fake_release(t.fake);
+    check_eq(pthread_join(thread, NULL), 0);
+    check_handles(&t, 0);
+    end(&t);
+}
+
 TEST(the_client_is_closed_before_their_turn)
 {
     struct worker_test t = begin(2, 0);

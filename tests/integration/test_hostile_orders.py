@@ -217,6 +217,61 @@ def test_worker_dies(
     assert Pair(pair.scheduler, successor, attached, region).map(3).number == 1
 
 
+@pytest.mark.parametrize("scheduler_dies", [False, True])
+def test_worker_dies_after_closing_its_region(pair: Pair, observer: Observer, scheduler_dies: bool) -> None:
+    """In the middle of an order, and with another behind it that has come whole."""
+    first = pair.post("Map", 200)
+    pair.worker.next_order()
+    second = pair.post("Map", *range(100))
+    pair.worker.next()
+    assert pair.worker.request("RegionClose", region=pair.region).name == "RegionClosed"
+    check_mapped(observer, 101)
+    if scheduler_dies:
+        pair.scheduler.kill()
+    pair.worker.kill()
+    eventually(lambda: observer.info().number("granted_bytes") == 0)
+    if scheduler_dies:
+        return
+    for request in (first, second):
+        answer = pair.scheduler.next()
+        answer.check_refused("ERROR_WORKER", "gone", request)
+        assert answer.number("over") == 1
+
+
+def test_worker_keeps_what_it_had_when_it_closed(pair: Pair, observer: Observer) -> None:
+    """It says done, and returns nothing: it is charged for that, and the number is not given out again."""
+    request = pair.post("Map", 1)
+    order = pair.worker.next_order()
+    assert pair.worker.request("RegionClose", region=pair.region).name == "RegionClosed"
+    pair.worker.report(order)
+    pair.check_answer("Mapped", request)
+    check_mapped(observer, 1)
+    assert pair.worker.open_region() != pair.region
+    assert pair.worker.give_back(*order.extents).name == "Returned"
+    assert pair.worker.open_region() == pair.region
+
+
+def test_regions_that_are_closed_under_orders(pair: Pair) -> None:
+    """They are found by nobody, and count among the peer's until their memory is back."""
+    orders = []
+    for _ in range(256):
+        pair.post("Map", 1)
+        orders.append(pair.worker.next_order())
+        assert pair.worker.request("RegionClose", region=pair.region).name == "RegionClosed"
+        if len(orders) < 256:
+            pair.region = pair.worker.open_ordered()
+            pair.attached = pair.scheduler.attach()
+    assert [order.region for order in orders] == list(range(1, 257))
+    pair.worker.request("RegionOpen", segments=1, capacity_pages=1, page_extents=(1, 0, 0, 0)).check_refused(
+        "ERROR_RESOURCES", "256 regions"
+    )
+    for order in orders:
+        assert pair.worker.give_back(*order.extents).name == "Returned"
+        pair.worker.report(order, "ERROR_WORKER", "closed")
+        pair.scheduler.next().check_refused("ERROR_WORKER", "closed")
+    assert pair.worker.open_ordered() == 1
+
+
 def test_worker_loses_its_connection(pair: Pair, observer: Observer) -> None:
     """Its process lives, and what that was given stays charged."""
     pair.map(1, 2)

@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from harness.broker import Daemon, Programs, eventually, on_gpu
+from harness.broker import Daemon, Peer, Programs, eventually, on_gpu
 from harness.crew import MIB, PATIENT_MS, STAGES, Crew, start_crew, start_scheduler, start_worker
 from harness.tasks import go_on, states, stop, switches
 
@@ -104,6 +104,69 @@ def test_a_worker_that_waits_for_memory_of_its_own(programs: Programs, daemon: D
     worker.do(f"await mapped={302 * 2 * MIB}")
     assert scheduler.receive() == "ok"
     worker.do("read kv 299 0")
+
+
+def attach_to_loop(worker: Peer, scheduler: Peer, own: int = 0) -> None:
+    """A worker on an event loop, which has to be dispatched meanwhile; then one page is mapped there.
+
+    own: pages that the worker has mapped for itself.
+    """
+    scheduler.send("attach kv 0")
+    worker.send(f"await mapped={(own + 1) * 2 * MIB}")
+    assert scheduler.receive().startswith("ok ")
+    scheduler.do("map kv 399")
+    assert worker.receive().startswith("ok ")
+
+
+@pytest.fixture
+def on_loop(programs: Programs, daemon: Daemon) -> tuple[Peer, Peer]:
+    """A worker that carries orders out where it is dispatched, and has a region of its own; a scheduler."""
+    worker, scheduler = programs.peer(daemon, "engine"), programs.peer(daemon, "engine")
+    worker.do("open role=worker")
+    worker.do("region kv page=2M pages=400 rank=0")
+    worker.do("region own page=2M pages=8")
+    scheduler.do("open role=scheduler")
+    attach_to_loop(worker, scheduler)
+    return worker, scheduler
+
+
+def granted_bytes(programs: Programs, daemon: Daemon) -> int:
+    """What the daemon has handed over, or is about to."""
+    return int(programs.kvctl("info", "--json", daemon=daemon).json()["granted_bytes"])
+
+
+@pytest.mark.parametrize("has_come", [True, False])
+def test_a_region_that_is_closed_under_an_order(
+    programs: Programs, daemon: Daemon, on_loop: tuple[Peer, Peer], has_come: bool
+) -> None:
+    """Its turn never comes: the memory goes back, and the daemon holds nothing against the next region."""
+    worker, scheduler = on_loop
+    own = 1 if has_come else 0
+    scheduler.send("map kv 0-299")
+    eventually(lambda: granted_bytes(programs, daemon) == 301 * 2 * MIB)
+    if has_come:
+        worker.do("map own 0")
+    worker.do("close-region kv")
+    worker.do("region kv page=2M pages=400 rank=0")
+    worker.do(f"await used={own * 2 * MIB}")
+    assert re.match("error KVC_E_WORKER .*closed the region", scheduler.receive())
+    scheduler.do("close-region kv")
+    attach_to_loop(worker, scheduler, own)
+    worker.do("read kv 399 0")
+
+
+def test_a_region_that_takes_the_number_of_a_closed_one(on_loop: tuple[Peer, Peer]) -> None:
+    """An order to unmap that the worker has received, and not carried out, is not the next region's."""
+    worker, scheduler = on_loop
+    scheduler.send("unmap kv 399")
+    worker.do("map own 0")
+    worker.do("close-region kv")
+    worker.do("region kv page=2M pages=400 rank=0")
+    worker.do("dispatch")
+    assert re.match("error KVC_E_WORKER .*closed the region", scheduler.receive())
+    scheduler.do("close-region kv")
+    attach_to_loop(worker, scheduler, 1)
+    worker.do("read kv 399 0")
 
 
 def test_a_limit(programs: Programs, daemon: Daemon) -> None:

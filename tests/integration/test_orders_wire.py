@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.broker import Daemon, Programs, eventually
+from harness.broker import Daemon, Programs, Site, eventually
 from harness.observer import Observer
 from harness.pair import PAGE, Pair, check_mapped, start_member, start_pair
 from harness.raw import RawPeer
@@ -209,9 +209,75 @@ def test_what_is_over_and_what_is_not(pair: Pair, programs: Programs, daemon: Da
 
 
 def test_worker_cannot_close_what_is_mapped(pair: Pair) -> None:
-    pair.post("Map", *range(100))
-    pair.worker.next_order()
+    """Whatever is on its way besides; nor what it has taken for itself."""
+    order = pair.map(*range(100))
     pair.worker.request("RegionClose", region=pair.region).check_refused("ERROR_INVALID", "not been returned")
+    pair.post("Map", 100)
+    late = pair.worker.next_order()
+    pair.worker.request("RegionClose", region=pair.region).check_refused("ERROR_INVALID", "not been returned")
+    assert pair.worker.give_back(*order.extents, *late.extents).name == "Returned"
+    pair.worker.report(late, "ERROR_INVALID")
+    pair.scheduler.next().check_refused("ERROR_INVALID")
+    pair.worker.take(pair.region)
+    pair.worker.request("RegionClose", region=pair.region).check_refused("ERROR_INVALID", "not been returned")
+
+
+def test_worker_closes_its_region_while_memory_is_made(programs: Programs, site: Site) -> None:
+    """Of an order that waits for memory nothing comes any more."""
+    costs = site.run / "costs"
+    costs.write_text("cuMemCreate call:200000\n")
+    daemon = programs.daemon(
+        config="[daemon]\nreserve=0\n", environment={"KVCACHED_EMULATE_COSTS": str(costs)}
+    )
+    pair = start_pair(programs, daemon)
+    requests = [pair.post("Map", *range(10)), pair.post("Unmap", 30)]
+    assert pair.worker.request("RegionClose", region=pair.region).name == "RegionClosed"
+    for request in requests:
+        answer = pair.scheduler.next()
+        answer.check_refused("ERROR_WORKER", "gone", request)
+        assert answer.number("over") == 1
+    assert pair.worker.open_region() == pair.region
+    assert programs.kvctl("list", "--json", daemon=daemon).json()[0]["used_bytes"] == 0
+    assert pair.worker.next(within=0.1).name == "nothing"
+
+
+@pytest.mark.parametrize("acknowledged", [0, 1, 2])
+def test_worker_closes_its_region_under_an_order(pair: Pair, observer: Observer, acknowledged: int) -> None:
+    """What has begun to leave comes whole, and goes back; the region ends with it. The rest is dropped."""
+    sent = pair.post("Map", *range(100))
+    packets = [pair.worker.next()]
+    for _ in range(acknowledged):
+        pair.worker.post("GrantAck", packets[0].number("request"))
+        if len(packets) < 2:
+            packets.append(pair.worker.next())
+    waiting = [] if acknowledged else [pair.post("Map", 100), pair.post("Unmap", 1)]
+    assert pair.worker.request("RegionClose", region=pair.region).name == "RegionClosed"
+    for request in waiting:
+        pair.scheduler.next().check_refused("ERROR_WORKER", "gone", request)
+    assert pair.ask("Map", 101).number("over") == 1
+    check_mapped(observer, 100)
+    twice = pair.worker.request("RegionClose", region=pair.region)
+    twice.check_refused("ERROR_INVALID", "no such region")
+    taken = pair.worker.request("Take", region=pair.region, pages=1)
+    taken.check_refused("ERROR_INVALID", "no such region")
+    again = pair.worker.open_ordered()
+    assert again != pair.region
+    while len(packets) < 2:
+        pair.worker.post("GrantAck", packets[0].number("request"))
+        packets.append(pair.worker.next())
+    if acknowledged < 2:
+        pair.worker.post("GrantAck", packets[0].number("request"))
+    extents = [extent for packet in packets for extent in packet.numbers("extents")]
+    assert {packet.number("region") for packet in packets} == {pair.region}
+    assert pair.worker.give_back(*extents[1:]).name == "Returned"
+    pair.worker.post("OrderDone", packets[0].number("request"), error="ERROR_WORKER", reason="closed")
+    pair.scheduler.next().check_refused("ERROR_WORKER", "closed", sent)
+    assert pair.worker.open_region() not in (again, pair.region)
+    assert pair.worker.give_back(extents[0]).name == "Returned"
+    assert pair.worker.open_region() == pair.region
+    check_mapped(observer, 0)
+    later = Pair(pair.scheduler, pair.worker, pair.scheduler.attach(), again)
+    assert later.map(1).region == again
 
 
 # ---- Who may what ----
