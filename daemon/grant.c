@@ -232,9 +232,9 @@ static bool has_left(const struct grant *grant)
 static void send_packet(struct grant *grant, unsigned n)
 {
     struct peer *peer = grant->peer;
-    struct fdset fds = {0};
+    struct fdset fds;
 
-    collect(grant, n, &fds);
+    collect(grant, n, fdset_init(&fds));
     peer->ack_request = grant->number;
     if (grant->order)
         orders_send_part(grant->order, n, &fds);

@@ -100,6 +100,12 @@ void backing_deal(const struct backing *arrived, const struct shape *shape, uint
 
 /* ---- Taking ---- */
 
+/* One that comes alone comes where it belongs. */
+static bool is_single(const struct take *take)
+{
+    return take->arrived->n_extents == 1;
+}
+
 static void take_free(struct take *take)
 {
     list_unlink(&take->link);
@@ -177,7 +183,7 @@ static int take_receive(struct request *request, const struct message *message, 
         return r;
     take_in(take, grant, fds, truncated);
     r = grant->remaining ? REQUEST_MORE : 0;
-    lazily = r == 0 && take->arrived->n_extents == 1 && is_all_that_may_come(take);
+    lazily = r == 0 && is_single(take) && is_all_that_may_come(take);
     /* Last, for a connection that ends here finishes its requests. */
     conn_acknowledge(request->conn, request->id, lazily);
     return r;
@@ -186,6 +192,10 @@ static int take_receive(struct request *request, const struct message *message, 
 /* Deals the extents that arrived out to the pages they are for. */
 static void deal_out(struct take *take, const struct shape *shape, struct list *backings)
 {
+    if (is_single(take)) {
+        list_append(backings, &steal_pointer(take->arrived)->entry.link);
+        return;
+    }
     backing_deal(take->arrived, shape, take->n_pages, take->pages);
     for (uint32_t i = 0; i < take->n_pages; i++) {
         list_append(backings, &take->pages[i]->entry.link);
@@ -238,7 +248,7 @@ static void take_finish(struct request *request)
 static struct take *take_new(struct kvc_region *region, uint32_t n_pages)
 {
     struct take *take = malloc(sizeof(*take) + n_pages * sizeof(take->pages[0]));
-    bool complete = true;
+    bool complete;
 
     if (!take)
         return NULL;
@@ -250,10 +260,13 @@ static struct take *take_new(struct kvc_region *region, uint32_t n_pages)
         .n_pages = n_pages,
     };
     list_init(&take->link);
-    take->arrived = backing_new((uint64_t)n_pages * region->shape->n_slots);
     for (uint32_t i = 0; i < n_pages; i++)
-        complete &= (take->pages[i] = backing_new(region->shape->n_slots)) != NULL;
-    if (take->arrived && complete)
+        take->pages[i] = NULL;
+    take->arrived = backing_new((uint64_t)n_pages * region->shape->n_slots);
+    complete = take->arrived != NULL;
+    for (uint32_t i = 0; i < n_pages && complete && !is_single(take); i++)
+        complete = (take->pages[i] = backing_new(region->shape->n_slots)) != NULL;
+    if (complete)
         return take;
     take_free(take);
     return NULL;

@@ -57,7 +57,7 @@ struct take {
     struct kvc_client *client;
     struct kvc_region *region; /* NULL: nobody wants it any more, it goes back when it comes */
     uint32_t region_id;
-    struct backing *arrived; /* extents in the order of their arrival */
+    struct backing *arrived; /* extents in the order of their arrival; a single one is the page's */
     uint64_t n_arrived;
     int error; /* of importing what arrived */
     char reason[ERROR_SENTENCE_MAX];

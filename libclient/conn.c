@@ -401,8 +401,8 @@ static void handle(struct conn *conn, struct message *message, struct fdset *fds
 static bool receive_one(struct conn *conn)
 {
     struct message message;
-    struct fdset fds = {0};
-    int r = link_receive(conn->link, &message, &fds);
+    struct fdset fds;
+    int r = link_receive(conn->link, &message, fdset_init(&fds));
 
     if (r == 0 || r == LINK_E_NOFILE) {
         handle(conn, &message, &fds, r == LINK_E_NOFILE);

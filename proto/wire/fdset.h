@@ -13,6 +13,13 @@ struct fdset {
     int fds[FRAME_FDS_MAX];
 };
 
+/* Empty; as {0}, which writes a kilobyte. */
+static inline struct fdset *fdset_init(struct fdset *set)
+{
+    set->n = 0;
+    return set;
+}
+
 /* The set takes the descriptor over. 0, or -ENOSPC when it is full (the descriptor stays the caller's). */
 int fdset_consume(struct fdset *set, int fd);
 
