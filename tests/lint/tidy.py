@@ -23,7 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RELEASE = 14
 
 # The compile commands are gcc's; what clang doesn't know of them is none of the code's fault.
-EXTRA_ARGUMENTS = ["--quiet", "--extra-arg=-Wno-unknown-warning-option"]
+EXTRA_ARGUMENTS = [
+    "--quiet",
+    "--extra-arg=-Wno-unknown-warning-option",
+    "--extra-arg=-Wno-ignored-optimization-argument",
+]
 
 
 @dataclass
