@@ -3,8 +3,8 @@
 /*
  * The arithmetic of descriptors in flight. Whoever doesn't acknowledge keeps what was sent to it, perhaps for
  * ever, so nobody may ever use up what the next one needs:
- *   - A domain has at most half of what the others leave. Those that want more than there is end up with
- * equal shares; those that come while others sit on theirs find less, never nothing.
+ *   - A domain has at most half of what the others leave. Those that want more than there is end up
+ *     with equal shares; those that come while others sit on theirs find less, never nothing.
  *   - A packet takes at most half of what its domain has left, for the domain's other peers.
  *   - A third of the whole is for packets of one descriptor, to which every peer has a right that has nothing
  *     else in flight; there are no more peers than that (settings.c). So these count for nobody else, and may

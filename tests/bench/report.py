@@ -100,7 +100,7 @@ def bounds_of(case: Case) -> Iterator[Bound]:
     place = case.place
     if place.pages == 1 and place.costs == "none":
         what = "one page: beyond the driver's calls, in bare round trips"
-        why = "the client waits for all that the daemon does" if place.cores == 1 else ""
+        why = "both ends' own work has the caches to itself only by turns" if place.cores == 1 else ""
         yield Bound(what, place.costs, place.cores, case.round_trips(), 1.5, why=why)
     if place.pages == 64 and place.costs in ("none", "a100"):
         what = "64 pages in one call, as a part of in-process"
