@@ -141,7 +141,7 @@ static int send_packet(struct link *link, const void *bytes, size_t size, unsign
             .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(n_fds * sizeof(int))};
         memcpy(CMSG_DATA(CMSG_FIRSTHDR(&msg)), fds, n_fds * sizeof(int));
     }
-    while (sendmsg(link_fd(link), &msg, MSG_NOSIGNAL) < 0) {
+    while (sendmsg(link_fd(link), &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
         if (errno != EAGAIN || !wait_for(link, POLLOUT, wait_ms))
             return -errno;
     }
