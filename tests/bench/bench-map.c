@@ -22,7 +22,7 @@
 #include "rest.h"
 #include "side.h"
 
-#define SIDES 4
+#define SIDES 5
 
 struct arguments {
     const char *socket, *driver, *uuid, *count;
@@ -38,6 +38,7 @@ struct bench {
     struct broker_side *broker;
     struct donor *donor;
     struct driver_side *driver;
+    struct least_side *least;
     struct control *control;
     struct side sides[SIDES];
     int fds[PAGES_MAX];
@@ -76,11 +77,14 @@ static void open_sides(struct bench *bench, const struct arguments *arguments)
     pin_to(arguments->processor);
     bench->broker = broker_side_new(arguments->socket);
     bench->driver = driver_side_new(broker_side_driver(bench->broker), arguments->uuid, arguments->pages);
+    bench->least =
+        least_side_new(bench->donor, broker_side_driver(bench->broker), arguments->uuid, arguments->pages);
     bench->control = open_control(arguments->socket);
     bench->sides[0] = broker_side(bench->broker);
     bench->sides[1] = driver_side_create(bench->driver);
     bench->sides[2] = donor_side(bench->donor);
     bench->sides[3] = driver_side_import(bench->driver);
+    bench->sides[4] = least_side(bench->least);
     donor_get(bench->donor, arguments->pages, bench->fds);
     driver_side_offer(bench->driver, bench->fds);
 }
@@ -89,6 +93,7 @@ static void close_sides(struct bench *bench, unsigned n_pages)
 {
     for (unsigned i = 0; i < n_pages; i++)
         close(bench->fds[i]);
+    least_side_free(bench->least);
     driver_side_free(bench->driver);
     broker_side_free(bench->broker);
     donor_free(bench->donor);

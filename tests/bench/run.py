@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """./dev bench: what mapping and unmapping pages through the broker costs.
 
-Four sides take turns in one process (bench-map), against a daemon of its own:
+Five sides take turns in one process (bench-map), against a daemon of its own:
 
   broker      libkvclient and kvcachedd, with the library's caches off and the daemon's extents warm
   in-process  the driver's calls of a program that owns its memory: create, map, set access; unmap, release
   bare        a request over a socket and an answer that carries as many descriptors, from a uv_poll loop
   driver      the driver's calls that a borrower cannot do without: import, map, set access; unmap, release
+  least       bare and driver in one
 
 Each page is one extent of 2 MiB, and all pages are mapped, and unmapped, in one call. Both processes are
 pinned: to the same core, and to a core each. Blocks, schedulers, crowds and live engines follow: rows.py.

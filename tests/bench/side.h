@@ -6,9 +6,10 @@
  *
  *     broker      libkvclient and the daemon, caches off
  *     in-process  the driver's calls as one process makes them that owns its memory: create, map, set access
- *     bare        no memory at all: a request and an answer that carries n descriptors, over the same kind of
- * socket, from a process that waits with uv_poll driver      the driver's calls that the broker's client
- * cannot do without: import, map, set access
+ *     bare        no memory at all: a request and an answer that carries n descriptors, which are closed, over
+ *                 the same kind of socket, from a process that waits with uv_poll
+ *     driver      the driver's calls that the broker's client cannot do without: import, map, set access
+ *     least       both, one within the other: what no borrower can do without
  *
  * All end the process when something fails: a benchmark that goes on measures something else.
  */
@@ -63,3 +64,11 @@ void driver_side_offer(struct driver_side *driver, const int *fds);
 /* Opens a driver and finds the device. */
 void driver_open(const char *path, const char *uuid, struct cuda_driver **ret_driver, CUdevice *ret_device);
 void driver_check(const struct cuda_driver *driver, CUresult result, const char *call);
+
+/* ---- Both ---- */
+
+struct least_side;
+struct least_side *least_side_new(struct donor *donor, const char *driver_path, const char *uuid,
+                                  unsigned n_pages);
+void least_side_free(struct least_side *least);
+struct side least_side(struct least_side *least);

@@ -20,9 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def case(pages: int = 1, costs: str = "none", cores: int = 1, **p50: int) -> reports.Case:
     """Medians of mapping by side; unmapping takes 1 us everywhere."""
-    values = {"broker": 1000, "in-process": 1000, "bare": 1000, "driver": 1000} | {
-        name.replace("_", "-"): n for name, n in p50.items()
-    }
+    values = dict.fromkeys(reports.SIDES, 1000) | {name.replace("_", "-"): n for name, n in p50.items()}
     timings = {
         side: {"map": reports.Timing(n, 2 * n, 20), "unmap": reports.Timing(1000, 2000, 20)}
         for side, n in values.items()
@@ -74,6 +72,15 @@ def test_bounds(measured: reports.Case, value: float, at_most: float, met: bool)
     assert report(measured).failed() != met
     assert not report(measured, judged=False).failed()
     assert ("met" if met else "MISSED") in reports.text(report(measured))
+
+
+def test_misses_name_what_nobody_can_be_below() -> None:
+    one = case(1, broker=5600, driver=1000, bare=3000, least=4600)
+    assert "and nothing else, is 1.2\n" in reports.text(report(one)) + "\n"
+    many = case(64, broker=1500, in_process=1000, least=1350)
+    assert "and nothing else, is 1.35\n" in reports.text(report(many)) + "\n"
+    met = case(64, broker=1100, in_process=1000, least=1350)
+    assert "nothing else" not in reports.text(report(met))
 
 
 def test_unbounded_cases() -> None:
