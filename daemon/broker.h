@@ -212,8 +212,9 @@ int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t
 struct broker *broker_free(struct broker *broker);
 DEFINE_CLEANUP(struct broker *, broker_free);
 
-/* Takes the next thing to do. Call after every event until false. Order: grants, leases and refusals, what
- * is reported of leases, notices, status, exports, creates, looks, destroys. */
+/* Takes the next thing to do. Call after every event until false: until then nothing but the answers is
+ * settled. Order: grants, leases and refusals, what is reported of leases, status, notices, exports, creates,
+ * looks, destroys. */
 bool broker_next_action(struct broker *broker, struct broker_action *ret);
 
 /* When broker_tick() wants to be called next; UINT64_MAX: only after another event. */

@@ -513,7 +513,9 @@ static void tell_scheduler(const struct order *order, const Kvcached__OrderDone 
 
     if (!order->scheduler)
         return;
-    if (report->error != KVCACHED__ERROR__ERROR_NONE) {
+    if (report->error != KVCACHED__ERROR__ERROR_NONE && !order->orders->worker) {
+        refuse_for_ever(order->scheduler, order->request, worker_is_gone);
+    } else if (report->error != KVCACHED__ERROR__ERROR_NONE) {
         clean(report->reason, reason);
         peer_refuse(order->scheduler, order->request, error_for_scheduler(report->error), "%s",
                     *reason ? reason : "the worker could not do it");

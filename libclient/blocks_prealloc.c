@@ -17,7 +17,6 @@
 #include "map.h"
 #include "region.h"
 #include "reserve.h"
-#include "worker.h"
 
 #define BATCH 64
 #define POKE_NS (10 * NSEC_PER_MSEC) /* at most so often, when filling up doesn't succeed */
@@ -29,8 +28,8 @@ bool blocks_has_work(const struct kvc_region *region)
 
 static void call(struct kvc_region *region)
 {
-    if (!atomic_exchange(&region->work_wanted, true) && region->client->worker)
-        worker_call(region->client->worker);
+    if (!atomic_exchange(&region->work_wanted, true))
+        client_call(region->client);
 }
 
 void blocks_resume(struct kvc_client *client)

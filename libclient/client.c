@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -24,6 +25,7 @@
 #include "discovery.h"
 #include "fence.h"
 #include "hello.h"
+#include "loop.h"
 #include "orders.h"
 #include "region.h"
 #include "remote.h"
@@ -102,13 +104,28 @@ static void show_hints(struct kvc_client *client)
     }
 }
 
+void client_poke(struct kvc_client *client)
+{
+    if (client->worker)
+        worker_poke(client->worker);
+    if (client->loop)
+        loop_poke(client->loop);
+}
+
+void client_call(struct kvc_client *client)
+{
+    if (client->worker)
+        worker_call(client->worker);
+    if (client->loop)
+        loop_call(client->loop);
+}
+
 void client_leave(struct kvc_client *client)
 {
     tell_death(client);
     client->cached_bytes = client->cached.bytes;
     show_hints(client);
-    if (client->worker)
-        worker_poke(client->worker);
+    client_poke(client);
     pthread_mutex_unlock(&client->conn->lock);
 }
 
@@ -219,8 +236,8 @@ static int client_on_news(void *data, struct message *message, struct fdset *fds
     if (message->type == MESSAGE_MAP_ORDER && !orders_receive(client, message, fds, truncated))
         return 0;
     r = news_keep(&client->news, message);
-    if (r == 0 && client->worker)
-        worker_poke(client->worker);
+    if (r == 0)
+        client_poke(client);
     return r;
 }
 
@@ -285,6 +302,7 @@ static struct kvc_client *client_new(const struct settings *settings)
 
 static struct kvc_client *client_free(struct kvc_client *client)
 {
+    client->loop = loop_free(client->loop);
     client->conn = conn_free(client->conn);
     if (client->gpu)
         fence_close(client);
@@ -314,6 +332,8 @@ static int client_start(struct kvc_client *client, const struct settings *settin
         r = open_device(client, settings, welcome);
     if (r == 0 && settings->own_thread)
         r = worker_start(client, &client->worker);
+    else if (r == 0 && !(client->loop = loop_new(client)))
+        r = error_nomem();
     return r;
 }
 
@@ -356,6 +376,7 @@ static struct kvc_client *client_forget(struct kvc_client *client)
     orders_forget(client);
     borrow_forget(client);
     worker_forget(client->worker);
+    loop_forget(client->loop);
     conn_forget(client->conn);
     gpu_forget(client->gpu);
     news_deinit(&client->news);
@@ -399,9 +420,14 @@ KVC_API struct kvc_client *kvc_close(struct kvc_client *client)
 
 KVC_API int kvc_get_fd(const struct kvc_client *client)
 {
-    int r = check_handle(client);
+    int fd, r = check_handle(client);
 
-    return r < 0 ? r : link_fd(client->conn->link);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&client->conn->lock);
+    fd = client->loop ? loop_get_fd(client->loop) : link_fd(client->conn->link);
+    pthread_mutex_unlock(&client->conn->lock);
+    return fd;
 }
 
 KVC_API int kvc_get_events(struct kvc_client *client)
@@ -411,6 +437,10 @@ KVC_API int kvc_get_events(struct kvc_client *client)
     if (r < 0)
         return r;
     events = conn_events(client->conn);
+    if (client->loop && loop_is_polled(client->loop)) {
+        loop_watch(client->loop);
+        events = POLLIN;
+    }
     client_leave(client);
     return events;
 }
@@ -421,7 +451,11 @@ KVC_API int kvc_get_timeout(struct kvc_client *client)
 
     if (r < 0)
         return r;
+    if (client->loop)
+        loop_fall_asleep(client->loop);
     timeout = client_has_work(client) ? 0 : client_timeout_ms(client);
+    if (client->loop && timeout == 0)
+        loop_wake_up(client->loop);
     client_leave(client);
     return timeout;
 }
@@ -432,6 +466,8 @@ KVC_API int kvc_dispatch(struct kvc_client *client)
 
     if (r < 0)
         return r;
+    if (client->loop)
+        loop_wake_up(client->loop);
     client_work(client);
     r = conn_check(client->conn);
     client_leave(client);

@@ -21,6 +21,7 @@
 #include "wire/lease_file.h"
 #include "wire/status.h"
 
+struct loop;
 struct worker;
 
 struct kvc_client {
@@ -32,6 +33,7 @@ struct kvc_client {
     CUstream fences;       /* in which the GPU comes to fences one after the other; NULL: none so far */
     unsigned n_fences;     /* that have not been passed, of all regions */
     struct worker *worker; /* NULL: the host dispatches */
+    struct loop *loop;     /* in which it does; NULL: it doesn't */
     const struct status_page *status;
     struct lease_line *leases; /* by region number; NULL: the daemon knows no leases */
     struct kvc_listener listener;
@@ -71,6 +73,11 @@ bool client_is_at_rest(struct kvc_client *client);
 /* One region after the other, this process's and workers' ones. NULL gives the first, and comes after the
  * last. */
 struct kvc_region *client_next_region(const struct kvc_client *client, const struct kvc_region *region);
+
+/* With the lock: whoever has to act upon what there is to do now is woken. client_call(): the same without
+ * the lock, whatever there is. */
+void client_poke(struct kvc_client *client);
+void client_call(struct kvc_client *client);
 
 /* Every call begins and ends with these. 0 with the lock held, or KVC_E_INVALID (no handle), KVC_E_FORKED. */
 int client_enter(struct kvc_client *client);

@@ -501,6 +501,32 @@ static void lead(struct conn *conn, bool (*pending)(const void *data), const voi
     conn->receiving = false;
     if (pending(data))
         expire(conn);
+    if (conn->watched)
+        pthread_cond_broadcast(&conn->changed);
+}
+
+static bool is_readable(const struct conn *conn)
+{
+    struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLIN};
+
+    return poll(&pfd, 1, 0) > 0;
+}
+
+/* When who follows has to look at the time. What the leader has in hand may be the answer; it will be back
+ * before that. */
+static uint64_t follower_deadline(struct conn *conn)
+{
+    uint64_t deadline_ns = next_deadline(conn);
+
+    if (conn->receiving)
+        deadline_ns = u64_max(deadline_ns, u64_add_ceil(conn_now_ns(), MOMENT_NS));
+    return deadline_ns;
+}
+
+static void expire_unread(struct conn *conn)
+{
+    if (!conn->receiving && !is_readable(conn))
+        expire(conn);
 }
 
 /* A thread that follows sees to its own question, if the socket didn't take it at once: the leader may have
@@ -508,34 +534,29 @@ static void lead(struct conn *conn, bool (*pending)(const void *data), const voi
 static void push(struct conn *conn)
 {
     struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLOUT};
-    int timeout = poll_timeout(next_deadline(conn));
+    int timeout = poll_timeout(follower_deadline(conn)), n;
 
     pthread_mutex_unlock(&conn->lock);
-    poll(&pfd, 1, timeout);
+    n = poll(&pfd, 1, timeout);
     pthread_mutex_lock(&conn->lock);
     flush(conn);
+    if (n == 0)
+        expire_unread(conn);
 }
 
 /* A thread that follows sleeps until something has changed, or until the next deadline. */
 static void follow(struct conn *conn, uint64_t until_ns)
 {
-    struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLIN};
-    uint64_t deadline_ns = next_deadline(conn);
-    struct timespec until;
-
-    /* What the leader has in hand may be the answer; it will be back before that. */
-    if (conn->receiving)
-        deadline_ns = u64_max(deadline_ns, u64_add_ceil(conn_now_ns(), MOMENT_NS));
-    deadline_ns = u64_min(deadline_ns, until_ns);
-    until = (struct timespec){
+    uint64_t deadline_ns = u64_min(follower_deadline(conn), until_ns);
+    struct timespec until = {
         .tv_sec = (time_t)(deadline_ns / NSEC_PER_SEC),
         .tv_nsec = (long)(deadline_ns % NSEC_PER_SEC),
     };
+
     if (deadline_ns == UINT64_MAX)
         pthread_cond_wait(&conn->changed, &conn->lock);
-    else if (pthread_cond_timedwait(&conn->changed, &conn->lock, &until) == ETIMEDOUT && !conn->receiving &&
-             poll(&pfd, 1, 0) == 0)
-        expire(conn);
+    else if (pthread_cond_timedwait(&conn->changed, &conn->lock, &until) == ETIMEDOUT)
+        expire_unread(conn);
 }
 
 void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,

@@ -53,7 +53,7 @@ int request_violated(struct request *request, const char *format, ...)
 
 struct conn {
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* a request is done or has expired, or the leader resigned */
+    pthread_cond_t changed; /* a request is done or has expired, the leader resigned, or has looked */
     struct link *link;
     struct list requests;
     uint64_t timeout_ns;
@@ -61,6 +61,7 @@ struct conn {
     uint32_t owed_ack; /* for this request; 0: none */
     bool has_leader;
     bool receiving;
+    bool watched; /* somebody waits until the leader has looked */
     atomic_bool alive;
 
     /* Takes what the daemon says without having been asked (moves it away). Negative: the connection ends.

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The thread sleeps in poll() until it is poked, or the socket has something for it. While no background
- * request is under way, and neither notices nor orders can come, that is only the end of the connection:
- * answers to the host's own calls are received by the threads that wait for them, and waking a second thread
- * for each would cost more than the call.
+ * The thread sleeps in poll() until it is poked, or the socket has something for it; behind a leader, until
+ * that one has looked. While no background request is under way, and neither notices nor orders can come,
+ * that is only the end of the connection: answers to the host's own calls are received by the threads that
+ * wait for them, and waking a second thread for each would cost more than the call.
  *
  * All signals are blocked: they are the host's.
  */
@@ -99,11 +99,15 @@ static void wait_for_events(struct worker *worker)
     called = pfds[0].revents || worker->poked; /* perhaps since the sleep ended */
     if (pfds[0].revents)
         clear_poke(worker);
-    /* A leader takes what has come, and pokes where there is something to do. Looking again before it has
-     * done so would be a busy loop. */
-    worker->follows = pfds[1].revents && !called && conn->has_leader && !worker->stopping;
-    if (worker->follows)
+    /* A leader takes what has come, and still lies there. Looking again before it has done so would be a busy
+     * loop. */
+    worker->follows =
+        pfds[1].revents && !called && conn->has_leader && !worker->stopping && poll(&pfds[1], 1, 0) > 0;
+    if (worker->follows) {
+        conn->watched = true;
         pthread_cond_wait(&conn->changed, &conn->lock);
+        conn->watched = false;
+    }
     worker->follows = false;
 }
 

@@ -159,8 +159,9 @@ KVC_API int kvc_open(const struct kvc_options *options, struct kvc_client **ret)
 KVC_API struct kvc_client *kvc_close(struct kvc_client *client);
 
 /* For event loops: poll the descriptor for the events (POLLIN, POLLOUT), then dispatch. It stays valid, and
- * readable, after a disconnect. The timeout is in ms, as poll() takes it: dispatch is wanted then, too. Ask
- * for events and timeout anew before every poll. */
+ * readable, after a disconnect. It becomes readable, too, when a call on another thread leaves something to
+ * do. The timeout is in ms, as poll() takes it: dispatch is wanted then, too. Ask for events and timeout anew
+ * before every poll, on the thread that polls. kvc_get_fd(): also KVC_E_NOFILE, KVC_E_NOMEM. */
 KVC_API int kvc_get_fd(const struct kvc_client *client);
 KVC_API int kvc_get_events(struct kvc_client *client);
 KVC_API int kvc_get_timeout(struct kvc_client *client);

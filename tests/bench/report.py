@@ -95,16 +95,19 @@ class Bound:
         return self.value <= self.at_most
 
 
+NOTHING_ELSE = "a round trip with the driver's calls in it, and nothing else, is"
+
+
 def bounds_of(case: Case) -> Iterator[Bound]:
     place = case.place
     if place.pages == 1 and place.costs == "none":
         what = "one page: beyond the driver's calls, in bare round trips"
-        why = f"a round trip with the driver's calls in it, and nothing else, is {case.round_trips('least'):.3g}"
+        why = f"{NOTHING_ELSE} {case.round_trips('least'):.3g}"
         yield Bound(what, place.costs, place.cores, case.round_trips(), 1.5, why=why)
     if place.pages == 64 and place.costs in ("none", "a100"):
         what = "64 pages in one call, as a part of in-process"
         at_most = 1.2 if place.costs == "none" else 0.4
-        why = f"a round trip with the driver's calls in it, and nothing else, is {case.floor():.3g}"
+        why = f"{NOTHING_ELSE} {case.floor():.3g}"
         yield Bound(what, place.costs, place.cores, case.ratio("map"), at_most, why=why)
 
 

@@ -6,6 +6,7 @@
  * turn when the loop is dispatched.
  */
 
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -202,6 +203,69 @@ TEST(orders_that_are_carried_out_while_another_thread_waits)
     end(&t);
 }
 
+struct event_loop {
+    struct kvc_client *client;
+    int end[2]; /* a pipe: readable at the end */
+    pthread_t thread;
+};
+
+static void *run_loop(void *data)
+{
+    struct event_loop *loop = data;
+    struct pollfd pfds[2] = {{.fd = kvc_get_fd(loop->client)}, {.fd = loop->end[0], .events = POLLIN}};
+
+    while (!(pfds[1].revents & POLLIN)) {
+        pfds[0].events = (short)kvc_get_events(loop->client);
+        check(poll(pfds, 2, kvc_get_timeout(loop->client)) >= 0);
+        check_ok(kvc_dispatch(loop->client));
+    }
+    return NULL;
+}
+
+static void start_loop(struct event_loop *loop, struct kvc_client *client)
+{
+    loop->client = client;
+    check_eq(pipe2(loop->end, O_CLOEXEC), 0);
+    check_eq(pthread_create(&loop->thread, NULL, run_loop, loop), 0);
+}
+
+static void end_loop(struct event_loop *loop)
+{
+    check_eq(write(loop->end[1], "", 1), 1);
+    check_eq(pthread_join(loop->thread, NULL), 0);
+    close(loop->end[0]);
+    close(loop->end[1]);
+}
+
+/* Whoever waits for an answer may receive them, and the loop finds nothing on the socket. */
+TEST(an_event_loop_carries_out_what_another_thread_receives)
+{
+    struct worker_test t = begin(1, 0);
+    struct event_loop loop;
+    pthread_t thread;
+    unsigned n_done = 0;
+
+    start_loop(&loop, t.client);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        fake_lie(t.fake, FAKE_LATE, MESSAGE_TAKE);
+        check_eq(pthread_create(&thread, NULL, map_one, t.own), 0);
+        while (fake_count(t.fake).late < 1)
+            ;
+        for (unsigned i = 0; i < 2; i++) {
+            n_done++;
+            give(&t, n_done % 2, n_done, 3, 1, 0);
+            while (fake_count(t.fake).orders_done < n_done)
+                ;
+            check_eq(fake_count(t.fake).order_error, 0);
+        }
+        fake_release(t.fake);
+        check_eq(pthread_join(thread, NULL), 0);
+        check_ok(unmap_range(t.own, 0, 1));
+    }
+    end_loop(&loop);
+    end(&t);
+}
+
 static void *close_region(void *data)
 {
     return kvc_region_close(data);
@@ -268,7 +332,7 @@ TEST(a_fork_before_its_turn)
 TEST(the_daemon_dies_before_its_turn)
 {
     struct worker_test t = begin(1, 0);
-    struct pollfd pfd = {.fd = kvc_get_fd(t.client), .events = POLLRDHUP};
+    struct pollfd pfd = {.fd = kvc_get_fd(t.client), .events = POLLIN};
 
     give(&t, true, 1, 1, 3, 2);
     take_a_page(&t);
