@@ -513,12 +513,11 @@ static void tell_scheduler(const struct order *order, const Kvcached__OrderDone 
 
     if (!order->scheduler)
         return;
+    clean(*report->reason ? report->reason : "the worker could not do it", reason);
     if (report->error != KVCACHED__ERROR__ERROR_NONE && !order->orders->worker) {
-        refuse_for_ever(order->scheduler, order->request, worker_is_gone);
+        refuse_for_ever(order->scheduler, order->request, reason);
     } else if (report->error != KVCACHED__ERROR__ERROR_NONE) {
-        clean(report->reason, reason);
-        peer_refuse(order->scheduler, order->request, error_for_scheduler(report->error), "%s",
-                    *reason ? reason : "the worker could not do it");
+        peer_refuse(order->scheduler, order->request, error_for_scheduler(report->error), "%s", reason);
     } else if (order->maps) {
         peer_send(order->scheduler, MESSAGE_MAPPED, order->request, &mapped.base, NULL);
     } else {

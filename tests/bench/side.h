@@ -6,8 +6,8 @@
  *
  *     broker      libkvclient and the daemon, caches off
  *     in-process  the driver's calls as one process makes them that owns its memory: create, map, set access
- *     bare        no memory at all: a request and an answer that carries n descriptors, which are closed, over
- *                 the same kind of socket, from a process that waits with uv_poll
+ *     bare        no memory at all: a request and an answer that carries n descriptors, which are closed,
+ *                 over the same kind of socket, from a process that waits with uv_poll
  *     driver      the driver's calls that the broker's client cannot do without: import, map, set access
  *     least       both, one within the other: what no borrower can do without
  *

@@ -74,7 +74,7 @@ def test_bounds(measured: reports.Case, value: float, at_most: float, met: bool)
     assert ("met" if met else "MISSED") in reports.text(report(measured))
 
 
-def test_misses_name_what_nobody_can_be_below() -> None:
+def test_missed_bound_says_what_was_possible() -> None:
     one = case(1, broker=5600, driver=1000, bare=3000, least=4600)
     assert "and nothing else, is 1.2\n" in reports.text(report(one)) + "\n"
     many = case(64, broker=1500, in_process=1000, least=1350)
@@ -154,19 +154,8 @@ def test_instructions() -> None:
 def test_table() -> None:
     lines = reports.text(report(case(1, broker=12345), case(64, "a100"))).splitlines()
     assert lines[0] == "GPU 0: Emulated, emulated: no number here is a GPU's"
-    assert any(
-        line.split() == ["1", "map", "12.3", "24.7", "1.0", "2.0", "1.0", "2.0", "1.0", "2.0", "12.35"]
-        for line in lines
-    )
+    assert any(line.split() == ["1", "map", "12.3", "24.7", *["1.0", "2.0"] * 4, "12.35"] for line in lines)
     assert "System calls for mapping and unmapping once:" in lines
-
-
-def test_missed_bound_says_what_was_possible() -> None:
-    slow = report(case(64, broker=1400, driver=800, bare=500))
-    [line] = [line for line in reports.text(slow).splitlines() if "MISSED" in line]
-    assert line.endswith("one round trip with the descriptors are 1.3")
-    fast = report(case(64, broker=1100, driver=800, bare=500))
-    assert "round trip" not in reports.text(fast)
 
 
 def test_live() -> None:
