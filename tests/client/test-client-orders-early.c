@@ -6,7 +6,6 @@
  * turn when the loop is dispatched.
  */
 
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -16,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "hostloop.h"
 #include "support.h"
 
 #define PAGE (2 * MIB)
@@ -201,40 +201,6 @@ TEST(orders_that_are_carried_out_while_another_thread_waits)
     fake_release(t.fake);
     check_eq(pthread_join(thread, NULL), 0);
     end(&t);
-}
-
-struct event_loop {
-    struct kvc_client *client;
-    int end[2]; /* a pipe: readable at the end */
-    pthread_t thread;
-};
-
-static void *run_loop(void *data)
-{
-    struct event_loop *loop = data;
-    struct pollfd pfds[2] = {{.fd = kvc_get_fd(loop->client)}, {.fd = loop->end[0], .events = POLLIN}};
-
-    while (!(pfds[1].revents & POLLIN)) {
-        pfds[0].events = (short)kvc_get_events(loop->client);
-        check(poll(pfds, 2, kvc_get_timeout(loop->client)) >= 0);
-        check_ok(kvc_dispatch(loop->client));
-    }
-    return NULL;
-}
-
-static void start_loop(struct event_loop *loop, struct kvc_client *client)
-{
-    loop->client = client;
-    check_eq(pipe2(loop->end, O_CLOEXEC), 0);
-    check_eq(pthread_create(&loop->thread, NULL, run_loop, loop), 0);
-}
-
-static void end_loop(struct event_loop *loop)
-{
-    check_eq(write(loop->end[1], "", 1), 1);
-    check_eq(pthread_join(loop->thread, NULL), 0);
-    close(loop->end[0]);
-    close(loop->end[1]);
 }
 
 /* Whoever waits for an answer may receive them, and the loop finds nothing on the socket. */
