@@ -127,10 +127,10 @@ static void wait_until_warm(struct bench *bench, unsigned n_pages)
 }
 
 /* The wait has let processors and caches cool down. A page over every side, and a wait without sleep, warms
- * all of them alike. */
+ * all of them alike: the last side is made of two others, which have their turn anyway. */
 static void stir(struct bench *bench)
 {
-    for (unsigned s = 0; s < SIDES; s++)
+    for (unsigned s = 0; s < SIDES - 1; s++)
         measure(&bench->sides[s], 1);
     wait_for_rest(bench->control, 0);
 }
