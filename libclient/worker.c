@@ -27,7 +27,6 @@ struct worker {
     int wake_fd;
     bool stopping;
     bool poked;
-    bool follows;   /* sleeps until the leader has done something */
     bool listening; /* for whatever comes on the socket */
     bool writing;   /* waits for the socket to take more */
 };
@@ -46,9 +45,7 @@ static void wake(struct worker *worker)
 {
     uint64_t one = 1;
 
-    if (worker->follows)
-        pthread_cond_broadcast(&worker->client->conn->changed);
-    if (worker->follows || worker->poked)
+    if (worker->poked)
         return;
     /* Fails only when the counter is full, and then the thread is awake. */
     worker->poked = write(worker->wake_fd, &one, sizeof(one)) == sizeof(one);
@@ -85,7 +82,6 @@ static void wait_for_events(struct worker *worker)
         {.fd = worker->wake_fd, .events = POLLIN},
         {.fd = conn->alive ? link_fd(conn->link) : -1, .events = POLLRDHUP},
     };
-    bool called;
     int timeout;
 
     worker->listening = client_listens(worker->client);
@@ -96,19 +92,17 @@ static void wait_for_events(struct worker *worker)
     poll(pfds, 2, timeout);
     pthread_mutex_lock(&conn->lock);
     worker->listening = worker->writing = false;
-    called = pfds[0].revents || worker->poked; /* perhaps since the sleep ended */
-    if (pfds[0].revents)
+    if (pfds[0].revents) {
         clear_poke(worker);
+        return;
+    }
     /* A leader takes what has come, and still lies there. Looking again before it has done so would be a busy
-     * loop. */
-    worker->follows =
-        pfds[1].revents && !called && conn->has_leader && !worker->stopping && poll(&pfds[1], 1, 0) > 0;
-    if (worker->follows) {
+     * loop; it won't be long. */
+    if (pfds[1].revents && conn->has_leader && !worker->stopping && poll(&pfds[1], 1, 0) > 0) {
         conn->watched = true;
         pthread_cond_wait(&conn->changed, &conn->lock);
         conn->watched = false;
     }
-    worker->follows = false;
 }
 
 static void *run(void *data)
