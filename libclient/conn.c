@@ -430,10 +430,9 @@ static void receive_all(struct conn *conn)
 
 void conn_dispatch(struct conn *conn)
 {
-    if (conn->has_leader)
-        return;
     flush(conn);
-    receive_all(conn);
+    if (!conn->has_leader)
+        receive_all(conn);
 }
 
 /* ---- Waiting ---- */

@@ -124,7 +124,7 @@ void conn_acknowledge(struct conn *conn, uint32_t request, bool lazily);
 /* Says it now, if there is one to say. */
 void conn_acknowledge_owed(struct conn *conn);
 
-/* Sends and receives what it can without waiting, unless a waiting thread does that already. */
+/* Sends and receives what it can without waiting; a waiting thread receives alone. */
 void conn_dispatch(struct conn *conn);
 
 /* Ends the connection, for good, with a KVC_E_* and a sentence for who is waiting. */

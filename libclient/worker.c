@@ -98,6 +98,7 @@ static void wait_for_events(struct worker *worker)
     }
     /* A leader takes what has come, and still lies there. Looking again before it has done so would be a busy
      * loop; it won't be long. */
+    pfds[1].events &= ~POLLOUT;
     if (pfds[1].revents && conn->has_leader && !worker->stopping && poll(&pfds[1], 1, 0) > 0) {
         conn->watched = true;
         pthread_cond_wait(&conn->changed, &conn->lock);
