@@ -406,9 +406,7 @@ static bool next_look(struct broker *broker, struct broker_action *ret)
 bool broker_next_action(struct broker *broker, struct broker_action *ret)
 {
     broker->forgotten = instance_free(broker, broker->forgotten);
-    if (next_answer(broker, ret))
-        return true;
-    if (broker->unsettled)
+    if (broker->unsettled && list_is_empty(&broker->answers))
         broker_settle(broker, broker->now_ns);
     /* The status is seen before a notice: who has answered one doesn't take back at once what it gave. */
     return next_answer(broker, ret) || leases_next_report(broker, ret) || next_status(broker, ret) ||

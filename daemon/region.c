@@ -42,13 +42,18 @@ struct region *region_find(const struct peer *peer, uint32_t number)
     return region && !region->closed ? region : NULL;
 }
 
-void region_lose_extents(struct peer *peer, uint32_t number, uint64_t n)
+static void end_if_closed(struct peer *peer, uint32_t number)
 {
     struct region *region = peer_region(peer, number);
 
-    region->n_extents -= n;
     if (region->closed && region->n_extents == 0)
         peer->regions[number - 1] = region_free(peer, region);
+}
+
+void region_lose_extents(struct peer *peer, uint32_t number, uint64_t n)
+{
+    peer_region(peer, number)->n_extents -= n;
+    end_if_closed(peer, number);
 }
 
 int region_free_number(const struct peer *peer, uint32_t *ret)
@@ -185,7 +190,7 @@ int region_close(struct peer *peer, struct message *message)
     orders_close(peer, region);
     region->lease = broker_lease_free(peer->server->broker, region->lease);
     region->closed = true;
-    region_lose_extents(peer, body->region, 0);
+    end_if_closed(peer, body->region);
     peer_send(peer, MESSAGE_REGION_CLOSED, message->request, &answer.base, NULL);
     return 0;
 }

@@ -145,3 +145,13 @@ bool conn_asks_only(const struct conn *conn, const struct request *request);
 
 /* CLOCK_MONOTONIC. */
 uint64_t conn_now_ns(void);
+
+/* ---- For conn_wait.c ---- */
+
+/* How long a leader waits in recvmsg(). */
+#define CONN_MOMENT_NS (10 * NSEC_PER_MSEC)
+
+/* Receives one packet and hands it on. False when there is nothing more. */
+bool conn_receive_one(struct conn *conn);
+
+void conn_flush(struct conn *conn);

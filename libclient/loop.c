@@ -68,15 +68,16 @@ static uint32_t socket_events(const struct loop *loop)
 
 static int open_both(struct loop *loop)
 {
-    int r = 0;
+    int r;
 
     loop->fd = epoll_create1(EPOLL_CLOEXEC);
+    if (loop->fd < 0)
+        return -errno;
     loop->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (loop->fd < 0 || loop->wake_fd < 0)
-        r = -errno;
+    if (loop->wake_fd < 0)
+        return -errno;
     loop->watched = socket_events(loop);
-    if (r == 0)
-        r = watch(loop, EPOLL_CTL_ADD, loop->wake_fd, EPOLLIN);
+    r = watch(loop, EPOLL_CTL_ADD, loop->wake_fd, EPOLLIN);
     if (r == 0)
         r = watch(loop, EPOLL_CTL_ADD, link_fd(loop->client->conn->link), loop->watched);
     return r;

@@ -27,8 +27,8 @@ enum {
 
 struct link;
 
-/* Takes over a connected socket (made close-on-exec). `receive_fds`: whether descriptors may
- * be received (clients); otherwise the kernel drops them and that is a violation. `queue_max`: packets. */
+/* Takes over a connected socket (made close-on-exec). `receive_fds`: whether descriptors may be received
+ * (clients); otherwise the kernel drops them and that is a violation. `queue_max`: packets. */
 int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret);
 struct link *link_free(struct link *link);
 DEFINE_CLEANUP(struct link *, link_free);
