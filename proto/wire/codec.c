@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "base/arith.h"
+#include "wire/shortcut.h"
 
 /* With the arena itself no more than malloc() keeps at hand for the thread. */
 #define ARENA_FIRST 960
@@ -53,6 +54,17 @@ static const struct message_kind kinds[] = {
     MESSAGES(X)
 #undef X
 };
+
+static const struct shortcut *find_shortcut(uint16_t type)
+{
+    switch (type) {
+    case MESSAGE_TAKE:
+        return &shortcut_take;
+    case MESSAGE_GRANT:
+        return &shortcut_grant;
+    }
+    return NULL;
+}
 
 static const struct message_kind *find_kind(uint16_t type)
 {
@@ -213,15 +225,18 @@ const char *codec_type_name(uint16_t type)
     return kind ? kind->name : NULL;
 }
 
-size_t codec_size(const ProtobufCMessage *body)
+size_t codec_size(uint16_t type, const ProtobufCMessage *body)
 {
-    return FRAME_HEADER_SIZE + protobuf_c_message_get_packed_size(body);
+    const struct shortcut *shortcut = find_shortcut(type);
+
+    return FRAME_HEADER_SIZE + (shortcut ? shortcut->size(body) : protobuf_c_message_get_packed_size(body));
 }
 
 int codec_write(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, size_t size,
                 uint8_t *buf)
 {
     const struct message_kind *kind = find_kind(type);
+    const struct shortcut *shortcut = find_shortcut(type);
 
     if (!kind)
         return CODEC_E_TYPE;
@@ -237,14 +252,17 @@ int codec_write(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufC
                                 .request = request,
                                 .n_fds = (uint16_t)n_fds,
                             });
-    protobuf_c_message_pack(body, buf + FRAME_HEADER_SIZE);
+    if (shortcut)
+        shortcut->write(body, buf + FRAME_HEADER_SIZE);
+    else
+        protobuf_c_message_pack(body, buf + FRAME_HEADER_SIZE);
     return 0;
 }
 
 int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, uint8_t *buf,
                  size_t *ret_size)
 {
-    size_t size = codec_size(body);
+    size_t size = codec_size(type, body);
     int r;
 
     r = codec_write(type, request, n_fds, body, size, buf);
@@ -253,26 +271,38 @@ int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const Protobuf
     return r;
 }
 
+static int unpack(const struct message_kind *kind, const uint8_t *bytes, size_t size, struct arena *arena,
+                  const ProtobufCMessage **ret)
+{
+    ProtobufCAllocator allocator = {.alloc = arena_take, .free = arena_keep, .allocator_data = arena};
+
+    if (!body_is_clean(kind->descriptor, (struct cursor){bytes, size}))
+        return CODEC_E_BODY;
+    *ret = protobuf_c_message_unpack(kind->descriptor, &allocator, size, bytes);
+    if (*ret)
+        return 0;
+    return arena->out_of_memory ? -ENOMEM : CODEC_E_BODY;
+}
+
 int codec_decode(const uint8_t *packet, const struct frame_header *header, struct message *ret)
 {
     const struct message_kind *kind = find_kind(header->type);
+    const struct shortcut *shortcut = find_shortcut(header->type);
     const uint8_t *bytes = packet + FRAME_HEADER_SIZE;
-    ProtobufCAllocator allocator = {.alloc = arena_take, .free = arena_keep};
-    const ProtobufCMessage *body;
+    const ProtobufCMessage *body = NULL;
     struct arena *arena;
-    int r;
+    int r = 0;
 
     if (!kind)
         return CODEC_E_TYPE;
-    if (!body_is_clean(kind->descriptor, (struct cursor){bytes, header->length}))
-        return CODEC_E_BODY;
     arena = arena_new();
     if (!arena)
         return -ENOMEM;
-    allocator.allocator_data = arena;
-    body = protobuf_c_message_unpack(kind->descriptor, &allocator, header->length, bytes);
-    if (!body) {
-        r = arena->out_of_memory ? -ENOMEM : CODEC_E_BODY;
+    if (shortcut)
+        body = shortcut->read(bytes, header->length, arena_take, arena);
+    if (!body)
+        r = unpack(kind, bytes, header->length, arena, &body);
+    if (r != 0) {
         arena_free(arena);
         return r;
     }
