@@ -252,14 +252,15 @@ static struct take *take_new(struct kvc_region *region, uint32_t n_pages)
 
     if (!take)
         return NULL;
-    *take = (struct take){
-        .request = {.receive = take_receive, .finish = take_finish},
-        .client = region->client,
-        .region = region,
-        .region_id = region->id,
-        .n_pages = n_pages,
-    };
+    request_init(&take->request, take_receive, take_finish);
     list_init(&take->link);
+    take->client = region->client;
+    take->region = region;
+    take->region_id = region->id;
+    take->n_arrived = 0;
+    take->error = 0;
+    take->n_pages = n_pages;
+    take->leased = false;
     for (uint32_t i = 0; i < n_pages; i++)
         take->pages[i] = NULL;
     take->arrived = backing_new((uint64_t)n_pages * region->shape->n_slots);
@@ -448,7 +449,7 @@ static int send_return(struct kvc_client *client, uint64_t *ids, size_t n, bool 
 
     if (!request)
         return error_nomem();
-    *request = (struct request){.receive = return_receive, .finish = return_finish};
+    request_init(request, return_receive, return_finish);
     body.extents = ids;
     body.n_extents = n;
     r = conn_ask(client->conn, request, MESSAGE_RETURN, &body.base);

@@ -103,6 +103,19 @@ static struct request *find_request(struct conn *conn, uint32_t id)
     return NULL;
 }
 
+void request_init(struct request *request,
+                  int (*receive)(struct request *request, const struct message *message, struct fdset *fds,
+                                 bool truncated),
+                  void (*finish)(struct request *request))
+{
+    list_init(&request->link);
+    request->receive = receive;
+    request->finish = finish;
+    request->waited = request->expired = request->done = request->over = false;
+    request->result = 0;
+    request->reason[0] = '\0';
+}
+
 int request_violated(struct request *request, const char *format, ...)
 {
     va_list args;
@@ -115,11 +128,13 @@ int request_violated(struct request *request, const char *format, ...)
 
 static void complete(struct request *request, int result, const char *reason)
 {
+    size_t n = strnlen(reason, sizeof(request->reason) - 1);
+
     list_unlink(&request->link);
     request->done = true;
     request->result = result;
-    memmove(request->reason, reason, strnlen(reason, sizeof(request->reason) - 1) + 1);
-    request->reason[sizeof(request->reason) - 1] = 0;
+    memmove(request->reason, reason, n);
+    request->reason[n] = '\0';
     pthread_cond_broadcast(&request->conn->changed);
     if (!request->waited)
         request->finish(request);

@@ -47,6 +47,12 @@ struct request {
     char reason[ERROR_SENTENCE_MAX];
 };
 
+/* For conn_ask(). Leaves the place for a reason as it is, which is larger than all the rest. */
+void request_init(struct request *request,
+                  int (*receive)(struct request *request, const struct message *message, struct fdset *fds,
+                                 bool truncated),
+                  void (*finish)(struct request *request));
+
 /* For receive(): says what is wrong with the packet. Returns KVC_E_PROTOCOL. */
 int request_violated(struct request *request, const char *format, ...)
     __attribute__((cold, format(printf, 2, 3)));
