@@ -7,6 +7,9 @@
  *
  * The finished jobs stand in one queue, in the driver's order: the ledger's arithmetic with free memory
  * depends on it. The thread sleeps on a condition variable and costs nothing while there is nothing to do.
+ *
+ * The loop is woken by an eventfd, and not under the lock: on one processor it would run at once, only to
+ * wait for this thread. (uv_async_send() has such a lock of its own, for which libuv waits spinning.)
  */
 
 #include "backing.h"
@@ -15,6 +18,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <time.h>
 
 #include "base/arith.h"
@@ -27,7 +31,8 @@ struct backing {
     struct device *device;
     void (*on_done)(void *userdata);
     void *userdata;
-    uv_async_t wakeup;
+    uv_poll_t wakeup;
+    int wakeup_fd;
     struct list staged[_BACKING_TYPES]; /* submitted since the last flush */
     bool has_staged;
     pthread_t thread;
@@ -101,20 +106,21 @@ static void carry_out(struct device *device, struct backing_job *job)
 
 /* Exports are short, and several mostly serve one request: the loop is woken for the last of them, and for
  * every sixteenth. Other jobs take so long that nobody's answer should wait for the next. */
-static void finish(struct backing *backing, struct backing_job *job)
+static bool finish(struct backing *backing, struct backing_job *job)
 {
     list_append(&backing->done, &job->link);
     if (job->type == BACKING_EXPORT && !list_is_empty(&backing->queues[BACKING_EXPORT]) &&
         ++backing->n_untold < UNTOLD_MAX)
-        return;
+        return false;
     backing->n_untold = 0;
-    uv_async_send(&backing->wakeup);
+    return true;
 }
 
 static void *run(void *arg)
 {
     struct backing *backing = arg;
     struct backing_job *job;
+    bool tell;
 
     pthread_mutex_lock(&backing->lock);
     for (;;) {
@@ -129,7 +135,12 @@ static void *run(void *arg)
         pthread_mutex_unlock(&backing->lock);
         carry_out(backing->device, job);
         pthread_mutex_lock(&backing->lock);
-        finish(backing, job);
+        tell = finish(backing, job);
+        if (!tell)
+            continue;
+        pthread_mutex_unlock(&backing->lock);
+        eventfd_write(backing->wakeup_fd, 1);
+        pthread_mutex_lock(&backing->lock);
     }
     backing->ended = true;
     pthread_cond_broadcast(&backing->changed);
@@ -142,10 +153,12 @@ static void free_unstarted(uv_handle_t *handle)
     backing_free(handle->data);
 }
 
-static void on_wakeup(uv_async_t *handle)
+static void on_wakeup(uv_poll_t *poll, int status, int events)
 {
-    struct backing *backing = handle->data;
+    struct backing *backing = poll->data;
+    eventfd_t count;
 
+    eventfd_read(backing->wakeup_fd, &count);
     backing->on_done(backing->userdata);
 }
 
@@ -162,6 +175,20 @@ static int start_thread(struct backing *backing)
     return -r;
 }
 
+static int start_watching(struct backing *backing, uv_loop_t *loop)
+{
+    int r;
+
+    backing->wakeup_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (backing->wakeup_fd < 0)
+        return -errno;
+    r = uv_poll_init(loop, &backing->wakeup, backing->wakeup_fd);
+    if (r < 0)
+        return r;
+    backing->wakeup.data = backing;
+    return uv_poll_start(&backing->wakeup, UV_READABLE, on_wakeup);
+}
+
 static void init_sync(struct backing *backing)
 {
     pthread_condattr_t attr;
@@ -176,7 +203,7 @@ static void init_sync(struct backing *backing)
 int backing_new(uv_loop_t *loop, struct device *device, void (*on_done)(void *userdata), void *userdata,
                 struct backing **ret)
 {
-    _cleanup_free_ struct backing *backing = calloc(1, sizeof(*backing));
+    struct backing *backing = calloc(1, sizeof(*backing));
     int r;
 
     if (!backing)
@@ -189,17 +216,18 @@ int backing_new(uv_loop_t *loop, struct device *device, void (*on_done)(void *us
         list_init(&backing->staged[type]);
     }
     list_init(&backing->done);
-    r = uv_async_init(loop, &backing->wakeup, on_wakeup);
-    if (r < 0)
-        return r;
-    backing->wakeup.data = backing;
     init_sync(backing);
-    r = start_thread(backing);
+    r = start_watching(backing, loop);
     if (r < 0) {
-        uv_close((uv_handle_t *)&steal_pointer(backing)->wakeup, free_unstarted);
+        backing_free(backing);
         return r;
     }
-    *ret = steal_pointer(backing);
+    r = start_thread(backing);
+    if (r < 0) {
+        uv_close((uv_handle_t *)&backing->wakeup, free_unstarted);
+        return r;
+    }
+    *ret = backing;
     return 0;
 }
 
@@ -231,6 +259,7 @@ struct backing *backing_free(struct backing *backing)
         return NULL;
     pthread_cond_destroy(&backing->changed);
     pthread_mutex_destroy(&backing->lock);
+    close_fd(backing->wakeup_fd);
     free(backing);
     return NULL;
 }
