@@ -518,6 +518,11 @@ void broker_reconfigure(struct broker *broker, const struct broker_config *confi
     broker_settle(broker, now_ns);
 }
 
+uint64_t broker_budget(const struct broker *broker)
+{
+    return broker->budget.bytes;
+}
+
 void broker_totals(const struct broker *broker, struct broker_totals *ret)
 {
     const struct ledger *ledger = &broker->ledger;

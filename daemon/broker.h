@@ -251,6 +251,7 @@ int broker_set_limit(struct broker *broker, const char *domain, const char *name
 uint64_t broker_limit(const struct broker *broker, const struct broker_instance *instance,
                       enum broker_limit_source *ret_source);
 uint64_t broker_used(const struct broker_instance *instance);
+uint64_t broker_budget(const struct broker *broker);
 
 /* Forgets an instance without peers and its limit. 0 or BROKER_E_HAS_PEERS. Bytes that still are on their way
  * out stay charged to it, unlisted limit aside. */

@@ -66,16 +66,14 @@ int instance_status_share(const struct instance_status *instance, struct fdset *
 void instance_status_write(struct server *server, const struct broker_instance *broker_instance)
 {
     struct instance_status *instance = broker_instance->owner;
-    struct broker_totals totals;
     struct status_values values;
 
     if (!instance)
         return;
-    broker_totals(server->broker, &totals);
     values = (struct status_values){
         .limit_bytes = broker_limit(server->broker, broker_instance, NULL),
         .used_bytes = broker_used(broker_instance),
-        .budget_bytes = totals.budget_bytes,
+        .budget_bytes = broker_budget(server->broker),
         .pressure_bytes = broker_pressure(broker_instance),
     };
     if (values.used_bytes > values.limit_bytes)

@@ -197,14 +197,15 @@ static void on_throttle(uv_timer_t *timer)
     server_settle(server);
 }
 
+/* One that runs out too early stays, and is set anew then: deadlines move with every grant. */
 static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline_ns, uint64_t now_ns)
 {
-    uint64_t left_ns = u64_sub_floor(deadline_ns, now_ns);
+    uint64_t left_ms = u64_sub_floor(deadline_ns, now_ns) / NSEC_PER_MSEC + 1;
 
     if (deadline_ns == UINT64_MAX)
         uv_timer_stop(timer);
-    else
-        uv_timer_start(timer, callback, (left_ns + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC, 0);
+    else if (!uv_is_active((uv_handle_t *)timer) || uv_timer_get_due_in(timer) > left_ms)
+        uv_timer_start(timer, callback, left_ms, 0);
 }
 
 /* Once a turn, before the loop goes to sleep. */
