@@ -13,6 +13,7 @@ PURE_MODULES = [
     "proto/base/parse",
     "proto/wire/frame",
     "proto/wire/codec",
+    "proto/wire/shortcut",
     "daemon/admission",
     "daemon/audit",
     "daemon/broker",
