@@ -104,8 +104,8 @@ static void carry_out(struct device *device, struct backing_job *job)
     job->r = (int16_t)r;
 }
 
-/* Exports are short, and several mostly serve one request: the loop is woken for the last of them, and for
- * every sixteenth. Other jobs take so long that nobody's answer should wait for the next. */
+/* Whether to wake the loop. Exports are short, and several mostly serve one request: it is woken for the last
+ * of them, and for every sixteenth. Other jobs take so long that nobody's answer should wait for the next. */
 static bool finish(struct backing *backing, struct backing_job *job)
 {
     list_append(&backing->done, &job->link);
@@ -175,20 +175,6 @@ static int start_thread(struct backing *backing)
     return -r;
 }
 
-static int start_watching(struct backing *backing, uv_loop_t *loop)
-{
-    int r;
-
-    backing->wakeup_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (backing->wakeup_fd < 0)
-        return -errno;
-    r = uv_poll_init(loop, &backing->wakeup, backing->wakeup_fd);
-    if (r < 0)
-        return r;
-    backing->wakeup.data = backing;
-    return uv_poll_start(&backing->wakeup, UV_READABLE, on_wakeup);
-}
-
 static void init_sync(struct backing *backing)
 {
     pthread_condattr_t attr;
@@ -217,12 +203,16 @@ int backing_new(uv_loop_t *loop, struct device *device, void (*on_done)(void *us
     }
     list_init(&backing->done);
     init_sync(backing);
-    r = start_watching(backing, loop);
+    backing->wakeup_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    r = backing->wakeup_fd < 0 ? -errno : uv_poll_init(loop, &backing->wakeup, backing->wakeup_fd);
     if (r < 0) {
         backing_free(backing);
         return r;
     }
-    r = start_thread(backing);
+    backing->wakeup.data = backing;
+    r = uv_poll_start(&backing->wakeup, UV_READABLE, on_wakeup);
+    if (r == 0)
+        r = start_thread(backing);
     if (r < 0) {
         uv_close((uv_handle_t *)&backing->wakeup, free_unstarted);
         return r;

@@ -8,11 +8,6 @@
 #include "wire/shortcut.h"
 
 #include <stdbool.h>
-#include <string.h>
-
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "Identifiers are copied as they lie in packets, which are little-endian."
-#endif
 
 #define KEY(number, wire_type) ((number) << 3 | PROTOBUF_C_WIRE_TYPE_##wire_type)
 
@@ -25,6 +20,11 @@ enum {
 };
 
 /* ---- Varints ---- */
+
+/* What is left of a body. */
+struct cursor {
+    const uint8_t *p, *end;
+};
 
 static size_t varint_size(uint64_t value)
 {
@@ -43,24 +43,6 @@ static uint8_t *put_varint(uint8_t *p, uint64_t value)
     return p;
 }
 
-static size_t field_size(uint64_t value)
-{
-    return value ? 1 + varint_size(value) : 0;
-}
-
-static uint8_t *put_field(uint8_t *p, uint8_t key, uint64_t value)
-{
-    if (value == 0)
-        return p;
-    *p++ = key;
-    return put_varint(p, value);
-}
-
-/* What is left of a body. */
-struct cursor {
-    const uint8_t *p, *end;
-};
-
 /* Not 0, and in its shortest form. */
 static bool get_varint(struct cursor *c, uint64_t *ret)
 {
@@ -76,6 +58,39 @@ static bool get_varint(struct cursor *c, uint64_t *ret)
         return byte && value >> shift == byte;
     }
     return false;
+}
+
+/* ---- Fixed numbers ---- */
+
+static uint8_t *put_fixed(uint8_t *p, uint64_t value)
+{
+    for (unsigned shift = 0; shift < 64; shift += 8)
+        *p++ = (uint8_t)(value >> shift);
+    return p;
+}
+
+static uint64_t get_fixed(const uint8_t *p)
+{
+    uint64_t value = 0;
+
+    for (unsigned shift = 0; shift < 64; shift += 8)
+        value |= (uint64_t)*p++ << shift;
+    return value;
+}
+
+/* ---- Fields ---- */
+
+static size_t field_size(uint64_t value)
+{
+    return value ? 1 + varint_size(value) : 0;
+}
+
+static uint8_t *put_field(uint8_t *p, uint8_t key, uint64_t value)
+{
+    if (value == 0)
+        return p;
+    *p++ = key;
+    return put_varint(p, value);
 }
 
 /* Where another field stands, the value is 0. */
@@ -147,9 +162,9 @@ static void grant_write(const ProtobufCMessage *body, uint8_t *bytes)
     const Kvcached__Grant *grant = (const Kvcached__Grant *)body;
 
     bytes = put_field(bytes, GRANT_EXTENTS, extents_bytes(grant));
-    if (grant->n_extents)
-        memcpy(bytes, grant->extents, extents_bytes(grant));
-    put_field(bytes + extents_bytes(grant), GRANT_REMAINING, grant->remaining);
+    for (size_t i = 0; i < grant->n_extents; i++)
+        bytes = put_fixed(bytes, grant->extents[i]);
+    put_field(bytes, GRANT_REMAINING, grant->remaining);
 }
 
 static ProtobufCMessage *grant_read(const uint8_t *bytes, size_t size,
@@ -172,10 +187,10 @@ static ProtobufCMessage *grant_read(const uint8_t *bytes, size_t size,
         return NULL;
     *grant = (Kvcached__Grant)KVCACHED__GRANT__INIT;
     grant->remaining = remaining;
-    if (n_bytes) {
-        grant->n_extents = n_bytes / sizeof(grant->extents[0]);
-        grant->extents = memcpy(grant + 1, extents, n_bytes);
-    }
+    grant->n_extents = n_bytes / sizeof(grant->extents[0]);
+    grant->extents = (uint64_t *)(grant + 1);
+    for (size_t i = 0; i < grant->n_extents; i++)
+        grant->extents[i] = get_fixed(extents + i * sizeof(grant->extents[0]));
     return &grant->base;
 }
 
