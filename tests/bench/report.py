@@ -96,13 +96,14 @@ class Bound:
 
 
 NOTHING_ELSE = "a round trip with the driver's calls in it, and nothing else, is"
+TAKING_TURNS = "; the rest is the work of library and daemon, which take turns on that core"
 
 
 def bounds_of(case: Case) -> Iterator[Bound]:
     place = case.place
     if place.pages == 1 and place.costs == "none":
         what = "one page: beyond the driver's calls, in bare round trips"
-        why = f"{NOTHING_ELSE} {case.round_trips('least'):.3g}"
+        why = f"{NOTHING_ELSE} {case.round_trips('least'):.3g}" + (TAKING_TURNS if place.cores == 1 else "")
         yield Bound(what, place.costs, place.cores, case.round_trips(), 1.5, why=why)
     if place.pages == 64 and place.costs in ("none", "a100"):
         what = "64 pages in one call, as a part of in-process"
