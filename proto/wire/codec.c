@@ -66,6 +66,12 @@ static const struct shortcut *find_shortcut(uint16_t type)
     return NULL;
 }
 
+/* Fields that we don't know are written again as they came. */
+static const struct shortcut *find_shortcut_for(uint16_t type, const ProtobufCMessage *body)
+{
+    return body->n_unknown_fields == 0 ? find_shortcut(type) : NULL;
+}
+
 static const struct message_kind *find_kind(uint16_t type)
 {
     return type < ARRAY_SIZE(kinds) && kinds[type].name ? &kinds[type] : NULL;
@@ -227,7 +233,7 @@ const char *codec_type_name(uint16_t type)
 
 size_t codec_size(uint16_t type, const ProtobufCMessage *body)
 {
-    const struct shortcut *shortcut = find_shortcut(type);
+    const struct shortcut *shortcut = find_shortcut_for(type, body);
 
     return FRAME_HEADER_SIZE + (shortcut ? shortcut->size(body) : protobuf_c_message_get_packed_size(body));
 }
@@ -236,7 +242,7 @@ int codec_write(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufC
                 uint8_t *buf)
 {
     const struct message_kind *kind = find_kind(type);
-    const struct shortcut *shortcut = find_shortcut(type);
+    const struct shortcut *shortcut = find_shortcut_for(type, body);
 
     if (!kind)
         return CODEC_E_TYPE;

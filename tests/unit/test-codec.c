@@ -335,6 +335,24 @@ TEST(unknown_fields_are_ignored)
     message_deinit(&message);
 }
 
+/* In each way of writing: Take has a shortcut, Lease has none. */
+TEST(unknown_fields_are_written_again)
+{
+    static const uint8_t body[] = {0x08, 0x03, 0x40, 0x26};
+    const uint16_t types[] = {MESSAGE_TAKE, MESSAGE_LEASE};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(types); i++) {
+        struct message message;
+        size_t size;
+
+        check_eq(decode_body(types[i], body, sizeof(body), &message), 0);
+        check_eq(codec_encode(types[i], 1, 0, message.body, frame, &size), 0);
+        check_eq(size, FRAME_HEADER_SIZE + sizeof(body));
+        check(memcmp(frame + FRAME_HEADER_SIZE, body, sizeof(body)) == 0);
+        message_deinit(&message);
+    }
+}
+
 TEST(enums_out_of_range_are_for_the_handler)
 {
     struct message message;
