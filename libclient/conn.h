@@ -24,8 +24,8 @@ enum {
 
 struct conn;
 
-/* A question to the daemon. Whoever embeds it, as the first member of something from malloc(), sets `receive`
- * and `finish` and leaves the rest alone. */
+/* A question to the daemon. Whoever embeds it, as the first member of something from malloc(), begins it with
+ * request_init() and leaves the rest alone. */
 struct request {
     /* Takes one packet of the answer. 0: the answer is complete; REQUEST_MORE; request_violated(): it makes
      * no sense, and the connection ends. `truncated`: the packet's descriptors did not fit the process'
@@ -47,7 +47,7 @@ struct request {
     char reason[ERROR_SENTENCE_MAX];
 };
 
-/* For conn_ask(). Leaves the place for a reason as it is, which is larger than all the rest. */
+/* For conn_ask(). Clears no more than the first byte of `reason`, which is larger than all the rest. */
 void request_init(struct request *request,
                   int (*receive)(struct request *request, const struct message *message, struct fdset *fds,
                                  bool truncated),

@@ -182,8 +182,7 @@ int hello_exchange(struct kvc_client *client, const struct settings *settings, s
 
     if (!hello)
         return error_nomem();
-    hello->request.receive = hello_receive;
-    hello->request.finish = hello_finish;
+    request_init(&hello->request, hello_receive, hello_finish);
     r = ask(client, settings, hello);
     if (r < 0) {
         hello_free(hello);

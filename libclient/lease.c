@@ -164,8 +164,7 @@ static int send_ask(struct kvc_region *region, uint64_t pages, bool courtesy, st
     if (!ask)
         return error_nomem();
     list_init(&ask->link);
-    ask->request.receive = ask_receive;
-    ask->request.finish = ask_finish;
+    request_init(&ask->request, ask_receive, ask_finish);
     ask->region = region;
     ask->pages = (uint32_t)u64_min(pages, UINT32_MAX);
     ask->courtesy = courtesy;

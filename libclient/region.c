@@ -220,8 +220,7 @@ static int ask(struct kvc_client *client, uint16_t type, uint16_t answer, const 
     if (!question)
         return error_nomem();
     question->opening = opening;
-    question->request.receive = region_receive;
-    question->request.finish = region_finish;
+    request_init(&question->request, region_receive, region_finish);
     question->answer = answer;
     question->client = client;
     r = conn_ask(client->conn, &question->request, type, body);

@@ -55,8 +55,7 @@ static int call_send(struct kvc_region *region, uint16_t type, uint16_t answer, 
 
     if (!call)
         return error_nomem();
-    call->request.receive = call_receive;
-    call->request.finish = call_finish;
+    request_init(&call->request, call_receive, call_finish);
     call->client = region->client;
     call->answer = answer;
     call->owned = true;
@@ -330,8 +329,7 @@ static int ask(struct kvc_client *client, uint32_t group, uint32_t rank, struct 
 
     if (!attachment)
         return error_nomem();
-    attachment->request.receive = attach_receive;
-    attachment->request.finish = attach_finish;
+    request_init(&attachment->request, attach_receive, attach_finish);
     attachment->client = client;
     body.group = group;
     body.rank = rank;

@@ -9,7 +9,8 @@
  * frees on its way stays in the arena until message_deinit().
  *
  * protobuf-c hands strings over without their length, so an embedded NUL would quietly cut a name short; the
- * body is walked before it is parsed, and refused if it contains one, or a field number that cannot be.
+ * body is walked before it is parsed, and refused if it contains one, or a field number that cannot be. (What
+ * a shortcut reads needs no walk: it has no strings, and knows each key.)
  * Fields that we don't know are accepted: they are how the protocol grows. Values that are merely out of
  * range are the handlers' to judge.
  */
@@ -67,9 +68,13 @@ static const struct shortcut *find_shortcut(uint16_t type)
 }
 
 /* Fields that we don't know are written again as they came. */
-static const struct shortcut *find_shortcut_for(uint16_t type, const ProtobufCMessage *body)
+static const struct shortcut *find_shortcut_for(const ProtobufCMessage *body)
 {
-    return body->n_unknown_fields == 0 ? find_shortcut(type) : NULL;
+    if (body->n_unknown_fields)
+        return NULL;
+    if (body->descriptor == &kvcached__take__descriptor)
+        return &shortcut_take;
+    return body->descriptor == &kvcached__grant__descriptor ? &shortcut_grant : NULL;
 }
 
 static const struct message_kind *find_kind(uint16_t type)
@@ -231,9 +236,9 @@ const char *codec_type_name(uint16_t type)
     return kind ? kind->name : NULL;
 }
 
-size_t codec_size(uint16_t type, const ProtobufCMessage *body)
+size_t codec_size(const ProtobufCMessage *body)
 {
-    const struct shortcut *shortcut = find_shortcut_for(type, body);
+    const struct shortcut *shortcut = find_shortcut_for(body);
 
     return FRAME_HEADER_SIZE + (shortcut ? shortcut->size(body) : protobuf_c_message_get_packed_size(body));
 }
@@ -242,7 +247,7 @@ int codec_write(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufC
                 uint8_t *buf)
 {
     const struct message_kind *kind = find_kind(type);
-    const struct shortcut *shortcut = find_shortcut_for(type, body);
+    const struct shortcut *shortcut = find_shortcut_for(body);
 
     if (!kind)
         return CODEC_E_TYPE;
@@ -268,7 +273,7 @@ int codec_write(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufC
 int codec_encode(uint16_t type, uint32_t request, unsigned n_fds, const ProtobufCMessage *body, uint8_t *buf,
                  size_t *ret_size)
 {
-    size_t size = codec_size(type, body);
+    size_t size = codec_size(body);
     int r;
 
     r = codec_write(type, request, n_fds, body, size, buf);

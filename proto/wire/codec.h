@@ -83,7 +83,7 @@ struct message {
 const char *codec_type_name(uint16_t type);
 
 /* Bytes of the frame that would carry this body; may exceed FRAME_SIZE_MAX. */
-size_t codec_size(uint16_t type, const ProtobufCMessage *body);
+size_t codec_size(const ProtobufCMessage *body);
 
 /* Writes a whole frame to `buf`, which has room for codec_size() bytes (FRAME_SIZE_MAX always do). 0,
  * CODEC_E_TYPE or CODEC_E_SPACE. The body must be of the type's protobuf type (asserted). */

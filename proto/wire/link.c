@@ -95,7 +95,7 @@ static int packet_new(uint16_t type, uint32_t request, const ProtobufCMessage *b
                       struct packet **ret)
 {
     _cleanup_(packet_freep) struct packet *packet = NULL;
-    size_t size = codec_size(type, body);
+    size_t size = codec_size(body);
 
     if (size > FRAME_SIZE_MAX)
         return -EMSGSIZE;

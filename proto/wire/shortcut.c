@@ -54,8 +54,10 @@ static bool get_varint(struct cursor *c, uint64_t *ret)
         value |= (uint64_t)(byte & 0x7f) << shift;
         if (byte >= 0x80)
             continue;
+        if (byte == 0 || value >> shift != byte)
+            return false;
         *ret = value;
-        return byte && value >> shift == byte;
+        return true;
     }
     return false;
 }
@@ -96,11 +98,15 @@ static uint8_t *put_field(uint8_t *p, uint8_t key, uint64_t value)
 /* Where another field stands, the value is 0. */
 static bool get_field(struct cursor *c, uint8_t key, uint64_t max, uint64_t *ret)
 {
-    *ret = 0;
-    if (c->p == c->end || *c->p != key)
-        return true;
-    c->p++;
-    return get_varint(c, ret) && *ret <= max;
+    uint64_t value = 0;
+
+    if (c->p < c->end && *c->p == key) {
+        c->p++;
+        if (!get_varint(c, &value) || value > max)
+            return false;
+    }
+    *ret = value;
+    return true;
 }
 
 /* ---- Take ---- */

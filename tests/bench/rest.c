@@ -2,8 +2,8 @@
 
 /*
  * It is at rest when two looks find the same, and all that lies in the pool is warm: what is being exported
- * would be somebody else's time. A pool that is larger than the descriptor table never is; then many looks
- * have to do. (It has no other way to say so, and needs none but here.)
+ * would be somebody else's time. A pool that is larger than the descriptor table never is; then it has
+ * to stay the same for a while. (It has no other way to say so, and needs none but here.)
  */
 
 #include "rest.h"
@@ -14,7 +14,7 @@
 #include "base/arith.h"
 #include "bench.h"
 
-#define LOOKS_MAX 100
+#define UNCHANGED_NS (20 * NSEC_PER_MSEC)
 
 struct state {
     uint64_t pool_bytes, warm_bytes, creating_bytes, destroying_bytes;
@@ -57,14 +57,15 @@ uint64_t wait_for_rest(struct control *control, uint64_t pause_ns)
     const struct timespec pause = {.tv_nsec = (long)pause_ns};
     uint64_t deadline = now_ns() + PATIENCE_NS;
     struct state before = ask_state(control), state;
-    unsigned n_same = 0;
+    uint64_t changed_ns = now_ns();
 
     for (;;) {
         if (pause_ns)
             nanosleep(&pause, NULL);
         state = ask_state(control);
-        n_same = is_same(&state, &before) && state.creating_bytes == 0 ? n_same + 1 : 0;
-        if (n_same > LOOKS_MAX || (n_same > 0 && state.warm_bytes == state.pool_bytes))
+        if (!is_same(&state, &before) || state.creating_bytes > 0)
+            changed_ns = now_ns();
+        else if (state.warm_bytes == state.pool_bytes || now_ns() - changed_ns > UNCHANGED_NS)
             return state.warm_bytes;
         if (now_ns() > deadline)
             die("the daemon doesn't come to rest");

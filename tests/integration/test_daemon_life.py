@@ -245,8 +245,10 @@ def full_descriptor_table(daemon: Daemon) -> Iterator[None]:
     lowest_free = next(fd for fd in itertools.count() if fd not in used)
     before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
-    yield
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
 
 
 def test_a_full_descriptor_table(programs: Programs) -> None:

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arith.h"
 #include "wire/shortcut.h"
 
 #define BODY_MAX 512
@@ -69,6 +70,13 @@ static void check_grant(uint64_t *extents, size_t n, uint64_t remaining)
     check_same(&shortcut_grant, &grant.base);
 }
 
+/* A field that is added to one of them has to be added to its shortcut. */
+TEST(all_fields_are_known)
+{
+    check_eq(kvcached__take__descriptor.n_fields, 3);
+    check_eq(kvcached__grant__descriptor.n_fields, 2);
+}
+
 TEST(edges_of_numbers)
 {
     const uint64_t edges[] = {0,
@@ -84,7 +92,7 @@ TEST(edges_of_numbers)
                               UINT64_MAX};
     uint64_t extent = UINT64_MAX;
 
-    for (size_t i = 0; i < sizeof(edges) / sizeof(edges[0]); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(edges); i++) {
         check_take((uint32_t)edges[i], 1, false);
         check_take(1, (uint32_t)edges[i], true);
         check_grant(NULL, 0, edges[i]);

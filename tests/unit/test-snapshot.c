@@ -178,7 +178,7 @@ TEST(pages)
         peers[i] = join(broker, domain, "i300", &facts);
     do {
         check_eq(snapshot_list(broker, NULL, 0, cursor, &reply, &missing), 0);
-        check(codec_size(MESSAGE_LIST_REPLY, &reply->base) <= FRAME_SIZE_MAX);
+        check(codec_size(&reply->base) <= FRAME_SIZE_MAX);
         check(reply->n_instances > 0);
         n_listed += reply->n_instances;
         n_pages++;
