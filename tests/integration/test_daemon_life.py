@@ -69,6 +69,7 @@ def test_sigterm_while_busy(programs: Programs) -> None:
     deaf.open()
     deaf.do(f"flood 200 Take 9 region={deaf.open_region()} pages=1")
     fresh.connect()
+    start_raw(programs, daemon, "later").open()  # is accepted behind it
     daemon.stop()
     holder.check_ended("ERROR_SHUTDOWN", "stopping")
     fresh.check_ended("ERROR_SHUTDOWN", "stopping")
