@@ -76,9 +76,8 @@ static void open_sides(struct bench *bench, const struct arguments *arguments)
         donor_new(arguments->driver, arguments->uuid, arguments->pages, arguments->donor_processor);
     pin_to(arguments->processor);
     bench->broker = broker_side_new(arguments->socket);
-    bench->driver = driver_side_new(broker_side_driver(bench->broker), arguments->uuid, arguments->pages);
-    bench->least =
-        least_side_new(bench->donor, broker_side_driver(bench->broker), arguments->uuid, arguments->pages);
+    bench->driver = driver_side_new(broker_side_driver(bench->broker), arguments->uuid);
+    bench->least = least_side_new(bench->donor, broker_side_driver(bench->broker), arguments->uuid);
     bench->control = open_control(arguments->socket);
     bench->sides[0] = broker_side(bench->broker);
     bench->sides[1] = driver_side_create(bench->driver);

@@ -52,7 +52,7 @@ struct side donor_side(struct donor *donor);
 /* ---- The driver ---- */
 
 struct driver_side;
-struct driver_side *driver_side_new(const char *driver_path, const char *uuid, unsigned n_pages);
+struct driver_side *driver_side_new(const char *driver_path, const char *uuid);
 void driver_side_free(struct driver_side *driver);
 
 struct side driver_side_create(struct driver_side *driver);
@@ -68,7 +68,6 @@ void driver_check(const struct cuda_driver *driver, CUresult result, const char 
 /* ---- Both ---- */
 
 struct least_side;
-struct least_side *least_side_new(struct donor *donor, const char *driver_path, const char *uuid,
-                                  unsigned n_pages);
+struct least_side *least_side_new(struct donor *donor, const char *driver_path, const char *uuid);
 void least_side_free(struct least_side *least);
 struct side least_side(struct least_side *least);

@@ -2,7 +2,9 @@
 
 /*
  * The driver's calls, written as well as we can: address space is reserved once; neighbours get their access
- * in one call and are unmapped in one call; extents that nobody else will see are not made shareable.
+ * in one call and are unmapped in one call; extents that nobody else will see are not made shareable. The
+ * reservation is as large as the borrower's: a page in a larger one is more work to map, for a kernel that
+ * has to split it, than one that fills its own.
  */
 
 #include <stdbool.h>
@@ -16,7 +18,6 @@ struct driver_side {
     CUdevice device;
     CUcontext context;
     CUdeviceptr address;
-    unsigned n_pages;
     const int *fds;
     CUmemGenericAllocationHandle handles[PAGES_MAX];
 };
@@ -40,23 +41,22 @@ void driver_open(const char *path, const char *uuid, struct cuda_driver **ret_dr
         die("the driver doesn't know %s", uuid);
 }
 
-struct driver_side *driver_side_new(const char *driver_path, const char *uuid, unsigned n_pages)
+struct driver_side *driver_side_new(const char *driver_path, const char *uuid)
 {
     struct driver_side *driver = calloc(1, sizeof(*driver));
 
     if (!driver)
         die("out of memory");
-    driver->n_pages = n_pages;
     driver_open(driver_path, uuid, &driver->cuda, &driver->device);
     DO(driver->cuda, cuDevicePrimaryCtxRetain, &driver->context, driver->device);
     DO(driver->cuda, cuCtxSetCurrent, driver->context);
-    DO(driver->cuda, cuMemAddressReserve, &driver->address, n_pages * PAGE_BYTES, 0, 0, 0);
+    DO(driver->cuda, cuMemAddressReserve, &driver->address, PAGES_MAX * PAGE_BYTES, 0, 0, 0);
     return driver;
 }
 
 void driver_side_free(struct driver_side *driver)
 {
-    DO(driver->cuda, cuMemAddressFree, driver->address, driver->n_pages * PAGE_BYTES);
+    DO(driver->cuda, cuMemAddressFree, driver->address, PAGES_MAX * PAGE_BYTES);
     DO(driver->cuda, cuCtxSetCurrent, NULL);
     DO(driver->cuda, cuDevicePrimaryCtxRelease, driver->device);
     cuda_driver_unload(driver->cuda);

@@ -16,15 +16,14 @@ struct least_side {
     struct side calls;
 };
 
-struct least_side *least_side_new(struct donor *donor, const char *driver_path, const char *uuid,
-                                  unsigned n_pages)
+struct least_side *least_side_new(struct donor *donor, const char *driver_path, const char *uuid)
 {
     struct least_side *least = calloc(1, sizeof(*least));
 
     if (!least)
         die("out of memory");
     least->donor = donor;
-    least->driver = driver_side_new(driver_path, uuid, n_pages);
+    least->driver = driver_side_new(driver_path, uuid);
     least->calls = driver_side_import(least->driver);
     return least;
 }
