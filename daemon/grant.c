@@ -3,8 +3,9 @@
 /*
  * A granted request, of a client or of a scheduler for it, leaves in packets of as many descriptors as a
  * packet may have, its domain's share of descriptors in flight permitting; one packet at a time, until the
- * client has acknowledged it. A descriptor is closed as soon as it is sent: the client's copy keeps the
- * memory alive, and ours would only fill the table.
+ * client has acknowledged it. A descriptor that was sent is closed: the client's copy keeps the memory alive,
+ * and ours would only fill the table. One that was sent alone is closed with the next event, before anything
+ * is done about it, since whoever it was sent to may be waiting for our processor.
  *
  * The broker's request lives until the last packet has left (an order's until it is acknowledged, because its
  * worker can't be done before): only then are the extents the peer's to return, and until then it holds a
@@ -228,6 +229,21 @@ static bool has_left(const struct grant *grant)
            link_queued(grant->peer->conn) == 0;
 }
 
+static void close_behind(struct server *server, struct fdset *fds)
+{
+    if (fds->n == 1 && server->sent_fd < 0) {
+        server->sent_fd = fdset_steal(fds, 0);
+        server->sent_turn = server->turn;
+    }
+    fdset_deinit(fds);
+}
+
+void grant_close_sent(struct server *server)
+{
+    if (server->sent_fd >= 0 && server->sent_turn != server->turn)
+        server->sent_fd = close_fd(server->sent_fd);
+}
+
 /* So many are charged already. Ends the grant, perhaps. */
 static void send_packet(struct grant *grant, unsigned n)
 {
@@ -240,7 +256,7 @@ static void send_packet(struct grant *grant, unsigned n)
         orders_send_part(grant->order, n, &fds);
     else
         send_part(grant, n, &fds);
-    fdset_deinit(&fds);
+    close_behind(peer->server, &fds);
     grant->n_sent += n;
     if (grant->order && grant->n_sent == grant->n_extents)
         orders_sent(grant->order);

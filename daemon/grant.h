@@ -56,6 +56,9 @@ void grant_go_on(struct peer *peer);
 /* Sends the next packet of the peer's oldest grant, if it may. */
 void grant_send(struct peer *peer);
 
+/* Closes what was sent in an earlier turn of the loop. */
+void grant_close_sent(struct server *server);
+
 /* A descriptor that a cold grant had asked for. */
 void grant_exported(struct slot *slot);
 

@@ -215,6 +215,7 @@ static void on_prepare(uv_prepare_t *prepare)
     const struct peer *oldest = list_first(&server->handshakes, struct peer, hello_link);
     uint64_t now = server_now();
 
+    server->turn++;
     set_timer(&server->tick, on_tick, broker_deadline(server->broker), now);
     set_timer(&server->chill, on_chill, grant_chill_due(server), now);
     set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX, now);
@@ -229,6 +230,7 @@ void server_settle(struct server *server)
     if (server->settling)
         return;
     server->settling = true;
+    grant_close_sent(server);
     while (step(server))
         ;
     server->settling = false;
@@ -479,7 +481,7 @@ static struct server *server_alloc(const struct options *options, struct config 
     for (size_t i = 0; i < ARRAY_SIZE(lists); i++)
         list_init(lists[i]);
     list_init(&server->look.link);
-    server->look.fd = -1;
+    server->look.fd = server->sent_fd = -1;
     server->options = options;
     server->config = config;
     server->device = device;
@@ -567,6 +569,7 @@ bool server_free(struct server *server)
         uv_run(&server->loop, UV_RUN_DEFAULT);
         uv_loop_close(&server->loop);
     }
+    close_fd(server->sent_fd);
     backing_free(server->backing);
     free_broker(server);
     limit_store_free(server->limits);

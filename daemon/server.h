@@ -48,6 +48,10 @@ struct server {
     struct list doomed;       /* those that server_settle() disconnects */
     unsigned n_peers;
 
+    uint64_t turn; /* of the loop */
+    uint64_t sent_turn;
+    int sent_fd; /* was sent in that turn, and is still to be closed; -1: there is none */
+
     uv_timer_t tick, handshake, throttle, chill, look_again, drain_by, watchdog;
     uv_prepare_t prepare;
     uv_signal_t signals[3];

@@ -87,7 +87,7 @@ static void lead(struct conn *conn, bool (*pending)(const void *data), const voi
                  bool first)
 {
     uint64_t deadline_ns = u64_min(next_deadline(conn), until_ns);
-    bool in_receive =
+    bool waits, in_receive =
         first && conn->alive && !link_wants_write(conn->link) &&
         (deadline_ns == UINT64_MAX || deadline_ns > u64_add_ceil(conn_now_ns(), CONN_MOMENT_NS));
 
@@ -100,10 +100,10 @@ static void lead(struct conn *conn, bool (*pending)(const void *data), const voi
     /* What came in the sleep is handled whatever has become of the wait since: nobody else would be told. */
     if (in_receive && conn->alive)
         conn_receive_one(conn);
-    while (pending(data) && conn_receive_one(conn))
+    while ((waits = pending(data)) && conn_receive_one(conn))
         ;
     conn->receiving = false;
-    if (pending(data))
+    if (waits)
         expire(conn);
     if (conn->watched)
         pthread_cond_broadcast(&conn->changed);
@@ -177,10 +177,11 @@ void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data),
             follow(conn, until_ns);
         else {
             conn->has_leader = true;
-            for (bool first = true; pending(data); first = false)
+            for (bool first = true; first || pending(data); first = false)
                 lead(conn, pending, data, until_ns, first);
             conn->has_leader = false;
             pthread_cond_broadcast(&conn->changed);
+            break;
         }
     }
 }

@@ -4,9 +4,9 @@
  * One socket, one queue, the only sendmsg() and the only recvmsg(). The socket may be one that blocks: only
  * who awaits notices.
  *
- * Sending: a message becomes a packet in the queue together with its descriptors, and leaves the queue whole
- * when the socket takes it. "Not now" is never an error. It has two kinds: a full socket, which poll reports
- * as writable later, and a user with too many descriptors in flight, which nothing reports
+ * Sending: a message becomes a packet. One that the socket doesn't take, or that finds others waiting, waits
+ * in the queue together with its descriptors. "Not now" is never an error. It has two kinds: a full socket,
+ * which poll reports as writable later, and a user with too many descriptors in flight, which nothing reports
  * (link_is_throttled).
  *
  * Receiving distrusts the other end. Whatever arrives is judged only after every descriptor that came with it
@@ -88,13 +88,13 @@ static struct packet *packet_free(struct packet *packet)
     }
     return NULL;
 }
-DEFINE_CLEANUP(struct packet *, packet_free);
 
-/* Without the descriptors, for which there is room. */
-static int packet_new(uint16_t type, uint32_t request, const ProtobufCMessage *body, unsigned n_fds,
+/* Its descriptors are the caller's. */
+static int packet_new(uint16_t type, uint32_t request, const ProtobufCMessage *body, const struct fdset *fds,
                       struct packet **ret)
 {
-    _cleanup_(packet_freep) struct packet *packet = NULL;
+    struct packet *packet;
+    unsigned n_fds = fds ? fds->n : 0;
     size_t size = codec_size(body);
 
     if (size > FRAME_SIZE_MAX)
@@ -105,10 +105,14 @@ static int packet_new(uint16_t type, uint32_t request, const ProtobufCMessage *b
     list_init(&packet->entry);
     packet->size = size;
     packet->bytes = (uint8_t *)(packet->fds + n_fds);
-    packet->n_fds = 0;
-    if (codec_write(type, request, n_fds, body, size, packet->bytes) != 0)
+    packet->n_fds = n_fds;
+    for (unsigned i = 0; i < n_fds; i++)
+        packet->fds[i] = fds->fds[i];
+    if (codec_write(type, request, n_fds, body, size, packet->bytes) != 0) {
+        free(packet);
         return -EINVAL;
-    *ret = steal_pointer(packet);
+    }
+    *ret = packet;
     return 0;
 }
 
@@ -187,7 +191,7 @@ static void attach(struct msghdr *msg, union rights_buffer *control, const int *
     memcpy(CMSG_DATA(cmsg), fds, size);
 }
 
-static int packet_send(struct packet *packet, int fd)
+static int packet_send(const struct packet *packet, int fd)
 {
     struct iovec iov = {.iov_base = packet->bytes, .iov_len = packet->size};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
@@ -211,10 +215,15 @@ static bool means_closed(int error)
     return error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN;
 }
 
-static void dequeue(struct link *link, struct packet *packet)
+/* 0, -EAGAIN if it has to wait, LINK_E_CLOSED, negative. */
+static int transmit(struct link *link, const struct packet *packet)
 {
-    packet_free(packet);
-    link->n_queued--;
+    int r = packet_send(packet, link->fd);
+
+    link->throttled = r == -ETOOMANYREFS;
+    if (means_later(r))
+        return -EAGAIN;
+    return means_closed(r) ? LINK_E_CLOSED : r;
 }
 
 int link_flush(struct link *link)
@@ -224,14 +233,11 @@ int link_flush(struct link *link)
 
     link->throttled = false;
     while ((packet = list_first(&link->queue, struct packet, entry))) {
-        r = packet_send(packet, link->fd);
-        if (means_later(r)) {
-            link->throttled = r == -ETOOMANYREFS;
-            return 0;
-        }
-        if (r < 0)
-            return means_closed(r) ? LINK_E_CLOSED : r;
-        dequeue(link, packet);
+        r = transmit(link, packet);
+        if (r != 0)
+            return r == -EAGAIN ? 0 : r;
+        packet_free(packet);
+        link->n_queued--;
     }
     return 0;
 }
@@ -239,27 +245,24 @@ int link_flush(struct link *link)
 int link_send(struct link *link, uint16_t type, uint32_t request, const ProtobufCMessage *body,
               struct fdset *fds)
 {
-    unsigned n_fds = fds ? fds->n : 0;
     struct packet *packet;
     int r;
 
     if (link->n_queued >= link->queue_max)
         return LINK_E_FULL;
-    r = packet_new(type, request, body, n_fds, &packet);
+    r = packet_new(type, request, body, fds, &packet);
     if (r < 0)
         return r;
-    for (; packet->n_fds < n_fds; packet->n_fds++)
-        packet->fds[packet->n_fds] = fds->fds[packet->n_fds];
+    r = link->n_queued == 0 ? transmit(link, packet) : -EAGAIN;
+    if (r != -EAGAIN) {
+        free(packet);
+        return r;
+    }
     list_append(&link->queue, &packet->entry);
     link->n_queued++;
-    r = link->n_queued == 1 ? link_flush(link) : 0;
-    if (r != 0) {
-        packet->n_fds = 0;
-        dequeue(link, packet);
-    } else if (fds) {
+    if (fds)
         fds->n = 0;
-    }
-    return r;
+    return 0;
 }
 
 bool link_wants_write(const struct link *link)

@@ -5,8 +5,8 @@
  *
  * The writer's promise is the seals: nobody else can write, and the size never changes. The reader insists on
  * them before it maps anything: reading beyond the end of a file that was shortened is SIGBUS, and would kill
- * the engine. All accesses are sequentially consistent; a page is written a few times a second and read
- * without a lock, so weaker orders would save nothing.
+ * the engine. A page is written with every grant, so the orders are no stronger than they must be: each value
+ * is released behind the odd sequence and acquired before the second look at it.
  */
 
 #include "wire/status.h"
@@ -50,15 +50,22 @@ struct status_page *status_page_free(struct status_page *page)
     return NULL;
 }
 
+static void put(_Atomic uint64_t *at, uint64_t value)
+{
+    atomic_store_explicit(at, value, memory_order_release);
+}
+
 void status_page_write(struct status_page *page, const struct status_values *values)
 {
-    atomic_fetch_add(&page->sequence, 1);
-    atomic_store(&page->limit_bytes, values->limit_bytes);
-    atomic_store(&page->used_bytes, values->used_bytes);
-    atomic_store(&page->budget_bytes, values->budget_bytes);
-    atomic_store(&page->flags, values->flags);
-    atomic_store(&page->pressure_bytes, values->pressure_bytes);
-    atomic_fetch_add(&page->sequence, 1);
+    uint32_t before = atomic_load_explicit(&page->sequence, memory_order_relaxed);
+
+    atomic_store_explicit(&page->sequence, before + 1, memory_order_relaxed);
+    put(&page->limit_bytes, values->limit_bytes);
+    put(&page->used_bytes, values->used_bytes);
+    put(&page->budget_bytes, values->budget_bytes);
+    put(&page->flags, values->flags);
+    put(&page->pressure_bytes, values->pressure_bytes);
+    atomic_store_explicit(&page->sequence, before + 2, memory_order_release);
 }
 
 int status_page_map(int fd, const struct status_page **ret_page)
@@ -87,18 +94,23 @@ const struct status_page *status_page_unmap(const struct status_page *page)
     return NULL;
 }
 
+static uint64_t get(const _Atomic uint64_t *at)
+{
+    return atomic_load_explicit(at, memory_order_acquire);
+}
+
 bool status_page_read(const struct status_page *page, struct status_values *ret)
 {
     uint32_t before;
 
     for (unsigned i = 0; i < READ_TRIES; i++) {
-        before = atomic_load(&page->sequence);
-        ret->limit_bytes = atomic_load(&page->limit_bytes);
-        ret->used_bytes = atomic_load(&page->used_bytes);
-        ret->budget_bytes = atomic_load(&page->budget_bytes);
-        ret->flags = atomic_load(&page->flags);
-        ret->pressure_bytes = page->size < sizeof(*page) ? 0 : atomic_load(&page->pressure_bytes);
-        if (before % 2 == 0 && atomic_load(&page->sequence) == before)
+        before = atomic_load_explicit(&page->sequence, memory_order_acquire);
+        ret->limit_bytes = get(&page->limit_bytes);
+        ret->used_bytes = get(&page->used_bytes);
+        ret->budget_bytes = get(&page->budget_bytes);
+        ret->flags = get(&page->flags);
+        ret->pressure_bytes = page->size < sizeof(*page) ? 0 : get(&page->pressure_bytes);
+        if (before % 2 == 0 && atomic_load_explicit(&page->sequence, memory_order_relaxed) == before)
             return true;
     }
     return false;
