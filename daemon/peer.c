@@ -237,7 +237,8 @@ static void on_ready(uv_poll_t *poll, int status, int events)
     for (unsigned i = 0; i < MESSAGES_PER_TURN && more && may_receive(peer); i++) {
         more = receive_one(peer);
         grant_go_on(peer);
-        server_settle(server);
+        if (more)
+            server_settle(server);
     }
     if (events & UV_DISCONNECT || (status < 0 && !may_receive(peer)))
         peer_doom(peer);

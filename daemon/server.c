@@ -198,9 +198,9 @@ static void on_throttle(uv_timer_t *timer)
 }
 
 /* One that runs out too early stays, and is set anew then: deadlines move with every grant. */
-static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline_ns, uint64_t now_ns)
+static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline_ns)
 {
-    uint64_t left_ms = u64_sub_floor(deadline_ns, now_ns) / NSEC_PER_MSEC + 1;
+    uint64_t left_ms = u64_sub_floor(deadline_ns / NSEC_PER_MSEC + 1, uv_now(timer->loop));
 
     if (deadline_ns == UINT64_MAX)
         uv_timer_stop(timer);
@@ -213,12 +213,11 @@ static void on_prepare(uv_prepare_t *prepare)
 {
     struct server *server = prepare->data;
     const struct peer *oldest = list_first(&server->handshakes, struct peer, hello_link);
-    uint64_t now = server_now();
 
     server->turn++;
-    set_timer(&server->tick, on_tick, broker_deadline(server->broker), now);
-    set_timer(&server->chill, on_chill, grant_chill_due(server), now);
-    set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX, now);
+    set_timer(&server->tick, on_tick, broker_deadline(server->broker));
+    set_timer(&server->chill, on_chill, grant_chill_due(server));
+    set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX);
     if (list_is_empty(&server->throttled))
         uv_timer_stop(&server->throttle);
     else if (!uv_is_active((uv_handle_t *)&server->throttle))

@@ -36,7 +36,10 @@
 
 #include "base/list.h"
 
-/* The bytes lie behind the descriptors. */
+/* What needs no memory of its own to be sent; most messages do not. */
+#define SMALL 256
+
+/* In the queue. The bytes lie behind the descriptors. */
 struct packet {
     struct list entry;
     size_t size;
@@ -87,33 +90,6 @@ static struct packet *packet_free(struct packet *packet)
         free(packet);
     }
     return NULL;
-}
-
-/* Its descriptors are the caller's. */
-static int packet_new(uint16_t type, uint32_t request, const ProtobufCMessage *body, const struct fdset *fds,
-                      struct packet **ret)
-{
-    struct packet *packet;
-    unsigned n_fds = fds ? fds->n : 0;
-    size_t size = codec_size(body);
-
-    if (size > FRAME_SIZE_MAX)
-        return -EMSGSIZE;
-    packet = malloc(sizeof(*packet) + n_fds * sizeof(packet->fds[0]) + size);
-    if (!packet)
-        return -ENOMEM;
-    list_init(&packet->entry);
-    packet->size = size;
-    packet->bytes = (uint8_t *)(packet->fds + n_fds);
-    packet->n_fds = n_fds;
-    for (unsigned i = 0; i < n_fds; i++)
-        packet->fds[i] = fds->fds[i];
-    if (codec_write(type, request, n_fds, body, size, packet->bytes) != 0) {
-        free(packet);
-        return -EINVAL;
-    }
-    *ret = packet;
-    return 0;
 }
 
 int link_new(int fd, bool receive_fds, unsigned queue_max, struct link **ret)
@@ -191,13 +167,13 @@ static void attach(struct msghdr *msg, union rights_buffer *control, const int *
     memcpy(CMSG_DATA(cmsg), fds, size);
 }
 
-static int packet_send(const struct packet *packet, int fd)
+static int send_packet(int fd, const uint8_t *bytes, size_t size, const int *fds, unsigned n_fds)
 {
-    struct iovec iov = {.iov_base = packet->bytes, .iov_len = packet->size};
+    struct iovec iov = {.iov_base = (uint8_t *)bytes, .iov_len = size};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     union rights_buffer control;
 
-    attach(&msg, &control, packet->fds, packet->n_fds);
+    attach(&msg, &control, fds, n_fds);
     while (sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
         if (errno != EINTR)
             return -errno;
@@ -216,9 +192,9 @@ static bool means_closed(int error)
 }
 
 /* 0, -EAGAIN if it has to wait, LINK_E_CLOSED, negative. */
-static int transmit(struct link *link, const struct packet *packet)
+static int transmit(struct link *link, const uint8_t *bytes, size_t size, const int *fds, unsigned n_fds)
 {
-    int r = packet_send(packet, link->fd);
+    int r = send_packet(link->fd, bytes, size, fds, n_fds);
 
     link->throttled = r == -ETOOMANYREFS;
     if (means_later(r))
@@ -233,7 +209,7 @@ int link_flush(struct link *link)
 
     link->throttled = false;
     while ((packet = list_first(&link->queue, struct packet, entry))) {
-        r = transmit(link, packet);
+        r = transmit(link, packet->bytes, packet->size, packet->fds, packet->n_fds);
         if (r != 0)
             return r == -EAGAIN ? 0 : r;
         packet_free(packet);
@@ -242,27 +218,45 @@ int link_flush(struct link *link)
     return 0;
 }
 
-int link_send(struct link *link, uint16_t type, uint32_t request, const ProtobufCMessage *body,
-              struct fdset *fds)
+static int enqueue(struct link *link, const uint8_t *bytes, size_t size, struct fdset *fds, unsigned n_fds)
 {
-    struct packet *packet;
-    int r;
+    struct packet *packet = malloc(sizeof(*packet) + n_fds * sizeof(packet->fds[0]) + size);
 
-    if (link->n_queued >= link->queue_max)
-        return LINK_E_FULL;
-    r = packet_new(type, request, body, fds, &packet);
-    if (r < 0)
-        return r;
-    r = link->n_queued == 0 ? transmit(link, packet) : -EAGAIN;
-    if (r != -EAGAIN) {
-        free(packet);
-        return r;
-    }
+    if (!packet)
+        return -ENOMEM;
+    packet->size = size;
+    packet->bytes = memcpy(packet->fds + n_fds, bytes, size);
+    packet->n_fds = n_fds;
+    for (unsigned i = 0; i < n_fds; i++)
+        packet->fds[i] = fdset_steal(fds, i);
     list_append(&link->queue, &packet->entry);
     link->n_queued++;
     if (fds)
         fds->n = 0;
     return 0;
+}
+
+int link_send(struct link *link, uint16_t type, uint32_t request, const ProtobufCMessage *body,
+              struct fdset *fds)
+{
+    _cleanup_free_ uint8_t *large = NULL;
+    uint8_t small[SMALL], *bytes = small;
+    unsigned n_fds = fds ? fds->n : 0;
+    size_t size = codec_size(body);
+    int r;
+
+    if (link->n_queued >= link->queue_max)
+        return LINK_E_FULL;
+    if (size > FRAME_SIZE_MAX)
+        return -EMSGSIZE;
+    if (size > sizeof(small))
+        bytes = large = malloc(size);
+    if (!bytes)
+        return -ENOMEM;
+    if (codec_write(type, request, n_fds, body, size, bytes) != 0)
+        return -EINVAL;
+    r = link->n_queued == 0 ? transmit(link, bytes, size, fds ? fds->fds : NULL, n_fds) : -EAGAIN;
+    return r == -EAGAIN ? enqueue(link, bytes, size, fds, n_fds) : r;
 }
 
 bool link_wants_write(const struct link *link)

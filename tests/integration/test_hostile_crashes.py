@@ -67,6 +67,14 @@ def test_forked_child_keeps_descriptors(raw: RawPeer, observer: Observer) -> Non
     eventually(lambda: observer.info().number("destroying_bytes") == 0, within=2)
 
 
+def test_death_after_a_grant(raw: RawPeer, observer: Observer) -> None:
+    """A single descriptor is closed a little after it was sent; it doesn't keep the memory of the dead."""
+    raw.open()
+    assert len(raw.take(raw.open_region())) == 1
+    raw.kill()
+    observer.check_nothing_left()
+
+
 def test_death_with_a_grant_in_the_socket(raw: RawPeer, observer: Observer) -> None:
     """Descriptors that were never received are released with the socket."""
     raw.open()
