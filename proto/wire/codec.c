@@ -10,9 +10,8 @@
  *
  * protobuf-c hands strings over without their length, so an embedded NUL would quietly cut a name short; the
  * body is walked before it is parsed, and refused if it contains one, or a field number that cannot be. (What
- * a shortcut reads needs no walk: it has no strings, and knows each key.)
- * Fields that we don't know are accepted: they are how the protocol grows. Values that are merely out of
- * range are the handlers' to judge.
+ * a shortcut reads needs no walk: it has no strings, and knows each key.) Fields that we don't know are
+ * accepted: they are how the protocol grows. Values that are merely out of range are the handlers' to judge.
  */
 
 #include "wire/codec.h"
@@ -56,25 +55,17 @@ static const struct message_kind kinds[] = {
 #undef X
 };
 
-static const struct shortcut *find_shortcut(uint16_t type)
+static const struct shortcut *find_shortcut(const ProtobufCMessageDescriptor *descriptor)
 {
-    switch (type) {
-    case MESSAGE_TAKE:
+    if (descriptor == &kvcached__take__descriptor)
         return &shortcut_take;
-    case MESSAGE_GRANT:
-        return &shortcut_grant;
-    }
-    return NULL;
+    return descriptor == &kvcached__grant__descriptor ? &shortcut_grant : NULL;
 }
 
 /* Fields that we don't know are written again as they came. */
 static const struct shortcut *find_shortcut_for(const ProtobufCMessage *body)
 {
-    if (body->n_unknown_fields)
-        return NULL;
-    if (body->descriptor == &kvcached__take__descriptor)
-        return &shortcut_take;
-    return body->descriptor == &kvcached__grant__descriptor ? &shortcut_grant : NULL;
+    return body->n_unknown_fields ? NULL : find_shortcut(body->descriptor);
 }
 
 static const struct message_kind *find_kind(uint16_t type)
@@ -298,14 +289,15 @@ static int unpack(const struct message_kind *kind, const uint8_t *bytes, size_t 
 int codec_decode(const uint8_t *packet, const struct frame_header *header, struct message *ret)
 {
     const struct message_kind *kind = find_kind(header->type);
-    const struct shortcut *shortcut = find_shortcut(header->type);
     const uint8_t *bytes = packet + FRAME_HEADER_SIZE;
     const ProtobufCMessage *body = NULL;
+    const struct shortcut *shortcut;
     struct arena *arena;
     int r = 0;
 
     if (!kind)
         return CODEC_E_TYPE;
+    shortcut = find_shortcut(kind->descriptor);
     arena = arena_new();
     if (!arena)
         return -ENOMEM;

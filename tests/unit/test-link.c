@@ -225,9 +225,10 @@ TEST(queued_descriptors_die_with_the_link)
     struct ends ends = make_ends();
     struct fdset sent = {0};
 
-    do
+    do {
+        fdset_deinit(&sent);
         fill(&sent, 1);
-    while (send_grant(ends.server, 1, &sent) == 0);
+    } while (send_grant(ends.server, 1, &sent) == 0);
     fdset_deinit(&sent);
     free_ends(&ends);
 }
