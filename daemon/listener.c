@@ -242,11 +242,9 @@ static void shed(struct listener *listener, int error)
     pause_accepting(listener);
 }
 
-static void on_readable(uv_poll_t *poll, int status, int events)
+static void accept_waiting(struct listener *listener, unsigned n_max)
 {
-    struct listener *listener = poll->data;
-
-    for (unsigned i = 0; i < ACCEPTS_MAX; i++) {
+    for (unsigned i = 0; i < n_max; i++) {
         int fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
         if (fd >= 0) {
@@ -265,6 +263,11 @@ static void on_readable(uv_poll_t *poll, int status, int events)
     }
 }
 
+static void on_readable(uv_poll_t *poll, int status, int events)
+{
+    accept_waiting(poll->data, ACCEPTS_MAX);
+}
+
 int listener_start(struct listener *listener, uv_loop_t *loop,
                    void (*on_connection)(struct listener *, int fd), void *userdata)
 {
@@ -280,6 +283,12 @@ int listener_start(struct listener *listener, uv_loop_t *loop,
     listener->poll.data = listener->pause.data = listener;
     listener->started = true;
     return uv_poll_start(&listener->poll, UV_READABLE, on_readable);
+}
+
+void listener_accept_rest(struct listener *listener)
+{
+    if (!listener->inherited)
+        accept_waiting(listener, BACKLOG);
 }
 
 static void on_closed(uv_handle_t *handle)

@@ -54,6 +54,10 @@ int listener_inherit(enum listener_kind kind, int fd, const char *domain, struct
 int listener_start(struct listener *listener, uv_loop_t *loop,
                    void (*on_connection)(struct listener *, int fd), void *userdata);
 
+/* Accepts who waits to be, before the listener is closed; on an inherited socket they can wait for the next
+ * daemon. */
+void listener_accept_rest(struct listener *listener);
+
 /* Stops accepting and frees the listener, once the loop has let go of it where it was started. A socket file
  * that was made here is removed. */
 struct listener *listener_close(struct listener *listener);

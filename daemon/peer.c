@@ -487,6 +487,10 @@ static void peer_start(struct server *server, const struct listener *listener, s
 static Kvcached__Error judge(const struct server *server, const struct listener *listener,
                              const struct identity *identity, const char **ret_reason)
 {
+    if (server->draining) {
+        *ret_reason = PEER_STOPPING;
+        return KVCACHED__ERROR__ERROR_SHUTDOWN;
+    }
     if (listener->kind == LISTENER_CONTROL && !identity_is_local(identity)) {
         *ret_reason = "the control socket serves processes of the daemon's own pid and user namespaces";
         return KVCACHED__ERROR__ERROR_PERMISSION;

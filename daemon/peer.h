@@ -25,6 +25,8 @@
 #define PEER_TAKES_MAX 64
 #define PEER_ORDERS_MAX 1024 /* that a scheduler has open, or a worker */
 
+#define PEER_STOPPING "the daemon is stopping"
+
 enum peer_state {
     PEER_HELLO = 1,
     PEER_CHALLENGED = 2,

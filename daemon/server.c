@@ -313,11 +313,13 @@ static void drain(struct server *server)
         return;
     notify_stopping();
     server->draining = true;
+    list_for_each (it, &server->listeners)
+        listener_accept_rest(container_of(it, struct listener, link));
     sockets_close(server);
     list_for_each (it, &server->peers) {
         struct peer *peer = container_of(it, struct peer, link);
 
-        peer_fail(peer, KVCACHED__ERROR__ERROR_SHUTDOWN, "the daemon is stopping");
+        peer_fail(peer, KVCACHED__ERROR__ERROR_SHUTDOWN, "%s", PEER_STOPPING);
         peer_bury(peer);
     }
     broker_drain(server->broker, server_now());

@@ -69,12 +69,27 @@ def test_sigterm_while_busy(programs: Programs) -> None:
     deaf.open()
     deaf.do(f"flood 200 Take 9 region={deaf.open_region()} pages=1")
     fresh.connect()
-    start_raw(programs, daemon, "later").open()  # is accepted behind it
     daemon.stop()
     holder.check_ended("ERROR_SHUTDOWN", "stopping")
     fresh.check_ended("ERROR_SHUTDOWN", "stopping")
     assert holder.is_running()
     daemon.site.killed = True  # what holds the device now is no user of it, and doesn't clean up
+
+
+def test_sigterm_before_all_are_accepted(programs: Programs) -> None:
+    """More have connected than the daemon accepts in one turn of its loop: all are told why it ends."""
+    daemon = programs.daemon()
+    daemon.process.send_signal(signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        ends = []
+        for _ in range(100):
+            end = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            end.connect(str(daemon.socket))
+            ends.append(end)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGCONT)
+        assert all(b"the daemon is stopping" in end.recv(65536) for end in ends)
+    assert daemon.wait() == 0
 
 
 def test_sigterm_twice(programs: Programs) -> None:
