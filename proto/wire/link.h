@@ -3,8 +3,8 @@
 
 /*
  * Link: one connected SOCK_SEQPACKET socket. The only place that calls sendmsg() and recvmsg(). Never blocks,
- * but in link_await(); the owner waits for readiness with poll(), libuv or what it likes. What cannot leave at
- * once waits in a queue. Not thread-safe.
+ * but in link_await(); the owner waits for readiness with poll(), libuv or what it likes. What cannot leave
+ * at once waits in a queue. Not thread-safe.
  */
 
 #include <stdbool.h>
@@ -39,8 +39,8 @@ struct link *link_forget(struct link *link);
 
 int link_fd(const struct link *link); /* borrowed */
 
-/* Sends one message, or queues it. `fds` (may be NULL) is emptied into the queue, and untouched otherwise: what
- * has been sent is the caller's to close. 0, LINK_E_CLOSED, LINK_E_FULL, -EMSGSIZE when it doesn't fit a
+/* Sends one message, or queues it. `fds` (may be NULL) is emptied into the queue, and untouched otherwise:
+ * what has been sent is the caller's to close. 0, LINK_E_CLOSED, LINK_E_FULL, -EMSGSIZE when it doesn't fit a
  * frame, -ENOMEM... */
 int link_send(struct link *link, uint16_t type, uint32_t request, const ProtobufCMessage *body,
               struct fdset *fds);
