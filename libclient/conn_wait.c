@@ -87,9 +87,10 @@ static void lead(struct conn *conn, bool (*pending)(const void *data), const voi
                  bool first)
 {
     uint64_t deadline_ns = u64_min(next_deadline(conn), until_ns);
-    bool waits,
-        in_receive = first && conn->alive && !link_wants_write(conn->link) &&
-                     (deadline_ns == UINT64_MAX || deadline_ns > u64_add_ceil(conn_now_ns(), CONN_MOMENT_NS));
+    bool in_receive =
+        first && conn->alive && !link_wants_write(conn->link) &&
+        (deadline_ns == UINT64_MAX || deadline_ns > u64_add_ceil(conn_now_ns(), CONN_MOMENT_NS));
+    bool waits;
 
     if (in_receive)
         sleep_in_receive(conn);

@@ -102,6 +102,7 @@ def test_demo_ends_at_any_moment(
     site: Site, scripts: list[Script], signal_: signal.Signals, moment: int
 ) -> None:
     wait_s = random.Random(f"{SEED} {signal_} {moment}").uniform(0, 3)
+    print(f"after {wait_s:.3f} s, KVCACHED_TEST_SEED={SEED}")
     script = start(scripts, site, "demo")
     with contextlib.suppress(subprocess.TimeoutExpired):
         script.process.wait(wait_s)
@@ -110,10 +111,28 @@ def test_demo_ends_at_any_moment(
     else:
         script.process.send_signal(signal_)
     script.process.communicate(timeout=30)
-    print(f"after {wait_s:.3f} s, KVCACHED_TEST_SEED={SEED}")
     script.check_nothing_left()
     if signal_ != signal.SIGKILL and wait_s > 1:
         assert script.process.returncode == 128 + signal_
+
+
+@pytest.mark.parametrize("name", ["demo", "table"])
+def test_interrupt_while_python_starts(site: Site, name: str) -> None:
+    """Python itself may lose it. Here it waits from before the script's first line."""
+
+    def interrupt() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        os.kill(os.getpid(), signal.SIGINT)
+
+    done = subprocess.run(
+        [str(SCRIPTS / name)],
+        env=site.environment(KVCACHED_BUILD_DIR=str(site.build)),
+        capture_output=True,
+        preexec_fn=interrupt,
+        timeout=30,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == done.stderr == b""
 
 
 @pytest.mark.emulator
