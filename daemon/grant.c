@@ -4,8 +4,8 @@
  * A granted request, of a client or of a scheduler for it, leaves in packets of as many descriptors as a
  * packet may have, its domain's share of descriptors in flight permitting; one packet at a time, until the
  * client has acknowledged it. A descriptor that was sent is closed: the client's copy keeps the memory alive,
- * and ours would only fill the table. One that was sent alone is closed with the next event, before anything
- * is done about it, since whoever it was sent to may be waiting for our processor.
+ * and ours would only fill the table. One that was sent alone is closed with the next event, since whoever it
+ * was sent to may be waiting for our processor; but before the broker can want its extent destroyed.
  *
  * The broker's request lives until the last packet has left (an order's until it is acknowledged, because its
  * worker can't be done before): only then are the extents the peer's to return, and until then it holds a
@@ -229,9 +229,12 @@ static bool has_left(const struct grant *grant)
            link_queued(grant->peer->conn) == 0;
 }
 
-static void close_behind(struct server *server, struct fdset *fds)
+/* What a queue has taken is not in the set any more. */
+static void close_behind(const struct peer *peer, struct fdset *fds)
 {
-    if (fds->n == 1 && server->sent_fd < 0) {
+    struct server *server = peer->server;
+
+    if (fds->n == 1 && server->sent_fd < 0 && !peer->doomed) {
         server->sent_fd = fdset_steal(fds, 0);
         server->sent_turn = server->turn;
     }
@@ -240,8 +243,7 @@ static void close_behind(struct server *server, struct fdset *fds)
 
 void grant_close_sent(struct server *server)
 {
-    if (server->sent_fd >= 0 && server->sent_turn != server->turn)
-        server->sent_fd = close_fd(server->sent_fd);
+    server->sent_fd = close_fd(server->sent_fd);
 }
 
 /* So many are charged already. Ends the grant, perhaps. */
@@ -256,7 +258,7 @@ static void send_packet(struct grant *grant, unsigned n)
         orders_send_part(grant->order, n, &fds);
     else
         send_part(grant, n, &fds);
-    close_behind(peer->server, &fds);
+    close_behind(peer, &fds);
     grant->n_sent += n;
     if (grant->order && grant->n_sent == grant->n_extents)
         orders_sent(grant->order);

@@ -56,7 +56,7 @@ void grant_go_on(struct peer *peer);
 /* Sends the next packet of the peer's oldest grant, if it may. */
 void grant_send(struct peer *peer);
 
-/* Closes what was sent in an earlier turn of the loop. */
+/* Closes what was sent and left to be closed with the next event. */
 void grant_close_sent(struct server *server);
 
 /* A descriptor that a cold grant had asked for. */

@@ -224,8 +224,10 @@ static int welcome(struct peer *peer, uint32_t request)
     int r;
 
     r = attach_files(peer, &fds);
-    if (r < 0)
+    if (r < 0) {
+        fdset_deinit(&fds);
         return r;
+    }
     body.version = FRAME_VERSION;
     body.features = peer->features;
     body.gpu_uuid = (char *)info->uuid;

@@ -288,7 +288,7 @@ int listener_start(struct listener *listener, uv_loop_t *loop,
 void listener_accept_rest(struct listener *listener)
 {
     if (!listener->inherited)
-        accept_waiting(listener, BACKLOG);
+        accept_waiting(listener, BACKLOG + 1); /* so many Linux lets wait */
 }
 
 static void on_closed(uv_handle_t *handle)

@@ -327,6 +327,7 @@ static void on_death(uv_poll_t *poll, int status, int events)
     struct peer *peer = poll->data;
     struct server *server = peer->server;
 
+    grant_close_sent(server);
     uv_poll_stop(&peer->death);
     peer->dead = true;
     if (peer->state == PEER_GONE)
@@ -338,6 +339,7 @@ static void on_death(uv_poll_t *poll, int status, int events)
 
 void peer_bury(struct peer *peer)
 {
+    grant_close_sent(peer->server);
     peer->dead = true;
     if (peer->state == PEER_GONE)
         forget(peer);
@@ -487,10 +489,6 @@ static void peer_start(struct server *server, const struct listener *listener, s
 static Kvcached__Error judge(const struct server *server, const struct listener *listener,
                              const struct identity *identity, const char **ret_reason)
 {
-    if (server->draining) {
-        *ret_reason = PEER_STOPPING;
-        return KVCACHED__ERROR__ERROR_SHUTDOWN;
-    }
     if (listener->kind == LISTENER_CONTROL && !identity_is_local(identity)) {
         *ret_reason = "the control socket serves processes of the daemon's own pid and user namespaces";
         return KVCACHED__ERROR__ERROR_PERMISSION;
@@ -506,6 +504,10 @@ void peer_accept(struct server *server, const struct listener *listener, int fd)
     Kvcached__Error error = KVCACHED__ERROR__ERROR_RESOURCES;
     int r;
 
+    if (server->draining) {
+        reject(fd, KVCACHED__ERROR__ERROR_SHUTDOWN, PEER_STOPPING);
+        return;
+    }
     r = identity_read(fd, &identity, &reason);
     if (r == IDENTITY_E_GONE) {
         close_fd(fd);

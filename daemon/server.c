@@ -197,10 +197,11 @@ static void on_throttle(uv_timer_t *timer)
     server_settle(server);
 }
 
-/* One that runs out too early stays, and is set anew then: deadlines move with every grant. */
+/* One that runs out too early stays, and is set anew then: deadlines move with every grant. uv_now() is
+ * server_now() as the loop has seen it last. */
 static void set_timer(uv_timer_t *timer, uv_timer_cb callback, uint64_t deadline_ns)
 {
-    uint64_t left_ms = u64_sub_floor(deadline_ns / NSEC_PER_MSEC + 1, uv_now(timer->loop));
+    uint64_t left_ms = u64_sub_floor(deadline_ns / NSEC_PER_MSEC, uv_now(timer->loop)) + 1;
 
     if (deadline_ns == UINT64_MAX)
         uv_timer_stop(timer);
@@ -229,7 +230,8 @@ void server_settle(struct server *server)
     if (server->settling)
         return;
     server->settling = true;
-    grant_close_sent(server);
+    if (server->sent_turn != server->turn)
+        grant_close_sent(server);
     while (step(server))
         ;
     server->settling = false;
@@ -313,9 +315,6 @@ static void drain(struct server *server)
         return;
     notify_stopping();
     server->draining = true;
-    list_for_each (it, &server->listeners)
-        listener_accept_rest(container_of(it, struct listener, link));
-    sockets_close(server);
     list_for_each (it, &server->peers) {
         struct peer *peer = container_of(it, struct peer, link);
 
@@ -324,6 +323,9 @@ static void drain(struct server *server)
     }
     broker_drain(server->broker, server_now());
     uv_timer_start(&server->drain_by, on_drain_end, DRAIN_MS, 0);
+    list_for_each (it, &server->listeners)
+        listener_accept_rest(container_of(it, struct listener, link));
+    sockets_close(server);
     server_settle(server);
 }
 

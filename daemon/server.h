@@ -50,7 +50,7 @@ struct server {
 
     uint64_t turn; /* of the loop */
     uint64_t sent_turn;
-    int sent_fd; /* was sent in that turn, and is still to be closed; -1: there is none */
+    int sent_fd; /* sent in that turn, and still to be closed; -1: there is none */
 
     uv_timer_t tick, handshake, throttle, chill, look_again, drain_by, watchdog;
     uv_prepare_t prepare;

@@ -19,7 +19,8 @@ import pytest
 
 from harness.broker import Daemon, Programs, Site, eventually
 from harness.control import info, open_control
-from harness.raw import RawPeer, start_holder, start_raw
+from harness.observer import descriptors
+from harness.raw import LEASES, RawPeer, start_holder, start_raw
 from harness.tasks import switches
 
 MIB = 1 << 20
@@ -239,6 +240,32 @@ def test_socket_activation(programs: Programs, site: Site) -> None:
     assert (site.run / "activated.log").read_text() == ""
 
 
+def test_activated_daemons_take_turns(programs: Programs, site: Site) -> None:
+    """Whoever one that ends hasn't accepted yet waits for the next."""
+    activator = Activator(site, "engine")
+    process = activator.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(activator.close)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        early, late = (RawPeer(site, activator.paths["engine"]) for _ in range(2))
+        programs.peers += [early, late]
+        early.open()
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(40):  # more than one turn of its loop accepts
+            end = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            end.connect(str(activator.paths["engine"]))
+        late.connect()
+        process.terminate()
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(30) == 0
+        early.check_ended("ERROR_SHUTDOWN", "stopping")
+        process = activator.start()
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        assert late.hello().name == "Welcome"
+
+
 def test_activation_with_an_unknown_name(site: Site) -> None:
     activator = Activator(site, "engine", "what")
     process = activator.start()
@@ -251,16 +278,16 @@ def test_activation_with_an_unknown_name(site: Site) -> None:
 
 
 @contextlib.contextmanager
-def full_descriptor_table(daemon: Daemon) -> Iterator[None]:
-    """The daemon cannot open one descriptor more.
+def full_descriptor_table(daemon: Daemon, room: int = 0) -> Iterator[None]:
+    """The daemon cannot open one descriptor more, or so many.
 
     It has to be quiet first: what starting opens for a moment would leave a place when it is closed.
     """
     eventually(lambda: is_quiet(daemon))
     used = {int(fd.name) for fd in Path(f"/proc/{daemon.pid}/fd").iterdir()}
-    lowest_free = next(fd for fd in itertools.count() if fd not in used)
+    first_beyond = next(itertools.islice((fd for fd in itertools.count() if fd not in used), room, None))
     before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (first_beyond, before[1]))
     try:
         yield
     finally:
@@ -288,6 +315,29 @@ def test_a_full_descriptor_table(programs: Programs) -> None:
 
     assert len(engine.take(region, 4)) == 4
     assert start_raw(programs, daemon, "new").open().name == "Welcome"
+
+
+def answer_to_hello(peer: RawPeer) -> str:
+    peer.connect()
+    answer = peer.hello(features=LEASES)
+    return (peer.prove(answer) if answer.name == "Challenge" else answer).name
+
+
+def test_a_nearly_full_descriptor_table(programs: Programs) -> None:
+    """Whether an engine is let in depends on what of it still fits; nothing stays of one that is not."""
+    daemon = programs.daemon()
+    assert start_raw(programs, daemon, "old").open().name == "Welcome"
+    eventually(lambda: is_quiet(daemon))
+    before = len(descriptors(daemon.pid))
+    answers = []
+    for room in range(8):
+        new = start_raw(programs, daemon, f"new{room}")
+        with full_descriptor_table(daemon, room):
+            answers.append(answer_to_hello(new))
+            new.kill()
+            eventually(lambda: len(descriptors(daemon.pid)) == before)
+    assert set(answers) == {"closed", "Refused", "Welcome"}, answers
+    assert answers == sorted(answers, key=["closed", "Refused", "Welcome"].index)
 
 
 def test_idle_with_a_full_descriptor_table(programs: Programs) -> None:

@@ -75,6 +75,17 @@ def test_death_after_a_grant(raw: RawPeer, observer: Observer) -> None:
     observer.check_nothing_left()
 
 
+def test_death_behind_a_request(raw: RawPeer, daemon: Daemon, observer: Observer) -> None:
+    """The daemon finds the request, and the end of who asked, in one turn."""
+    raw.open()
+    region = raw.open_region()
+    daemon.process.send_signal(signal.SIGSTOP)
+    raw.post("Take", region=region, pages=1)
+    raw.kill()
+    daemon.process.send_signal(signal.SIGCONT)
+    observer.check_nothing_left()
+
+
 def test_death_with_a_grant_in_the_socket(raw: RawPeer, observer: Observer) -> None:
     """Descriptors that were never received are released with the socket."""
     raw.open()
