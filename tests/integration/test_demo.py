@@ -121,6 +121,7 @@ def test_interrupt_while_python_starts(site: Site, name: str) -> None:
     """Python itself may lose it. Here it waits from before the script's first line."""
 
     def interrupt() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has its background jobs ignore it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         os.kill(os.getpid(), signal.SIGINT)
 
