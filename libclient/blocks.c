@@ -138,7 +138,8 @@ int blocks_take(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids, bool *re
 
 /* ---- Allocating and freeing ---- */
 
-KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
+/* From mapped pages. BLOCK_ALLOC_E_SHORT: there are not so many. */
+static int alloc_mapped(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
 {
     bool poke;
     int r = blocks_check_usable(blocks);
@@ -152,10 +153,26 @@ KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_
     pthread_mutex_unlock(&blocks->lock);
     if (poke)
         blocks_poke(blocks);
-    return r == 0 ? 0 : blocks_grow(blocks, n, ret_ids);
+    return r;
 }
 
-KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch)
+KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
+{
+    int r = alloc_mapped(blocks, n, ret_ids);
+
+    return r <= 0 ? r : blocks_grow(blocks, n, ret_ids);
+}
+
+KVC_API int kvc_blocks_try_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids)
+{
+    int r = alloc_mapped(blocks, n, ret_ids);
+
+    return r <= 0 ? r : error_set(KVC_E_NO_BLOCKS, "There are not %zu free blocks in mapped pages", n);
+}
+
+/* *ret_untidy: pages have come free, perhaps more than are to be kept. */
+static int free_mapped(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch,
+                       int *ret_untidy)
 {
     uint64_t pages, freed;
     int r = blocks_check(blocks);
@@ -175,9 +192,34 @@ KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size
     pthread_mutex_unlock(&blocks->lock);
     if (r != 0)
         return error_set(KVC_E_NOT_ALLOCATED, "A block is not allocated, or named twice");
-    if (freed > 0)
-        blocks_tidy(blocks);
+    *ret_untidy = freed > 0;
     return 0;
+}
+
+KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch)
+{
+    int untidy, r = free_mapped(blocks, ids, n, epoch, &untidy);
+
+    if (r == 0 && untidy)
+        blocks_tidy(blocks);
+    return r;
+}
+
+KVC_API int kvc_blocks_try_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch,
+                                int *ret_untidy)
+{
+    if (!ret_untidy)
+        return error_set(KVC_E_INVALID, "Nowhere to say that pages are to be given back");
+    return free_mapped(blocks, ids, n, epoch, ret_untidy);
+}
+
+KVC_API int kvc_blocks_tidy(struct kvc_blocks *blocks)
+{
+    int r = blocks_check(blocks);
+
+    if (r == 0)
+        blocks_tidy(blocks);
+    return r;
 }
 
 KVC_API int kvc_blocks_complete(struct kvc_blocks *blocks, uint64_t epoch)

@@ -134,6 +134,7 @@ int gpu_open(const char *uuid, const char *emulated_folder, const char *emulator
 
     if (!gpu)
         return error_nomem();
+    atomic_init(&gpu->n_refs, 1);
     r = emulated_folder ? load_emulated(emulated_folder, emulator_dir, &gpu->driver)
                         : load_real(&gpu->driver);
     if (r == 0)
@@ -150,9 +151,17 @@ int gpu_open(const char *uuid, const char *emulated_folder, const char *emulator
     return 0;
 }
 
+struct gpu *gpu_ref(struct gpu *gpu)
+{
+    atomic_fetch_add(&gpu->n_refs, 1);
+    return gpu;
+}
+
 struct gpu *gpu_close(struct gpu *gpu)
 {
-    if (gpu && gpu->context)
+    if (!gpu || atomic_fetch_sub(&gpu->n_refs, 1) > 1)
+        return NULL;
+    if (gpu->context)
         gpu->driver->cuDevicePrimaryCtxRelease(gpu->device);
     return gpu_forget(gpu);
 }
@@ -193,4 +202,23 @@ void gpu_leave(struct gpu *gpu, CUcontext previous)
     /* A pop that fails must not leave the caller in our context. */
     if (gpu->driver->cuCtxPopCurrent(&popped) != CUDA_SUCCESS)
         gpu->driver->cuCtxSetCurrent(previous);
+}
+
+int gpu_enter_again(struct gpu *gpu, CUcontext *ret_previous)
+{
+    return gpu_enter(gpu, ret_previous) == 0 ? 0 : gpu_enter(gpu, ret_previous);
+}
+
+CUresult gpu_free_addresses(struct gpu *gpu, CUdeviceptr address, uint64_t bytes)
+{
+    CUcontext previous;
+    CUresult result;
+
+    if (gpu_enter_again(gpu, &previous) < 0)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    result = gpu->driver->cuMemAddressFree(address, bytes);
+    if (result != CUDA_SUCCESS)
+        result = gpu->driver->cuMemAddressFree(address, bytes);
+    gpu_leave(gpu, previous);
+    return result;
 }

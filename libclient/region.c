@@ -19,6 +19,7 @@
 #include "blocks.h"
 #include "clear.h"
 #include "fence.h"
+#include "hold.h"
 #include "holes.h"
 #include "orders.h"
 #include "remote.h"
@@ -304,24 +305,16 @@ static int prepare_orders(struct kvc_region *region, const struct kvc_region_opt
     return 0;
 }
 
-/* Closing has no second chance later, so it takes one at once. */
-static int enter_again(struct gpu *gpu, CUcontext *ret_previous)
-{
-    return gpu_enter(gpu, ret_previous) == 0 ? 0 : gpu_enter(gpu, ret_previous);
-}
-
 static void free_addresses(struct kvc_region *region)
 {
     struct gpu *gpu = region->client->gpu;
-    CUcontext previous;
     CUresult result;
 
-    if (region->address == 0 || enter_again(gpu, &previous) < 0)
+    if (region->address == 0)
         return;
-    result = gpu->driver->cuMemAddressFree(region->address, region->shape->total_bytes);
-    if (result != CUDA_SUCCESS)
-        result = gpu->driver->cuMemAddressFree(region->address, region->shape->total_bytes);
-    gpu_leave(gpu, previous);
+    result = region->hold ? hold_drop(region->hold)
+                          : gpu_free_addresses(gpu, region->address, region->shape->total_bytes);
+    region->hold = NULL;
     if (result != CUDA_SUCCESS)
         client_log(region->client, KVC_LOG_ERROR, "The address space of a region stays reserved: %s",
                    cuda_error_name(gpu->driver, result));
@@ -528,7 +521,7 @@ static void detach_all(struct kvc_region *region, struct list *leaving)
     CUcontext previous;
     size_t n;
 
-    if (enter_again(region->client->gpu, &previous) < 0)
+    if (gpu_enter_again(region->client->gpu, &previous) < 0)
         return;
     while ((n = gather(region, &next, places)) > 0)
         detach_batch(region, places, n, leaving);

@@ -51,6 +51,7 @@ struct kvc_region {
     uint32_t id;       /* the daemon's */
     uint32_t take_max; /* pages to ask for at once */
     CUdeviceptr address;
+    struct kvc_hold *hold; /* not NULL: the addresses are this hold's */
     struct page *pages;
     uint64_t n_mapped;
     uint64_t n_occupied; /* pages that are not empty */

@@ -267,6 +267,18 @@ KVC_API struct kvc_region *kvc_region_close(struct kvc_region *region);
 KVC_API uint64_t kvc_region_address(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_stride(const struct kvc_region *region);
 
+struct kvc_hold;
+
+/* Since 0.2. Keeps the region's addresses reserved when it is closed, for those who may hold pointers into
+ * it until later, a framework's tensors for instance: closing takes the memory behind them, and nobody else
+ * gets the addresses before the last hold is released. Each call makes a hold of its own. KVC_E_NOMEM;
+ * KVC_E_INVALID in a scheduler. */
+KVC_API int kvc_region_hold(struct kvc_region *region, struct kvc_hold **ret);
+
+/* Any thread, also when region and client are long closed; does nothing in a forked child. NULL is fine;
+ * returns NULL. */
+KVC_API struct kvc_hold *kvc_hold_release(struct kvc_hold *hold);
+
 /* Since 0.2: capacity, and bytes of one page over all segments. */
 KVC_API uint64_t kvc_region_pages(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
@@ -422,6 +434,15 @@ KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_
  * by this call, which then waits for the daemon, if no report holds that counts on them. KVC_E_NOT_ALLOCATED:
  * one is not allocated, named twice, or no block. */
 KVC_API int kvc_blocks_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch);
+
+/* For callers that must not wait, such as those that hold an interpreter's lock. The first is as
+ * kvc_blocks_alloc(), but of mapped pages only: KVC_E_NO_BLOCKS where they have not so many. The second is as
+ * kvc_blocks_free(), but unmaps nothing: *ret_untidy says whether there may be
+ * something to unmap, which kvc_blocks_tidy() then does, and waits for the daemon. */
+KVC_API int kvc_blocks_try_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
+KVC_API int kvc_blocks_try_free(struct kvc_blocks *blocks, const uint32_t *ids, size_t n, uint64_t epoch,
+                                int *ret_untidy);
+KVC_API int kvc_blocks_tidy(struct kvc_blocks *blocks);
 
 /* The GPU no longer uses what was freed with this epoch or a lower one, on any stream and rank. Epochs are
  * the engine's own numbers, above 0, and only grow: a lower one than before changes nothing. Pages may be

@@ -7,6 +7,7 @@
  *     small   16 blocks allocated and freed again, where 16 pages are mapped and half used
  *     large   the same, where 4096 are
  *     available   a look at how many blocks there are
+ *     clock   the look at the cheapest clock that this cannot do without: a promise has an end
  *     remap   a page given up to the library's cache and another one mapped from it
  *     driver  the driver's calls that this cannot do without: unmap, map, set access
  *
@@ -21,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "bench.h"
 #include "kvclient.h"
@@ -193,6 +195,14 @@ static void go_available(struct bench *bench)
         die("no block is available");
 }
 
+static void go_clock(struct bench *bench)
+{
+    struct timespec now;
+
+    if (clock_gettime(CLOCK_MONOTONIC_COARSE, &now) < 0)
+        die("clock_gettime: %m");
+}
+
 static void go_remap(struct bench *bench)
 {
     check(kvc_region_unmap(bench->remapped, &bench->remapped_at, 1), "kvc_region_unmap");
@@ -221,8 +231,8 @@ static const struct side_of_blocks {
     const char *name;
     void (*go)(struct bench *bench);
 } sides[] = {
-    {"small", go_small}, {"large", go_large},   {"available", go_available},
-    {"remap", go_remap}, {"driver", go_driver},
+    {"small", go_small}, {"large", go_large}, {"available", go_available},
+    {"clock", go_clock}, {"remap", go_remap}, {"driver", go_driver},
 };
 
 #define SIDES (sizeof(sides) / sizeof(sides[0]))

@@ -122,18 +122,20 @@ class Series:
 
 
 def series_bounds(series: Series) -> Iterator[Bound]:
-    def bound(what: str, value: float, at_most: float, unit: str = "") -> Bound:
-        return Bound(what, "none", 1, value, at_most, unit, series.where)
+    def bound(what: str, value: float, at_most: float, unit: str = "", why: str = "") -> Bound:
+        return Bound(what, "none", 1, value, at_most, unit, series.where, why)
 
     p50 = {side: timing.p50 for side, timing in series.timings.items()}
     if series.what == "blocks" and "small" in p50:
         for side, pages in (("small", 16), ("large", 4096)):
             what = f"16 blocks allocated and freed, {pages} pages mapped"
             yield bound(what, p50[side] / 1000, 0.25, "us")
-        yield bound("available blocks", p50["available"], 20, "ns")
+        why = f"a look at the coarse clock, which is a part of it, is {p50['clock']:.3g} here"
+        yield bound("available blocks", p50["available"], 20, "ns", why)
     elif series.what == "blocks":
         yield bound("16 blocks allocated and freed", p50["alloc-free"] / 1000, 1, "us")
-        yield bound("available blocks", p50["available"], 100, "ns")
+        why = f"a call of int() in the same loop is {p50['loop']:.3g} here"
+        yield bound("available blocks", p50["available"], 100, "ns", why)
     elif series.what == "group":
         yield bound("a page in every worker, in bare chains", p50["group"] / p50["chain"], 2)
     elif series.what == "crowd":

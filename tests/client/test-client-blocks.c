@@ -54,6 +54,35 @@ TEST(all_or_nothing)
     world_close(&w);
 }
 
+/* Neither speaks to the daemon, even where it would have to for more. */
+TEST(try_alloc_and_try_free)
+{
+    struct world w = world_open(true, 0, 1);
+    uint32_t ids[3 * EACH];
+    int untidy = 7;
+
+    check_error(kvc_blocks_try_alloc(w.blocks, 1, ids), KVC_E_NO_BLOCKS);
+    check_eq(lent_bytes(w.fake), 0);
+    check_ok(kvc_blocks_alloc(w.blocks, 3 * EACH, ids));
+    check_ok(kvc_blocks_try_free(w.blocks, ids, 2, 0, &untidy));
+    check_eq(untidy, 0);
+    check_error(kvc_blocks_try_alloc(w.blocks, 3, ids), KVC_E_NO_BLOCKS);
+    check_ok(kvc_blocks_try_alloc(w.blocks, 2, ids));
+    check_error(kvc_blocks_try_free(w.blocks, ids, 0, 0, NULL), KVC_E_INVALID);
+    check_ok(kvc_blocks_try_free(w.blocks, ids, 3 * EACH, 0, &untidy));
+    check_eq(untidy, 1);
+    check_eq(lent_bytes(w.fake), 3 * SLOT);
+    check_eq(status_of(w.blocks).free_pages, 3);
+    check_ok(kvc_blocks_tidy(w.blocks));
+    check_eq(lent_bytes(w.fake), SLOT);
+    check_eq(status_of(w.blocks).free_pages, 1);
+    check_error(kvc_blocks_try_free(w.blocks, ids, 1, 0, &untidy), KVC_E_NOT_ALLOCATED);
+    check_error(kvc_blocks_try_alloc(NULL, 1, ids), KVC_E_INVALID);
+    check_error(kvc_blocks_try_alloc(w.blocks, 1, NULL), KVC_E_INVALID);
+    check_error(kvc_blocks_tidy(NULL), KVC_E_INVALID);
+    world_close(&w);
+}
+
 /* More pages than are mapped at a time: the first ones would fit. */
 TEST(all_or_nothing_in_many_pages)
 {
@@ -480,8 +509,10 @@ TEST(in_a_forked_child)
             kvc_blocks_open(&other, 1, &options, &none) == KVC_E_FORKED && !none &&
             kvc_blocks_alloc(w.blocks, 1, ids) == KVC_E_FORKED &&
             kvc_blocks_free(w.blocks, ids, 1, 0) == KVC_E_FORKED &&
-            kvc_blocks_complete(w.blocks, 1) == KVC_E_FORKED && kvc_blocks_available(w.blocks) == 0 &&
-            kvc_blocks_want(w.blocks, 1, 0, NULL) == KVC_E_FORKED &&
+            kvc_blocks_try_alloc(w.blocks, 1, ids) == KVC_E_FORKED &&
+            kvc_blocks_try_free(w.blocks, ids, 1, 0, &status) == KVC_E_FORKED &&
+            kvc_blocks_tidy(w.blocks) == KVC_E_FORKED && kvc_blocks_complete(w.blocks, 1) == KVC_E_FORKED &&
+            kvc_blocks_available(w.blocks) == 0 && kvc_blocks_want(w.blocks, 1, 0, NULL) == KVC_E_FORKED &&
             kvc_blocks_reserve(w.blocks, 1) == KVC_E_FORKED && kvc_blocks_release(w.blocks) == KVC_E_FORKED &&
             kvc_blocks_trim(w.blocks) == KVC_E_FORKED && kvc_blocks_resize(w.blocks, 1) == KVC_E_FORKED &&
             kvc_blocks_clear(w.blocks) == KVC_E_FORKED &&

@@ -97,14 +97,25 @@ def series_values(what: str, **p50: float) -> list[tuple[float, float, str]]:
 
 
 def test_series_bounds() -> None:
-    assert series_values("blocks", small=111, large=250, available=21) == [
+    assert series_values("blocks", small=111, large=250, available=21, clock=5) == [
         (0.111, 0.25, "us"),
         (0.25, 0.25, "us"),
         (21, 20, "ns"),
     ]
-    assert series_values("blocks", alloc_free=1200, available=90) == [(1.2, 1, "us"), (90, 100, "ns")]
+    assert series_values("blocks", alloc_free=1200, available=90, loop=50) == [(1.2, 1, "us"), (90, 100, "ns")]
     assert series_values("group", group=300, chain=200) == [(1.5, 2, "")]
     assert series_values("crowd", few=100, many=130, list=5e6) == [(1.3, 1.3, ""), (5, 10, "ms")]
+
+
+def test_missed_nanoseconds_say_what_the_machine_needs() -> None:
+    def text(**p50: float) -> str:
+        timings = {side.replace("_", "-"): reports.Timing(n, n, 10) for side, n in p50.items()}
+        return reports.text(replace(report(), series=[reports.Series("blocks", "here", timings)]))
+
+    slow = text(small=111, large=111, available=21, clock=12)
+    assert "a look at the coarse clock, which is a part of it, is 12 here" in slow
+    assert "coarse clock" not in text(small=111, large=111, available=20, clock=12)
+    assert "a call of int() in the same loop is 70 here" in text(alloc_free=900, available=101, loop=70)
 
 
 def test_block_calls() -> None:
@@ -135,7 +146,7 @@ def test_instruction_bounds_need_both_sizes() -> None:
 
 def test_instruction_lines() -> None:
     blocks = reports.Series(
-        "blocks", "here", {s: reports.Timing(1, 1, 9) for s in ("alloc-free", "available")}
+        "blocks", "here", {s: reports.Timing(1, 1, 9) for s in ("alloc-free", "available", "loop")}
     )
     counted = replace(report(), series=[blocks], instructions={"small": 1564.25, "available": 140})
     lines = [line.split() for line in reports.text(counted).splitlines()]
