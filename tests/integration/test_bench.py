@@ -102,7 +102,10 @@ def test_series_bounds() -> None:
         (0.25, 0.25, "us"),
         (21, 20, "ns"),
     ]
-    assert series_values("blocks", alloc_free=1200, available=90, loop=50) == [(1.2, 1, "us"), (90, 100, "ns")]
+    assert series_values("blocks", alloc_free=1200, available=90, loop=50) == [
+        (1.2, 1, "us"),
+        (90, 100, "ns"),
+    ]
     assert series_values("group", group=300, chain=200) == [(1.5, 2, "")]
     assert series_values("crowd", few=100, many=130, list=5e6) == [(1.3, 1.3, ""), (5, 10, "ms")]
 

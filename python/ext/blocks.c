@@ -1,0 +1,513 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Blocks: what a scheduler calls all the time. On mapped pages alloc() and free() keep the interpreter's
+ * lock, since giving it up may cost more than they do, and whoever gets it may keep it for milliseconds; it
+ * is given up only when the daemon has to be asked, or pages given back.
+ */
+
+#include <stdlib.h>
+
+#include "native.h"
+
+struct blocks_object {
+    PyObject_HEAD PyObject *regions; /* a tuple */
+    struct kvc_blocks *blocks;
+    unsigned n_users;
+    bool closed;
+};
+
+static struct blocks_object *self_of(PyObject *object)
+{
+    return (struct blocks_object *)object;
+}
+
+static Py_ssize_t n_regions(const struct blocks_object *self)
+{
+    return self->regions ? PyTuple_Size(self->regions) : 0;
+}
+
+static struct region_object *region_at(const struct blocks_object *self, Py_ssize_t i)
+{
+    return (struct region_object *)PyTuple_GetItem(self->regions, i);
+}
+
+/* ---- Using and closing ---- */
+
+static void leave_regions(struct blocks_object *self, Py_ssize_t n)
+{
+    while (n-- > 0)
+        py_region_leave(region_at(self, n));
+}
+
+static bool enter_regions(struct blocks_object *self)
+{
+    for (Py_ssize_t i = 0; i < n_regions(self); i++) {
+        if (!py_region_enter(region_at(self, i))) {
+            leave_regions(self, i);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* With one of its regions, or of their clients, it is gone at the library. */
+static bool is_gone(const struct blocks_object *self)
+{
+    for (Py_ssize_t i = 0; i < n_regions(self); i++)
+        if (py_region_is_gone(region_at(self, i)))
+            return true;
+    return !self->blocks;
+}
+
+static void close_now(struct blocks_object *self)
+{
+    struct kvc_blocks *blocks = self->blocks;
+    bool gone = is_gone(self);
+
+    self->blocks = NULL;
+    if (gone)
+        return;
+    for (Py_ssize_t i = 0; i < n_regions(self); i++) {
+        struct region_object *region = region_at(self, i);
+
+        region->client->n_users++;
+        region->n_users++;
+        Py_INCREF(region->client);
+        Py_INCREF(region);
+    }
+    Py_BEGIN_ALLOW_THREADS kvc_blocks_close(blocks);
+    Py_END_ALLOW_THREADS leave_regions(self, n_regions(self));
+}
+
+static bool enter(struct blocks_object *self)
+{
+    if (self->closed || !self->blocks) {
+        errors_raise_closed("set of blocks");
+        return false;
+    }
+    if (!enter_regions(self))
+        return false;
+    self->n_users++;
+    Py_INCREF(self);
+    return true;
+}
+
+static void leave(struct blocks_object *self)
+{
+    leave_regions(self, n_regions(self));
+    if (--self->n_users == 0 && self->closed)
+        close_now(self);
+    Py_DECREF(self);
+}
+
+/* ---- Opening ---- */
+
+static int check_regions(PyObject *regions)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_Size(regions); i++) {
+        if (PyObject_IsInstance(PyTuple_GetItem(regions, i), (PyObject *)py_region_type) == 1)
+            continue;
+        PyErr_SetString(PyExc_TypeError, "regions is not a sequence of Region");
+        return -1;
+    }
+    return 0;
+}
+
+static int open_blocks(struct blocks_object *self, const struct kvc_blocks_options *options)
+{
+    Py_ssize_t n = n_regions(self);
+    struct kvc_region **regions = PyMem_Malloc((size_t)(n + 1) * sizeof(struct kvc_region *));
+    int r;
+
+    if (!regions) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (!enter_regions(self)) {
+        PyMem_Free(regions);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < n; i++)
+        regions[i] = region_at(self, i)->region;
+    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_open(regions, (size_t)n, options, &self->blocks);
+    Py_END_ALLOW_THREADS leave_regions(self, n);
+    PyMem_Free(regions);
+    if (r == 0)
+        return 0;
+    errors_raise(r);
+    return -1;
+}
+
+static int blocks_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"regions", "block_bytes", "null_block", "max_pages", NULL};
+    struct kvc_blocks_options options = {.size = sizeof(options)};
+    struct blocks_object *self = self_of(object);
+    unsigned long long block_bytes, max_pages = 0;
+    PyObject *regions;
+
+    if (self->regions) {
+        PyErr_SetString(PyExc_RuntimeError, "a set of blocks is opened once");
+        return -1;
+    }
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OK|$pK:Blocks", names, &regions, &block_bytes,
+                                     &options.null_block, &max_pages))
+        return -1;
+    options.block_bytes = block_bytes;
+    options.max_pages = max_pages;
+    self->regions = PySequence_Tuple(regions);
+    if (!self->regions)
+        return -1;
+    if (check_regions(self->regions) < 0) {
+        Py_CLEAR(self->regions);
+        return -1;
+    }
+    return open_blocks(self, &options);
+}
+
+static void blocks_dealloc(PyObject *object)
+{
+    struct blocks_object *self = self_of(object);
+    PyTypeObject *type = Py_TYPE(object);
+
+    PyObject_GC_UnTrack(object);
+    close_now(self);
+    Py_CLEAR(self->regions);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+static int blocks_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    Py_VISIT(self_of(object)->regions);
+    Py_VISIT(Py_TYPE(object));
+    return 0;
+}
+
+/* ---- Allocating and freeing ---- */
+
+static int alloc(struct kvc_blocks *blocks, struct ids *ids)
+{
+    int r = kvc_blocks_try_alloc(blocks, ids->n, ids->all);
+
+    if (r != KVC_E_NO_BLOCKS)
+        return r;
+    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_alloc(blocks, ids->n, ids->all);
+    Py_END_ALLOW_THREADS return r;
+}
+
+static PyObject *blocks_alloc(PyObject *object, PyObject *number)
+{
+    struct blocks_object *self = self_of(object);
+    PyObject *list = NULL;
+    struct ids ids;
+    size_t n;
+    int r;
+
+    n = PyLong_AsSize_t(number);
+    if ((n == (size_t)-1 && PyErr_Occurred()) || ids_reserve(&ids, n) < 0)
+        return NULL;
+    if (enter(self)) {
+        r = alloc(self->blocks, &ids);
+        list = r < 0 ? errors_raise(r) : ids_to_list(&ids);
+        /* Without a list nobody would ever free them. */
+        if (r == 0 && !list)
+            kvc_blocks_free(self->blocks, ids.all, ids.n, 0);
+        leave(self);
+    }
+    ids_deinit(&ids);
+    return list;
+}
+
+static PyObject *do_free(struct blocks_object *self, PyObject *list, uint64_t epoch)
+{
+    int r, untidy = 0;
+    struct ids ids;
+
+    if (ids_init(&ids, list) < 0)
+        return NULL;
+    if (!enter(self)) {
+        ids_deinit(&ids);
+        return NULL;
+    }
+    r = kvc_blocks_try_free(self->blocks, ids.all, ids.n, epoch, &untidy);
+    ids_deinit(&ids);
+    if (r == 0 && untidy) {
+        Py_BEGIN_ALLOW_THREADS kvc_blocks_tidy(self->blocks);
+        Py_END_ALLOW_THREADS
+    }
+    leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    Py_RETURN_NONE;
+}
+
+static PyObject *blocks_free(PyObject *object, PyObject *list)
+{
+    return do_free(self_of(object), list, 0);
+}
+
+static PyObject *blocks_free_after(PyObject *object, PyObject *args)
+{
+    unsigned long long epoch;
+    PyObject *list;
+
+    if (!PyArg_ParseTuple(args, "OK:free_after", &list, &epoch))
+        return NULL;
+    return do_free(self_of(object), list, epoch);
+}
+
+/* ---- The other calls ---- */
+
+static PyObject *blocks_available(PyObject *object, PyObject *ignored)
+{
+    struct blocks_object *self = self_of(object);
+    uint64_t n;
+
+    if (!enter(self))
+        return NULL;
+    n = kvc_blocks_available(self->blocks);
+    leave(self);
+    return PyLong_FromUnsignedLongLong(n);
+}
+
+static PyObject *blocks_want(PyObject *object, PyObject *args)
+{
+    struct blocks_object *self = self_of(object);
+    unsigned long long n;
+    uint64_t available;
+    int timeout_ms = 0, r;
+
+    if (!PyArg_ParseTuple(args, "K|i:want", &n, &timeout_ms) || !enter(self))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_want(self->blocks, n, timeout_ms, &available);
+    Py_END_ALLOW_THREADS leave(self);
+    return r < 0 ? errors_raise(r) : PyLong_FromUnsignedLongLong(available);
+}
+
+typedef int (*number_fn)(struct kvc_blocks *blocks, uint64_t n);
+
+static PyObject *call_with_number(PyObject *object, PyObject *number, number_fn call)
+{
+    struct blocks_object *self = self_of(object);
+    unsigned long long n = PyLong_AsUnsignedLongLong(number);
+    int r;
+
+    if ((n == (unsigned long long)-1 && PyErr_Occurred()) || !enter(self))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS r = call(self->blocks, n);
+    Py_END_ALLOW_THREADS leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    Py_RETURN_NONE;
+}
+
+static PyObject *blocks_reserve(PyObject *object, PyObject *number)
+{
+    return call_with_number(object, number, kvc_blocks_reserve);
+}
+
+static PyObject *blocks_resize(PyObject *object, PyObject *number)
+{
+    return call_with_number(object, number, kvc_blocks_resize);
+}
+
+static PyObject *blocks_complete(PyObject *object, PyObject *number)
+{
+    return call_with_number(object, number, kvc_blocks_complete);
+}
+
+typedef int (*plain_fn)(struct kvc_blocks *blocks);
+
+static PyObject *call_plainly(PyObject *object, plain_fn call)
+{
+    struct blocks_object *self = self_of(object);
+    int r;
+
+    if (!enter(self))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS r = call(self->blocks);
+    Py_END_ALLOW_THREADS leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    Py_RETURN_NONE;
+}
+
+static PyObject *blocks_release(PyObject *object, PyObject *ignored)
+{
+    return call_plainly(object, kvc_blocks_release);
+}
+
+static PyObject *blocks_trim(PyObject *object, PyObject *ignored)
+{
+    return call_plainly(object, kvc_blocks_trim);
+}
+
+static PyObject *blocks_clear(PyObject *object, PyObject *ignored)
+{
+    return call_plainly(object, kvc_blocks_clear);
+}
+
+static PyObject *blocks_occupancy(PyObject *object, PyObject *pages)
+{
+    struct blocks_object *self = self_of(object);
+    struct numbers numbers;
+    PyObject *list = NULL;
+    struct ids used;
+    int r;
+
+    if (numbers_init(&numbers, pages) < 0)
+        return NULL;
+    if (ids_reserve(&used, numbers.n) == 0 && enter(self)) {
+        r = kvc_blocks_occupancy(self->blocks, numbers.all, numbers.n, used.all);
+        leave(self);
+        list = r < 0 ? errors_raise(r) : ids_to_list(&used);
+    }
+    ids_deinit(&used);
+    numbers_deinit(&numbers);
+    return list;
+}
+
+static PyObject *list_census(const struct kvc_page_census *census, size_t n)
+{
+    PyObject *list = PyList_New(0);
+
+    for (size_t i = 0; list && i < n; i++) {
+        PyObject *pair = Py_BuildValue("KI", (unsigned long long)census[i].page, census[i].used);
+
+        if (!pair || PyList_Append(list, pair) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(pair);
+    }
+    return list;
+}
+
+static PyObject *blocks_census(PyObject *object, PyObject *number)
+{
+    struct blocks_object *self = self_of(object);
+    size_t n = 0, max = PyLong_AsSize_t(number);
+    struct kvc_page_census *census = NULL;
+    PyObject *list = NULL;
+    int r;
+
+    if ((max == (size_t)-1 && PyErr_Occurred()) || !enter(self))
+        return NULL;
+    if (max > kvc_region_pages(region_at(self, 0)->region))
+        max = kvc_region_pages(region_at(self, 0)->region);
+    census = PyMem_Malloc((max + 1) * sizeof(*census));
+    r = census ? kvc_blocks_census(self->blocks, census, max, &n) : KVC_E_NOMEM;
+    leave(self);
+    list = r < 0 ? errors_raise(r) : list_census(census, n);
+    PyMem_Free(census);
+    return list;
+}
+
+static PyObject *blocks_page_of(PyObject *object, PyObject *number)
+{
+    struct blocks_object *self = self_of(object);
+    unsigned long id = PyLong_AsUnsignedLong(number);
+    uint64_t page;
+
+    if (id == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    if (!enter(self))
+        return NULL;
+    page = id > UINT32_MAX ? UINT64_MAX : kvc_blocks_page_of(self->blocks, (uint32_t)id);
+    if (page >= kvc_region_pages(region_at(self, 0)->region))
+        PyErr_Format(PyExc_ValueError, "%lu is no block of the region", id);
+    leave(self);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(page);
+}
+
+#define STATUS_FIELDS(field)                                                                                 \
+    field(total_blocks) field(used_blocks) field(free_blocks) field(reserved_blocks) field(claimed_pages)    \
+        field(offered_pages) field(mapped_pages) field(free_pages) field(partly_pages) field(full_pages)     \
+            field(waiting_pages) field(pinned_pages) field(empty_pages) field(doubt_pages)                   \
+                field(broken_pages) field(page_blocks) field(mapped_total) field(ready_total)                \
+                    field(unmapped_total) field(waited_total) field(refused_total)
+
+static PyObject *blocks_status(PyObject *object, PyObject *ignored)
+{
+    struct kvc_blocks_status status = {.size = sizeof(status)};
+    struct blocks_object *self = self_of(object);
+    PyObject *dict;
+    int r;
+
+    if (!enter(self))
+        return NULL;
+    r = kvc_blocks_status(self->blocks, &status);
+    leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    dict = PyDict_New();
+#define PUT(field)                                                                                           \
+    if (dict && dict_put(dict, #field, PyLong_FromUnsignedLongLong(status.field)) < 0)                       \
+        Py_CLEAR(dict);
+    STATUS_FIELDS(PUT)
+#undef PUT
+    return dict;
+}
+
+static PyObject *blocks_close(PyObject *object, PyObject *ignored)
+{
+    struct blocks_object *self = self_of(object);
+
+    self->closed = true;
+    if (self->n_users == 0)
+        close_now(self);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"alloc", blocks_alloc, METH_O,
+     "alloc(n) -> list of block numbers\n\nAll or none; maps pages if needed: kvc_blocks_alloc()."},
+    {"free", blocks_free, METH_O, "free(ids)\n\nAll or none, in any order: kvc_blocks_free()."},
+    {"free_after", blocks_free_after, METH_VARARGS,
+     "free_after(ids, epoch)\n\nPages stay mapped until complete(epoch)."},
+    {"complete", blocks_complete, METH_O,
+     "complete(epoch)\n\nThe GPU is done with it: kvc_blocks_complete()."},
+    {"available", blocks_available, METH_NOARGS,
+     "available() -> int\n\nHow many blocks alloc() can have now, as a promise: kvc_blocks_available()."},
+    {"want", blocks_want, METH_VARARGS,
+     "want(n, timeout_ms=0) -> available\n\nSees to it that n blocks are available: kvc_blocks_want()."},
+    {"reserve", blocks_reserve, METH_O, "reserve(n)\n\nSets free blocks aside: kvc_blocks_reserve()."},
+    {"release", blocks_release, METH_NOARGS, "release()\n\nGives up what is reserved."},
+    {"trim", blocks_trim, METH_NOARGS, "trim()\n\nUnmaps all free pages: kvc_blocks_trim()."},
+    {"resize", blocks_resize, METH_O,
+     "resize(pages)\n\nOnly the first ones may be used: kvc_blocks_resize()."},
+    {"clear", blocks_clear, METH_NOARGS, "clear()\n\nFrees all blocks, and what is reserved."},
+    {"occupancy", blocks_occupancy, METH_O, "occupancy(pages) -> list of allocated blocks of each"},
+    {"census", blocks_census, METH_O,
+     "census(max) -> list of (page, allocated blocks)\n\nThose with the fewest first: kvc_blocks_census()."},
+    {"page_of", blocks_page_of, METH_O, "page_of(id) -> the page in which a block begins"},
+    {"status", blocks_status, METH_NOARGS, "status() -> dict\n\nCounters: kvc_blocks_status()."},
+    {"close", blocks_close, METH_NOARGS,
+     "close()\n\nUnmaps all pages, once no other thread is in a call on it."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Blocks(regions, block_bytes, *, null_block=False, max_pages=0)\n\n"
+                "The KV blocks of one or several regions: kvc_blocks_open()."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, blocks_init},
+    {Py_tp_dealloc, blocks_dealloc},
+    {Py_tp_traverse, blocks_traverse},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "kvcached._native.Blocks",
+    .basicsize = sizeof(struct blocks_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = slots,
+};
+
+int py_blocks_add_to(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&spec);
+
+    return type ? PyModule_AddObject(module, "Blocks", type) : -1;
+}

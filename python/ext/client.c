@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Client: a connection to the daemon of one GPU. Its library thread calls the engine's reclaim function; that
+ * thread waits for the interpreter's lock, so whoever closes the client, which waits for the thread, gives
+ * the lock up first. At the interpreter's end all clients are closed before it is gone.
+ */
+
+#include "native.h"
+
+PyTypeObject *py_client_type;
+
+static struct client_object *open_clients;
+static bool ending; /* the interpreter; from then on the library's threads stay out of it */
+
+static struct client_object *self_of(PyObject *object)
+{
+    return (struct client_object *)object;
+}
+
+/* ---- Using and closing ---- */
+
+static void enlist(struct client_object *self)
+{
+    self->next = open_clients;
+    self->at = &open_clients;
+    if (self->next)
+        self->next->at = &self->next;
+    open_clients = self;
+}
+
+static void close_now(struct client_object *self)
+{
+    struct kvc_client *client = self->client;
+
+    if (!client)
+        return;
+    self->client = NULL;
+    *self->at = self->next;
+    if (self->next)
+        self->next->at = self->at;
+    Py_BEGIN_ALLOW_THREADS kvc_close(client);
+    Py_END_ALLOW_THREADS
+}
+
+bool py_client_enter(struct client_object *self)
+{
+    if (self->closed) {
+        errors_raise_closed("client");
+        return false;
+    }
+    self->n_users++;
+    Py_INCREF(self);
+    return true;
+}
+
+void py_client_leave(struct client_object *self)
+{
+    if (--self->n_users == 0 && self->closed)
+        close_now(self);
+    Py_DECREF(self);
+}
+
+static void client_close(struct client_object *self)
+{
+    self->closed = true;
+    if (self->n_users == 0)
+        close_now(self);
+}
+
+void py_client_close_all(void)
+{
+    while (open_clients) {
+        struct client_object *self = open_clients;
+
+        Py_INCREF(self);
+        client_close(self);
+        if (self->client) {
+            /* A thread is in there, and will not come back. */
+            *self->at = self->next;
+            if (self->next)
+                self->next->at = self->at;
+            self->at = &self->next;
+            self->next = NULL;
+        }
+        Py_DECREF(self);
+    }
+    ending = true;
+}
+
+/* ---- Reclaim ---- */
+
+static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms)
+{
+    struct client_object *self = data;
+    PyGILState_STATE state;
+    PyObject *answer;
+
+    if (ending)
+        return;
+    state = PyGILState_Ensure();
+    answer = PyObject_CallFunction(self->reclaim, "KI", (unsigned long long)bytes, deadline_ms);
+    if (!answer)
+        PyErr_WriteUnraisable(self->reclaim);
+    Py_XDECREF(answer);
+    PyGILState_Release(state);
+}
+
+/* ---- Opening ---- */
+
+static int check_reclaim(struct client_object *self, PyObject *reclaim)
+{
+    if (reclaim == Py_None)
+        return 0;
+    if (!PyCallable_Check(reclaim)) {
+        PyErr_SetString(PyExc_TypeError, "reclaim is neither callable nor None");
+        return -1;
+    }
+    Py_INCREF(reclaim);
+    self->reclaim = reclaim;
+    self->listener = (struct kvc_listener){.size = sizeof(self->listener), .reclaim = on_reclaim};
+    return 0;
+}
+
+static int client_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"socket",
+                            "instance",
+                            "gpu",
+                            "role",
+                            "timeout_ms",
+                            "own_thread",
+                            "min_reserved_pages",
+                            "max_reserved_pages",
+                            "max_reserved_bytes",
+                            "gpu_utilization",
+                            "report_ms",
+                            "reclaim",
+                            NULL};
+    struct client_object *self = self_of(object);
+    struct kvc_options options = {
+        .size = sizeof(options),
+        .own_thread = 1,
+        .min_reserved_pages = -1,
+        .max_reserved_pages = -1,
+        .log = log_receive,
+        .listener_data = self,
+    };
+    unsigned long long max_reserved_bytes = 0;
+    PyObject *reclaim = Py_None;
+    int role = 0, r;
+
+    if (self->client || self->closed) {
+        PyErr_SetString(PyExc_RuntimeError, "a client is opened once");
+        return -1;
+    }
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zzziipiiKdIO:Client", names, &options.socket,
+                                     &options.instance, &options.gpu, &role, &options.timeout_ms,
+                                     &options.own_thread, &options.min_reserved_pages,
+                                     &options.max_reserved_pages, &max_reserved_bytes,
+                                     &options.gpu_utilization, &options.report_ms, &reclaim) ||
+        check_reclaim(self, reclaim) < 0)
+        return -1;
+    options.max_reserved_bytes = max_reserved_bytes;
+    options.role = (enum kvc_role)role;
+    options.listener = self->reclaim ? &self->listener : NULL;
+    Py_BEGIN_ALLOW_THREADS r = kvc_open(&options, &self->client);
+    Py_END_ALLOW_THREADS if (r == 0)
+    {
+        enlist(self);
+        return 0;
+    }
+    self->closed = true;
+    errors_raise(r);
+    return -1;
+}
+
+static void client_dealloc(PyObject *object)
+{
+    struct client_object *self = self_of(object);
+    PyTypeObject *type = Py_TYPE(object);
+
+    PyObject_GC_UnTrack(object);
+    close_now(self);
+    Py_CLEAR(self->reclaim);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+static int client_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    Py_VISIT(self_of(object)->reclaim);
+    Py_VISIT(Py_TYPE(object));
+    return 0;
+}
+
+/* The library's thread may be about to call what breaks the cycle. */
+static int client_clear(PyObject *object)
+{
+    client_close(self_of(object));
+    if (!self_of(object)->client)
+        Py_CLEAR(self_of(object)->reclaim);
+    return 0;
+}
+
+/* ---- Methods ---- */
+
+static PyObject *client_status(PyObject *object, PyObject *ignored)
+{
+    struct kvc_status status = {.size = sizeof(status)};
+    struct client_object *self = self_of(object);
+    PyObject *dict;
+    int r;
+
+    if (!py_client_enter(self))
+        return NULL;
+    r = kvc_status(self->client, &status);
+    py_client_leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    dict = PyDict_New();
+    if (dict && (dict_put(dict, "limit_bytes", PyLong_FromUnsignedLongLong(status.limit_bytes)) < 0 ||
+                 dict_put(dict, "used_bytes", PyLong_FromUnsignedLongLong(status.used_bytes)) < 0 ||
+                 dict_put(dict, "budget_bytes", PyLong_FromUnsignedLongLong(status.budget_bytes)) < 0 ||
+                 dict_put(dict, "mapped_bytes", PyLong_FromUnsignedLongLong(status.mapped_bytes)) < 0 ||
+                 dict_put(dict, "cached_bytes", PyLong_FromUnsignedLongLong(status.cached_bytes)) < 0 ||
+                 dict_put(dict, "over_limit", PyBool_FromLong(status.over_limit)) < 0 ||
+                 dict_put(dict, "frozen", PyBool_FromLong(status.frozen)) < 0 ||
+                 dict_put(dict, "connected", PyBool_FromLong(status.connected)) < 0))
+        Py_CLEAR(dict);
+    return dict;
+}
+
+static PyObject *list_classes(const struct kvc_device *device)
+{
+    PyObject *list = PyList_New(0);
+
+    for (uint32_t i = 0; list && i < device->n_classes; i++) {
+        PyObject *bytes = PyLong_FromUnsignedLongLong(device->class_bytes[i]);
+
+        if (!bytes || PyList_Append(list, bytes) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(bytes);
+    }
+    return list;
+}
+
+static PyObject *client_device(PyObject *object, PyObject *ignored)
+{
+    struct kvc_device device = {.size = sizeof(device)};
+    struct client_object *self = self_of(object);
+    PyObject *dict;
+    int r;
+
+    if (!py_client_enter(self))
+        return NULL;
+    r = kvc_device(self->client, &device);
+    py_client_leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    dict = PyDict_New();
+    if (dict &&
+        (dict_put(dict, "uuid", PyUnicode_FromString(device.uuid)) < 0 ||
+         dict_put(dict, "total_bytes", PyLong_FromUnsignedLongLong(device.total_bytes)) < 0 ||
+         dict_put(dict, "granularity_bytes", PyLong_FromUnsignedLongLong(device.granularity_bytes)) < 0 ||
+         dict_put(dict, "class_bytes", list_classes(&device)) < 0 ||
+         dict_put(dict, "emulated", PyBool_FromLong(device.emulated)) < 0 ||
+         dict_put(dict, "ordinal", PyLong_FromLong(device.ordinal)) < 0))
+        Py_CLEAR(dict);
+    return dict;
+}
+
+static PyObject *client_trim(PyObject *object, PyObject *ignored)
+{
+    struct client_object *self = self_of(object);
+    int r;
+
+    if (!py_client_enter(self))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS r = kvc_trim(self->client);
+    Py_END_ALLOW_THREADS py_client_leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    Py_RETURN_NONE;
+}
+
+static PyObject *client_dispatch(PyObject *object, PyObject *ignored)
+{
+    struct client_object *self = self_of(object);
+    int r;
+
+    if (!py_client_enter(self))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS r = kvc_dispatch(self->client);
+    Py_END_ALLOW_THREADS py_client_leave(self);
+    if (r < 0)
+        return errors_raise(r);
+    Py_RETURN_NONE;
+}
+
+static PyObject *client_open_region(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"pages", "page_bytes", "segments", "stride_bytes",
+                            "flags", "group",      "rank",     NULL};
+    struct client_object *self = self_of(object);
+    struct kvc_region_options options = {.size = sizeof(options)};
+    unsigned long long pages, page_bytes, stride_bytes = 0;
+    unsigned segments = 1, flags = 0, group = 0, rank = 0;
+    struct kvc_region *region;
+    PyObject *made = NULL;
+    int r;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KK|$IKIII:open_region", names, &pages, &page_bytes,
+                                     &segments, &stride_bytes, &flags, &group, &rank) ||
+        !py_client_enter(self))
+        return NULL;
+    options.pages = pages;
+    options.page_bytes = page_bytes;
+    options.stride_bytes = stride_bytes;
+    options.segments = segments;
+    options.flags = flags;
+    options.group = group;
+    options.rank = rank;
+    Py_BEGIN_ALLOW_THREADS r = kvc_region_open(self->client, &options, &region);
+    Py_END_ALLOW_THREADS made =
+        r < 0 ? errors_raise(r) : py_region_new(self, region, segments ? segments : 1);
+    py_client_leave(self);
+    return made;
+}
+
+static PyObject *client_attach(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"group", "rank", "timeout_ms", NULL};
+    struct client_object *self = self_of(object);
+    struct kvc_region *region;
+    unsigned group, rank;
+    int timeout_ms = 0, r;
+    PyObject *made;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "II|$i:attach", names, &group, &rank, &timeout_ms) ||
+        !py_client_enter(self))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS r = kvc_region_attach(self->client, group, rank, timeout_ms, &region);
+    Py_END_ALLOW_THREADS made = r < 0 ? errors_raise(r) : py_region_new(self, region, 0);
+    py_client_leave(self);
+    return made;
+}
+
+static PyObject *client_close_method(PyObject *object, PyObject *ignored)
+{
+    client_close(self_of(object));
+    Py_RETURN_NONE;
+}
+
+static PyObject *client_get_closed(PyObject *object, void *closure)
+{
+    return PyBool_FromLong(self_of(object)->closed);
+}
+
+static PyMethodDef methods[] = {
+    {"open_region", (PyCFunction)(void (*)(void))client_open_region, METH_VARARGS | METH_KEYWORDS,
+     "open_region(pages, page_bytes, *, segments=1, stride_bytes=0, flags=0, group=0, rank=0) -> Region\n\n"
+     "Reserves address space: kvc_region_open()."},
+    {"attach", (PyCFunction)(void (*)(void))client_attach, METH_VARARGS | METH_KEYWORDS,
+     "attach(group, rank, *, timeout_ms=0) -> Region\n\nA worker's region: kvc_region_attach()."},
+    {"status", client_status, METH_NOARGS, "status() -> dict\n\nBytes and flags: kvc_status()."},
+    {"device", client_device, METH_NOARGS, "device() -> dict\n\nThe GPU: kvc_device()."},
+    {"trim", client_trim, METH_NOARGS, "trim()\n\nGives back what is kept without need: kvc_trim()."},
+    {"dispatch", client_dispatch, METH_NOARGS, "dispatch()\n\nFor clients without a thread: kvc_dispatch()."},
+    {"close", client_close_method, METH_NOARGS,
+     "close()\n\nReturns all memory and disconnects, once no other thread is in a call on it."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef getters[] = {
+    {"closed", client_get_closed, NULL, "Whether close() was called.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Client(*, socket=None, instance=None, gpu=None, role=0, timeout_ms=0, own_thread=True, "
+                "min_reserved_pages=-1, max_reserved_pages=-1, max_reserved_bytes=0, gpu_utilization=0.0, "
+                "report_ms=0, reclaim=None)\n\n"
+                "A connection to the daemon of one GPU: kvc_open(). `reclaim(bytes, deadline_ms)` is called "
+                "on a thread of the library."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, client_init},
+    {Py_tp_dealloc, client_dealloc},
+    {Py_tp_traverse, client_traverse},
+    {Py_tp_clear, client_clear},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, getters},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "kvcached._native.Client",
+    .basicsize = sizeof(struct client_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = slots,
+};
+
+int py_client_add_to(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&spec);
+
+    if (!type)
+        return -1;
+    py_client_type = (PyTypeObject *)type;
+    Py_INCREF(type);
+    return PyModule_AddObject(module, "Client", type);
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What the parts of the extension share: errors, the lives of handles, lists of numbers.
+ *
+ * Handles. A call that may wait gives up the interpreter's lock, and another thread may close its handle
+ * meanwhile. So each call enters the handle and all that it stands on, and closing takes effect at once for
+ * new calls, but at the library only when the last call has left. All of this is under the interpreter's
+ * lock.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x03090000
+#include <Python.h>
+
+#include <stdbool.h>
+
+#include "kvclient.h"
+
+/* ---- Errors ---- */
+
+int errors_add_to(PyObject *module);
+
+/* Sets the exception that fits, with the library's sentence and its number in `code`. Returns NULL. */
+PyObject *errors_raise(int error);
+PyObject *errors_raise_closed(const char *what);
+
+/* ---- Clients ---- */
+
+struct client_object {
+    PyObject_HEAD struct kvc_client *client; /* NULL: closed, or never opened */
+    struct client_object *next, **at;        /* of all that are open */
+    PyObject *reclaim;                       /* NULL: none */
+    struct kvc_listener listener;
+    unsigned n_users;
+    bool closed;
+};
+
+extern PyTypeObject *py_client_type;
+int py_client_add_to(PyObject *module);
+
+/* False: it is closed, and an exception set. */
+bool py_client_enter(struct client_object *self);
+void py_client_leave(struct client_object *self);
+
+/* At the interpreter's end: closes all clients, and keeps the library's threads out of it from then on. */
+void py_client_close_all(void);
+
+/* ---- Regions ---- */
+
+struct region_object {
+    PyObject_HEAD struct client_object *client;
+    struct kvc_region *region;
+    uint64_t segments, span_bytes; /* 0 where it has no addresses */
+    unsigned n_users;
+    bool closed;
+};
+
+extern PyTypeObject *py_region_type;
+int py_region_add_to(PyObject *module);
+
+/* Takes the region over, also when it fails. */
+PyObject *py_region_new(struct client_object *client, struct kvc_region *region, uint64_t segments);
+bool py_region_enter(struct region_object *self);
+void py_region_leave(struct region_object *self);
+
+/* At the library, with its client. */
+bool py_region_is_gone(const struct region_object *self);
+
+/* Memory of a region as a DLPack capsule. */
+PyObject *py_tensor_new(struct region_object *region, uint64_t offset, uint64_t n_bytes);
+
+/* ---- Blocks ---- */
+
+int py_blocks_add_to(PyObject *module);
+
+/* ---- The library's words ---- */
+
+void log_receive(void *data, enum kvc_log_level level, const char *sentence);
+PyObject *log_set_handler(PyObject *module, PyObject *handler);
+
+/* ---- Lists of numbers ---- */
+
+#define NUMBERS_FEW 256
+
+/* Of a list or any other sequence or iterable. The first few need no memory of their own. */
+struct ids {
+    uint32_t few[NUMBERS_FEW], *all;
+    size_t n;
+};
+int ids_init(struct ids *ids, PyObject *list);
+int ids_reserve(struct ids *ids, size_t n); /* for an answer */
+PyObject *ids_to_list(const struct ids *ids);
+void ids_deinit(struct ids *ids);
+
+struct numbers {
+    uint64_t *all;
+    size_t n;
+};
+int numbers_init(struct numbers *numbers, PyObject *list);
+void numbers_deinit(struct numbers *numbers);
+
+/* Adds `value` to the dictionary, and drops it. -1: an exception, perhaps that of a value that is NULL. */
+int dict_put(PyObject *dict, const char *name, PyObject *value);

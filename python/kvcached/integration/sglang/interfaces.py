@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What SGLang needs of kvcached.
+
+init_kvcached(tp_rank=0, tp_size=1, device="cuda:0", async_sched=True)
+k, v = alloc_kv_cache((num_tokens, 8, 128), torch.float16, "cuda", num_layers=32, page_size=1)
+manager = get_kv_cache_manager(num_blocks, 1, 8 * 128 * 2, 32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kvcached import runtime
+from kvcached.integration import caches
+from kvcached.kv_cache_manager import KVCacheManager
+
+if TYPE_CHECKING:
+    import torch
+
+ENGINE = "SGLang"
+
+
+def init_kvcached(
+    tp_rank: int = 0,
+    tp_size: int = 1,
+    pp_rank: int = 0,
+    device: Any = None,
+    async_sched: bool = True,
+    *,
+    is_worker: bool = True,
+    world_size: int | None = None,
+) -> None:
+    """Connects to kvcachedd. Each of SGLang's ranks schedules for itself, so each is an engine of its own on
+    its GPU, and its name has the rank in it where there are several (KVCACHED_IPC_NAME aside)."""
+    runtime.init(
+        runtime.Role(
+            engine=ENGINE,
+            tp_rank=tp_rank,
+            world_size=world_size or tp_size,
+            pp_rank=pp_rank,
+            is_worker=is_worker,
+            device=runtime.device_index(device),
+        )
+    )
+
+
+def shutdown_kvcached() -> None:
+    """Returns all memory and disconnects; tensors that are left fault when they are touched."""
+    runtime.shutdown()
+
+
+def alloc_kv_cache(
+    kvcache_shape: Sequence[int],
+    dtype: torch.dtype,
+    device: Any,
+    num_layers: int,
+    page_size: int = 1,
+    attention_type: str = "MHA",
+    kv_layout: str = "NHD",
+    group_id: int = 0,
+) -> Any:
+    """K and V tensors for each layer, without memory behind them.
+
+    kvcache_shape: (tokens, heads, head_dim) of one layer's K; page_size: tokens of a block. Returns two lists
+    of tensors of that shape; with attention_type "MLA" (tokens, 1, dim) one list. `tokens` is rounded up to
+    whole blocks.
+    """
+    runtime.get()
+    caches.check(attention_type, kv_layout)
+    tokens, *rest = kvcache_shape
+    if page_size < 1:
+        raise ValueError(f"page_size is {page_size}, and must be positive")
+    n_blocks = -(-tokens // page_size)
+    buffers = 1 if attention_type == "MLA" else 2
+    shape = [buffers, n_blocks * page_size, *rest]
+    token_bytes = caches.block_bytes(shape, (1, 0), dtype)
+    pool = caches.open_pool(device, num_layers, buffers, n_blocks, page_size * token_bytes, group_id)
+    layers = caches.views(pool, dtype, shape, (1, 0))
+    if buffers == 1:
+        return [layer[0] for layer in layers]
+    return [layer[0] for layer in layers], [layer[1] for layer in layers]
+
+
+def get_kv_cache_manager(
+    num_blocks: int,
+    block_size: int,
+    cell_size: int,
+    num_layers: int,
+    num_kv_buffers: int = 2,
+    group_id: int = 0,
+    pool_name: str | None = None,
+    *,
+    reserve_null_block: bool = True,
+) -> KVCacheManager:
+    """The group's blocks. Block 0 is never handed out and always mapped: SGLang writes padding there."""
+    role = runtime.get().role
+    return KVCacheManager(
+        num_blocks,
+        block_size,
+        cell_size,
+        num_layers,
+        world_size=role.world_size,
+        pp_rank=role.pp_rank,
+        reserve_null_block=reserve_null_block,
+        num_kv_buffers=num_kv_buffers,
+        group_id=group_id,
+        pool_name=pool_name,
+    )

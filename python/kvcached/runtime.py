@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this process has of kvcachedd: its connections, and a pool of memory for each group of layers.
+
+A process is one of three things, and says so when it begins:
+
+  engine      it decides and maps: scheduler and worker in one process
+  worker      it has the GPU, and maps what its scheduler, in another process, wants
+  scheduler   it decides for workers in other processes, and doesn't touch a GPU
+
+Ranks: a worker is known by pp_rank x world_size + tp_rank, and its memory by that and the group. Each
+worker's GPU has a daemon of its own: rank r is taken to be on the r-th visible GPU, unless
+KVCACHED_WORKER_GPUS lists one for each rank ("0,1" or UUIDs), or KVCACHED_SOCKET names the one daemon that
+there is.
+
+Threads: init(), shutdown() and the pools may be used from any thread. A forked child has nothing of its
+parent's, and may begin anew.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvcached import _native
+from kvcached.errors import KVCachedConfigError
+from kvcached.layout import Layout
+from kvcached.utils import get_kvcached_logger, instance_name, start_log
+
+NOT_INITIALIZED = "kvcached is not initialized. Please call init_kvcached() first."
+GROUPS_MAX = 64  # of one process; keeps (group, rank) small
+
+ReclaimFn = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Role:
+    """Who this process is. `separate`: scheduler and workers are different processes."""
+
+    engine: str = "proc"  # vLLM, SGLang; part of the instance's name
+    tp_rank: int = 0
+    world_size: int = 1
+    pp_rank: int = 0
+    pp_size: int = 1
+    is_worker: bool = False
+    separate: bool = False
+    device: int = 0  # ordinal
+
+    @property
+    def native_role(self) -> int:
+        if not self.separate:
+            return _native.ROLE_ENGINE
+        return _native.ROLE_WORKER if self.is_worker else _native.ROLE_SCHEDULER
+
+    @property
+    def rank(self) -> int:
+        return self.pp_rank * self.world_size + self.tp_rank
+
+    @property
+    def ranks(self) -> range:
+        """Those that a scheduler drives."""
+        return range(self.world_size * self.pp_size)
+
+
+def device_index(device: Any) -> int:
+    """Of "cuda:1", "cuda", "cpu", 1, a torch.device, or None."""
+    if device is None:
+        return 0
+    if isinstance(device, int):
+        return device
+    index = getattr(device, "index", None)
+    if isinstance(index, int):
+        return index
+    _, _, number = str(device).partition(":")
+    if number and not number.isdigit():
+        raise KVCachedConfigError(f"{device} is no device such as cuda:0")
+    return int(number) if number else 0
+
+
+def _listed_gpu(index: int) -> str:
+    """The index-th of the visible GPUs, as the library takes it: a number in PCI bus order, or a UUID."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return str(index)
+    gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    return gpus[index] if index < len(gpus) else str(index)
+
+
+def _own_gpu(index: int) -> str | None:
+    """Of an engine or a worker, which may ask CUDA once its framework has begun to use it."""
+    if os.environ.get("KVCACHED_SOCKET"):
+        return None
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        uuid = str(torch.cuda.get_device_properties(index).uuid)
+        return uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+    return _listed_gpu(index)
+
+
+def gpu_of_rank(rank: int) -> str | None:
+    """Where a scheduler looks for a worker."""
+    listed = [gpu.strip() for gpu in os.environ.get("KVCACHED_WORKER_GPUS", "").split(",") if gpu.strip()]
+    if listed:
+        if rank >= len(listed):
+            raise KVCachedConfigError(
+                f"KVCACHED_WORKER_GPUS lists {len(listed)} GPUs, and there is a rank {rank}"
+            )
+        return listed[rank]
+    return None if os.environ.get("KVCACHED_SOCKET") else _listed_gpu(rank)
+
+
+@dataclass
+class Pool:
+    """A group's memory: a region of this process, or, in a scheduler, one of each worker."""
+
+    group_id: int
+    layout: Layout
+    regions: list[_native.Region]
+    client: _native.Client
+    managers: list[weakref.ref[Any]] = field(default_factory=list)  # which have its blocks
+
+    @property
+    def region(self) -> _native.Region:
+        return self.regions[0]
+
+    def close(self) -> None:
+        for region in self.regions:
+            region.close()
+
+
+class Runtime:
+    """Of one process, between init() and shutdown()."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.instance = instance_name(role.engine)
+        self.pools: dict[int, Pool] = {}
+        self._clients: dict[str | None, _native.Client] = {}
+        self._reclaimers: list[weakref.WeakMethod[Any]] = []
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        if role.native_role != _native.ROLE_SCHEDULER:
+            self.client()
+
+    # ---- Connections ----
+
+    def client(self, rank: int | None = None) -> _native.Client:
+        """Of this process' GPU, or, in a scheduler, of a rank's."""
+        if self.role.native_role == _native.ROLE_SCHEDULER:
+            gpu = gpu_of_rank(self.role.rank if rank is None else rank)
+        else:
+            gpu = _own_gpu(self.role.device)
+        with self._lock:
+            client = self._clients.get(gpu)
+            if client is None or client.closed:
+                client = _native.Client(
+                    instance=self.instance, gpu=gpu, role=self.role.native_role, reclaim=self._on_reclaim
+                )
+                self._clients[gpu] = client
+                get_kvcached_logger().debug("connected as %s, GPU %s", self.instance, client.device()["uuid"])
+            return client
+
+    def clients(self) -> list[_native.Client]:
+        with self._lock:
+            return list(self._clients.values())
+
+    # ---- Reclaim ----
+
+    def add_reclaimer(self, method: ReclaimFn) -> None:
+        """A bound method (bytes, deadline_ms) that frees what it can spare, in an order of its own; it is
+        called on a thread of the library, and forgotten with its object."""
+        with self._lock:
+            self._reclaimers.append(weakref.WeakMethod(method))
+
+    def _on_reclaim(self, n_bytes: int, deadline_ms: int) -> None:
+        with self._lock:
+            methods = [method for method in (ref() for ref in self._reclaimers) if method is not None]
+        for method in methods:
+            method(n_bytes, deadline_ms)
+
+    # ---- Pools ----
+
+    def open_pool(self, group_id: int, layout: Layout, pages: int, flags: int = 0) -> Pool:
+        """Reserves addresses for so many pages. Of an engine or a worker."""
+        if not 0 <= group_id < GROUPS_MAX:
+            raise KVCachedConfigError(f"group_id is {group_id}, and must be from 0 to {GROUPS_MAX - 1}")
+        if self.role.native_role == _native.ROLE_SCHEDULER:
+            raise KVCachedConfigError("A scheduler has no GPU, so it makes no tensors: its workers do")
+        with self._changed:
+            if group_id in self.pools:
+                raise RuntimeError(f"KV tensors of group {group_id} exist already")
+            client = self.client()
+            if self.role.separate:
+                flags |= _native.ORDERED
+            region = client.open_region(
+                pages,
+                layout.segment_page_bytes,
+                segments=layout.segments,
+                flags=flags,
+                group=group_id,
+                rank=self.role.rank,
+            )
+            pool = Pool(group_id, layout, [region], client)
+            self.pools[group_id] = pool
+            self._changed.notify_all()
+            return pool
+
+    def attach_pool(self, group_id: int, layout: Layout) -> Pool:
+        """A group's regions at all workers, which are waited for. Of a scheduler."""
+        with self._lock:
+            pool = self.pools.get(group_id)
+        if pool is not None:
+            return pool
+        regions = [self.client(rank).attach(group_id, rank) for rank in self.role.ranks]
+        with self._lock:
+            return self.pools.setdefault(group_id, Pool(group_id, layout, regions, self.client(0)))
+
+    def pool(self, group_id: int) -> Pool | None:
+        with self._lock:
+            return self.pools.get(group_id)
+
+    def each_pool(self) -> Iterator[Pool]:
+        with self._lock:
+            pools = list(self.pools.values())
+        return iter(pools)
+
+    def close(self) -> None:
+        with self._lock:
+            pools, clients = list(self.pools.values()), list(self._clients.values())
+            self.pools.clear()
+            self._clients.clear()
+        for pool in pools:
+            for manager in (ref() for ref in pool.managers):
+                if manager is not None:
+                    manager.close()
+            pool.close()
+        for client in clients:
+            client.close()
+
+
+_lock = threading.RLock()
+_runtime: Runtime | None = None
+
+
+def init(role: Role) -> Runtime:
+    """Connects to the daemon. Again with the same role: does nothing; an engine's worker and scheduler
+    sides, in one process, are the same."""
+    global _runtime
+    with _lock:
+        if _runtime is None:
+            start_log()
+            _runtime = Runtime(role)
+        elif _runtime.role.native_role != role.native_role:
+            raise RuntimeError(
+                "kvcached is initialized already, in another role; call shutdown_kvcached() first"
+            )
+        return _runtime
+
+
+def get() -> Runtime:
+    runtime = _runtime
+    if runtime is None:
+        raise RuntimeError(NOT_INITIALIZED)
+    return runtime
+
+
+def get_or_none() -> Runtime | None:
+    return _runtime
+
+
+def shutdown() -> None:
+    """Returns all memory and disconnects; tensors keep their addresses, which fault. Without init(), and a
+    second time, it does nothing."""
+    global _runtime
+    with _lock:
+        runtime, _runtime = _runtime, None
+    if runtime is not None:
+        runtime.close()
+
+
+def _begin_anew() -> None:
+    """In a forked child: the parent's handles don't work there, and its locks may be held for ever."""
+    global _runtime, _lock
+    _lock = threading.RLock()
+    _runtime = None
+
+
+os.register_at_fork(after_in_child=_begin_anew)

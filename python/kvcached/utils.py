@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings from the environment, and the log.
+
+Booleans are "true", "1", "yes", "on" or their opposites. What the library reads itself (KVCACHED_SOCKET, the
+bounds of preallocation, KVCACHED_IPC_TIMEOUT, KVCACHED_GPU_UTILIZATION) is not repeated here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+
+from kvcached import _native
+from kvcached.errors import KVCachedConfigError
+
+MIB = 1 << 20
+_TRUE = ("true", "1", "yes", "on")
+_FALSE = ("false", "0", "no", "off", "")
+
+
+def env_bool(name: str, default: bool) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return default if value == "" else False
+    raise KVCachedConfigError(f"{name}={value}: neither true nor false")
+
+
+def env_int(name: str, default: int) -> int:
+    value = os.environ.get(name, "").strip()
+    try:
+        return int(value) if value else default
+    except ValueError:
+        raise KVCachedConfigError(f"{name}={value}: not a whole number") from None
+
+
+def page_size() -> int:
+    """Bytes of a page of one layer's K or V: KVCACHED_PAGE_SIZE_MB, a multiple of 2, else 2 MiB."""
+    megabytes = env_int("KVCACHED_PAGE_SIZE_MB", 2)
+    if megabytes < 2 or megabytes % 2:
+        raise KVCachedConfigError(f"KVCACHED_PAGE_SIZE_MB={megabytes}: not a positive multiple of 2")
+    return megabytes * MIB
+
+
+def contiguous_layout() -> bool:
+    """Whether a page has all layers together (KVCACHED_CONTIGUOUS_LAYOUT), or each layer pages of its own."""
+    return env_bool("KVCACHED_CONTIGUOUS_LAYOUT", True)
+
+
+def sanity_check() -> bool:
+    return env_bool("KVCACHED_SANITY_CHECK", False)
+
+
+def is_enabled() -> bool:
+    """What ENABLE_KVCACHED says."""
+    return env_bool("ENABLE_KVCACHED", False)
+
+
+def autopatch() -> bool:
+    """What KVCACHED_AUTOPATCH says; without it, what ENABLE_KVCACHED says."""
+    return env_bool("KVCACHED_AUTOPATCH", is_enabled())
+
+
+def max_cached_tokens() -> int | None:
+    """Of free cached prefixes, KVCACHED_MAX_CACHED_TOKENS; None: no bound, which is also the default."""
+    tokens = env_int("KVCACHED_MAX_CACHED_TOKENS", -1)
+    return None if tokens < 0 else tokens
+
+
+def align_up(n: int, to: int) -> int:
+    return (n + to - 1) // to * to
+
+
+def instance_name(engine: str) -> str:
+    """KVCACHED_IPC_NAME with what a name may not have replaced, else kvcached_ENGINE_<process group>."""
+    name = os.environ.get("KVCACHED_IPC_NAME") or f"kvcached_{engine}_{os.getpgrp()}"
+    return re.sub(r"[^A-Za-z0-9._-]|^[.-]", "_", name)[:64]
+
+
+class _Coloured(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"\033[36m{super().format(record)}\033[0m"
+
+
+def _make_logger() -> logging.Logger:
+    logger = logging.getLogger("kvcached")
+    if logger.handlers:
+        return logger
+    level = os.environ.get("KVCACHED_LOG_LEVEL", "INFO").upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        raise KVCachedConfigError(f"KVCACHED_LOG_LEVEL={level}: not DEBUG, INFO, WARNING or ERROR")
+    handler = logging.StreamHandler(sys.stderr)
+    coloured = env_bool("KVCACHED_LOG_COLOR", True) and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    formatter = _Coloured if coloured else logging.Formatter
+    handler.setFormatter(formatter("[kvcached][%(levelname)s][%(asctime)s][%(name)s] %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    return logger
+
+
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+
+
+def _on_log(level: int, sentence: str) -> None:
+    get_kvcached_logger().log(_LEVELS[level], "%s", sentence)
+
+
+def get_kvcached_logger(name: str = "kvcached") -> logging.Logger:
+    """On stderr, from KVCACHED_LOG_LEVEL on; the library's own words come through it, too."""
+    root = _make_logger()
+    return root if name == "kvcached" else root.getChild(name.removeprefix("kvcached."))
+
+
+def start_log() -> None:
+    _make_logger()
+    _native.set_log_handler(_on_log)
