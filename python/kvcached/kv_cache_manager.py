@@ -98,6 +98,8 @@ class KVCacheManager:
         self._comfort = 0
         self._needed = 0
         self._limit: tuple[int | None, int] | None = None
+        self._spare = 0
+        self._withheld: list[int] = []
 
     # ---- Opening ----
 
@@ -144,7 +146,10 @@ class KVCacheManager:
             )
             self._max_pages = pages
             self._page_bytes = sum(region.page_bytes for region in pool.regions)
-            per_page = self._opened.status()["page_blocks"]
+            status = self._opened.status()
+            per_page = status["page_blocks"]
+            # What the last page has beyond the tensors' end; see _withhold().
+            self._spare = max(status["total_blocks"] + self.reserve_null_block - self.num_blocks, 0)
             self._comfort = per_page * max(COMFORT_PAGES, env_int("KVCACHED_MAX_RESERVED_PAGES", 0))
             pool.managers[:] = [weakref.ref(self)]
             return self._opened
@@ -165,10 +170,31 @@ class KVCacheManager:
     def alloc(self, need_size: int) -> list[int] | None:
         """So many blocks, all or none. None: memory or blocks are short."""
         try:
-            return (self._opened or self._open()).alloc(need_size)
+            ids = (self._opened or self._open()).alloc(need_size)
         except OutOfMemoryError:
             self._needed = max(self._needed, need_size)
             return None
+        return self._withhold(ids) if self._spare and ids and max(ids) >= self.num_blocks else ids
+
+    def _withhold(self, ids: list[int]) -> list[int] | None:
+        """The last page may have blocks that the tensors don't: they are taken, and never handed out."""
+        with self._lock:
+            good = ids
+            while beyond := [i for i in good if i >= self.num_blocks]:
+                good = [i for i in good if i < self.num_blocks]
+                self._withheld += beyond
+                try:
+                    good += self.blocks.alloc(len(beyond))
+                except OutOfMemoryError:
+                    self.blocks.free(good)
+                    return None
+            return good
+
+    def _give_withheld(self) -> None:
+        with self._lock:
+            self._withheld, withheld = [], self._withheld
+        if withheld:
+            self.blocks.free(withheld)
 
     def free(self, indices: Sequence[int]) -> None:
         """Gives blocks back, all or none, in any order. ValueError: one is not allocated, or named twice."""
@@ -190,8 +216,11 @@ class KVCacheManager:
         """
         blocks = self._opened or self._open()
         available = blocks.available()
-        want = max(self._comfort, 2 * self._needed) if need is None else need
-        return available if available >= want else self._want(blocks, want)
+        spare = self._spare - len(self._withheld)
+        want = (max(self._comfort, 2 * self._needed) if need is None else need) + spare
+        if available < want:
+            available = self._want(blocks, want)
+        return max(available - spare, 0)
 
     def _want(self, blocks: _native.Blocks, want: int) -> int:
         status = blocks.status()
@@ -214,10 +243,13 @@ class KVCacheManager:
 
     def trim(self) -> None:
         """Gives back what is mapped and not used."""
+        self._give_withheld()
         self.blocks.trim()
 
     def clear(self) -> None:
         """Frees all blocks, and what is reserved."""
+        with self._lock:
+            self._withheld = []
         self.blocks.clear()
 
     def resize(self, new_mem_size: int) -> bool:
@@ -293,7 +325,10 @@ class KVCacheManager:
 
     def status(self) -> dict[str, int]:
         """Counters of blocks and pages: kvc_blocks_status() of kvclient.h."""
-        return self.blocks.status()
+        status = self.blocks.status()
+        status["total_blocks"] -= self._spare
+        status["used_blocks"] -= len(self._withheld)
+        return status
 
     @property
     def mem_size(self) -> int:
