@@ -13,12 +13,15 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvcached import _native, runtime
 from kvcached.errors import OutOfMemoryError
 from kvcached.layout import Layout
 from kvcached.utils import contiguous_layout, env_int, page_size
+
+if TYPE_CHECKING:
+    from kvcached.observability import KVCachePoolSnapshot
 
 COMFORT_PAGES = 10
 _UNITS = {"bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
@@ -98,10 +101,36 @@ class KVCacheManager:
         self._comfort = 0
         self._needed = 0
         self._limit: tuple[int | None, int] | None = None
+        self._max_pages = 0
+        self._page_bytes = 0
         self._spare = 0
         self._withheld: list[int] = []
 
     # ---- Opening ----
+
+    @property
+    def instance(self) -> str:
+        return self._runtime.instance
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
+
+    def is_ready(self) -> bool:
+        """Whether blocks can be asked for without waiting: the tensors exist. Opens them then."""
+        if self._opened is None and not self._closed and self._runtime.pool(self.group_id) is not None:
+            self._open()
+        return self._opened is not None
+
+    @property
+    def page_bytes(self) -> int:
+        """Of a page over all layers and workers; 0 before there are tensors."""
+        return self._page_bytes
+
+    @property
+    def capacity_bytes(self) -> int:
+        """If all blocks were mapped, over all layers and workers."""
+        return self._max_pages * self._page_bytes
 
     @property
     def layout(self) -> Layout:
@@ -222,6 +251,10 @@ class KVCacheManager:
             available = self._want(blocks, want)
         return max(available - spare, 0)
 
+    def promised_size(self) -> int:
+        """As available_size(), and nothing is asked for."""
+        return max(self.blocks.available() - (self._spare - len(self._withheld)), 0)
+
     def _want(self, blocks: _native.Blocks, want: int) -> int:
         status = blocks.status()
         want = min(want, status["total_blocks"] - status["used_blocks"])
@@ -329,6 +362,14 @@ class KVCacheManager:
         status["total_blocks"] -= self._spare
         status["used_blocks"] -= len(self._withheld)
         return status
+
+    def observability_snapshot(self, *, integration: str | None = None) -> KVCachePoolSnapshot:
+        from kvcached.observability import build_kv_cache_pool_snapshot
+
+        return build_kv_cache_pool_snapshot(self, integration=integration)
+
+    def observability_snapshot_dict(self, *, integration: str | None = None) -> dict[str, Any]:
+        return self.observability_snapshot(integration=integration).to_dict()
 
     @property
     def mem_size(self) -> int:

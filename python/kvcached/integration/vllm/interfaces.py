@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcached import runtime
+from kvcached import control, observability, pool_registry, runtime
 from kvcached.integration import caches
 from kvcached.kv_cache_manager import KVCacheManager
+from kvcached.observability import KVCachePoolSnapshot, RuntimeSnapshot
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,8 @@ def init_kvcached(
 def shutdown_kvcached() -> None:
     """Returns all memory and disconnects; tensors that are left fault when they are touched."""
     runtime.shutdown()
+    pool_registry.clear_kv_cache_pools(integration=ENGINE)
+    control.forget()
 
 
 def get_world_size() -> int:
@@ -136,7 +139,7 @@ def get_kv_cache_manager(
     """The group's blocks; block 0 is never handed out and always mapped, as vLLM wants it. cell_size: bytes
     of a token in one layer's K or V."""
     role = runtime.get().role
-    return KVCacheManager(
+    manager = KVCacheManager(
         num_blocks,
         block_size,
         cell_size,
@@ -148,3 +151,26 @@ def get_kv_cache_manager(
         group_id=group_id,
         pool_name=pool_name,
     )
+    pool_registry.register_kv_cache_pool(manager, integration=ENGINE)
+    return manager
+
+
+def observability_snapshot() -> RuntimeSnapshot:
+    return observability.build_runtime_snapshot()
+
+
+def observability_snapshot_dict() -> dict[str, Any]:
+    return observability_snapshot().to_dict()
+
+
+def kv_cache_pool_snapshot() -> KVCachePoolSnapshot | None:
+    """Of the first manager that was made here; None: there is none."""
+    return observability.get_registered_kv_cache_pool_snapshot(integration=ENGINE)
+
+
+def kv_cache_pool_snapshots() -> list[KVCachePoolSnapshot]:
+    return observability.get_registered_kv_cache_pool_snapshots(integration=ENGINE)
+
+
+def kv_cache_pool_snapshot_dicts() -> list[dict[str, Any]]:
+    return observability.get_registered_kv_cache_pool_snapshot_dicts(integration=ENGINE)
