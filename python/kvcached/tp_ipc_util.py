@@ -19,8 +19,9 @@ def start_worker_listener_thread(rank: int, pp_rank: int = 0) -> None:
     """Does nothing but check that this process is that worker: the library's thread listens already."""
     role = runtime.get().role
     if role.native_role != _native.ROLE_WORKER or (role.tp_rank, role.pp_rank) != (rank, pp_rank):
-        raise RuntimeError(f"This process is not worker {rank} of stage {pp_rank}; init_kvcached() says who it
-        is")
+        raise RuntimeError(
+            f"This process is not worker {rank} of stage {pp_rank}; init_kvcached() says who it is"
+        )
 
 
 def _stage(tp_size: int, pp_rank: int) -> range:
