@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("kvcached")
 from kvcached import KVCachedConfigError
 from kvcached.control import split
 from kvcached.layout import Layout, row_major

@@ -8,8 +8,6 @@ import threading
 from typing import Any
 
 import pytest
-
-kvcached = pytest.importorskip("kvcached")
 from kvcached import KVCachedConfigError, runtime
 from kvcached.integration.vllm import interfaces as kvi
 from kvcached.kv_cache_manager import KVCacheManager
