@@ -175,10 +175,10 @@ class KVCacheManager:
             )
             self._max_pages = pages
             self._page_bytes = sum(region.page_bytes for region in pool.regions)
-            status = self._opened.status()
-            per_page = status["page_blocks"]
+            per_page = self._opened.status()["page_blocks"]
             # What the last page has beyond the tensors' end; see _withhold().
-            self._spare = max(status["total_blocks"] + self.reserve_null_block - self.num_blocks, 0)
+            last = layout.block_range(pages - 1)
+            self._spare = max(last.stop - max(last.start, self.num_blocks), 0)
             self._comfort = per_page * max(COMFORT_PAGES, env_int("KVCACHED_MAX_RESERVED_PAGES", 0))
             pool.managers[:] = [weakref.ref(self)]
             return self._opened

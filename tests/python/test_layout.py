@@ -28,6 +28,13 @@ def test_pages_for(blocks: int, pages: int) -> None:
     assert Layout(1, 2, 16384, 2 * MIB, True).pages_for(blocks) == pages
 
 
+def test_block_range() -> None:
+    layout = Layout(1, 1, 576 * 32, 2 * MIB, True)
+    ranges = [range(113), range(114, 227), range(228, 341)]
+    assert [layout.block_range(page) for page in range(3)] == ranges
+    assert Layout(3, 2, 16384, 2 * MIB, True).block_range(2) == range(256, 384)
+
+
 @pytest.mark.parametrize(("block", "megabytes"), [(2 * MIB + 1, 4), (4 * MIB, 4), (5 * MIB, 6)])
 def test_large_blocks_say_which_page_would_do(block: int, megabytes: int) -> None:
     with pytest.raises(KVCachedConfigError, match=f"KVCACHED_PAGE_SIZE_MB={megabytes} "):

@@ -62,12 +62,15 @@ def alloc_kv_cache(
     attention_type: str = "MHA",
     kv_layout: str = "NHD",
     group_id: int = 0,
+    *,
+    holes: str | None = None,
 ) -> Any:
     """K and V tensors for each layer, without memory behind them.
 
     kvcache_shape: (tokens, heads, head_dim) of one layer's K; page_size: tokens of a block. Returns two lists
-    of tensors of that shape; with attention_type "MLA" (tokens, 1, dim) one list. `tokens` is rounded up to
-    whole blocks.
+    of tensors of that shape; with attention_type "MLA" (tokens, 1, dim) one list. holes: what reading what is
+    not mapped does, "fault" or "zero"; default KVCACHED_HOLES, else fault. `tokens` is rounded up to whole
+    blocks.
     """
     runtime.get()
     caches.check(attention_type, kv_layout)
@@ -78,7 +81,7 @@ def alloc_kv_cache(
     buffers = 1 if attention_type == "MLA" else 2
     shape = [buffers, n_blocks * page_size, *rest]
     token_bytes = caches.block_bytes(shape, (1, 0), dtype)
-    pool = caches.open_pool(device, num_layers, buffers, n_blocks, page_size * token_bytes, group_id)
+    pool = caches.open_pool(device, num_layers, buffers, n_blocks, page_size * token_bytes, group_id, holes)
     layers = caches.views(pool, dtype, shape, (1, 0))
     if buffers == 1:
         return [layer[0] for layer in layers]

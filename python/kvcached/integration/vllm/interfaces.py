@@ -86,6 +86,8 @@ def alloc_kv_cache(
     group_id: int = 0,
     kernel_block_size: int | None = None,
     return_meta: bool = False,
+    *,
+    holes: str | None = None,
 ) -> Any:
     """One tensor of `kvcache_shape` for each layer, without memory behind it.
 
@@ -93,7 +95,8 @@ def alloc_kv_cache(
     attention_type "MLA". Their last dimensions lie without gaps; strides between layers, K and V, and blocks
     are those of the layout in use (KVCACHED_CONTIGUOUS_LAYOUT). kernel_block_size: of what the attention
     kernel calls a block, where the shape counts those; block_size is what the scheduler hands out, a multiple
-    of it. return_meta: also a dict with block_bytes, page_bytes, contiguous and kv_buffers.
+    of it. holes: what reading what is not mapped does, "fault" or "zero"; default KVCACHED_HOLES, else fault.
+    return_meta: also a dict with block_bytes, page_bytes, contiguous and kv_buffers.
     """
     runtime.get()
     caches.check(attention_type, kv_layout)
@@ -114,6 +117,7 @@ def alloc_kv_cache(
         shape[blocks_at] // per_block,
         caches.block_bytes(shape, axes, dtype) * per_block,
         group_id,
+        holes,
     )
     tensors = caches.views(pool, dtype, shape, axes)
     if not return_meta:
