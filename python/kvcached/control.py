@@ -12,7 +12,6 @@ from kvcached import pool_registry, runtime
 from kvcached.kv_cache_manager import KVCacheManager, LimitState
 
 _lock = threading.Lock()
-_current: tuple[int | None, int] | None = None
 _ORDER = ("applied", "deferred", "conflict", "stale", "unavailable")
 
 
@@ -74,43 +73,39 @@ def _unavailable(reason: str) -> InstanceLimit:
 def set_instance_memory_limit(limit_bytes: int | None, *, revision: int) -> InstanceLimit:
     """In bytes over all pools; None: no limit. Revisions only grow: an older one is "stale" and changes
     nothing, the same one with another limit is a "conflict". ValueError: a limit below 0."""
-    global _current
     if limit_bytes is not None and limit_bytes < 0:
         raise ValueError(f"{limit_bytes} bytes: less than nothing")
-    if runtime.get_or_none() is None:
+    current = runtime.get_or_none()
+    if current is None:
         return _unavailable(runtime.NOT_INITIALIZED)
     pools = _pools()
     if not pools:
         return _unavailable("there are no KV caches yet")
     with _lock:
-        if _current is not None and revision < _current[1]:
-            return _with_status("stale", f"revision {_current[1]} is in force", pools)
-        if _current is not None and revision == _current[1] and limit_bytes != _current[0]:
-            return _with_status("conflict", f"revision {revision} has another limit", pools)
-        _current = (limit_bytes, revision)
+        known = current.own_limit
+        if known is not None and revision < known[1]:
+            return _with_status("stale", f"revision {known[1]} is in force", known, pools)
+        if known is not None and revision == known[1] and limit_bytes != known[0]:
+            return _with_status("conflict", f"revision {revision} has another limit", known, pools)
+        current.own_limit = (limit_bytes, revision)
         capacities = [pool.capacity_bytes for pool in pools]
         shares = [None] * len(pools) if limit_bytes is None else split(limit_bytes, capacities)
         states = [pool.set_memory_limit(share, revision=revision) for pool, share in zip(pools, shares)]
     return _sum_up(states, limit_bytes, revision)
 
 
-def _with_status(status: str, reason: str, pools: list[KVCacheManager]) -> InstanceLimit:
-    limit, revision = _current or (None, None)
-    found = _sum_up([pool.memory_limit_state() for pool in pools], limit, revision)
+def _with_status(
+    status: str, reason: str, known: tuple[int | None, int], pools: list[KVCacheManager]
+) -> InstanceLimit:
+    found = _sum_up([pool.memory_limit_state() for pool in pools], *known)
     return InstanceLimit(**{**found.__dict__, "status": status, "reason": reason})
 
 
 def instance_memory_limit_state() -> InstanceLimit:
     """What has become of the last limit."""
-    pools = _pools() if runtime.get_or_none() is not None else []
-    if not pools:
+    current = runtime.get_or_none()
+    pools = _pools() if current is not None else []
+    if current is None or not pools:
         return _unavailable("there are no KV caches yet")
-    limit, revision = _current or (None, None)
+    limit, revision = current.own_limit or (None, None)
     return _sum_up([pool.memory_limit_state() for pool in pools], limit, revision)
-
-
-def forget() -> None:
-    """With the instance its limit ends."""
-    global _current
-    with _lock:
-        _current = None

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvcached import _native, runtime
-from kvcached.errors import OutOfMemoryError
+from kvcached.errors import Error, OutOfMemoryError
 from kvcached.layout import Layout
 from kvcached.utils import contiguous_layout, env_int, page_size
 
@@ -260,8 +260,8 @@ class KVCacheManager:
         want = min(want, status["total_blocks"] - status["used_blocks"])
         try:
             return blocks.want(want, -1)
-        except OutOfMemoryError:
-            return blocks.available()
+        except Error:
+            return blocks.available()  # whoever needs more is told why by alloc()
 
     def try_to_reserve(self, need_size: int) -> bool:
         """Sets so many free blocks aside; the next allocations take them."""

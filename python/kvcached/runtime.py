@@ -139,6 +139,7 @@ class Runtime:
         self.role = role
         self.instance = instance_name(role.engine)
         self.pools: dict[int, Pool] = {}
+        self.own_limit: tuple[int | None, int] | None = None  # bytes and revision, of control
         self._clients: dict[str | None, _native.Client] = {}
         self._reclaimers: list[weakref.WeakMethod[Any]] = []
         self._lock = threading.RLock()

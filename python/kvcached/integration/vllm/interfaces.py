@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcached import control, observability, pool_registry, runtime
+from kvcached import observability, pool_registry, runtime
 from kvcached.integration import caches
 from kvcached.kv_cache_manager import KVCacheManager
 from kvcached.observability import KVCachePoolSnapshot, RuntimeSnapshot
@@ -63,7 +63,6 @@ def shutdown_kvcached() -> None:
     """Returns all memory and disconnects; tensors that are left fault when they are touched."""
     runtime.shutdown()
     pool_registry.clear_kv_cache_pools(integration=ENGINE)
-    control.forget()
 
 
 def get_world_size() -> int:
