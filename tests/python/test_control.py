@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+
 from kvcached import control, locks, observability, pool_registry, runtime
 from kvcached.integration.sglang import interfaces as sgi
 from kvcached.integration.vllm import interfaces as kvi

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from kvcached import KVCachedConfigError, runtime, vmm_ops
 from kvcached.integration.sglang import interfaces as sgi
 from kvcached.integration.vllm import interfaces as kvi

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kvcached import KVCachedConfigError
 from kvcached.control import split
 from kvcached.layout import Layout, row_major
@@ -46,7 +47,7 @@ def test_large_blocks_say_which_page_would_do(block: int, megabytes: int) -> Non
 def test_zero(field: str) -> None:
     arguments = {"layers": 1, "kv_buffers": 1, "block_bytes": 1, "page_bytes": 1, "contiguous": True}
     with pytest.raises(KVCachedConfigError, match=f"{field} is 0"):
-        Layout(**{**arguments, field: 0})
+        Layout(**{**arguments, field: 0})  # type: ignore[arg-type]
 
 
 def test_row_major() -> None:

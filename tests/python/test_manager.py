@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+
 from kvcached import KVCachedConfigError, runtime
 from kvcached.integration.vllm import interfaces as kvi
 from kvcached.kv_cache_manager import KVCacheManager

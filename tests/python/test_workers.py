@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import pytest
+
 from kvcached import DaemonTimeoutError, DisconnectedError, runtime, tp_ipc_util
 from kvcached.integration.vllm import interfaces as kvi
 
