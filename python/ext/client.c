@@ -322,8 +322,7 @@ static PyObject *client_open_region(PyObject *object, PyObject *args, PyObject *
     options.group = group;
     options.rank = rank;
     Py_BEGIN_ALLOW_THREADS r = kvc_region_open(self->client, &options, &region);
-    Py_END_ALLOW_THREADS made =
-        r < 0 ? errors_raise(r) : py_region_new(self, region, segments ? segments : 1);
+    Py_END_ALLOW_THREADS made = r < 0 ? errors_raise(r) : py_region_new(self, region);
     py_client_leave(self);
     return made;
 }
@@ -341,7 +340,7 @@ static PyObject *client_attach(PyObject *object, PyObject *args, PyObject *kwarg
         !py_client_enter(self))
         return NULL;
     Py_BEGIN_ALLOW_THREADS r = kvc_region_attach(self->client, group, rank, timeout_ms, &region);
-    Py_END_ALLOW_THREADS made = r < 0 ? errors_raise(r) : py_region_new(self, region, 0);
+    Py_END_ALLOW_THREADS made = r < 0 ? errors_raise(r) : py_region_new(self, region);
     py_client_leave(self);
     return made;
 }

@@ -61,7 +61,7 @@ extern PyTypeObject *py_region_type;
 int py_region_add_to(PyObject *module);
 
 /* Takes the region over, also when it fails. */
-PyObject *py_region_new(struct client_object *client, struct kvc_region *region, uint64_t segments);
+PyObject *py_region_new(struct client_object *client, struct kvc_region *region);
 bool py_region_enter(struct region_object *self);
 void py_region_leave(struct region_object *self);
 

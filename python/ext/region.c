@@ -60,7 +60,7 @@ void py_region_leave(struct region_object *self)
     Py_DECREF(client);
 }
 
-PyObject *py_region_new(struct client_object *client, struct kvc_region *region, uint64_t segments)
+PyObject *py_region_new(struct client_object *client, struct kvc_region *region)
 {
     PyObject *object = PyType_GenericAlloc(py_region_type, 0);
     struct region_object *self = self_of(object);
@@ -72,10 +72,10 @@ PyObject *py_region_new(struct client_object *client, struct kvc_region *region,
     Py_INCREF(client);
     self->client = client;
     self->region = region;
-    self->segments = segments;
-    if (segments)
-        self->span_bytes = (segments - 1) * kvc_region_stride(region) +
-                           kvc_region_page_bytes(region) / segments * kvc_region_pages(region);
+    self->segments = kvc_region_segments(region);
+    if (kvc_region_address(region))
+        self->span_bytes = (self->segments - 1) * kvc_region_stride(region) +
+                           kvc_region_page_bytes(region) / self->segments * kvc_region_pages(region);
     return object;
 }
 
@@ -225,6 +225,11 @@ static PyObject *get_page_bytes(PyObject *object, void *closure)
     return get(object, kvc_region_page_bytes);
 }
 
+static PyObject *get_segments(PyObject *object, void *closure)
+{
+    return PyLong_FromUnsignedLongLong(self_of(object)->segments);
+}
+
 static PyObject *get_span(PyObject *object, void *closure)
 {
     return PyLong_FromUnsignedLongLong(self_of(object)->span_bytes);
@@ -254,6 +259,7 @@ static PyGetSetDef getters[] = {
     {"address", get_address, NULL, "Of page 0 in segment 0; 0 for a worker's.", NULL},
     {"stride_bytes", get_stride, NULL, "From one segment to the next.", NULL},
     {"pages", get_pages, NULL, "Capacity.", NULL},
+    {"segments", get_segments, NULL, "Parts in which every page has its share.", NULL},
     {"page_bytes", get_page_bytes, NULL, "Of one page over all segments.", NULL},
     {"span_bytes", get_span, NULL, "From its first address to its last.", NULL},
     {"closed", get_closed, NULL, "Whether it, or its client, was closed.", NULL},

@@ -169,7 +169,7 @@ class KVCacheManager:
             pages = min(layout.pages_for(self.num_blocks), pool.region.pages)
             self._opened = _native.Blocks(
                 pool.regions,
-                layout.segment_block_bytes,
+                self._block_bytes(pool.region, layout),
                 null_block=self.reserve_null_block,
                 max_pages=pages,
             )
@@ -182,6 +182,17 @@ class KVCacheManager:
             self._comfort = per_page * max(COMFORT_PAGES, env_int("KVCACHED_MAX_RESERVED_PAGES", 0))
             pool.managers[:] = [weakref.ref(self)]
             return self._opened
+
+    @staticmethod
+    def _block_bytes(region: _native.Region, layout: Layout) -> int:
+        """Of a block in a segment of the first worker's, of whose layers a scheduler may know nothing."""
+        share = region.page_bytes // region.segments
+        if share % layout.page_bytes:
+            raise ValueError(
+                f"Pages are {layout.page_bytes} bytes here, and the workers' are no multiple of that: "
+                "KVCACHED_PAGE_SIZE_MB differs"
+            )
+        return share // layout.page_bytes * layout.block_bytes
 
     def close(self) -> None:
         """Unmaps everything. The tensors stay; what is in them faults."""
@@ -227,10 +238,18 @@ class KVCacheManager:
 
     def free(self, indices: Sequence[int]) -> None:
         """Gives blocks back, all or none, in any order. ValueError: one is not allocated, or named twice."""
-        (self._opened or self._open()).free(indices)
+        blocks = self._opened or self._open()
+        if self._withheld:
+            self._check_handed_out(indices)
+        blocks.free(indices)
+
+    def _check_handed_out(self, indices: Sequence[int]) -> None:
+        if indices and max(indices) >= self.num_blocks:
+            raise ValueError(f"Block {max(indices)} is not allocated: there are {self.num_blocks}")
 
     def free_after(self, indices: Sequence[int], epoch: int) -> None:
         """As free(), and their pages stay mapped until complete(epoch)."""
+        self._check_handed_out(indices)
         self.blocks.free_after(indices, epoch)
 
     def complete(self, epoch: int) -> None:
@@ -341,7 +360,9 @@ class KVCacheManager:
 
     def get_page_occupancy(self, page_ids: Sequence[int]) -> list[int]:
         """How many blocks of each page are allocated."""
-        return self.blocks.occupancy(page_ids)
+        used = self.blocks.occupancy(page_ids)
+        beyond = len(self._withheld)
+        return [n - beyond if page == self._max_pages - 1 else n for page, n in zip(page_ids, used)]
 
     def census(self, max_pages: int) -> list[tuple[int, int]]:
         """(page, allocated blocks) of pages that would come free, fewest first."""

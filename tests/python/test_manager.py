@@ -103,6 +103,9 @@ def test_blocks_end_with_the_tensors(either: None) -> None:
     assert sorted(ids) == list(range(1000))
     assert manager.available_size() == 0
     assert manager.alloc(1) is None
+    assert manager.get_page_occupancy([6, 7]) == [128, 104]
+    with pytest.raises(ValueError, match="Block 1000 is not allocated: there are 1000"):
+        manager.free([1000])
     manager.free(ids[990:])
     assert manager.available_size() == 10
     again = manager.alloc(10)

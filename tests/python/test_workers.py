@@ -95,6 +95,25 @@ def test_blocks_over_workers(start: Any, kvctl: Any, size: int) -> None:
     assert all(worker.process.poll() is None for worker in workers)
 
 
+def test_scheduler_knows_no_layers(start: Any) -> None:
+    """How blocks lie in pages follows from the workers' regions."""
+    start(1)
+    kvi.init_kvcached(separate=True)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 7)
+    assert manager.alloc(383) is not None
+    assert manager.status()["mapped_pages"] == 3
+    assert manager.status()["page_blocks"] == 128
+
+
+def test_scheduler_with_other_pages(start: Any, kvcached_environment: Any) -> None:
+    start(1)
+    kvcached_environment.setenv("KVCACHED_PAGE_SIZE_MB", "6")
+    kvi.init_kvcached(separate=True)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+    with pytest.raises(ValueError, match="KVCACHED_PAGE_SIZE_MB differs"):
+        manager.alloc(1)
+
+
 def test_all_ranks_or_none(start: Any, kvctl: Any) -> None:
     start(2)
     kvi.init_kvcached(world_size=2, separate=True)
