@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kvcached import _native, runtime
 from kvcached.errors import Error, OutOfMemoryError
 from kvcached.layout import Layout
-from kvcached.utils import contiguous_layout, env_int, page_size
+from kvcached.utils import contiguous_layout, env_int, page_size, sanity_check
 
 if TYPE_CHECKING:
     from kvcached.observability import KVCachePoolSnapshot
@@ -105,6 +105,7 @@ class KVCacheManager:
         self._page_bytes = 0
         self._spare = 0
         self._withheld: list[int] = []
+        self._out: set[int] | None = set() if sanity_check() else None
 
     # ---- Opening ----
 
@@ -214,7 +215,18 @@ class KVCacheManager:
         except OutOfMemoryError:
             self._needed = max(self._needed, need_size)
             return None
-        return self._withhold(ids) if self._spare and ids and max(ids) >= self.num_blocks else ids
+        if self._spare and ids and max(ids) >= self.num_blocks:
+            return self._withhold(ids)
+        return ids if self._out is None else self._note_out(ids, self._out)
+
+    def _note_out(self, ids: list[int], out: set[int]) -> list[int]:
+        """KVCACHED_SANITY_CHECK: books of our own beside the library's."""
+        with self._lock:
+            twice = out.intersection(ids)
+            if twice or len(set(ids)) != len(ids) or any(not 0 <= i < self.num_blocks for i in ids):
+                raise AssertionError(f"Blocks were handed out twice, or don't exist: {sorted(twice or ids)}")
+            out.update(ids)
+        return ids
 
     def _withhold(self, ids: list[int]) -> list[int] | None:
         """The last page may have blocks that the tensors don't: they are taken, and never handed out."""
@@ -228,7 +240,7 @@ class KVCacheManager:
                 except OutOfMemoryError:
                     self.blocks.free(good)
                     return None
-            return good
+        return good if self._out is None else self._note_out(good, self._out)
 
     def _give_withheld(self) -> None:
         with self._lock:
@@ -241,7 +253,14 @@ class KVCacheManager:
         blocks = self._opened or self._open()
         if self._withheld:
             self._check_handed_out(indices)
+        if self._out is not None:
+            self._note_in(indices, self._out)
         blocks.free(indices)
+
+    def _note_in(self, indices: Sequence[int], out: set[int]) -> None:
+        with self._lock:
+            if len(set(indices)) == len(indices) and out.issuperset(indices):
+                out.difference_update(indices)
 
     def _check_handed_out(self, indices: Sequence[int]) -> None:
         if indices and max(indices) >= self.num_blocks:
@@ -250,6 +269,8 @@ class KVCacheManager:
     def free_after(self, indices: Sequence[int], epoch: int) -> None:
         """As free(), and their pages stay mapped until complete(epoch)."""
         self._check_handed_out(indices)
+        if self._out is not None:
+            self._note_in(indices, self._out)
         self.blocks.free_after(indices, epoch)
 
     def complete(self, epoch: int) -> None:
@@ -302,6 +323,8 @@ class KVCacheManager:
         """Frees all blocks, and what is reserved."""
         with self._lock:
             self._withheld = []
+            if self._out is not None:
+                self._out.clear()
         self.blocks.clear()
 
     def resize(self, new_mem_size: int) -> bool:

@@ -60,6 +60,7 @@ def holes_zero(holes: str | None = None) -> bool:
 
 
 def sanity_check() -> bool:
+    """KVCACHED_SANITY_CHECK: whether a KVCacheManager keeps books of its own, to compare."""
     return env_bool("KVCACHED_SANITY_CHECK", False)
 
 

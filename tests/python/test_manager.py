@@ -364,6 +364,24 @@ def test_random_against_a_model(either: None) -> None:
         assert manager.status()["used_blocks"] == len(held)
 
 
+def test_sanity_check(engine: None, kvcached_environment: Any) -> None:
+    """Books of its own find what the library would have handed out twice."""
+    kvcached_environment.setenv("KVCACHED_SANITY_CHECK", "true")
+    manager = make(1000)
+    ids = manager.alloc(1000)
+    assert ids is not None
+    manager.free(ids[:500])
+    manager.free_after(ids[500:], 1)
+    manager.complete(1)
+    ids = manager.alloc(10)
+    assert ids is not None
+    manager.blocks.free(ids)  # behind its back
+    with pytest.raises(AssertionError, match="handed out twice"):
+        manager.alloc(10)
+    manager.clear()
+    assert manager.alloc(10) is not None
+
+
 def test_threads(either: None) -> None:
     """Several take and free at a time; in the end all is there, and nobody got what another had."""
     manager, owner, wrong = make(1024), dict[int, int](), list[int]()
