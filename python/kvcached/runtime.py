@@ -189,7 +189,10 @@ class Runtime:
         with self._lock:
             methods = [method for method in (ref() for ref in self._reclaimers) if method is not None]
         for method in methods:
-            method(n_bytes, deadline_ms)
+            try:
+                method(n_bytes, deadline_ms)
+            except Exception:
+                get_kvcached_logger().exception("An engine that was asked for memory failed")
 
     # ---- Pools ----
 

@@ -332,7 +332,12 @@ def test_lowered_limit_reaches_the_engine(engine: None, kvctl: Any) -> None:
             del self.ids[-n:]
             self.asked.set()
 
-    engine_ = Engine()
+    class Failing:
+        def give(self, n_bytes: int, deadline_ms: int) -> None:
+            raise ValueError("not now")
+
+    engine_, failing = Engine(), Failing()
+    runtime.get().add_reclaimer(failing.give)
     runtime.get().add_reclaimer(engine_.give)
     kvctl("limit", runtime.get().instance, str(5 * PAGE_BYTES))
     assert engine_.asked.wait(30)
