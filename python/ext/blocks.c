@@ -106,7 +106,8 @@ static void leave(struct blocks_object *self)
 static int check_regions(PyObject *regions)
 {
     for (Py_ssize_t i = 0; i < PyTuple_Size(regions); i++) {
-        if (PyObject_IsInstance(PyTuple_GetItem(regions, i), (PyObject *)py_region_type) == 1)
+        /* Not PyObject_IsInstance(), which believes objects that only say so. */
+        if (PyObject_TypeCheck(PyTuple_GetItem(regions, i), py_region_type))
             continue;
         PyErr_SetString(PyExc_TypeError, "regions is not a sequence of Region");
         return -1;
@@ -118,6 +119,7 @@ static int open_blocks(struct blocks_object *self, const struct kvc_blocks_optio
 {
     Py_ssize_t n = n_regions(self);
     struct kvc_region **regions = PyMem_Malloc((size_t)(n + 1) * sizeof(struct kvc_region *));
+    struct kvc_blocks *blocks;
     int r;
 
     if (!regions) {
@@ -130,13 +132,16 @@ static int open_blocks(struct blocks_object *self, const struct kvc_blocks_optio
     }
     for (Py_ssize_t i = 0; i < n; i++)
         regions[i] = region_at(self, i)->region;
-    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_open(regions, (size_t)n, options, &self->blocks);
-    Py_END_ALLOW_THREADS leave_regions(self, n);
-    PyMem_Free(regions);
+    self->n_users++;
+    Py_INCREF(self);
+    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_open(regions, (size_t)n, options, &blocks);
+    Py_END_ALLOW_THREADS PyMem_Free(regions);
     if (r == 0)
-        return 0;
-    errors_raise(r);
-    return -1;
+        self->blocks = blocks;
+    else
+        errors_raise(r);
+    leave(self);
+    return r == 0 ? 0 : -1;
 }
 
 static int blocks_init(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -144,25 +149,24 @@ static int blocks_init(PyObject *object, PyObject *args, PyObject *kwargs)
     static char *names[] = {"regions", "block_bytes", "null_block", "max_pages", NULL};
     struct kvc_blocks_options options = {.size = sizeof(options)};
     struct blocks_object *self = self_of(object);
-    unsigned long long block_bytes, max_pages = 0;
     PyObject *regions;
 
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO&|$pO&:Blocks", names, &regions, arg_u64,
+                                     &options.block_bytes, &options.null_block, arg_u64, &options.max_pages))
+        return -1;
+    regions = PySequence_Tuple(regions);
+    if (!regions)
+        return -1;
+    if (check_regions(regions) < 0) {
+        Py_DECREF(regions);
+        return -1;
+    }
     if (self->regions) {
+        Py_DECREF(regions);
         PyErr_SetString(PyExc_RuntimeError, "a set of blocks is opened once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OK|$pK:Blocks", names, &regions, &block_bytes,
-                                     &options.null_block, &max_pages))
-        return -1;
-    options.block_bytes = block_bytes;
-    options.max_pages = max_pages;
-    self->regions = PySequence_Tuple(regions);
-    if (!self->regions)
-        return -1;
-    if (check_regions(self->regions) < 0) {
-        Py_CLEAR(self->regions);
-        return -1;
-    }
+    self->regions = regions;
     return open_blocks(self, &options);
 }
 
@@ -202,11 +206,10 @@ static PyObject *blocks_alloc(PyObject *object, PyObject *number)
     struct blocks_object *self = self_of(object);
     PyObject *list = NULL;
     struct ids ids;
-    size_t n;
+    uint64_t n;
     int r;
 
-    n = PyLong_AsSize_t(number);
-    if ((n == (size_t)-1 && PyErr_Occurred()) || ids_reserve(&ids, n) < 0)
+    if (number_to_u64(number, &n) < 0 || ids_reserve(&ids, n) < 0)
         return NULL;
     if (enter(self)) {
         r = alloc(self->blocks, &ids);
@@ -223,6 +226,7 @@ static PyObject *blocks_alloc(PyObject *object, PyObject *number)
 static PyObject *do_free(struct blocks_object *self, PyObject *list, uint64_t epoch)
 {
     int r, untidy = 0;
+    PyObject *done;
     struct ids ids;
 
     if (ids_init(&ids, list) < 0)
@@ -233,14 +237,13 @@ static PyObject *do_free(struct blocks_object *self, PyObject *list, uint64_t ep
     }
     r = kvc_blocks_try_free(self->blocks, ids.all, ids.n, epoch, &untidy);
     ids_deinit(&ids);
+    done = errors_check(r);
     if (r == 0 && untidy) {
         Py_BEGIN_ALLOW_THREADS kvc_blocks_tidy(self->blocks);
         Py_END_ALLOW_THREADS
     }
     leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    return done;
 }
 
 static PyObject *blocks_free(PyObject *object, PyObject *list)
@@ -250,10 +253,10 @@ static PyObject *blocks_free(PyObject *object, PyObject *list)
 
 static PyObject *blocks_free_after(PyObject *object, PyObject *args)
 {
-    unsigned long long epoch;
+    uint64_t epoch;
     PyObject *list;
 
-    if (!PyArg_ParseTuple(args, "OK:free_after", &list, &epoch))
+    if (!PyArg_ParseTuple(args, "OO&:free_after", &list, arg_u64, &epoch))
         return NULL;
     return do_free(self_of(object), list, epoch);
 }
@@ -275,15 +278,16 @@ static PyObject *blocks_available(PyObject *object, PyObject *ignored)
 static PyObject *blocks_want(PyObject *object, PyObject *args)
 {
     struct blocks_object *self = self_of(object);
-    unsigned long long n;
-    uint64_t available;
+    uint64_t n, available;
     int timeout_ms = 0, r;
+    PyObject *answer;
 
-    if (!PyArg_ParseTuple(args, "K|i:want", &n, &timeout_ms) || !enter(self))
+    if (!PyArg_ParseTuple(args, "O&|i:want", arg_u64, &n, &timeout_ms) || !enter(self))
         return NULL;
     Py_BEGIN_ALLOW_THREADS r = kvc_blocks_want(self->blocks, n, timeout_ms, &available);
-    Py_END_ALLOW_THREADS leave(self);
-    return r < 0 ? errors_raise(r) : PyLong_FromUnsignedLongLong(available);
+    Py_END_ALLOW_THREADS answer = r < 0 ? errors_raise(r) : PyLong_FromUnsignedLongLong(available);
+    leave(self);
+    return answer;
 }
 
 typedef int (*number_fn)(struct kvc_blocks *blocks, uint64_t n);
@@ -291,16 +295,16 @@ typedef int (*number_fn)(struct kvc_blocks *blocks, uint64_t n);
 static PyObject *call_with_number(PyObject *object, PyObject *number, number_fn call)
 {
     struct blocks_object *self = self_of(object);
-    unsigned long long n = PyLong_AsUnsignedLongLong(number);
+    PyObject *done;
+    uint64_t n;
     int r;
 
-    if ((n == (unsigned long long)-1 && PyErr_Occurred()) || !enter(self))
+    if (number_to_u64(number, &n) < 0 || !enter(self))
         return NULL;
     Py_BEGIN_ALLOW_THREADS r = call(self->blocks, n);
-    Py_END_ALLOW_THREADS leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_END_ALLOW_THREADS done = errors_check(r);
+    leave(self);
+    return done;
 }
 
 static PyObject *blocks_reserve(PyObject *object, PyObject *number)
@@ -323,15 +327,15 @@ typedef int (*plain_fn)(struct kvc_blocks *blocks);
 static PyObject *call_plainly(PyObject *object, plain_fn call)
 {
     struct blocks_object *self = self_of(object);
+    PyObject *done;
     int r;
 
     if (!enter(self))
         return NULL;
     Py_BEGIN_ALLOW_THREADS r = call(self->blocks);
-    Py_END_ALLOW_THREADS leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_END_ALLOW_THREADS done = errors_check(r);
+    leave(self);
+    return done;
 }
 
 static PyObject *blocks_release(PyObject *object, PyObject *ignored)
@@ -361,8 +365,8 @@ static PyObject *blocks_occupancy(PyObject *object, PyObject *pages)
         return NULL;
     if (ids_reserve(&used, numbers.n) == 0 && enter(self)) {
         r = kvc_blocks_occupancy(self->blocks, numbers.all, numbers.n, used.all);
-        leave(self);
         list = r < 0 ? errors_raise(r) : ids_to_list(&used);
+        leave(self);
     }
     ids_deinit(&used);
     numbers_deinit(&numbers);
@@ -386,19 +390,20 @@ static PyObject *list_census(const struct kvc_page_census *census, size_t n)
 static PyObject *blocks_census(PyObject *object, PyObject *number)
 {
     struct blocks_object *self = self_of(object);
-    size_t n = 0, max = PyLong_AsSize_t(number);
     struct kvc_page_census *census = NULL;
     PyObject *list = NULL;
+    uint64_t max;
+    size_t n = 0;
     int r;
 
-    if ((max == (size_t)-1 && PyErr_Occurred()) || !enter(self))
+    if (number_to_u64(number, &max) < 0 || !enter(self))
         return NULL;
     if (max > kvc_region_pages(region_at(self, 0)->region))
         max = kvc_region_pages(region_at(self, 0)->region);
     census = PyMem_Malloc((max + 1) * sizeof(*census));
     r = census ? kvc_blocks_census(self->blocks, census, max, &n) : KVC_E_NOMEM;
-    leave(self);
     list = r < 0 ? errors_raise(r) : list_census(census, n);
+    leave(self);
     PyMem_Free(census);
     return list;
 }
@@ -406,16 +411,13 @@ static PyObject *blocks_census(PyObject *object, PyObject *number)
 static PyObject *blocks_page_of(PyObject *object, PyObject *number)
 {
     struct blocks_object *self = self_of(object);
-    unsigned long id = PyLong_AsUnsignedLong(number);
-    uint64_t page;
+    uint64_t id, page;
 
-    if (id == (unsigned long)-1 && PyErr_Occurred())
-        return NULL;
-    if (!enter(self))
+    if (number_to_u64(number, &id) < 0 || !enter(self))
         return NULL;
     page = id > UINT32_MAX ? UINT64_MAX : kvc_blocks_page_of(self->blocks, (uint32_t)id);
     if (page >= kvc_region_pages(region_at(self, 0)->region))
-        PyErr_Format(PyExc_ValueError, "%lu is no block of the region", id);
+        PyErr_Format(PyExc_ValueError, "%llu is no block of the region", (unsigned long long)id);
     leave(self);
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(page);
 }

@@ -18,6 +18,20 @@
 
 #include "kvclient.h"
 
+/* ---- Threads ---- */
+
+int threads_init(void);
+
+/* Takes the interpreter's lock on a thread that may not be Python's. False: the interpreter is ending. */
+bool threads_enter(PyGILState_STATE *ret);
+void threads_leave(PyGILState_STATE state);
+
+/* Has another thread call run(object), under the lock, with a reference of its own. False: there is none. */
+bool threads_run_apart(void (*run)(PyObject *object), PyObject *object);
+
+/* From now on threads_enter() refuses. */
+void threads_end(void);
+
 /* ---- Errors ---- */
 
 int errors_add_to(PyObject *module);
@@ -25,6 +39,10 @@ int errors_add_to(PyObject *module);
 /* Sets the exception that fits, with the library's sentence and its number in `code`. Returns NULL. */
 PyObject *errors_raise(int error);
 PyObject *errors_raise_closed(const char *what);
+
+/* None, or as errors_raise() where there is an error. The library's sentence lasts until its next call on
+ * this thread: so this comes before a handle is left, which may close it. */
+PyObject *errors_check(int r);
 
 /* ---- Clients ---- */
 
@@ -34,7 +52,7 @@ struct client_object {
     PyObject *reclaim;                       /* NULL: none */
     struct kvc_listener listener;
     unsigned n_users;
-    bool closed;
+    bool opened, closed, closing;
 };
 
 extern PyTypeObject *py_client_type;
@@ -77,8 +95,21 @@ int py_blocks_add_to(PyObject *module);
 
 /* ---- The library's words ---- */
 
+int log_init(void);
+void log_end(void); /* what comes later is dropped */
 void log_receive(void *data, enum kvc_log_level level, const char *sentence);
 PyObject *log_set_handler(PyObject *module, PyObject *handler);
+
+/* ---- Numbers ---- */
+
+/* Of an int, or what is one by __index__. -1: TypeError or OverflowError. The two that take an address are
+ * also converters of PyArg_Parse ("O&"). */
+int number_to_u64(PyObject *object, uint64_t *ret);
+int arg_u64(PyObject *object, void *ret); /* uint64_t */
+int arg_u32(PyObject *object, void *ret); /* uint32_t */
+
+/* The library's sentence, which may quote anything. */
+PyObject *text_of(const char *sentence);
 
 /* ---- Lists of numbers ---- */
 

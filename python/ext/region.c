@@ -111,6 +111,7 @@ static PyObject *change_pages(PyObject *object, PyObject *pages, pages_fn change
 {
     struct region_object *self = self_of(object);
     struct numbers numbers;
+    PyObject *done;
     int r;
 
     if (numbers_init(&numbers, pages) < 0)
@@ -120,11 +121,10 @@ static PyObject *change_pages(PyObject *object, PyObject *pages, pages_fn change
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS r = change(self->region, numbers.all, numbers.n);
-    Py_END_ALLOW_THREADS py_region_leave(self);
+    Py_END_ALLOW_THREADS done = errors_check(r);
+    py_region_leave(self);
     numbers_deinit(&numbers);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    return done;
 }
 
 static PyObject *region_map(PyObject *object, PyObject *pages)
@@ -142,16 +142,16 @@ typedef int (*range_fn)(struct kvc_region *region, uint64_t first, uint64_t n);
 static PyObject *change_range(PyObject *object, PyObject *args, range_fn change)
 {
     struct region_object *self = self_of(object);
-    unsigned long long first, n;
+    uint64_t first, n;
+    PyObject *done;
     int r;
 
-    if (!PyArg_ParseTuple(args, "KK", &first, &n) || !py_region_enter(self))
+    if (!PyArg_ParseTuple(args, "O&O&", arg_u64, &first, arg_u64, &n) || !py_region_enter(self))
         return NULL;
     Py_BEGIN_ALLOW_THREADS r = change(self->region, first, n);
-    Py_END_ALLOW_THREADS py_region_leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_END_ALLOW_THREADS done = errors_check(r);
+    py_region_leave(self);
+    return done;
 }
 
 static PyObject *region_pin(PyObject *object, PyObject *args)
@@ -167,14 +167,15 @@ static PyObject *region_unpin(PyObject *object, PyObject *args)
 static PyObject *region_tensor(PyObject *object, PyObject *args)
 {
     struct region_object *self = self_of(object);
-    unsigned long long offset, n_bytes;
+    uint64_t offset, n_bytes;
     PyObject *made;
 
-    if (!PyArg_ParseTuple(args, "KK:tensor", &offset, &n_bytes) || !py_region_enter(self))
+    if (!PyArg_ParseTuple(args, "O&O&:tensor", arg_u64, &offset, arg_u64, &n_bytes) || !py_region_enter(self))
         return NULL;
     if (offset > self->span_bytes || n_bytes > self->span_bytes - offset)
         made = PyErr_Format(PyExc_ValueError, "%llu bytes from byte %llu on are not all of the region's %llu",
-                            n_bytes, offset, (unsigned long long)self->span_bytes);
+                            (unsigned long long)n_bytes, (unsigned long long)offset,
+                            (unsigned long long)self->span_bytes);
     else
         made = py_tensor_new(self, offset, n_bytes);
     py_region_leave(self);

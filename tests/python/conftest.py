@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -25,8 +24,10 @@ import pytest
 from harness import leaks
 from harness.broker import LIMIT_S, Daemon, Programs, Result, Site, eventually
 
-if importlib.util.find_spec("kvcached") is None:
-    raise pytest.UsageError("kvcached is not installed in this Python; ./dev python runs its tests")
+try:
+    from kvcached import _native, runtime
+except ImportError as missing:
+    raise pytest.UsageError(f"{missing}; ./dev python builds and installs what these tests test") from None
 
 DEVICE_SIZE = "1G"
 
@@ -34,17 +35,12 @@ DEVICE_SIZE = "1G"
 class DriverStats(ctypes.Structure):
     """struct cuemu_stats of proto/cuda/emulator.h."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            *("handles", "mappings", "reservations", "allocations", "streams", "events", "contexts"),
-            *("exported", "used_bytes"),
-        )
-    )
+    OWN = ("handles", "mappings", "reservations", "allocations", "streams", "events", "contexts")
+    _fields_ = [(name, ctypes.c_uint64) for name in (*OWN, "exported", "used_bytes")]  # noqa: RUF012
 
     def own(self) -> dict[str, int]:
         """What this process has."""
-        return {name: getattr(self, name) for name, _ in self._fields_[:7]}
+        return {name: getattr(self, name) for name in self.OWN}
 
 
 class Driver:
@@ -151,9 +147,15 @@ def kvcached_environment(
     for name, value in {**site.settings(), "KVCACHED_SOCKET": str(daemon.socket)}.items():
         monkeypatch.setenv(name, value)
     yield monkeypatch
-    from kvcached import runtime
-
     runtime.shutdown()
+
+
+@pytest.fixture
+def client(kvcached_environment: pytest.MonkeyPatch) -> Iterator[_native.Client]:
+    """A client of `daemon`, instance "engine", that keeps nothing ready in the background."""
+    opened = _native.Client(instance="engine", min_reserved_pages=0)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
