@@ -5,7 +5,7 @@
  * thread waits for the interpreter's lock, so whoever closes the client, which waits for the thread, gives
  * the lock up first. The thread itself cannot close the client: another one does, when the function has
  * closed it, or the last reference goes there. At the interpreter's end all clients are closed before it is
- * gone.
+ * gone, those aside that a thread is in, which may never come back: the process' end closes them.
  */
 
 #include "native.h"
@@ -37,6 +37,16 @@ static void enlist(struct client_object *self)
     open_clients = self;
 }
 
+/* Once or twice. */
+static void delist(struct client_object *self)
+{
+    *self->at = self->next;
+    if (self->next)
+        self->next->at = self->at;
+    self->at = &self->next;
+    self->next = NULL;
+}
+
 static bool is_reclaiming(const struct client_object *self)
 {
     for (const struct reclaiming *r = reclaiming; r; r = r->outer)
@@ -66,9 +76,7 @@ static void close_now(struct client_object *self)
     }
     self->closing = true;
     self->client = NULL;
-    *self->at = self->next;
-    if (self->next)
-        self->next->at = self->at;
+    delist(self);
     Py_BEGIN_ALLOW_THREADS kvc_close(client);
     Py_END_ALLOW_THREADS
 }
@@ -104,14 +112,11 @@ void py_client_close_all(void)
         struct client_object *self = open_clients;
 
         Py_INCREF(self);
-        client_close(self);
-        if (self->client) {
-            /* A thread is in there, and will not come back. */
-            *self->at = self->next;
-            if (self->next)
-                self->next->at = self->at;
-            self->at = &self->next;
-            self->next = NULL;
+        if (self->n_users == 0 && self->n_reclaiming == 0) {
+            client_close(self);
+        } else {
+            self->closed = true;
+            delist(self);
         }
         Py_DECREF(self);
     }
@@ -128,12 +133,14 @@ static void call_reclaim(struct client_object *self, uint64_t bytes, unsigned de
 
     Py_INCREF(self);
     reclaiming = &here;
+    self->n_reclaiming++;
     answer = PyObject_CallFunction(self->reclaim, "KI", (unsigned long long)bytes, deadline_ms);
     if (!answer)
         PyErr_WriteUnraisable(self->reclaim);
     Py_XDECREF(answer);
     if (Py_REFCNT(self) == 1)
         close_now(self); /* which keeps it for the other thread */
+    self->n_reclaiming--;
     reclaiming = here.outer;
     Py_DECREF(self);
 }

@@ -51,7 +51,7 @@ struct client_object {
     struct client_object *next, **at;        /* of all that are open */
     PyObject *reclaim;                       /* NULL: none */
     struct kvc_listener listener;
-    unsigned n_users;
+    unsigned n_users, n_reclaiming; /* calls by Python; calls of `reclaim` */
     bool opened, closed, closing;
 };
 

@@ -36,7 +36,7 @@ class DriverStats(ctypes.Structure):
     """struct cuemu_stats of proto/cuda/emulator.h."""
 
     OWN = ("handles", "mappings", "reservations", "allocations", "streams", "events", "contexts")
-    _fields_ = [(name, ctypes.c_uint64) for name in (*OWN, "exported", "used_bytes")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in (*OWN, "exported", "used_bytes")]
 
     def own(self) -> dict[str, int]:
         """What this process has."""
