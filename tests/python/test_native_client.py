@@ -131,9 +131,8 @@ def test_environment_that_cannot_be_used(kvcached_environment: pytest.MonkeyPatc
         _native.Client()
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
+def test_wrong_types() -> None:
+    values: list[dict[str, Any]] = [
         {"socket": 3},
         {"socket": b"bytes"},
         {"instance": ["a"]},
@@ -144,27 +143,24 @@ def test_environment_that_cannot_be_used(kvcached_environment: pytest.MonkeyPatc
         {"report_ms": None},
         {"reclaim": "not callable"},
         {"unknown": 1},
-    ],
-)
-def test_wrong_types(wrong: dict[str, Any]) -> None:
-    with pytest.raises(TypeError):
-        _native.Client(**wrong)
+    ]
+    for wrong in values:
+        with pytest.raises(TypeError):
+            _native.Client(**wrong)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
+def test_numbers_that_do_not_fit() -> None:
+    values: list[dict[str, Any]] = [
         {"timeout_ms": 1 << 31},
         {"role": -(1 << 40)},
         {"max_reserved_bytes": -1},
         {"max_reserved_bytes": 1 << 64},
         {"report_ms": -1},
         {"report_ms": 1 << 32},
-    ],
-)
-def test_numbers_that_do_not_fit(wrong: dict[str, Any]) -> None:
-    with pytest.raises(OverflowError):
-        _native.Client(**wrong)
+    ]
+    for wrong in values:
+        with pytest.raises(OverflowError):
+            _native.Client(**wrong)
 
 
 def test_positional_arguments_are_refused() -> None:
