@@ -87,8 +87,10 @@ def driver(build_dir: Path) -> Iterator[Driver]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(driver: Driver) -> Iterator[None]:
+def nothing_left(driver: Driver, request: pytest.FixtureRequest) -> Iterator[None]:
     """Set up before, hence checked after, everything that the test itself asks for."""
+    if "torch" in request.fixturenames:
+        request.getfixturevalue("torch")  # before a daemon is started in vain
     gc.collect()
     descriptors, handles = leaks.open_descriptors(), driver.stats().own()
     yield
