@@ -77,6 +77,13 @@ def orphans_are_ours() -> None:
     leaks.adopt_orphans()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def collections_are_cheap() -> None:
+    """What has been imported stays, so that looking for garbage after each test doesn't look at that."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def driver(build_dir: Path) -> Iterator[Driver]:
     memory = Path(tempfile.mkdtemp(prefix="kvcached-test-", dir="/dev/shm"))
@@ -87,8 +94,10 @@ def driver(build_dir: Path) -> Iterator[Driver]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(driver: Driver) -> Iterator[None]:
+def nothing_left(driver: Driver, request: pytest.FixtureRequest) -> Iterator[None]:
     """Set up before, hence checked after, everything that the test itself asks for."""
+    if "torch" in request.fixturenames:
+        request.getfixturevalue("torch")  # before a daemon is started in vain
     gc.collect()
     descriptors, handles = leaks.open_descriptors(), driver.stats().own()
     yield
@@ -183,4 +192,8 @@ def run_python(site: Site, daemon: Daemon) -> Callable[..., Result]:
 @pytest.fixture
 def torch() -> Any:
     """Torch, where there is one."""
-    return pytest.importorskip("torch", reason="no torch in this Python")
+    imported = "torch" in sys.modules
+    torch = pytest.importorskip("torch", reason="no torch in this Python")
+    if not imported:
+        gc.freeze()
+    return torch
