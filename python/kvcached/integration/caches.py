@@ -32,11 +32,17 @@ def check(attention_type: str, kv_layout: str) -> None:
 
 
 def open_pool(
-    device: Any, num_layers: int, kv_buffers: int, n_blocks: int, block_bytes: int, group_id: int
+    device: Any,
+    num_layers: int,
+    kv_buffers: int,
+    n_blocks: int,
+    block_bytes: int,
+    group_id: int,
+    flags: int = 0,
 ) -> runtime.Pool:
-    """Addresses for that many blocks."""
+    """Addresses for that many blocks. flags: of the region, _native.ZERO_ON_MAP for instance."""
     layout = Layout(num_layers, kv_buffers, block_bytes, page_size(), contiguous_layout())
-    pool = runtime.get().open_pool(group_id, layout, layout.pages_for(n_blocks))
+    pool = runtime.get().open_pool(group_id, layout, layout.pages_for(n_blocks), flags)
     tensors.on_device(device, pool)
     return pool
 
