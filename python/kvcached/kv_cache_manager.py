@@ -149,7 +149,7 @@ class KVCacheManager:
             status = self._opened.status()
             per_page = status["page_blocks"]
             # What the last page has beyond the tensors' end; see _withhold().
-            self._spare = max(status["total_blocks"] + self.reserve_null_block - self.num_blocks, 0)
+            self._spare = max(pages * layout.page_bytes // layout.block_bytes - self.num_blocks, 0)
             self._comfort = per_page * max(COMFORT_PAGES, env_int("KVCACHED_MAX_RESERVED_PAGES", 0))
             pool.managers[:] = [weakref.ref(self)]
             return self._opened

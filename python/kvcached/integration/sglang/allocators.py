@@ -45,11 +45,12 @@ class PageSource:
     def __init__(self, pool: ElasticPool, device: str) -> None:
         self.pool = pool
         self.device = torch.device(device)
-        self.total = pool.size // pool.page_size
+        self._manager: KVCacheManager | None = pool.open_manager()
+        # Fewer than the pool's own where one would lie in two pages of memory, and is never handed out.
+        self.total = min(pool.size // pool.page_size, self._manager.status()["total_blocks"])
         self.taken = 0  # by our own account, to compare with the library's
         self.needed = 0  # what available() asks for when it isn't told
         self._refused_at = -1.0
-        self._manager: KVCacheManager | None = pool.open_manager()
         self._asleep = False
         _sources.add(self)
 
@@ -154,6 +155,7 @@ class PageSource:
         manager, self._manager = self._manager, None
         if manager is not None:
             manager.close()
+        self.pool.kvcached_pool.client.trim()
 
     def wake(self) -> None:
         """Memory is asked for when it is needed; until page 0 can be had, nothing is available."""
@@ -189,6 +191,11 @@ class ElasticAllocator:
                 f"{pool.size} in pages of {pool.page_size}"
             )
         self.source = PageSource(pool, device)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that can be handed out at most; `size` of them but for what lies across pages."""
+        return self.source.total * self.page_size
 
     def expect(self, tokens: int) -> None:
         """So many tokens will be allocated at once, before long: available_size() asks for them."""
@@ -349,9 +356,7 @@ class ElasticSWATokenToKVPoolAllocator(SWATokenToKVPoolAllocator):
         need_sort: bool,
         req_to_token_pool: Any = None,
     ) -> None:
-        super().__init__(
-            size, size_swa, page_size, dtype, device, kvcache, need_sort, req_to_token_pool
-        )
+        super().__init__(size, size_swa, page_size, dtype, device, kvcache, need_sort, req_to_token_pool)
         if self.swa_req_ring:
             raise KVCachedConfigError("kvcached cannot serve a ring of sliding windows per request")
         self.full_attn_allocator = make_allocator(
@@ -365,9 +370,7 @@ class ElasticSWATokenToKVPoolAllocator(SWATokenToKVPoolAllocator):
         self.full_attn_allocator.expect(tokens)
         self.swa_attn_allocator.expect(min(tokens, self.swa_attn_allocator.size))
 
-    def create_prefill_budget(
-        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
-    ) -> SWAPrefillBudget:
+    def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> SWAPrefillBudget:
         return ElasticSWAPrefillBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> None:

@@ -99,7 +99,8 @@ def alloc_mamba_states(
     SGLang's, of which shape.conv (a list of shapes), shape.temporal, dtype.conv and dtype.temporal count.
     Each tensor is (num_mamba_layers, num_slots + 1, *shape), with gaps: a slot's states of one layer lie
     together, and with KVCACHED_CONTIGUOUS_LAYOUT those of all layers. The blocks to map are slots:
-    get_kv_cache_manager(num_slots + 1, 1, mamba_slot_bytes(cache_params), num_mamba_layers, 1, group_id).
+    get_kv_cache_manager(num_slots + 1, 1, mamba_slot_bytes(cache_params), num_mamba_layers, 1, group_id);
+    a slot that would lie in two pages is never handed out, so there may be a few less than num_slots.
     KVCachedConfigError: a slot does not fit into a page.
     """
     runtime.get()

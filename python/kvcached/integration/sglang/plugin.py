@@ -140,6 +140,25 @@ def check_ours(pool: Any, allocator: Any) -> None:
         )
 
 
+def reachable(result: Any) -> Any:
+    """The result of configure(), with no more tokens than can be handed out: SGLang must not admit a request
+    that waits for more."""
+    import msgspec
+
+    allocator = result.token_to_kv_pool_allocator
+    full = getattr(allocator, "full_attn_allocator", allocator)
+    swa = getattr(allocator, "swa_attn_allocator", None)
+    most = {"max_total_num_tokens": full.capacity, "full_max_total_num_tokens": full.capacity}
+    if swa is not None:
+        most["swa_max_total_num_tokens"] = swa.capacity
+    less = {
+        name: capacity
+        for name, capacity in most.items()
+        if getattr(result, name) is not None and getattr(result, name) > capacity
+    }
+    return msgspec.structs.replace(result, **less)
+
+
 def _configure(original: Callable[..., Any], self: Any, *, pre_model_load_memory: int) -> Any:
     from kvcached.integration.sglang import interfaces
 
@@ -149,7 +168,7 @@ def _configure(original: Callable[..., Any], self: Any, *, pre_model_load_memory
     interfaces.init_kvcached(device=self.gpu_id)
     result = original(self, pre_model_load_memory=pre_model_load_memory)
     check_ours(result.token_to_kv_pool, result.token_to_kv_pool_allocator)
-    return result
+    return reachable(result)
 
 
 def _build_allocator(
@@ -218,7 +237,9 @@ def _unaccounted(total: int, used: int, available: int) -> int:
 
 
 def _check_full(original: Callable[..., Any], self: Any, ps: Any, uncached: int = 0) -> Any:
-    allocator = getattr(self.token_to_kv_pool_allocator, "full_attn_allocator", self.token_to_kv_pool_allocator)
+    allocator = getattr(
+        self.token_to_kv_pool_allocator, "full_attn_allocator", self.token_to_kv_pool_allocator
+    )
     if ps.full_capacity:
         uncached += _unaccounted(ps.full_capacity, allocator.used_size(), ps.full_available_size)
     return original(self, ps, uncached)

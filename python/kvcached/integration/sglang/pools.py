@@ -161,9 +161,7 @@ class ElasticMLATokenToKVPool(ElasticPool, MLATokenToKVPool):
         pool = self._open(self.device, self.layer_num, 1, width * self.store_dtype.itemsize)
         shape = [1, self._rows, 1, width]
         rows = self.size + self.page_size
-        self.kv_buffer = [
-            layer[0, :rows] for layer in caches.views(pool, self.store_dtype, shape, (1, 0))
-        ]
+        self.kv_buffer = [layer[0, :rows] for layer in caches.views(pool, self.store_dtype, shape, (1, 0))]
 
     def get_contiguous_buf_infos(self) -> tuple[list[int], list[int], list[int]]:
         _refuse("transfers that register the whole KV cache", "use no disaggregation")

@@ -39,7 +39,7 @@ def _unified_leaves(tree: Any) -> list[tuple[Callable[[], object], Any]]:
     from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
     def evictor(node: Any) -> Callable[[], object]:
-        return lambda: tree._evict_device_leaf(node.id, {kind: 0 for kind in tree.tree_components})
+        return lambda: tree._evict_device_leaf(node.id, dict.fromkeys(tree.tree_components, 0))
 
     nodes = list(tree.tree_core.evictable_device_leaves)
     return [(evictor(node), node.component_data[ComponentType.FULL].value) for node in nodes]
