@@ -16,10 +16,11 @@ import sys
 import time
 import traceback
 from array import array
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-from sglang_support import (
+from engines.sglang_support import (
     DTYPES,
     HEADS,
     LAYERS,
@@ -31,6 +32,7 @@ from sglang_support import (
     elastic,
     error_of,
     found,
+    hog,
     kvctl,
     layer,
     lengths,
@@ -43,6 +45,7 @@ from sglang_support import (
     our_allocator_of,
     remember,
     same,
+    scheduler_of,
     stock_allocator,
     wait_for,
 )
@@ -51,6 +54,7 @@ from sglang_support import (
 import torch
 from kvcached import runtime
 from kvcached.integration.sglang import allocators, interfaces, plugin, pools, reclaim
+from kvcached.layout import Layout
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -188,7 +192,8 @@ def other_pools() -> None:
         both = allocators.ElasticSWATokenToKVPoolAllocator(
             SIZE, SIZE // 2, page_size, torch.float16, "cpu", swa, need_sort=False
         )
-        full, windows = (source.manager for source in allocators.sources_of(both))
+        managers: list[Any] = [source.manager for source in allocators.sources_of(both)]
+        full, windows = managers
         assert full.group_id != windows.group_id
         both.evict_to_free_tokens(None, 40)
         assert both.available_size() >= 40
@@ -241,7 +246,7 @@ def same_decisions() -> None:
     for page_size in (1, 4, 64):
         chance = random.Random(page_size)
         pool, ours = elastic(page_size)
-        sides = [Requests(stock_allocator(pool)), Requests(ours)]
+        sides = [Requests(stock_allocator(pool, ours.capacity)), Requests(ours)]
         refused = 0
         for number in range(400):
             what = chance.random()
@@ -268,7 +273,7 @@ def same_decisions() -> None:
             for side in sides:
                 side.check()
             stock, own = (side.allocator for side in sides)
-            assert own.used_size() == stock.size // page_size * page_size - stock.available_size()
+            assert own.used_size() == ours.capacity - stock.available_size()
             assert own.available_size() <= stock.available_size()
             own.expect(stock.available_size())
             assert own.available_size() == stock.available_size()
@@ -310,7 +315,8 @@ def across_pages() -> None:
 def shortage(page_size: int) -> None:
     """The daemon has less than the pool could hold: refusals, no errors, and promises that are kept."""
     _, allocator = elastic(page_size)
-    total, given = 0, []
+    total = 0
+    given: list[Any] = []
     for need in (100, 5, 700, 260, 64, 1000, 3, 500, 500, 8, 256):
         need = need // page_size * page_size
         allocator.expect(need)
@@ -329,12 +335,30 @@ def shortage(page_size: int) -> None:
     assert None in given
     assert 0 < total < SIZE
     promised = allocator.available_size()
-    rest = allocator.alloc(promised) if promised else None
-    assert promised == 0 or len(rest) == promised
+    rest = allocator.alloc(promised)
+    assert rest is not None
+    assert len(rest) == promised
     for slots in given:
         if slots is not None:
             allocator.free(slots)
     assert allocator.alloc(PAGE_TOKENS) is not None
+
+
+def promise() -> None:
+    """What available_size() says can be had, however much another engine takes meanwhile; and not more."""
+    _, allocator = elastic()
+    allocator.expect(3 * PAGE_TOKENS)
+    promised = allocator.available_size()
+    assert promised >= 3 * PAGE_TOKENS
+    for _ in range(2):  # a promise holds for 100 ms, and is renewed by asking
+        with hog(meanwhile=allocator.available_size) as taken:
+            assert taken > 0
+            promised = allocator.available_size()
+            assert promised >= 3 * PAGE_TOKENS
+            slots = allocator.alloc(promised)
+            assert slots is not None
+            assert allocator.alloc(SIZE - promised) is None
+        allocator.free(slots)
 
 
 def refusals() -> None:
@@ -352,18 +376,22 @@ def refusals() -> None:
 
 def fence_holds_pages() -> None:
     """A page whose tokens are freed during a batch stays mapped until the batch is over."""
+    load_plugin()
     pool, allocator = elastic()
     manager = allocator.source.manager
     slots = allocator.alloc(4 * PAGE_TOKENS)
-    allocators.fence.begin()
-    pool.k_buffer[0][slots] = 3
-    allocator.free(slots)
-    manager.trim()
+    scheduler = scheduler_of(allocator, SimpleNamespace())
+
+    def batch(*_batch: Any) -> None:
+        pool.k_buffer[0][slots] = 3
+        allocator.free(slots)
+        manager.trim()
+
+    plugin._run_batch(batch, scheduler, None)
     assert manager.status()["waiting_pages"] >= 3
     assert (pool.k_buffer[0][slots] == 3).all()  # it would fault
-    allocators.fence.end(None)
-    loop = reclaim.Loop(SimpleNamespace(), [allocator.source])
-    loop.step(idle=True)
+    with get_parallel().override(pp_rank=0, attn_tp_rank=0, attn_cp_rank=0):
+        scheduler.ingest_requests()
     manager.trim()
     assert manager.status()["waiting_pages"] == 0
     assert manager.status()["mapped_pages"] == 1
@@ -375,19 +403,20 @@ def prefill_budget() -> None:
     _, allocator = elastic()
     tree = make_tree("radix", allocator)
     budget = allocator.create_prefill_budget(tree)
+    most = allocator.capacity
     assert budget.has_capacity()
-    assert budget.remaining_total < SIZE
+    assert budget.remaining_total < most
     request = {
-        "extend_input_len": SIZE - 100,
+        "extend_input_len": most - 100,
         "max_new_tokens": 10,
-        "input_tokens": SIZE - 100,
+        "input_tokens": most - 100,
         "swa_host_hit_length": 0,
         "chunk_limit": None,
     }
-    assert budget.check_prefill(total_tokens=SIZE - 90, **request) == (True, None)
-    assert allocator.available_size() >= SIZE - 90
-    assert budget.check_prefill(total_tokens=SIZE, **request) == (False, None)
-    budget.reserve(SIZE - 100, 10)
+    assert budget.check_prefill(total_tokens=most - 90, **request) == (True, None)
+    assert allocator.available_size() >= most - 90
+    assert budget.check_prefill(total_tokens=most, **request) == (False, None)
+    budget.reserve(most - 100, 10)
     assert budget.check_prefill(total_tokens=200, **request) == (False, None)
 
 
@@ -396,7 +425,7 @@ def prefill_budget() -> None:
 
 def is_accounted(allocator: Any, tree: Any) -> bool:
     held = tree.evictable_size() + tree.protected_size()
-    return allocator.used_size() == held and allocator.verify_byte_accounting() == []
+    return bool(allocator.used_size() == held and allocator.verify_byte_accounting() == [])
 
 
 def trees(kind: str) -> None:
@@ -457,11 +486,14 @@ def leak_checker() -> None:
 
 def reclaim_on_notice(kind: str) -> None:
     """A limit below what is used is met by the tree, in the scheduler's loop, with cached prefixes only."""
+    load_plugin()
     _, allocator = elastic()
     tree = make_tree(kind, allocator)
     page_bytes = allocator.source.page_bytes
     manager = allocator.source.manager
-    loop = reclaim.Loop(tree, [allocator.source])
+    scheduler = scheduler_of(allocator, tree)
+    with get_parallel().override(pp_rank=0, attn_tp_rank=0, attn_cp_rank=0):
+        scheduler.ingest_requests()
     prefixes = [range(i * 10_000, i * 10_000 + PAGE_TOKENS) for i in range(6)]
     for tokens in prefixes:
         remember(tree, allocator, tokens)
@@ -470,7 +502,8 @@ def reclaim_on_notice(kind: str) -> None:
     kvctl("limit", runtime.get().instance, str(3 * page_bytes))
 
     def is_within_limit() -> bool:
-        loop.step(idle=False)
+        with get_parallel().override(pp_rank=0, attn_tp_rank=0, attn_cp_rank=0):
+            scheduler.ingest_requests()
         return bool(manager.status()["mapped_pages"] <= 3)
 
     wait_for(is_within_limit)
@@ -507,10 +540,27 @@ def evicts_by_page(kind: str) -> None:
     assert allocator.used_size() == len(kept) + 16
 
 
+def whole_pages() -> None:
+    """The last page is left out where it would hold little."""
+
+    def usable(blocks: int, block_bytes: int) -> int:
+        return pools.usable_blocks(Layout(2, 2, block_bytes, 2 << 20, True), blocks)
+
+    assert usable(2049, 8192) == 2048
+    assert usable(2048, 8192) == 2048
+    assert usable(2048 + 128, 8192) == 2048
+    assert usable(256 + 255, 8192) == 511
+    assert usable(100, 8192) == 100
+    assert usable(14_000, 1500) == 10 * (2 << 20) // 1500
+    for page_size in (1, 4, 64):
+        _, allocator = elastic(page_size)
+        assert allocator.capacity == SIZE // page_size // (PAGE_TOKENS // page_size) * PAGE_TOKENS - page_size
+        allocator.expect(PAGE_TOKENS - page_size)
+        assert allocator.source.manager.status()["claimed_pages"] == 0  # page 0 has so many
+
+
 def cheapest_pages() -> None:
-    leaves = [
-        reclaim.Leaf(lambda: None, reclaim.Counter(pages)) for pages in ({1: 2, 2: 1}, {2: 3}, {3: 5}, {1: 1})
-    ]
+    leaves = [reclaim.Leaf(lambda: None, Counter(pages)) for pages in ({1: 2, 2: 1}, {2: 3}, {3: 5}, {1: 1})]
 
     def chosen(census: list[tuple[int, int]], pages: int) -> list[int]:
         return [leaves.index(leaf) for leaf in reclaim.cheapest(leaves, census, pages)]

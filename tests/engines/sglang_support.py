@@ -4,15 +4,18 @@ requests that use them, and a configurator without a model. For SGLang's interpr
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import subprocess
+import sys
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import torchvision_stub
+from engines import torchvision_stub
 
 # isort: split
 import torch
@@ -52,10 +55,10 @@ def mla(cls: type, dtype: torch.dtype = torch.bfloat16, page_size: int = 1) -> A
     )
 
 
-def stock_allocator(pool: Any) -> Any:
+def stock_allocator(pool: Any, size: int) -> Any:
     if pool.page_size == 1:
-        return TokenToKVPoolAllocator(pool.size, pool.dtype, "cpu", pool, False)
-    return PagedTokenToKVPoolAllocator(pool.size, pool.page_size, pool.dtype, "cpu", pool, False)
+        return TokenToKVPoolAllocator(size, pool.dtype, "cpu", pool, False)
+    return PagedTokenToKVPoolAllocator(size, pool.page_size, pool.dtype, "cpu", pool, False)
 
 
 def our_allocator(pool: Any) -> Any:
@@ -73,9 +76,9 @@ def layer(i: int) -> Any:
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(
-        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
-    )
+    """Bit by bit: not all types can be compared."""
+    bits = [tensor.contiguous().view(torch.uint8) for tensor in (a, b)]
+    return bool(a.shape == b.shape and torch.equal(bits[0], bits[1]))
 
 
 def our_allocator_of(kvcache: Any) -> Any:
@@ -123,7 +126,8 @@ class Requests:
 
     def check(self) -> None:
         """Nobody shares a page, and within pages tokens follow each other."""
-        page_size, seen = self.allocator.page_size, set()
+        page_size = self.allocator.page_size
+        seen: set[int] = set()
         for slots in self.slots.values():
             assert (slots % page_size == torch.arange(len(slots)) % page_size).all()
             pages = slots[::page_size] // page_size
@@ -157,7 +161,8 @@ def remember(tree: Any, allocator: Any, tokens: range) -> torch.Tensor:
 
 
 def found(tree: Any, tokens: range) -> int:
-    return tree.match_prefix(MatchPrefixParams(key=RadixKey(array("q", tokens)))).device_prefix_len
+    match = tree.match_prefix(MatchPrefixParams(key=RadixKey(array("q", tokens))))
+    return int(match.device_prefix_len)
 
 
 def observed(allocator: Any, tree: Any) -> tuple[Any, Any]:
@@ -290,6 +295,52 @@ class Configured:
             assert hasattr(self.module, name), name
             setattr(self.module, name, value)
         return self.object.configure(pre_model_load_memory=0.75)
+
+
+def scheduler_of(allocator: Any, tree: Any) -> Any:
+    """SGLang's scheduler, but for what a model, a GPU or a client is needed for."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    made = object.__new__(Scheduler)
+    made.tree_cache, made.token_to_kv_pool_allocator = tree, allocator
+    made.waiting_queue = [SimpleNamespace()]
+    made.running_batch = SimpleNamespace(is_empty=lambda: True)
+    made._deferred_input_requests = []
+    made._poll_timeout_aborts = list
+    made.request_receiver = SimpleNamespace(recv_requests=lambda **_local: [])
+    made.process_input_requests = lambda _requests: None
+    return made
+
+
+# Takes all of the memory that nobody has been promised, says how many bytes it is, and keeps it.
+HOG = """
+import sys
+from kvcached import _native
+client = _native.Client(instance="hog", min_reserved_pages=0, max_reserved_pages=0)
+region = client.open_region(1 << 9, 2 << 20)
+page = 0
+try:
+    while True:
+        region.map([page])
+        page += 1
+except _native.OutOfMemoryError:
+    print(page * (2 << 20), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def hog(meanwhile: Callable[[], object]) -> Iterator[int]:
+    """Another engine; how many bytes it got. meanwhile: what is done over and over until it has them."""
+    engine = subprocess.Popen(
+        [sys.executable, "-c", HOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with engine:
+        assert engine.stdout is not None
+        while not select.select([engine.stdout], [], [], 0.01)[0]:
+            meanwhile()
+        yield int(engine.stdout.readline())
+        engine.communicate()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:

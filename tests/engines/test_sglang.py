@@ -32,7 +32,7 @@ class Interpreter:
 
     def __init__(self, python: Path, package: Path, log: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHED_")}
-        environment |= {"PYTHONPATH": str(package), "SGLANG_PLUGINS": "kvcached"}
+        environment |= {"PYTHONPATH": f"{package}:{ROOT / 'tests'}", "SGLANG_PLUGINS": "kvcached"}
         self._log = log.open("w+")
         self._process = subprocess.Popen(
             [str(python), str(ROOT / "tests" / "engines" / "sglang_checks.py")],
@@ -169,6 +169,10 @@ def test_shortage_is_refused_without_error(passes: Callable[..., None], page_siz
     passes("shortage", budget="40M", page_size=page_size)
 
 
+def test_promises_hold_against_other_engines(passes: Callable[..., None]) -> None:
+    passes("promise", budget="96M")
+
+
 def test_what_is_not_out_cannot_be_freed(passes: Callable[..., None]) -> None:
     passes("refusals")
 
@@ -198,6 +202,10 @@ def test_memory_is_given_up_on_notice(passes: Callable[..., None], kind: str) ->
 @pytest.mark.parametrize("kind", ["radix", "python"])
 def test_evicts_what_keeps_a_page(passes: Callable[..., None], kind: str) -> None:
     passes("evicts_by_page", kind=kind)
+
+
+def test_whole_pages(passes: Callable[..., None]) -> None:
+    passes("whole_pages")
 
 
 def test_cheapest_pages(passes: Callable[..., None]) -> None:

@@ -29,9 +29,9 @@ def install() -> None:
         sys.modules[name] = made
         return made
 
-    mode = enum.Enum("InterpolationMode", ["NEAREST", "BILINEAR", "BICUBIC", "LANCZOS"])
-    functional = module("torchvision.transforms.functional", InterpolationMode=mode)
-    transforms = module("torchvision.transforms", InterpolationMode=mode, functional=functional)
+    modes = enum.Enum("modes", ["NEAREST", "BILINEAR", "BICUBIC", "LANCZOS"])
+    functional = module("torchvision.transforms.functional", InterpolationMode=modes)
+    transforms = module("torchvision.transforms", InterpolationMode=modes, functional=functional)
     module("torchvision", __version__="0.0.0", transforms=transforms)
 
 

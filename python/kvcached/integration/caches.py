@@ -87,4 +87,4 @@ def find_axes(shape: Sequence[int], attention_type: str) -> tuple[int, int | Non
 
 def block_bytes(shape: Sequence[int], axes: tuple[int, int | None], dtype: torch.dtype) -> int:
     """Of a block in one layer's K or V."""
-    return product([n for i, n in enumerate(shape) if i not in axes]) * dtype.itemsize
+    return product([n for i, n in enumerate(shape) if i not in axes]) * int(dtype.itemsize)
