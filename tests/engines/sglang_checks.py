@@ -275,6 +275,9 @@ def same_decisions() -> None:
             stock, own = (side.allocator for side in sides)
             assert own.used_size() == ours.capacity - stock.available_size()
             assert own.available_size() <= stock.available_size()
+            free = own.get_all_free_pages()
+            assert len(free) == own.size // page_size - own.source.taken
+            assert not any(torch.isin(slots // page_size, free).any() for slots in sides[1].slots.values())
             own.expect(stock.available_size())
             assert own.available_size() == stock.available_size()
         assert refused > 20, refused  # the pool's own end was met, too

@@ -48,7 +48,8 @@ class PageSource:
         self._manager: KVCacheManager | None = pool.open_manager()
         # Fewer than the pool's own where one would lie in two pages of memory, and is never handed out.
         self.total = min(pool.size // pool.page_size, self._manager.status()["total_blocks"])
-        self.taken = 0  # by our own account, to compare with the library's
+        self._out = torch.zeros(pool.size // pool.page_size + 1, dtype=torch.bool)  # which are handed out
+        self.taken = 0  # ... and how many; by our own account, to compare with the library's
         self.needed = 0  # what available() asks for when it isn't told
         self._refused_at = -1.0
         self._asleep = False
@@ -97,6 +98,11 @@ class PageSource:
         """How many are handed out, by the library's account."""
         return self._manager.status()["used_blocks"] if self._manager is not None else 0
 
+    def not_out(self) -> torch.Tensor:
+        """(n,) int64, on the device: all pages that nobody has, whether memory can be had for them or not."""
+        free = (~self._out).nonzero().flatten()
+        return free[free > 0].to(self.device)
+
     # ---- Taking and giving ----
 
     def take(self, n: int) -> torch.Tensor | None:
@@ -107,6 +113,7 @@ class PageSource:
         ids = manager.alloc(n) if n else []
         if ids is None:
             return None
+        self._out[ids] = True
         self.taken += n
         if self.device.type == "cuda":
             # Fresh pages are cleared in the default stream.
@@ -119,12 +126,13 @@ class PageSource:
             return
         if self._manager is None:
             raise ValueError("Pages were freed that a flush or a sleep has taken back already")
-        ids = pages.tolist()
+        ids = pages.tolist()  # waits for what is ahead in the scheduler's stream
         epoch = fence.pending
         if epoch:
             self._manager.free_after(ids, epoch)
         else:
             self._manager.free(ids)
+        self._out[ids] = False
         self.taken -= len(ids)
 
     def completed(self, epoch: int) -> None:
@@ -136,6 +144,7 @@ class PageSource:
         fence.wait()
         if self._manager is not None:
             self._manager.clear()
+        self._out.zero_()
         self.taken = 0
         self.needed = 0
 
@@ -212,10 +221,11 @@ class ElasticAllocator:
     def verify_byte_accounting(self) -> list[str]:
         """What doesn't add up, in words."""
         used, taken = self.source.used(), self.source.taken
-        return [] if used == taken else [f"kvcached: {taken} pages are handed out, and {used} are in use"]
+        return [] if used == taken else [f"{taken} KV pages are handed out, and {used} are in use"]
 
-    def get_all_free_pages(self) -> None:
-        """There is no such list."""
+    def get_all_free_pages(self) -> torch.Tensor:
+        """(n,) int64: for SGLang's checks that nobody uses a free page."""
+        return self.source.not_out()
 
     def merge_and_sort_free(self) -> None:
         pass
