@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from harness.broker import Programs, Site, describe_end
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 400.0  # SGLang is large
-CHECK_S = 100.0
+CHECK_S = 200.0
 
 pytestmark = [pytest.mark.emulator, pytest.mark.timeout(START_S + CHECK_S)]
 
@@ -32,7 +34,11 @@ class Interpreter:
 
     def __init__(self, python: Path, package: Path, log: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHED_")}
-        environment |= {"PYTHONPATH": f"{package}:{ROOT / 'tests'}", "SGLANG_PLUGINS": "kvcached"}
+        environment |= {
+            "PYTHONPATH": f"{package}:{ROOT / 'tests'}",
+            "SGLANG_PLUGINS": "kvcached",
+            "TRITON_INTERPRET": "1",
+        }
         self._log = log.open("w+")
         self._process = subprocess.Popen(
             [str(python), str(ROOT / "tests" / "engines" / "sglang_checks.py")],
@@ -68,6 +74,42 @@ class Interpreter:
         self._process.wait(CHECK_S)
         self._process.stdout.close()
         self._log.close()
+
+
+@pytest.fixture
+def site(build_dir: Path, tmp_run: Path) -> Iterator[Site]:
+    """The surroundings of this test, with an emulated device of its own."""
+    memory = Path(tempfile.mkdtemp(prefix="kvcached-test-", dir="/dev/shm"))
+    yield Site(build=build_dir, run=tmp_run, emulate_dir=memory / "devices")
+    shutil.rmtree(memory)
+
+
+@pytest.fixture
+def programs(site: Site) -> Iterator[Programs]:
+    """Starts daemons and kvctl, and ends what the test leaves running."""
+    started = Programs(site)
+    yield started
+    started.end()
+
+
+@pytest.fixture(scope="session")
+def package_dir(build_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH: the package with this build's extension, and its entry points."""
+    native = build_dir / "python" / "_native.abi3.so"
+    if not native.exists():
+        pytest.skip(f"{native} has not been built")
+    folder = tmp_path_factory.mktemp("site-packages")
+    shutil.copytree(
+        ROOT / "python" / "kvcached", folder / "kvcached", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(native, folder / "kvcached")
+    about = folder / "kvcached-0.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: kvcached\nVersion: 0.0\n")
+    (about / "entry_points.txt").write_text(
+        "[sglang.srt.plugins]\nkvcached = kvcached.integration.sglang.plugin:register\n"
+    )
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -156,8 +198,9 @@ def test_states_of_mamba_layers(passes: Callable[..., None], contiguous: str) ->
     passes("mamba_states", layout(contiguous))
 
 
-def test_decides_as_sglang_does_while_memory_is_ample(passes: Callable[..., None]) -> None:
-    passes("same_decisions")
+@pytest.mark.parametrize("kernels", [False, True], ids=["torch", "triton"])
+def test_decides_as_sglang_does_while_memory_is_ample(passes: Callable[..., None], kernels: bool) -> None:
+    passes("same_decisions", kernels=kernels)
 
 
 def test_tokens_across_pages(passes: Callable[..., None]) -> None:
@@ -167,6 +210,10 @@ def test_tokens_across_pages(passes: Callable[..., None]) -> None:
 @pytest.mark.parametrize("page_size", [1, 4])
 def test_shortage_is_refused_without_error(passes: Callable[..., None], page_size: int) -> None:
     passes("shortage", budget="40M", page_size=page_size)
+
+
+def test_what_is_refused_keeps_nobody_from_asking(passes: Callable[..., None]) -> None:
+    passes("asks_for_less", budget="26M")
 
 
 def test_promises_hold_against_other_engines(passes: Callable[..., None]) -> None:

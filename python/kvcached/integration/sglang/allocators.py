@@ -51,7 +51,8 @@ class PageSource:
         self._out = torch.zeros(pool.size // pool.page_size + 1, dtype=torch.bool)  # which are handed out
         self.taken = 0  # ... and how many; by our own account, to compare with the library's
         self.needed = 0  # what available() asks for when it isn't told
-        self._refused_at = -1.0
+        self._refused = 0
+        self._refused_at = -ASK_AGAIN_SECONDS
         self._asleep = False
         _sources.add(self)
 
@@ -65,15 +66,19 @@ class PageSource:
     @property
     def manager(self) -> KVCacheManager | None:
         """None: asleep, or page 0 cannot be mapped yet."""
-        if self._manager is None and not self._asleep and self._may_ask():
+        if self._manager is None and not self._asleep and self._may_ask(0):
             try:
                 self._manager = self.pool.open_manager()
             except OutOfMemoryError:
-                self._refused_at = time.monotonic()
+                self._note_refusal(0)
         return self._manager
 
-    def _may_ask(self) -> bool:
-        return time.monotonic() - self._refused_at >= ASK_AGAIN_SECONDS
+    def _may_ask(self, need: int) -> bool:
+        """Not at once for what has just been refused, or more."""
+        return need < self._refused or time.monotonic() - self._refused_at >= ASK_AGAIN_SECONDS
+
+    def _note_refusal(self, need: int) -> None:
+        self._refused, self._refused_at = need, time.monotonic()
 
     def available(self, need: int | None = None) -> int:
         """How many take() can have. It asks for `need`, else for what was expected."""
@@ -82,10 +87,10 @@ class PageSource:
             return 0
         need = min(self.needed if need is None else need, self.total - self.taken)
         found = manager.available_size(0)
-        if found < need and self._may_ask():
+        if found < need and self._may_ask(need):
             found = manager.available_size(need)
             if found < need:
-                self._refused_at = time.monotonic()
+                self._note_refusal(need)
         return min(found, self.total - self.taken)
 
     def expect(self, pages: int) -> None:
@@ -169,7 +174,7 @@ class PageSource:
     def wake(self) -> None:
         """Memory is asked for when it is needed; until page 0 can be had, nothing is available."""
         self._asleep = False
-        self._refused_at = -1.0
+        self._refused_at = -ASK_AGAIN_SECONDS
 
 
 _sources: weakref.WeakSet[PageSource] = weakref.WeakSet()
