@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import time
 import traceback
@@ -387,6 +388,31 @@ def promise() -> None:
         assert allocator.alloc(SIZE // 2) is None
 
 
+def daemon_dies() -> None:
+    """What is mapped serves on, and nothing more is had; nothing raises."""
+    pool, allocator = elastic()
+    slots = allocator.alloc(2 * PAGE_TOKENS)
+    tree = make_tree("python", allocator)
+    loop = reclaim.Loop(tree, [allocator.source])
+    os.kill(int(os.environ["TEST_DAEMON"]), signal.SIGKILL)
+    wait_for(lambda: not runtime.get().client().status()["connected"])
+    pool.k_buffer[0][slots] = 1
+    allocator.free(slots[100:])
+    loop.step(idle=False)
+    assert not allocator.check_decode_capacity(num_tokens=SIZE // 2, tree_cache=tree)
+    assert allocator.alloc(SIZE // 2) is None
+    assert allocator.check_decode_capacity(num_tokens=100, tree_cache=tree)
+    more = allocator.alloc(100)
+    pool.k_buffer[0][more] = 1
+    allocator.free(more)
+    allocator.source.trim()
+    allocator.clear()
+    allocator.source.sleep()
+    allocator.source.wake()
+    assert allocator.available_size() == 0
+    assert allocator.alloc(1) is None
+
+
 def refusals() -> None:
     """What is freed twice, or never was handed out, is refused."""
     for page_size in (1, 4):
@@ -396,6 +422,10 @@ def refusals() -> None:
         for wrong in (slots, torch.tensor([SIZE]), torch.tensor([0])):
             error_of(ValueError, allocator.free, wrong)
         assert allocator.used_size() == 0
+        if page_size > 1:
+            arguments = (*lengths([0], [9]), torch.tensor([[-1], [-1]]), 9)  # one request too many
+            error_of(Exception, allocator.alloc_extend, *arguments)
+            assert allocator.used_size() == 0
         assert allocator.alloc(SIZE + page_size) is None
         assert len(allocator.alloc(0)) == 0
 

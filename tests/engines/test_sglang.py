@@ -141,6 +141,7 @@ def outcome(interpreter: Interpreter, programs: Programs, site: Site) -> Callabl
             "KVCACHED_IPC_NAME": "sglang-test",
             "KVCACHED_CONTIGUOUS_LAYOUT": "false",
             "ENABLE_KVCACHED": "true",
+            "TEST_DAEMON": str(daemon.process.pid),
             "TEST_KVCTL": str(site.build / "kvctl" / "kvctl"),
         }
         status = interpreter.run(check, arguments, settings | (environment or {}), output)
@@ -218,6 +219,13 @@ def test_what_is_refused_keeps_nobody_from_asking(passes: Callable[..., None]) -
 
 def test_promises_hold_against_other_engines(passes: Callable[..., None]) -> None:
     passes("promise", budget="96M")
+
+
+def test_serves_on_without_its_daemon(passes: Callable[..., None], programs: Programs) -> None:
+    try:
+        passes("daemon_dies", {"KVCACHED_PAGE_PREALLOC_ENABLED": "false"})
+    finally:
+        programs.daemons[0].kill()  # the check has, so nobody expects a good end of it
 
 
 def test_what_is_not_out_cannot_be_freed(passes: Callable[..., None]) -> None:

@@ -15,6 +15,7 @@ Threads: the scheduler's only.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from typing import Any
@@ -26,12 +27,20 @@ from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SWAPrefillBudget
 from sglang.srt.utils import get_num_new_pages
 from sglang.srt.utils.common import async_h2d
 
-from kvcached.errors import KVCachedConfigError, OutOfMemoryError
+from kvcached.errors import (
+    DaemonTimeoutError,
+    DisconnectedError,
+    KVCachedConfigError,
+    OutOfMemoryError,
+)
 from kvcached.integration.sglang.fence import Fence
 from kvcached.integration.sglang.pools import ElasticPool, elastic_pools
 from kvcached.kv_cache_manager import KVCacheManager
 
 ASK_AGAIN_SECONDS = 0.01  # after a refusal; the scheduler asks many times in a step
+
+# The library says so in the log; what is mapped serves on, and no more is had.
+DAEMON_IS_GONE = (DisconnectedError, DaemonTimeoutError)
 
 fence = Fence()  # of this process' batches
 
@@ -69,7 +78,7 @@ class PageSource:
         if self._manager is None and not self._asleep and self._may_ask(0):
             try:
                 self._manager = self.pool.open_manager()
-            except OutOfMemoryError:
+            except (OutOfMemoryError, *DAEMON_IS_GONE):
                 self._note_refusal(0)
         return self._manager
 
@@ -80,18 +89,22 @@ class PageSource:
     def _note_refusal(self, need: int) -> None:
         self._refused, self._refused_at = need, time.monotonic()
 
-    def available(self, need: int | None = None) -> int:
-        """How many take() can have. It asks for `need`, else for what was expected."""
+    def available(self) -> int:
+        """How many take() can have. It asks for what was expected."""
         manager = self.manager
         if manager is None:
             return 0
-        need = min(self.needed if need is None else need, self.total - self.taken)
-        found = manager.available_size(0)
-        if found < need and self._may_ask(need):
-            found = manager.available_size(need)
-            if found < need:
-                self._note_refusal(need)
-        return min(found, self.total - self.taken)
+        need = min(self.needed, self.total - self.taken)
+        found = 0
+        try:
+            found = manager.available_size(0)
+            if found < need and self._may_ask(need):
+                found = manager.available_size(need)
+                if found < need:
+                    self._note_refusal(need)
+        except DAEMON_IS_GONE:
+            self._note_refusal(need)
+        return found
 
     def expect(self, pages: int) -> None:
         """So many will be wanted at once, before long."""
@@ -113,9 +126,12 @@ class PageSource:
     def take(self, n: int) -> torch.Tensor | None:
         """(n,) int64: numbers of pages, from 1 on. None: there are not so many."""
         manager = self.manager
-        if manager is None or self.taken + n > self.total:
+        if manager is None:
             return None
-        ids = manager.alloc(n) if n else []
+        try:
+            ids = manager.alloc(n) if n else []
+        except DAEMON_IS_GONE:
+            return None
         if ids is None:
             return None
         self._out[ids] = True
@@ -143,7 +159,8 @@ class PageSource:
     def completed(self, epoch: int) -> None:
         """The GPU is through with that batch."""
         if self._manager is not None:
-            self._manager.complete(epoch)
+            with contextlib.suppress(*DAEMON_IS_GONE):
+                self._manager.complete(epoch)
 
     def clear(self) -> None:
         fence.wait()
@@ -158,7 +175,8 @@ class PageSource:
     def trim(self) -> None:
         """What is mapped and not used goes back."""
         if self._manager is not None:
-            self._manager.trim()
+            with contextlib.suppress(*DAEMON_IS_GONE):
+                self._manager.trim()
 
     def sleep(self) -> None:
         """Everything goes back. ValueError: there is something in it."""
@@ -168,8 +186,9 @@ class PageSource:
         self._asleep = True
         manager, self._manager = self._manager, None
         if manager is not None:
-            manager.close()
-        self.pool.kvcached_pool.client.trim()
+            with contextlib.suppress(*DAEMON_IS_GONE):
+                manager.close()
+                self.pool.kvcached_pool.client.trim()
 
     def wake(self) -> None:
         """Memory is asked for when it is needed; until page 0 can be had, nothing is available."""
