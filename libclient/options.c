@@ -102,8 +102,9 @@ static bool name_is_good(const char *name)
 
 static int resolve_instance(const char *option, struct settings *s)
 {
-    const char *variable = text_of("KVCACHED_IPC_NAME");
+    const char *variable = option ? NULL : text_of("KVCACHED_IPC_NAME");
 
+    /* Who passes a name may have made it of the variable. */
     if (variable && !name_is_good(variable))
         return bad_variable("KVCACHED_IPC_NAME", variable, "an instance name: " NAME_RULE);
     if (option && !name_is_good(option))

@@ -456,6 +456,13 @@ KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region)
     return region->remote ? region->remote->page_bytes : region->shape->slot_bytes;
 }
 
+KVC_API uint32_t kvc_region_segments(const struct kvc_region *region)
+{
+    if (!region)
+        return 0;
+    return (uint32_t)(region->remote ? region->remote->segments : region->shape->segments);
+}
+
 /* ---- Closing ---- */
 
 struct kvc_region *region_forget(struct kvc_region *region)

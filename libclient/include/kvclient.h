@@ -279,9 +279,10 @@ KVC_API int kvc_region_hold(struct kvc_region *region, struct kvc_hold **ret);
  * returns NULL. */
 KVC_API struct kvc_hold *kvc_hold_release(struct kvc_hold *hold);
 
-/* Since 0.2: capacity, and bytes of one page over all segments. */
+/* Since 0.2: capacity, bytes of one page over all segments, and how many those are. */
 KVC_API uint64_t kvc_region_pages(const struct kvc_region *region);
 KVC_API uint64_t kvc_region_page_bytes(const struct kvc_region *region);
+KVC_API uint32_t kvc_region_segments(const struct kvc_region *region);
 
 /* Backs pages with memory, all or none of them. Contents are undefined (zero, or what this trust domain left)
  * without KVC_REGION_ZERO_ON_MAP. Waits for the daemon if its memory has to be made first. KVC_E_MAPPED,

@@ -11,7 +11,10 @@
 #include "native.h"
 
 struct blocks_object {
-    PyObject_HEAD PyObject *regions; /* a tuple */
+    PyObject_HEAD
+    PyObject *regions;            /* a tuple */
+    struct region_object **known; /* its items; NULL: never opened */
+    Py_ssize_t n_known;
     struct kvc_blocks *blocks;
     unsigned n_users;
     bool closed;
@@ -22,28 +25,18 @@ static struct blocks_object *self_of(PyObject *object)
     return (struct blocks_object *)object;
 }
 
-static Py_ssize_t n_regions(const struct blocks_object *self)
-{
-    return self->regions ? PyTuple_Size(self->regions) : 0;
-}
-
-static struct region_object *region_at(const struct blocks_object *self, Py_ssize_t i)
-{
-    return (struct region_object *)PyTuple_GetItem(self->regions, i);
-}
-
 /* ---- Using and closing ---- */
 
 static void leave_regions(struct blocks_object *self, Py_ssize_t n)
 {
     while (n-- > 0)
-        py_region_leave(region_at(self, n));
+        py_region_leave(self->known[n]);
 }
 
 static bool enter_regions(struct blocks_object *self)
 {
-    for (Py_ssize_t i = 0; i < n_regions(self); i++) {
-        if (!py_region_enter(region_at(self, i))) {
+    for (Py_ssize_t i = 0; i < self->n_known; i++) {
+        if (!py_region_enter(self->known[i])) {
             leave_regions(self, i);
             return false;
         }
@@ -54,8 +47,8 @@ static bool enter_regions(struct blocks_object *self)
 /* With one of its regions, or of their clients, it is gone at the library. */
 static bool is_gone(const struct blocks_object *self)
 {
-    for (Py_ssize_t i = 0; i < n_regions(self); i++)
-        if (py_region_is_gone(region_at(self, i)))
+    for (Py_ssize_t i = 0; i < self->n_known; i++)
+        if (py_region_is_gone(self->known[i]))
             return true;
     return !self->blocks;
 }
@@ -68,16 +61,28 @@ static void close_now(struct blocks_object *self)
     self->blocks = NULL;
     if (gone)
         return;
-    for (Py_ssize_t i = 0; i < n_regions(self); i++) {
-        struct region_object *region = region_at(self, i);
+    for (Py_ssize_t i = 0; i < self->n_known; i++) {
+        struct region_object *region = self->known[i];
 
         region->client->n_users++;
         region->n_users++;
         Py_INCREF(region->client);
         Py_INCREF(region);
     }
-    Py_BEGIN_ALLOW_THREADS kvc_blocks_close(blocks);
-    Py_END_ALLOW_THREADS leave_regions(self, n_regions(self));
+    Py_BEGIN_ALLOW_THREADS
+    kvc_blocks_close(blocks);
+    Py_END_ALLOW_THREADS
+    leave_regions(self, self->n_known);
+}
+
+/* Enough for a call that keeps the interpreter's lock: nobody can close anything meanwhile. */
+static bool is_open(const struct blocks_object *self)
+{
+    bool open = self->blocks && !self->closed;
+
+    for (Py_ssize_t i = 0; open && i < self->n_known; i++)
+        open = !self->known[i]->closed && !self->known[i]->client->closed;
+    return open;
 }
 
 static bool enter(struct blocks_object *self)
@@ -95,7 +100,7 @@ static bool enter(struct blocks_object *self)
 
 static void leave(struct blocks_object *self)
 {
-    leave_regions(self, n_regions(self));
+    leave_regions(self, self->n_known);
     if (--self->n_users == 0 && self->closed)
         close_now(self);
     Py_DECREF(self);
@@ -106,7 +111,8 @@ static void leave(struct blocks_object *self)
 static int check_regions(PyObject *regions)
 {
     for (Py_ssize_t i = 0; i < PyTuple_Size(regions); i++) {
-        if (PyObject_IsInstance(PyTuple_GetItem(regions, i), (PyObject *)py_region_type) == 1)
+        /* Not PyObject_IsInstance(), which believes objects that only say so. */
+        if (PyObject_TypeCheck(PyTuple_GetItem(regions, i), py_region_type))
             continue;
         PyErr_SetString(PyExc_TypeError, "regions is not a sequence of Region");
         return -1;
@@ -114,10 +120,25 @@ static int check_regions(PyObject *regions)
     return 0;
 }
 
+static int remember(struct blocks_object *self)
+{
+    Py_ssize_t n = PyTuple_Size(self->regions);
+
+    self->known = PyMem_Malloc((size_t)(n + 1) * sizeof(struct region_object *));
+    if (!self->known) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; self->n_known < n; self->n_known++)
+        self->known[self->n_known] = (struct region_object *)PyTuple_GetItem(self->regions, self->n_known);
+    return 0;
+}
+
 static int open_blocks(struct blocks_object *self, const struct kvc_blocks_options *options)
 {
-    Py_ssize_t n = n_regions(self);
+    Py_ssize_t n = self->n_known;
     struct kvc_region **regions = PyMem_Malloc((size_t)(n + 1) * sizeof(struct kvc_region *));
+    struct kvc_blocks *blocks;
     int r;
 
     if (!regions) {
@@ -129,14 +150,19 @@ static int open_blocks(struct blocks_object *self, const struct kvc_blocks_optio
         return -1;
     }
     for (Py_ssize_t i = 0; i < n; i++)
-        regions[i] = region_at(self, i)->region;
-    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_open(regions, (size_t)n, options, &self->blocks);
-    Py_END_ALLOW_THREADS leave_regions(self, n);
+        regions[i] = self->known[i]->region;
+    self->n_users++;
+    Py_INCREF(self);
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_blocks_open(regions, (size_t)n, options, &blocks);
+    Py_END_ALLOW_THREADS
     PyMem_Free(regions);
     if (r == 0)
-        return 0;
-    errors_raise(r);
-    return -1;
+        self->blocks = blocks;
+    else
+        errors_raise(r);
+    leave(self);
+    return r == 0 ? 0 : -1;
 }
 
 static int blocks_init(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -144,26 +170,25 @@ static int blocks_init(PyObject *object, PyObject *args, PyObject *kwargs)
     static char *names[] = {"regions", "block_bytes", "null_block", "max_pages", NULL};
     struct kvc_blocks_options options = {.size = sizeof(options)};
     struct blocks_object *self = self_of(object);
-    unsigned long long block_bytes, max_pages = 0;
     PyObject *regions;
 
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO&|$pO&:Blocks", names, &regions, arg_u64,
+                                     &options.block_bytes, &options.null_block, arg_u64, &options.max_pages))
+        return -1;
+    regions = PySequence_Tuple(regions);
+    if (!regions)
+        return -1;
+    if (check_regions(regions) < 0) {
+        Py_DECREF(regions);
+        return -1;
+    }
     if (self->regions) {
+        Py_DECREF(regions);
         PyErr_SetString(PyExc_RuntimeError, "a set of blocks is opened once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OK|$pK:Blocks", names, &regions, &block_bytes,
-                                     &options.null_block, &max_pages))
-        return -1;
-    options.block_bytes = block_bytes;
-    options.max_pages = max_pages;
-    self->regions = PySequence_Tuple(regions);
-    if (!self->regions)
-        return -1;
-    if (check_regions(self->regions) < 0) {
-        Py_CLEAR(self->regions);
-        return -1;
-    }
-    return open_blocks(self, &options);
+    self->regions = regions;
+    return remember(self) < 0 ? -1 : open_blocks(self, &options);
 }
 
 static void blocks_dealloc(PyObject *object)
@@ -173,6 +198,7 @@ static void blocks_dealloc(PyObject *object)
 
     PyObject_GC_UnTrack(object);
     close_now(self);
+    PyMem_Free(self->known);
     Py_CLEAR(self->regions);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
@@ -187,14 +213,45 @@ static int blocks_traverse(PyObject *object, visitproc visit, void *arg)
 
 /* ---- Allocating and freeing ---- */
 
-static int alloc(struct kvc_blocks *blocks, struct ids *ids)
+/* For a call that keeps the interpreter's lock. False: it is closed, and an exception set. */
+static bool check_open(struct blocks_object *self)
 {
-    int r = kvc_blocks_try_alloc(blocks, ids->n, ids->all);
+    if (is_open(self))
+        return true;
+    /* It fails, and says what of all is closed. */
+    if (enter(self))
+        leave(self);
+    return false;
+}
 
-    if (r != KVC_E_NO_BLOCKS)
-        return r;
-    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_alloc(blocks, ids->n, ids->all);
-    Py_END_ALLOW_THREADS return r;
+static int alloc_slowly(struct blocks_object *self, struct ids *ids)
+{
+    int r;
+
+    if (!enter(self))
+        return -1;
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_blocks_alloc(self->blocks, ids->n, ids->all);
+    Py_END_ALLOW_THREADS
+    if (r < 0)
+        errors_raise(r);
+    leave(self);
+    return r;
+}
+
+/* 0, or an error, and an exception. */
+static int alloc(struct blocks_object *self, struct ids *ids)
+{
+    int r;
+
+    if (!check_open(self))
+        return -1;
+    r = kvc_blocks_try_alloc(self->blocks, ids->n, ids->all);
+    if (r == KVC_E_NO_BLOCKS)
+        return alloc_slowly(self, ids);
+    if (r < 0)
+        errors_raise(r);
+    return r;
 }
 
 static PyObject *blocks_alloc(PyObject *object, PyObject *number)
@@ -202,22 +259,29 @@ static PyObject *blocks_alloc(PyObject *object, PyObject *number)
     struct blocks_object *self = self_of(object);
     PyObject *list = NULL;
     struct ids ids;
-    size_t n;
-    int r;
+    uint64_t n;
 
-    n = PyLong_AsSize_t(number);
-    if ((n == (size_t)-1 && PyErr_Occurred()) || ids_reserve(&ids, n) < 0)
+    if (number_to_u64(number, &n) < 0 || ids_reserve(&ids, n) < 0)
         return NULL;
-    if (enter(self)) {
-        r = alloc(self->blocks, &ids);
-        list = r < 0 ? errors_raise(r) : ids_to_list(&ids);
+    if (alloc(self, &ids) == 0) {
+        list = ids_to_list(&ids);
         /* Without a list nobody would ever free them. */
-        if (r == 0 && !list)
+        if (!list && is_open(self))
             kvc_blocks_free(self->blocks, ids.all, ids.n, 0);
-        leave(self);
     }
     ids_deinit(&ids);
     return list;
+}
+
+/* Nobody's fault here where it is closed by now: then all is unmapped. */
+static void tidy(struct blocks_object *self)
+{
+    if (!is_open(self) || !enter(self))
+        return;
+    Py_BEGIN_ALLOW_THREADS
+    kvc_blocks_tidy(self->blocks);
+    Py_END_ALLOW_THREADS
+    leave(self);
 }
 
 static PyObject *do_free(struct blocks_object *self, PyObject *list, uint64_t epoch)
@@ -227,20 +291,15 @@ static PyObject *do_free(struct blocks_object *self, PyObject *list, uint64_t ep
 
     if (ids_init(&ids, list) < 0)
         return NULL;
-    if (!enter(self)) {
+    if (!check_open(self)) {
         ids_deinit(&ids);
         return NULL;
     }
     r = kvc_blocks_try_free(self->blocks, ids.all, ids.n, epoch, &untidy);
     ids_deinit(&ids);
-    if (r == 0 && untidy) {
-        Py_BEGIN_ALLOW_THREADS kvc_blocks_tidy(self->blocks);
-        Py_END_ALLOW_THREADS
-    }
-    leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    if (r == 0 && untidy)
+        tidy(self);
+    return errors_check(r);
 }
 
 static PyObject *blocks_free(PyObject *object, PyObject *list)
@@ -250,10 +309,10 @@ static PyObject *blocks_free(PyObject *object, PyObject *list)
 
 static PyObject *blocks_free_after(PyObject *object, PyObject *args)
 {
-    unsigned long long epoch;
+    uint64_t epoch;
     PyObject *list;
 
-    if (!PyArg_ParseTuple(args, "OK:free_after", &list, &epoch))
+    if (!PyArg_ParseTuple(args, "OO&:free_after", &list, arg_u64, &epoch))
         return NULL;
     return do_free(self_of(object), list, epoch);
 }
@@ -263,27 +322,25 @@ static PyObject *blocks_free_after(PyObject *object, PyObject *args)
 static PyObject *blocks_available(PyObject *object, PyObject *ignored)
 {
     struct blocks_object *self = self_of(object);
-    uint64_t n;
 
-    if (!enter(self))
-        return NULL;
-    n = kvc_blocks_available(self->blocks);
-    leave(self);
-    return PyLong_FromUnsignedLongLong(n);
+    return check_open(self) ? PyLong_FromUnsignedLongLong(kvc_blocks_available(self->blocks)) : NULL;
 }
 
 static PyObject *blocks_want(PyObject *object, PyObject *args)
 {
     struct blocks_object *self = self_of(object);
-    unsigned long long n;
-    uint64_t available;
+    uint64_t n, available;
     int timeout_ms = 0, r;
+    PyObject *answer;
 
-    if (!PyArg_ParseTuple(args, "K|i:want", &n, &timeout_ms) || !enter(self))
+    if (!PyArg_ParseTuple(args, "O&|i:want", arg_u64, &n, &timeout_ms) || !enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS r = kvc_blocks_want(self->blocks, n, timeout_ms, &available);
-    Py_END_ALLOW_THREADS leave(self);
-    return r < 0 ? errors_raise(r) : PyLong_FromUnsignedLongLong(available);
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_blocks_want(self->blocks, n, timeout_ms, &available);
+    Py_END_ALLOW_THREADS
+    answer = r < 0 ? errors_raise(r) : PyLong_FromUnsignedLongLong(available);
+    leave(self);
+    return answer;
 }
 
 typedef int (*number_fn)(struct kvc_blocks *blocks, uint64_t n);
@@ -291,16 +348,18 @@ typedef int (*number_fn)(struct kvc_blocks *blocks, uint64_t n);
 static PyObject *call_with_number(PyObject *object, PyObject *number, number_fn call)
 {
     struct blocks_object *self = self_of(object);
-    unsigned long long n = PyLong_AsUnsignedLongLong(number);
+    PyObject *done;
+    uint64_t n;
     int r;
 
-    if ((n == (unsigned long long)-1 && PyErr_Occurred()) || !enter(self))
+    if (number_to_u64(number, &n) < 0 || !enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS r = call(self->blocks, n);
-    Py_END_ALLOW_THREADS leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    r = call(self->blocks, n);
+    Py_END_ALLOW_THREADS
+    done = errors_check(r);
+    leave(self);
+    return done;
 }
 
 static PyObject *blocks_reserve(PyObject *object, PyObject *number)
@@ -323,15 +382,17 @@ typedef int (*plain_fn)(struct kvc_blocks *blocks);
 static PyObject *call_plainly(PyObject *object, plain_fn call)
 {
     struct blocks_object *self = self_of(object);
+    PyObject *done;
     int r;
 
     if (!enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS r = call(self->blocks);
-    Py_END_ALLOW_THREADS leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    r = call(self->blocks);
+    Py_END_ALLOW_THREADS
+    done = errors_check(r);
+    leave(self);
+    return done;
 }
 
 static PyObject *blocks_release(PyObject *object, PyObject *ignored)
@@ -361,8 +422,8 @@ static PyObject *blocks_occupancy(PyObject *object, PyObject *pages)
         return NULL;
     if (ids_reserve(&used, numbers.n) == 0 && enter(self)) {
         r = kvc_blocks_occupancy(self->blocks, numbers.all, numbers.n, used.all);
-        leave(self);
         list = r < 0 ? errors_raise(r) : ids_to_list(&used);
+        leave(self);
     }
     ids_deinit(&used);
     numbers_deinit(&numbers);
@@ -386,19 +447,20 @@ static PyObject *list_census(const struct kvc_page_census *census, size_t n)
 static PyObject *blocks_census(PyObject *object, PyObject *number)
 {
     struct blocks_object *self = self_of(object);
-    size_t n = 0, max = PyLong_AsSize_t(number);
     struct kvc_page_census *census = NULL;
     PyObject *list = NULL;
+    uint64_t max;
+    size_t n = 0;
     int r;
 
-    if ((max == (size_t)-1 && PyErr_Occurred()) || !enter(self))
+    if (number_to_u64(number, &max) < 0 || !enter(self))
         return NULL;
-    if (max > kvc_region_pages(region_at(self, 0)->region))
-        max = kvc_region_pages(region_at(self, 0)->region);
+    if (max > kvc_region_pages(self->known[0]->region))
+        max = kvc_region_pages(self->known[0]->region);
     census = PyMem_Malloc((max + 1) * sizeof(*census));
     r = census ? kvc_blocks_census(self->blocks, census, max, &n) : KVC_E_NOMEM;
-    leave(self);
     list = r < 0 ? errors_raise(r) : list_census(census, n);
+    leave(self);
     PyMem_Free(census);
     return list;
 }
@@ -406,16 +468,13 @@ static PyObject *blocks_census(PyObject *object, PyObject *number)
 static PyObject *blocks_page_of(PyObject *object, PyObject *number)
 {
     struct blocks_object *self = self_of(object);
-    unsigned long id = PyLong_AsUnsignedLong(number);
-    uint64_t page;
+    uint64_t id, page;
 
-    if (id == (unsigned long)-1 && PyErr_Occurred())
-        return NULL;
-    if (!enter(self))
+    if (number_to_u64(number, &id) < 0 || !enter(self))
         return NULL;
     page = id > UINT32_MAX ? UINT64_MAX : kvc_blocks_page_of(self->blocks, (uint32_t)id);
-    if (page >= kvc_region_pages(region_at(self, 0)->region))
-        PyErr_Format(PyExc_ValueError, "%lu is no block of the region", id);
+    if (page >= kvc_region_pages(self->known[0]->region))
+        PyErr_Format(PyExc_ValueError, "%llu is no block of the region", (unsigned long long)id);
     leave(self);
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(page);
 }

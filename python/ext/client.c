@@ -3,7 +3,9 @@
 /*
  * Client: a connection to the daemon of one GPU. Its library thread calls the engine's reclaim function; that
  * thread waits for the interpreter's lock, so whoever closes the client, which waits for the thread, gives
- * the lock up first. At the interpreter's end all clients are closed before it is gone.
+ * the lock up first. The thread itself cannot close the client: another one does, when the function has
+ * closed it, or the last reference goes there. At the interpreter's end all clients are closed before it is
+ * gone, those aside that a thread is in, which may never come back: the process' end closes them.
  */
 
 #include "native.h"
@@ -11,7 +13,13 @@
 PyTypeObject *py_client_type;
 
 static struct client_object *open_clients;
-static bool ending; /* the interpreter; from then on the library's threads stay out of it */
+
+/* Whose `reclaim` this thread is in. */
+struct reclaiming {
+    struct client_object *client;
+    struct reclaiming *outer;
+};
+static _Thread_local struct reclaiming *reclaiming;
 
 static struct client_object *self_of(PyObject *object)
 {
@@ -29,23 +37,54 @@ static void enlist(struct client_object *self)
     open_clients = self;
 }
 
+/* Once or twice. */
+static void delist(struct client_object *self)
+{
+    *self->at = self->next;
+    if (self->next)
+        self->next->at = self->at;
+    self->at = &self->next;
+    self->next = NULL;
+}
+
+static bool is_reclaiming(const struct client_object *self)
+{
+    for (const struct reclaiming *r = reclaiming; r; r = r->outer)
+        if (r->client == self)
+            return true;
+    return false;
+}
+
+static void client_close(struct client_object *self);
+
+static void close_apart(PyObject *object)
+{
+    client_close(self_of(object));
+}
+
 static void close_now(struct client_object *self)
 {
     struct kvc_client *client = self->client;
 
     if (!client)
         return;
+    if (is_reclaiming(self)) {
+        self->closed = true;
+        if (!threads_run_apart(close_apart, (PyObject *)self))
+            Py_INCREF(self); /* the interpreter's end closes it */
+        return;
+    }
+    self->closing = true;
     self->client = NULL;
-    *self->at = self->next;
-    if (self->next)
-        self->next->at = self->at;
-    Py_BEGIN_ALLOW_THREADS kvc_close(client);
+    delist(self);
+    Py_BEGIN_ALLOW_THREADS
+    kvc_close(client);
     Py_END_ALLOW_THREADS
 }
 
 bool py_client_enter(struct client_object *self)
 {
-    if (self->closed) {
+    if (self->closed || !self->client) {
         errors_raise_closed("client");
         return false;
     }
@@ -74,36 +113,50 @@ void py_client_close_all(void)
         struct client_object *self = open_clients;
 
         Py_INCREF(self);
-        client_close(self);
-        if (self->client) {
-            /* A thread is in there, and will not come back. */
-            *self->at = self->next;
-            if (self->next)
-                self->next->at = self->at;
-            self->at = &self->next;
-            self->next = NULL;
+        if (self->n_users == 0 && self->n_reclaiming == 0) {
+            client_close(self);
+        } else {
+            self->closed = true;
+            delist(self);
         }
         Py_DECREF(self);
     }
-    ending = true;
+    log_end();
+    threads_end();
 }
 
 /* ---- Reclaim ---- */
 
-static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms)
+static void call_reclaim(struct client_object *self, uint64_t bytes, unsigned deadline_ms)
 {
-    struct client_object *self = data;
-    PyGILState_STATE state;
+    struct reclaiming here = {self, reclaiming};
     PyObject *answer;
 
-    if (ending)
-        return;
-    state = PyGILState_Ensure();
+    Py_INCREF(self);
+    reclaiming = &here;
+    self->n_reclaiming++;
     answer = PyObject_CallFunction(self->reclaim, "KI", (unsigned long long)bytes, deadline_ms);
     if (!answer)
         PyErr_WriteUnraisable(self->reclaim);
     Py_XDECREF(answer);
-    PyGILState_Release(state);
+    if (Py_REFCNT(self) == 1)
+        close_now(self); /* which keeps it for the other thread */
+    self->n_reclaiming--;
+    reclaiming = here.outer;
+    Py_DECREF(self);
+}
+
+/* Who closes the client has perhaps begun to take the object apart. */
+static void on_reclaim(void *data, struct kvc_client *client, uint64_t bytes, unsigned deadline_ms)
+{
+    struct client_object *self = data;
+    PyGILState_STATE state;
+
+    if (!threads_enter(&state))
+        return;
+    if (!self->closing)
+        call_reclaim(self, bytes, deadline_ms);
+    threads_leave(state);
 }
 
 /* ---- Opening ---- */
@@ -120,6 +173,29 @@ static int check_reclaim(struct client_object *self, PyObject *reclaim)
     self->reclaim = reclaim;
     self->listener = (struct kvc_listener){.size = sizeof(self->listener), .reclaim = on_reclaim};
     return 0;
+}
+
+/* Counts as a call on it, in case that somebody closes it meanwhile. */
+static int open_client(struct client_object *self, const struct kvc_options *options)
+{
+    struct kvc_client *client;
+    int r;
+
+    self->opened = true;
+    self->n_users++;
+    Py_INCREF(self);
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_open(options, &client);
+    Py_END_ALLOW_THREADS
+    if (r == 0) {
+        self->client = client;
+        enlist(self);
+    } else {
+        self->closed = true;
+        errors_raise(r);
+    }
+    py_client_leave(self);
+    return r == 0 ? 0 : -1;
 }
 
 static int client_init(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -146,33 +222,26 @@ static int client_init(PyObject *object, PyObject *args, PyObject *kwargs)
         .log = log_receive,
         .listener_data = self,
     };
-    unsigned long long max_reserved_bytes = 0;
     PyObject *reclaim = Py_None;
-    int role = 0, r;
+    uint32_t report_ms = 0;
+    int role = 0;
 
-    if (self->client || self->closed) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zzziipiiO&dO&O:Client", names, &options.socket,
+                                     &options.instance, &options.gpu, &role, &options.timeout_ms,
+                                     &options.own_thread, &options.min_reserved_pages,
+                                     &options.max_reserved_pages, arg_u64, &options.max_reserved_bytes,
+                                     &options.gpu_utilization, arg_u32, &report_ms, &reclaim))
+        return -1;
+    if (self->opened) {
         PyErr_SetString(PyExc_RuntimeError, "a client is opened once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zzziipiiKdIO:Client", names, &options.socket,
-                                     &options.instance, &options.gpu, &role, &options.timeout_ms,
-                                     &options.own_thread, &options.min_reserved_pages,
-                                     &options.max_reserved_pages, &max_reserved_bytes,
-                                     &options.gpu_utilization, &options.report_ms, &reclaim) ||
-        check_reclaim(self, reclaim) < 0)
+    if (check_reclaim(self, reclaim) < 0)
         return -1;
-    options.max_reserved_bytes = max_reserved_bytes;
+    options.report_ms = report_ms;
     options.role = (enum kvc_role)role;
     options.listener = self->reclaim ? &self->listener : NULL;
-    Py_BEGIN_ALLOW_THREADS r = kvc_open(&options, &self->client);
-    Py_END_ALLOW_THREADS if (r == 0)
-    {
-        enlist(self);
-        return 0;
-    }
-    self->closed = true;
-    errors_raise(r);
-    return -1;
+    return open_client(self, &options);
 }
 
 static void client_dealloc(PyObject *object)
@@ -273,29 +342,33 @@ static PyObject *client_device(PyObject *object, PyObject *ignored)
 static PyObject *client_trim(PyObject *object, PyObject *ignored)
 {
     struct client_object *self = self_of(object);
+    PyObject *done;
     int r;
 
     if (!py_client_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS r = kvc_trim(self->client);
-    Py_END_ALLOW_THREADS py_client_leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_trim(self->client);
+    Py_END_ALLOW_THREADS
+    done = errors_check(r);
+    py_client_leave(self);
+    return done;
 }
 
 static PyObject *client_dispatch(PyObject *object, PyObject *ignored)
 {
     struct client_object *self = self_of(object);
+    PyObject *done;
     int r;
 
     if (!py_client_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS r = kvc_dispatch(self->client);
-    Py_END_ALLOW_THREADS py_client_leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_dispatch(self->client);
+    Py_END_ALLOW_THREADS
+    done = errors_check(r);
+    py_client_leave(self);
+    return done;
 }
 
 static PyObject *client_open_region(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -304,26 +377,21 @@ static PyObject *client_open_region(PyObject *object, PyObject *args, PyObject *
                             "flags", "group",      "rank",     NULL};
     struct client_object *self = self_of(object);
     struct kvc_region_options options = {.size = sizeof(options)};
-    unsigned long long pages, page_bytes, stride_bytes = 0;
-    unsigned segments = 1, flags = 0, group = 0, rank = 0;
     struct kvc_region *region;
     PyObject *made = NULL;
     int r;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KK|$IKIII:open_region", names, &pages, &page_bytes,
-                                     &segments, &stride_bytes, &flags, &group, &rank) ||
+    options.segments = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|$O&O&O&O&O&:open_region", names, arg_u64,
+                                     &options.pages, arg_u64, &options.page_bytes, arg_u32, &options.segments,
+                                     arg_u64, &options.stride_bytes, arg_u32, &options.flags, arg_u32,
+                                     &options.group, arg_u32, &options.rank) ||
         !py_client_enter(self))
         return NULL;
-    options.pages = pages;
-    options.page_bytes = page_bytes;
-    options.stride_bytes = stride_bytes;
-    options.segments = segments;
-    options.flags = flags;
-    options.group = group;
-    options.rank = rank;
-    Py_BEGIN_ALLOW_THREADS r = kvc_region_open(self->client, &options, &region);
-    Py_END_ALLOW_THREADS made =
-        r < 0 ? errors_raise(r) : py_region_new(self, region, segments ? segments : 1);
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_region_open(self->client, &options, &region);
+    Py_END_ALLOW_THREADS
+    made = r < 0 ? errors_raise(r) : py_region_new(self, region);
     py_client_leave(self);
     return made;
 }
@@ -333,15 +401,18 @@ static PyObject *client_attach(PyObject *object, PyObject *args, PyObject *kwarg
     static char *names[] = {"group", "rank", "timeout_ms", NULL};
     struct client_object *self = self_of(object);
     struct kvc_region *region;
-    unsigned group, rank;
     int timeout_ms = 0, r;
+    uint32_t group, rank;
     PyObject *made;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "II|$i:attach", names, &group, &rank, &timeout_ms) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|$i:attach", names, arg_u32, &group, arg_u32, &rank,
+                                     &timeout_ms) ||
         !py_client_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS r = kvc_region_attach(self->client, group, rank, timeout_ms, &region);
-    Py_END_ALLOW_THREADS made = r < 0 ? errors_raise(r) : py_region_new(self, region, 0);
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_region_attach(self->client, group, rank, timeout_ms, &region);
+    Py_END_ALLOW_THREADS
+    made = r < 0 ? errors_raise(r) : py_region_new(self, region);
     py_client_leave(self);
     return made;
 }

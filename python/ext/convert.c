@@ -17,18 +17,66 @@ static PyObject *as_list(PyObject *object)
     return object;
 }
 
-static int to_id(PyObject *object, uint32_t *ret)
+PyObject *text_of(const char *sentence)
 {
-    unsigned long value = PyLong_AsUnsignedLong(object);
+    return PyUnicode_DecodeUTF8(sentence, (Py_ssize_t)strlen(sentence), "replace");
+}
 
-    if (value == (unsigned long)-1 && PyErr_Occurred())
+/* ---- Single numbers ---- */
+
+int number_to_u64(PyObject *object, uint64_t *ret)
+{
+    unsigned long long value;
+
+    if (PyLong_Check(object)) {
+        value = PyLong_AsUnsignedLongLong(object);
+    } else {
+        PyObject *number = PyNumber_Index(object);
+
+        value = number ? PyLong_AsUnsignedLongLong(number) : 0;
+        Py_XDECREF(number);
+        if (!number)
+            return -1;
+    }
+    if (value == (unsigned long long)-1 && PyErr_Occurred())
+        return -1;
+    *ret = value;
+    return 0;
+}
+
+static int number_to_u32(PyObject *object, uint32_t *ret)
+{
+    uint64_t value;
+
+    if (number_to_u64(object, &value) < 0)
         return -1;
     if (value > UINT32_MAX) {
-        PyErr_Format(PyExc_OverflowError, "%lu is no number of a block", value);
+        PyErr_Format(PyExc_OverflowError, "%llu does not fit into 32 bits", (unsigned long long)value);
         return -1;
     }
     *ret = (uint32_t)value;
     return 0;
+}
+
+int arg_u64(PyObject *object, void *ret)
+{
+    return number_to_u64(object, ret) == 0;
+}
+
+int arg_u32(PyObject *object, void *ret)
+{
+    return number_to_u32(object, ret) == 0;
+}
+
+/* ---- Lists ---- */
+
+/* An __index__ may have shortened the list, or thrown out the very item. A new reference. */
+static PyObject *item_at(PyObject *list, Py_ssize_t i)
+{
+    PyObject *item = PyList_GetItem(list, i);
+
+    Py_XINCREF(item);
+    return item;
 }
 
 int ids_reserve(struct ids *ids, size_t n)
@@ -53,9 +101,10 @@ int ids_init(struct ids *ids, PyObject *object)
     if (n >= 0)
         r = ids_reserve(ids, (size_t)n);
     for (Py_ssize_t i = 0; r == 0 && i < n; i++) {
-        PyObject *item = PyList_GetItem(list, i); /* an __index__ may have shortened it */
+        PyObject *item = item_at(list, i);
 
-        r = item ? to_id(item, &ids->all[i]) : -1;
+        r = item ? number_to_u32(item, &ids->all[i]) : -1;
+        Py_XDECREF(item);
     }
     if (r < 0)
         ids_deinit(ids);
@@ -95,11 +144,11 @@ int numbers_init(struct numbers *numbers, PyObject *object)
     if (list && !numbers->all)
         PyErr_NoMemory();
     for (size_t i = 0; numbers->all && i < numbers->n; i++) {
-        PyObject *item = PyList_GetItem(list, (Py_ssize_t)i);
+        PyObject *item = item_at(list, (Py_ssize_t)i);
 
-        numbers->all[i] = item ? PyLong_AsUnsignedLongLong(item) : 0;
-        if (!item || (numbers->all[i] == (unsigned long long)-1 && PyErr_Occurred()))
+        if (!item || number_to_u64(item, &numbers->all[i]) < 0)
             numbers_deinit(numbers);
+        Py_XDECREF(item);
     }
     Py_XDECREF(list);
     return numbers->all ? 0 : -1;

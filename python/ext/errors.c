@@ -59,9 +59,11 @@ static enum kind kind_of(int error)
 
 static void raise_kind(enum kind kind, int error, const char *sentence)
 {
-    PyObject *exception = PyObject_CallFunction(classes[kind], "s", sentence);
+    PyObject *text = text_of(sentence);
+    PyObject *exception = text ? PyObject_CallFunctionObjArgs(classes[kind], text, NULL) : NULL;
     PyObject *code = exception ? PyLong_FromLong(error) : NULL;
 
+    Py_XDECREF(text);
     if (code && PyObject_SetAttrString(exception, "code", code) == 0)
         PyErr_SetObject(classes[kind], exception);
     Py_XDECREF(code);
@@ -76,6 +78,13 @@ PyObject *errors_raise(int error)
         return PyErr_NoMemory();
     raise_kind(kind_of(error), error, *details ? details : kvc_strerror(error));
     return NULL;
+}
+
+PyObject *errors_check(int r)
+{
+    if (r < 0)
+        return errors_raise(r);
+    Py_RETURN_NONE;
 }
 
 PyObject *errors_raise_closed(const char *what)

@@ -3,7 +3,7 @@
 /*
  * What the library has to say comes from any thread, with locks of its own held, so it must not wait for the
  * interpreter's. It is put into a ring, and the interpreter's main thread passes it on to the handler when it
- * next gets to it. What doesn't fit is counted.
+ * next gets to it. What doesn't fit is counted, and what comes when the interpreter ends is dropped.
  */
 
 #include <pthread.h>
@@ -21,7 +21,7 @@ static struct entry {
     char sentence[SENTENCE_MAX];
 } ring[RING];
 static unsigned first, n, n_lost;
-static bool pending;
+static bool pending, ended;
 static PyObject *handler;
 
 static bool next(struct entry *ret)
@@ -50,25 +50,24 @@ static int pass_on(void *data)
     struct entry entry;
 
     while (next(&entry)) {
-        PyObject *to = handler, *answer;
+        PyObject *to = handler, *text, *answer;
 
         if (!to)
             continue;
         Py_INCREF(to);
-        answer = PyObject_CallFunction(to, "is", (int)entry.level, entry.sentence);
+        text = text_of(entry.sentence);
+        answer = text ? PyObject_CallFunction(to, "iO", (int)entry.level, text) : NULL;
         if (!answer)
             PyErr_WriteUnraisable(to);
         Py_XDECREF(answer);
+        Py_XDECREF(text);
         Py_DECREF(to);
     }
     return 0;
 }
 
-void log_receive(void *data, enum kvc_log_level level, const char *sentence)
+static void put(enum kvc_log_level level, const char *sentence)
 {
-    bool call;
-
-    pthread_mutex_lock(&lock);
     if (n < RING) {
         struct entry *entry = &ring[(first + n++) % RING];
 
@@ -77,14 +76,43 @@ void log_receive(void *data, enum kvc_log_level level, const char *sentence)
     } else {
         n_lost++;
     }
-    call = !pending;
-    pending = true;
-    pthread_mutex_unlock(&lock);
-    if (!call || Py_AddPendingCall(pass_on, NULL) == 0)
-        return;
+}
+
+void log_receive(void *data, enum kvc_log_level level, const char *sentence)
+{
     pthread_mutex_lock(&lock);
-    pending = false; /* the next sentence tries again */
+    if (!ended) {
+        put(level, sentence);
+        /* Where it fails, the next sentence tries again. */
+        if (!pending)
+            pending = Py_AddPendingCall(pass_on, NULL) == 0;
+    }
     pthread_mutex_unlock(&lock);
+}
+
+void log_end(void)
+{
+    pthread_mutex_lock(&lock);
+    ended = true;
+    pthread_mutex_unlock(&lock);
+}
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+int log_init(void)
+{
+    if (pthread_atfork(before_fork, after_fork, after_fork) == 0)
+        return 0;
+    PyErr_NoMemory();
+    return -1;
 }
 
 PyObject *log_set_handler(PyObject *module, PyObject *object)

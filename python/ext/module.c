@@ -78,8 +78,9 @@ PyMODINIT_FUNC PyInit__native(void)
 
     if (!module)
         return NULL;
-    if (errors_add_to(module) < 0 || py_client_add_to(module) < 0 || py_region_add_to(module) < 0 ||
-        py_blocks_add_to(module) < 0 || add_constants(module) < 0 || register_exit(module) < 0)
+    if (threads_init() < 0 || log_init() < 0 || errors_add_to(module) < 0 || py_client_add_to(module) < 0 ||
+        py_region_add_to(module) < 0 || py_blocks_add_to(module) < 0 || add_constants(module) < 0 ||
+        register_exit(module) < 0)
         Py_CLEAR(module);
     return module;
 }

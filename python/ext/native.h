@@ -18,6 +18,20 @@
 
 #include "kvclient.h"
 
+/* ---- Threads ---- */
+
+int threads_init(void);
+
+/* Takes the interpreter's lock on a thread that may not be Python's. False: the interpreter is ending. */
+bool threads_enter(PyGILState_STATE *ret);
+void threads_leave(PyGILState_STATE state);
+
+/* Has another thread call run(object), under the lock, with a reference of its own. False: there is none. */
+bool threads_run_apart(void (*run)(PyObject *object), PyObject *object);
+
+/* From now on threads_enter() refuses. */
+void threads_end(void);
+
 /* ---- Errors ---- */
 
 int errors_add_to(PyObject *module);
@@ -26,15 +40,20 @@ int errors_add_to(PyObject *module);
 PyObject *errors_raise(int error);
 PyObject *errors_raise_closed(const char *what);
 
+/* None, or as errors_raise() where there is an error. The library's sentence lasts until its next call on
+ * this thread: so this comes before a handle is left, which may close it. */
+PyObject *errors_check(int r);
+
 /* ---- Clients ---- */
 
 struct client_object {
-    PyObject_HEAD struct kvc_client *client; /* NULL: closed, or never opened */
-    struct client_object *next, **at;        /* of all that are open */
-    PyObject *reclaim;                       /* NULL: none */
+    PyObject_HEAD
+    struct kvc_client *client;        /* NULL: closed, or never opened */
+    struct client_object *next, **at; /* of all that are open */
+    PyObject *reclaim;                /* NULL: none */
     struct kvc_listener listener;
-    unsigned n_users;
-    bool closed;
+    unsigned n_users, n_reclaiming; /* calls by Python; calls of `reclaim` */
+    bool opened, closed, closing;
 };
 
 extern PyTypeObject *py_client_type;
@@ -50,7 +69,8 @@ void py_client_close_all(void);
 /* ---- Regions ---- */
 
 struct region_object {
-    PyObject_HEAD struct client_object *client;
+    PyObject_HEAD
+    struct client_object *client;
     struct kvc_region *region;
     uint64_t segments, span_bytes; /* 0 where it has no addresses */
     unsigned n_users;
@@ -61,7 +81,7 @@ extern PyTypeObject *py_region_type;
 int py_region_add_to(PyObject *module);
 
 /* Takes the region over, also when it fails. */
-PyObject *py_region_new(struct client_object *client, struct kvc_region *region, uint64_t segments);
+PyObject *py_region_new(struct client_object *client, struct kvc_region *region);
 bool py_region_enter(struct region_object *self);
 void py_region_leave(struct region_object *self);
 
@@ -77,8 +97,21 @@ int py_blocks_add_to(PyObject *module);
 
 /* ---- The library's words ---- */
 
+int log_init(void);
+void log_end(void); /* what comes later is dropped */
 void log_receive(void *data, enum kvc_log_level level, const char *sentence);
 PyObject *log_set_handler(PyObject *module, PyObject *handler);
+
+/* ---- Numbers ---- */
+
+/* Of an int, or what is one by __index__. -1: TypeError or OverflowError. The two that take an address are
+ * also converters of PyArg_Parse ("O&"). */
+int number_to_u64(PyObject *object, uint64_t *ret);
+int arg_u64(PyObject *object, void *ret); /* uint64_t */
+int arg_u32(PyObject *object, void *ret); /* uint32_t */
+
+/* The library's sentence, which may quote anything. */
+PyObject *text_of(const char *sentence);
 
 /* ---- Lists of numbers ---- */
 

@@ -31,8 +31,10 @@ static void close_now(struct region_object *self)
         return;
     self->client->n_users++;
     Py_INCREF(self->client);
-    Py_BEGIN_ALLOW_THREADS kvc_region_close(region);
-    Py_END_ALLOW_THREADS py_client_leave(self->client);
+    Py_BEGIN_ALLOW_THREADS
+    kvc_region_close(region);
+    Py_END_ALLOW_THREADS
+    py_client_leave(self->client);
 }
 
 bool py_region_enter(struct region_object *self)
@@ -60,22 +62,24 @@ void py_region_leave(struct region_object *self)
     Py_DECREF(client);
 }
 
-PyObject *py_region_new(struct client_object *client, struct kvc_region *region, uint64_t segments)
+PyObject *py_region_new(struct client_object *client, struct kvc_region *region)
 {
     PyObject *object = PyType_GenericAlloc(py_region_type, 0);
     struct region_object *self = self_of(object);
 
     if (!object) {
-        Py_BEGIN_ALLOW_THREADS kvc_region_close(region);
-        Py_END_ALLOW_THREADS return NULL;
+        Py_BEGIN_ALLOW_THREADS
+        kvc_region_close(region);
+        Py_END_ALLOW_THREADS
+        return NULL;
     }
     Py_INCREF(client);
     self->client = client;
     self->region = region;
-    self->segments = segments;
-    if (segments)
-        self->span_bytes = (segments - 1) * kvc_region_stride(region) +
-                           kvc_region_page_bytes(region) / segments * kvc_region_pages(region);
+    self->segments = kvc_region_segments(region);
+    if (kvc_region_address(region))
+        self->span_bytes = (self->segments - 1) * kvc_region_stride(region) +
+                           kvc_region_page_bytes(region) / self->segments * kvc_region_pages(region);
     return object;
 }
 
@@ -111,6 +115,7 @@ static PyObject *change_pages(PyObject *object, PyObject *pages, pages_fn change
 {
     struct region_object *self = self_of(object);
     struct numbers numbers;
+    PyObject *done;
     int r;
 
     if (numbers_init(&numbers, pages) < 0)
@@ -119,12 +124,13 @@ static PyObject *change_pages(PyObject *object, PyObject *pages, pages_fn change
         numbers_deinit(&numbers);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS r = change(self->region, numbers.all, numbers.n);
-    Py_END_ALLOW_THREADS py_region_leave(self);
+    Py_BEGIN_ALLOW_THREADS
+    r = change(self->region, numbers.all, numbers.n);
+    Py_END_ALLOW_THREADS
+    done = errors_check(r);
+    py_region_leave(self);
     numbers_deinit(&numbers);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    return done;
 }
 
 static PyObject *region_map(PyObject *object, PyObject *pages)
@@ -142,16 +148,18 @@ typedef int (*range_fn)(struct kvc_region *region, uint64_t first, uint64_t n);
 static PyObject *change_range(PyObject *object, PyObject *args, range_fn change)
 {
     struct region_object *self = self_of(object);
-    unsigned long long first, n;
+    uint64_t first, n;
+    PyObject *done;
     int r;
 
-    if (!PyArg_ParseTuple(args, "KK", &first, &n) || !py_region_enter(self))
+    if (!PyArg_ParseTuple(args, "O&O&", arg_u64, &first, arg_u64, &n) || !py_region_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS r = change(self->region, first, n);
-    Py_END_ALLOW_THREADS py_region_leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    r = change(self->region, first, n);
+    Py_END_ALLOW_THREADS
+    done = errors_check(r);
+    py_region_leave(self);
+    return done;
 }
 
 static PyObject *region_pin(PyObject *object, PyObject *args)
@@ -167,14 +175,15 @@ static PyObject *region_unpin(PyObject *object, PyObject *args)
 static PyObject *region_tensor(PyObject *object, PyObject *args)
 {
     struct region_object *self = self_of(object);
-    unsigned long long offset, n_bytes;
+    uint64_t offset, n_bytes;
     PyObject *made;
 
-    if (!PyArg_ParseTuple(args, "KK:tensor", &offset, &n_bytes) || !py_region_enter(self))
+    if (!PyArg_ParseTuple(args, "O&O&:tensor", arg_u64, &offset, arg_u64, &n_bytes) || !py_region_enter(self))
         return NULL;
     if (offset > self->span_bytes || n_bytes > self->span_bytes - offset)
         made = PyErr_Format(PyExc_ValueError, "%llu bytes from byte %llu on are not all of the region's %llu",
-                            n_bytes, offset, (unsigned long long)self->span_bytes);
+                            (unsigned long long)n_bytes, (unsigned long long)offset,
+                            (unsigned long long)self->span_bytes);
     else
         made = py_tensor_new(self, offset, n_bytes);
     py_region_leave(self);
@@ -225,6 +234,11 @@ static PyObject *get_page_bytes(PyObject *object, void *closure)
     return get(object, kvc_region_page_bytes);
 }
 
+static PyObject *get_segments(PyObject *object, void *closure)
+{
+    return PyLong_FromUnsignedLongLong(self_of(object)->segments);
+}
+
 static PyObject *get_span(PyObject *object, void *closure)
 {
     return PyLong_FromUnsignedLongLong(self_of(object)->span_bytes);
@@ -254,6 +268,7 @@ static PyGetSetDef getters[] = {
     {"address", get_address, NULL, "Of page 0 in segment 0; 0 for a worker's.", NULL},
     {"stride_bytes", get_stride, NULL, "From one segment to the next.", NULL},
     {"pages", get_pages, NULL, "Capacity.", NULL},
+    {"segments", get_segments, NULL, "Parts in which every page has its share.", NULL},
     {"page_bytes", get_page_bytes, NULL, "Of one page over all segments.", NULL},
     {"span_bytes", get_span, NULL, "From its first address to its last.", NULL},
     {"closed", get_closed, NULL, "Whether it, or its client, was closed.", NULL},

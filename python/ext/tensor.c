@@ -90,8 +90,10 @@ static int fill(struct tensor *tensor, struct region_object *region, uint64_t of
     dl->shape = &tensor->shape;
     tensor->managed.manager_ctx = tensor;
     tensor->managed.deleter = tensor_free;
-    Py_BEGIN_ALLOW_THREADS r = kvc_region_hold(region->region, &tensor->hold);
-    Py_END_ALLOW_THREADS return r;
+    Py_BEGIN_ALLOW_THREADS
+    r = kvc_region_hold(region->region, &tensor->hold);
+    Py_END_ALLOW_THREADS
+    return r;
 }
 
 PyObject *py_tensor_new(struct region_object *region, uint64_t offset, uint64_t n_bytes)

@@ -13,12 +13,15 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvcached import _native, runtime
-from kvcached.errors import OutOfMemoryError
+from kvcached.errors import Error, OutOfMemoryError
 from kvcached.layout import Layout
-from kvcached.utils import contiguous_layout, env_int, page_size
+from kvcached.utils import contiguous_layout, env_int, page_size, sanity_check
+
+if TYPE_CHECKING:
+    from kvcached.observability import KVCachePoolSnapshot
 
 COMFORT_PAGES = 10
 _UNITS = {"bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
@@ -98,10 +101,37 @@ class KVCacheManager:
         self._comfort = 0
         self._needed = 0
         self._limit: tuple[int | None, int] | None = None
+        self._max_pages = 0
+        self._page_bytes = 0
         self._spare = 0
         self._withheld: list[int] = []
+        self._out: set[int] | None = set() if sanity_check() else None
 
     # ---- Opening ----
+
+    @property
+    def instance(self) -> str:
+        return self._runtime.instance
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
+
+    def is_ready(self) -> bool:
+        """Whether blocks can be asked for without waiting: the tensors exist. Opens them then."""
+        if self._opened is None and not self._closed and self._runtime.pool(self.group_id) is not None:
+            self._open()
+        return self._opened is not None
+
+    @property
+    def page_bytes(self) -> int:
+        """Of a page over all layers and workers; 0 before there are tensors."""
+        return self._page_bytes
+
+    @property
+    def capacity_bytes(self) -> int:
+        """If all blocks were mapped, over all layers and workers."""
+        return self._max_pages * self._page_bytes
 
     @property
     def layout(self) -> Layout:
@@ -140,19 +170,30 @@ class KVCacheManager:
             pages = min(layout.pages_for(self.num_blocks), pool.region.pages)
             self._opened = _native.Blocks(
                 pool.regions,
-                layout.segment_block_bytes,
+                self._block_bytes(pool.region, layout),
                 null_block=self.reserve_null_block,
                 max_pages=pages,
             )
             self._max_pages = pages
             self._page_bytes = sum(region.page_bytes for region in pool.regions)
-            status = self._opened.status()
-            per_page = status["page_blocks"]
+            per_page = self._opened.status()["page_blocks"]
             # What the last page has beyond the tensors' end; see _withhold().
-            self._spare = max(pages * layout.page_bytes // layout.block_bytes - self.num_blocks, 0)
+            last = layout.block_range(pages - 1)
+            self._spare = max(last.stop - max(last.start, self.num_blocks), 0)
             self._comfort = per_page * max(COMFORT_PAGES, env_int("KVCACHED_MAX_RESERVED_PAGES", 0))
             pool.managers[:] = [weakref.ref(self)]
             return self._opened
+
+    @staticmethod
+    def _block_bytes(region: _native.Region, layout: Layout) -> int:
+        """Of a block in a segment of the first worker's, of whose layers a scheduler may know nothing."""
+        share = region.page_bytes // region.segments
+        if share % layout.page_bytes:
+            raise ValueError(
+                f"Pages are {layout.page_bytes} bytes here, and the workers' are no multiple of that: "
+                "KVCACHED_PAGE_SIZE_MB differs"
+            )
+        return share // layout.page_bytes * layout.block_bytes
 
     def close(self) -> None:
         """Unmaps everything. The tensors stay; what is in them faults."""
@@ -174,7 +215,18 @@ class KVCacheManager:
         except OutOfMemoryError:
             self._needed = max(self._needed, need_size)
             return None
-        return self._withhold(ids) if self._spare and ids and max(ids) >= self.num_blocks else ids
+        if self._spare and ids and max(ids) >= self.num_blocks:
+            return self._withhold(ids)
+        return ids if self._out is None else self._note_out(ids, self._out)
+
+    def _note_out(self, ids: list[int], out: set[int]) -> list[int]:
+        """KVCACHED_SANITY_CHECK: books of our own beside the library's."""
+        with self._lock:
+            twice = out.intersection(ids)
+            if twice or len(set(ids)) != len(ids) or any(not 0 <= i < self.num_blocks for i in ids):
+                raise AssertionError(f"Blocks were handed out twice, or don't exist: {sorted(twice or ids)}")
+            out.update(ids)
+        return ids
 
     def _withhold(self, ids: list[int]) -> list[int] | None:
         """The last page may have blocks that the tensors don't: they are taken, and never handed out."""
@@ -188,7 +240,7 @@ class KVCacheManager:
                 except OutOfMemoryError:
                     self.blocks.free(good)
                     return None
-            return good
+        return good if self._out is None else self._note_out(good, self._out)
 
     def _give_withheld(self) -> None:
         with self._lock:
@@ -198,10 +250,27 @@ class KVCacheManager:
 
     def free(self, indices: Sequence[int]) -> None:
         """Gives blocks back, all or none, in any order. ValueError: one is not allocated, or named twice."""
-        (self._opened or self._open()).free(indices)
+        blocks = self._opened or self._open()
+        if self._withheld:
+            self._check_handed_out(indices)
+        if self._out is not None:
+            self._note_in(indices, self._out)
+        blocks.free(indices)
+
+    def _note_in(self, indices: Sequence[int], out: set[int]) -> None:
+        with self._lock:
+            if len(set(indices)) == len(indices) and out.issuperset(indices):
+                out.difference_update(indices)
+
+    def _check_handed_out(self, indices: Sequence[int]) -> None:
+        if indices and max(indices) >= self.num_blocks:
+            raise ValueError(f"Block {max(indices)} is not allocated: there are {self.num_blocks}")
 
     def free_after(self, indices: Sequence[int], epoch: int) -> None:
         """As free(), and their pages stay mapped until complete(epoch)."""
+        self._check_handed_out(indices)
+        if self._out is not None:
+            self._note_in(indices, self._out)
         self.blocks.free_after(indices, epoch)
 
     def complete(self, epoch: int) -> None:
@@ -222,13 +291,17 @@ class KVCacheManager:
             available = self._want(blocks, want)
         return max(available - spare, 0)
 
+    def promised_size(self) -> int:
+        """As available_size(), and nothing is asked for."""
+        return max(self.blocks.available() - (self._spare - len(self._withheld)), 0)
+
     def _want(self, blocks: _native.Blocks, want: int) -> int:
         status = blocks.status()
         want = min(want, status["total_blocks"] - status["used_blocks"])
         try:
             return blocks.want(want, -1)
-        except OutOfMemoryError:
-            return blocks.available()
+        except Error:
+            return blocks.available()  # whoever needs more is told why by alloc()
 
     def try_to_reserve(self, need_size: int) -> bool:
         """Sets so many free blocks aside; the next allocations take them."""
@@ -250,6 +323,8 @@ class KVCacheManager:
         """Frees all blocks, and what is reserved."""
         with self._lock:
             self._withheld = []
+            if self._out is not None:
+                self._out.clear()
         self.blocks.clear()
 
     def resize(self, new_mem_size: int) -> bool:
@@ -308,7 +383,9 @@ class KVCacheManager:
 
     def get_page_occupancy(self, page_ids: Sequence[int]) -> list[int]:
         """How many blocks of each page are allocated."""
-        return self.blocks.occupancy(page_ids)
+        used = self.blocks.occupancy(page_ids)
+        beyond = len(self._withheld)
+        return [n - beyond if page == self._max_pages - 1 else n for page, n in zip(page_ids, used)]
 
     def census(self, max_pages: int) -> list[tuple[int, int]]:
         """(page, allocated blocks) of pages that would come free, fewest first."""
@@ -329,6 +406,14 @@ class KVCacheManager:
         status["total_blocks"] -= self._spare
         status["used_blocks"] -= len(self._withheld)
         return status
+
+    def observability_snapshot(self, *, integration: str | None = None) -> KVCachePoolSnapshot:
+        from kvcached.observability import build_kv_cache_pool_snapshot
+
+        return build_kv_cache_pool_snapshot(self, integration=integration)
+
+    def observability_snapshot_dict(self, *, integration: str | None = None) -> dict[str, Any]:
+        return self.observability_snapshot(integration=integration).to_dict()
 
     @property
     def mem_size(self) -> int:

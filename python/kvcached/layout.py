@@ -58,6 +58,11 @@ class Layout:
         """Of which so many blocks take a part."""
         return align_up(max(blocks, 1) * self.block_bytes, self.page_bytes) // self.page_bytes
 
+    def block_range(self, page: int) -> range:
+        """Blocks that lie entirely in a page."""
+        start = page * self.page_bytes
+        return range(-(-start // self.block_bytes), (start + self.page_bytes) // self.block_bytes)
+
     def strides(self, stride_bytes: int) -> tuple[int, int, int]:
         """Bytes from one layer, one buffer, and one block to the next."""
         if self.contiguous:

@@ -139,10 +139,13 @@ class Runtime:
         self.role = role
         self.instance = instance_name(role.engine)
         self.pools: dict[int, Pool] = {}
+        self.own_limit: tuple[int | None, int] | None = None  # bytes and revision, of control
         self._clients: dict[str | None, _native.Client] = {}
         self._reclaimers: list[weakref.WeakMethod[Any]] = []
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        # Held for moments only: the library's thread takes it for a reclaim, for which others may wait.
+        self._lock = threading.Lock()
+        # Held while the daemon, or a worker, is waited for.
+        self._opening = threading.Lock()
         if role.native_role != _native.ROLE_SCHEDULER:
             self.client()
 
@@ -154,15 +157,20 @@ class Runtime:
             gpu = gpu_of_rank(self.role.rank if rank is None else rank)
         else:
             gpu = _own_gpu(self.role.device)
+        with self._opening:
+            return self._client_of(gpu)
+
+    def _client_of(self, gpu: str | None) -> _native.Client:
         with self._lock:
             client = self._clients.get(gpu)
-            if client is None or client.closed:
-                client = _native.Client(
-                    instance=self.instance, gpu=gpu, role=self.role.native_role, reclaim=self._on_reclaim
-                )
+        if client is None or client.closed:
+            client = _native.Client(
+                instance=self.instance, gpu=gpu, role=self.role.native_role, reclaim=self._on_reclaim
+            )
+            with self._lock:
                 self._clients[gpu] = client
-                get_kvcached_logger().debug("connected as %s, GPU %s", self.instance, client.device()["uuid"])
-            return client
+            get_kvcached_logger().debug("connected as %s, GPU %s", self.instance, client.device()["uuid"])
+        return client
 
     def clients(self) -> list[_native.Client]:
         with self._lock:
@@ -174,13 +182,17 @@ class Runtime:
         """A bound method (bytes, deadline_ms) that frees what it can spare, in an order of its own; it is
         called on a thread of the library, and forgotten with its object."""
         with self._lock:
+            self._reclaimers[:] = [known for known in self._reclaimers if known() is not None]
             self._reclaimers.append(weakref.WeakMethod(method))
 
     def _on_reclaim(self, n_bytes: int, deadline_ms: int) -> None:
         with self._lock:
             methods = [method for method in (ref() for ref in self._reclaimers) if method is not None]
         for method in methods:
-            method(n_bytes, deadline_ms)
+            try:
+                method(n_bytes, deadline_ms)
+            except Exception:
+                get_kvcached_logger().exception("An engine that was asked for memory failed")
 
     # ---- Pools ----
 
@@ -190,12 +202,12 @@ class Runtime:
             raise KVCachedConfigError(f"group_id is {group_id}, and must be from 0 to {GROUPS_MAX - 1}")
         if self.role.native_role == _native.ROLE_SCHEDULER:
             raise KVCachedConfigError("A scheduler has no GPU, so it makes no tensors: its workers do")
-        with self._changed:
-            if group_id in self.pools:
+        client = self.client()
+        if self.role.separate:
+            flags |= _native.ORDERED
+        with self._opening:
+            if self.pool(group_id) is not None:
                 raise RuntimeError(f"KV tensors of group {group_id} exist already")
-            client = self.client()
-            if self.role.separate:
-                flags |= _native.ORDERED
             region = client.open_region(
                 pages,
                 layout.segment_page_bytes,
@@ -205,19 +217,22 @@ class Runtime:
                 rank=self.role.rank,
             )
             pool = Pool(group_id, layout, [region], client)
-            self.pools[group_id] = pool
-            self._changed.notify_all()
+            with self._lock:
+                self.pools[group_id] = pool
             return pool
 
     def attach_pool(self, group_id: int, layout: Layout) -> Pool:
         """A group's regions at all workers, which are waited for. Of a scheduler."""
-        with self._lock:
-            pool = self.pools.get(group_id)
-        if pool is not None:
+        clients = [self.client(rank) for rank in self.role.ranks]
+        # One at a time: of two schedulers of a worker the last one rules.
+        with self._opening:
+            pool = self.pool(group_id)
+            if pool is None:
+                regions = [client.attach(group_id, rank) for rank, client in enumerate(clients)]
+                pool = Pool(group_id, layout, regions, clients[0])
+                with self._lock:
+                    self.pools[group_id] = pool
             return pool
-        regions = [self.client(rank).attach(group_id, rank) for rank in self.role.ranks]
-        with self._lock:
-            return self.pools.setdefault(group_id, Pool(group_id, layout, regions, self.client(0)))
 
     def pool(self, group_id: int) -> Pool | None:
         with self._lock:

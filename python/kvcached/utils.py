@@ -50,7 +50,17 @@ def contiguous_layout() -> bool:
     return env_bool("KVCACHED_CONTIGUOUS_LAYOUT", True)
 
 
+def holes_zero(holes: str | None = None) -> bool:
+    """Whether what is not mapped reads as zero, in place of faulting: `holes`, else KVCACHED_HOLES, "fault"
+    (the default) or "zero". See KVC_REGION_HOLES_ZERO in kvclient.h for what zero costs."""
+    value = holes or os.environ.get("KVCACHED_HOLES", "").strip().lower() or "fault"
+    if value not in ("fault", "zero"):
+        raise KVCachedConfigError(f"KVCACHED_HOLES={value}: neither fault nor zero")
+    return value == "zero"
+
+
 def sanity_check() -> bool:
+    """KVCACHED_SANITY_CHECK: whether a KVCacheManager keeps books of its own, to compare."""
     return env_bool("KVCACHED_SANITY_CHECK", False)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kvcached import runtime, tensors
 from kvcached.errors import KVCachedConfigError
 from kvcached.layout import Layout
+from kvcached.page_allocator import InternalPage, PageAllocator
 from kvcached.utils import contiguous_layout
 from kvcached.utils import page_size as default_page_size
 
@@ -128,3 +129,15 @@ def unmap_from_kv_tensors(
     pool, pages = _resolve(offsets, block_ids, group_id)
     pool.region.unmap(pages)
     return True
+
+
+__all__ = [
+    "InternalPage",
+    "PageAllocator",
+    "create_kv_tensors",
+    "init_kvcached",
+    "kv_tensors_created",
+    "map_to_kv_tensors",
+    "shutdown_kvcached",
+    "unmap_from_kv_tensors",
+]

@@ -112,11 +112,10 @@ def blocks(rig: Rig, rounds: int) -> reports.Series:
 
 def blocks_from_python(rig: Rig, rounds: int) -> reports.Series | None:
     """None where the extension could not be built for want of Python's headers."""
-    folder = rig.site.build / "tests/bench"
-    if not list(folder.glob("pyblocks*.so")):
+    if not (rig.site.build / "python/_native.abi3.so").exists():
         return None
     script = Path(__file__).with_name("bench-python.py")
-    words = [sys.executable, str(script), str(folder), str(rig.daemon.socket), str(rounds)]
+    words = [sys.executable, str(script), str(rig.site.build), str(rig.daemon.socket), str(rounds)]
     output = rig.run([*words, str(rig.processor)])
     return parse_series("blocks", "from Python", output.splitlines())
 

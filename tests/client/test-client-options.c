@@ -136,9 +136,6 @@ TEST(bad_variables)
     static const struct {
         const char *name, *value;
     } bad[] = {
-        {"KVCACHED_IPC_NAME", "a b"},
-        {"KVCACHED_IPC_NAME", ".hidden"},
-        {"KVCACHED_IPC_NAME", "über"},
         {"KVCACHED_GPU_UTILIZATION", "0"},
         {"KVCACHED_GPU_UTILIZATION", "1.01"},
         {"KVCACHED_GPU_UTILIZATION", "95%"},
@@ -157,6 +154,17 @@ TEST(bad_variables)
         setenv(bad[i].name, bad[i].value, 1);
         refuse((struct kvc_options){.instance = "good"}, KVC_E_ENVIRONMENT, bad[i].name);
         unsetenv(bad[i].name);
+    }
+}
+
+TEST(bad_name_that_is_used)
+{
+    static const char *const bad[] = {"a b", ".hidden", "über"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        setenv("KVCACHED_IPC_NAME", bad[i], 1);
+        refuse((struct kvc_options){}, KVC_E_ENVIRONMENT, "KVCACHED_IPC_NAME");
+        check_eq(strcmp(resolve((struct kvc_options){.instance = "good"}).instance, "good"), 0);
     }
 }
 

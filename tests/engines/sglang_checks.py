@@ -53,14 +53,15 @@ from engines.sglang_support import (
 
 # isort: split
 import torch
-from kvcached import runtime
-from kvcached.integration.sglang import allocators, interfaces, plugin, pools, reclaim
-from kvcached.layout import Layout
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.runtime_context import get_parallel
+
+from kvcached import runtime
+from kvcached.integration.sglang import allocators, interfaces, plugin, pools, reclaim
+from kvcached.layout import Layout
 
 # ---- Pools ----
 

@@ -19,7 +19,6 @@ from engines import torchvision_stub
 
 # isort: split
 import torch
-from kvcached.integration.sglang import allocators, plugin, pools
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -27,6 +26,8 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool,
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+from kvcached.integration.sglang import allocators, plugin, pools
 
 __all__ = ["torchvision_stub"]
 

@@ -87,11 +87,21 @@ class Site:
 
     def environment(self, **extra: str) -> dict[str, str]:
         """The caller's environment without its own kvcached settings."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHED_") and k != "NOTIFY_SOCKET"}
-        if not on_gpu():
-            kept["KVCACHED_EMULATE_DIR"] = str(self.emulate_dir)
-            kept["KVCACHED_EMULATOR_DIR"] = str(self.build / "tests" / "cuemu")
-        return kept | extra
+        dropped = self.foreign_settings()
+        return {k: v for k, v in os.environ.items() if k not in dropped} | self.settings() | extra
+
+    def foreign_settings(self) -> list[str]:
+        """Variables that the caller's environment has for kvcached."""
+        return [name for name in os.environ if name.startswith("KVCACHED_") or name == "NOTIFY_SOCKET"]
+
+    def settings(self) -> dict[str, str]:
+        """Where the emulated driver and its devices are."""
+        if on_gpu():
+            return {}
+        return {
+            "KVCACHED_EMULATE_DIR": str(self.emulate_dir),
+            "KVCACHED_EMULATOR_DIR": str(self.build / "tests" / "cuemu"),
+        }
 
     def check_clean(self) -> None:
         """The emulated device's folder is gone with its last user."""

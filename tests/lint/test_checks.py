@@ -51,6 +51,9 @@ def run_check(root: Path, name: str, files: dict[str, str]) -> tuple[int, str]:
         ("libclient/conn.c", "<systemd/sd-daemon.h>", "libclient must not include <systemd/sd-daemon.h>"),
         ("kvctl/main.c", '"cuda/driver.h"', "kvctl must not include proto/cuda/driver.h"),
         ("kvctl/main.c", '"kvclient.h"', "kvctl must not include libclient/include/kvclient.h"),
+        ("python/ext/region.c", '"conn.h"', "python must not include libclient/conn.h"),
+        ("python/ext/region.c", '"base/arith.h"', "python must not include proto/base/arith.h"),
+        ("libclient/conn.c", "<Python.h>", "libclient must not include <Python.h>"),
         ("daemon/backing.c", "<cuda.h>", "daemon must not include <cuda.h>"),
         ("daemon/pool.c", "<unistd.h>", "the pure module daemon/pool must not see <unistd.h>"),
         ("daemon/pool.c", "<time.h>", "the pure module daemon/pool must not see <time.h>"),
@@ -72,6 +75,7 @@ def test_directions_allow(tmp_path: Path) -> None:
         "kvctl/main.c": '#include "table.h"\n#include "wire/frame.h"\n#include <cjson/cJSON.h>\n',
         "proto/wire/codec.c": '#include "kvcached.pb-c.h"\n',
         "tests/unit/test-pool.c": '#include "pool.h"\n#include "conn.h"\n',
+        "python/ext/region.c": '#include "kvclient.h"\n#include <Python.h>\n',
     }
     assert run_check(tmp_path, "check-directions.py", HEADERS | right) == (0, "")
 

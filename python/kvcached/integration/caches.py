@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kvcached import runtime, tensors
+from kvcached import _native, runtime, tensors
 from kvcached.errors import KVCachedConfigError
 from kvcached.layout import Layout, product, row_major
-from kvcached.utils import contiguous_layout, page_size
+from kvcached.utils import contiguous_layout, holes_zero, page_size
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +38,12 @@ def open_pool(
     n_blocks: int,
     block_bytes: int,
     group_id: int,
+    holes: str | None = None,
     flags: int = 0,
 ) -> runtime.Pool:
-    """Addresses for that many blocks. flags: of the region, _native.ZERO_ON_MAP for instance."""
+    """Addresses for that many blocks. holes: see utils.holes_zero(). flags: further ones of the region."""
     layout = Layout(num_layers, kv_buffers, block_bytes, page_size(), contiguous_layout())
+    flags |= _native.HOLES_ZERO if holes_zero(holes) else 0
     pool = runtime.get().open_pool(group_id, layout, layout.pages_for(n_blocks), flags)
     tensors.on_device(device, pool)
     return pool

@@ -95,15 +95,11 @@ class PageSource:
         if manager is None:
             return 0
         need = min(self.needed, self.total - self.taken)
-        found = 0
-        try:
-            found = manager.available_size(0)
-            if found < need and self._may_ask(need):
-                found = manager.available_size(need)
-                if found < need:
-                    self._note_refusal(need)
-        except DAEMON_IS_GONE:
-            self._note_refusal(need)
+        found = manager.promised_size()
+        if found < need and self._may_ask(need):
+            found = manager.available_size(need)
+            if found < need:
+                self._note_refusal(need)
         return found
 
     def expect(self, pages: int) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcached import _native, runtime, tensors
+from kvcached import _native, observability, pool_registry, runtime, tensors
 from kvcached.integration import caches
 from kvcached.kv_cache_manager import KVCacheManager
 from kvcached.layout import product, row_major
+from kvcached.observability import KVCachePoolSnapshot, RuntimeSnapshot
 from kvcached.utils import align_up
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def init_kvcached(
 def shutdown_kvcached() -> None:
     """Returns all memory and disconnects; tensors that are left fault when they are touched."""
     runtime.shutdown()
+    pool_registry.clear_kv_cache_pools(integration=ENGINE)
 
 
 def alloc_kv_cache(
@@ -62,12 +64,15 @@ def alloc_kv_cache(
     attention_type: str = "MHA",
     kv_layout: str = "NHD",
     group_id: int = 0,
+    *,
+    holes: str | None = None,
 ) -> Any:
     """K and V tensors for each layer, without memory behind them.
 
     kvcache_shape: (tokens, heads, head_dim) of one layer's K; page_size: tokens of a block. Returns two lists
-    of tensors of that shape; with attention_type "MLA" (tokens, 1, dim) one list. `tokens` is rounded up to
-    whole blocks.
+    of tensors of that shape; with attention_type "MLA" (tokens, 1, dim) one list. holes: what reading what is
+    not mapped does, "fault" or "zero"; default KVCACHED_HOLES, else fault. `tokens` is rounded up to whole
+    blocks.
     """
     runtime.get()
     caches.check(attention_type, kv_layout)
@@ -78,7 +83,7 @@ def alloc_kv_cache(
     buffers = 1 if attention_type == "MLA" else 2
     shape = [buffers, n_blocks * page_size, *rest]
     token_bytes = caches.block_bytes(shape, (1, 0), dtype)
-    pool = caches.open_pool(device, num_layers, buffers, n_blocks, page_size * token_bytes, group_id)
+    pool = caches.open_pool(device, num_layers, buffers, n_blocks, page_size * token_bytes, group_id, holes)
     layers = caches.views(pool, dtype, shape, (1, 0))
     if buffers == 1:
         return [layer[0] for layer in layers]
@@ -107,7 +112,7 @@ def alloc_mamba_states(
     parts = _mamba_parts(cache_params)
     slot_bytes = mamba_slot_bytes(cache_params)
     pool = caches.open_pool(
-        device, num_mamba_layers, 1, num_slots + 1, slot_bytes, group_id, _native.ZERO_ON_MAP
+        device, num_mamba_layers, 1, num_slots + 1, slot_bytes, group_id, flags=_native.ZERO_ON_MAP
     )
     layer_stride, _, slot_stride = pool.layout.strides(pool.region.stride_bytes)
     flat = tensors.whole(pool.region)
@@ -148,7 +153,7 @@ def get_kv_cache_manager(
 ) -> KVCacheManager:
     """The group's blocks. Block 0 is never handed out and always mapped: SGLang writes padding there."""
     role = runtime.get().role
-    return KVCacheManager(
+    manager = KVCacheManager(
         num_blocks,
         block_size,
         cell_size,
@@ -160,3 +165,26 @@ def get_kv_cache_manager(
         group_id=group_id,
         pool_name=pool_name,
     )
+    pool_registry.register_kv_cache_pool(manager, integration=ENGINE)
+    return manager
+
+
+def observability_snapshot() -> RuntimeSnapshot:
+    return observability.build_runtime_snapshot()
+
+
+def observability_snapshot_dict() -> dict[str, Any]:
+    return observability_snapshot().to_dict()
+
+
+def kv_cache_pool_snapshot() -> KVCachePoolSnapshot | None:
+    """Of the first manager that was made here; None: there is none."""
+    return observability.get_registered_kv_cache_pool_snapshot(integration=ENGINE)
+
+
+def kv_cache_pool_snapshots() -> list[KVCachePoolSnapshot]:
+    return observability.get_registered_kv_cache_pool_snapshots(integration=ENGINE)
+
+
+def kv_cache_pool_snapshot_dicts() -> list[dict[str, Any]]:
+    return observability.get_registered_kv_cache_pool_snapshot_dicts(integration=ENGINE)

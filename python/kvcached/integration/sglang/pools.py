@@ -80,7 +80,7 @@ class ElasticPool:
             self._rows // self.page_size,
             self.page_size * row_bytes,
             next_group(),
-            _native.ZERO_ON_MAP,
+            flags=_native.ZERO_ON_MAP,
         )
         return self.kvcached_pool
 

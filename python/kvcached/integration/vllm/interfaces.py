@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcached import runtime
+from kvcached import observability, pool_registry, runtime
 from kvcached.integration import caches
 from kvcached.kv_cache_manager import KVCacheManager
+from kvcached.observability import KVCachePoolSnapshot, RuntimeSnapshot
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ def init_kvcached(
 def shutdown_kvcached() -> None:
     """Returns all memory and disconnects; tensors that are left fault when they are touched."""
     runtime.shutdown()
+    pool_registry.clear_kv_cache_pools(integration=ENGINE)
 
 
 def get_world_size() -> int:
@@ -83,6 +85,8 @@ def alloc_kv_cache(
     group_id: int = 0,
     kernel_block_size: int | None = None,
     return_meta: bool = False,
+    *,
+    holes: str | None = None,
 ) -> Any:
     """One tensor of `kvcache_shape` for each layer, without memory behind it.
 
@@ -90,7 +94,8 @@ def alloc_kv_cache(
     attention_type "MLA". Their last dimensions lie without gaps; strides between layers, K and V, and blocks
     are those of the layout in use (KVCACHED_CONTIGUOUS_LAYOUT). kernel_block_size: of what the attention
     kernel calls a block, where the shape counts those; block_size is what the scheduler hands out, a multiple
-    of it. return_meta: also a dict with block_bytes, page_bytes, contiguous and kv_buffers.
+    of it. holes: what reading what is not mapped does, "fault" or "zero"; default KVCACHED_HOLES, else fault.
+    return_meta: also a dict with block_bytes, page_bytes, contiguous and kv_buffers.
     """
     runtime.get()
     caches.check(attention_type, kv_layout)
@@ -111,6 +116,7 @@ def alloc_kv_cache(
         shape[blocks_at] // per_block,
         caches.block_bytes(shape, axes, dtype) * per_block,
         group_id,
+        holes,
     )
     tensors = caches.views(pool, dtype, shape, axes)
     if not return_meta:
@@ -136,7 +142,7 @@ def get_kv_cache_manager(
     """The group's blocks; block 0 is never handed out and always mapped, as vLLM wants it. cell_size: bytes
     of a token in one layer's K or V."""
     role = runtime.get().role
-    return KVCacheManager(
+    manager = KVCacheManager(
         num_blocks,
         block_size,
         cell_size,
@@ -148,3 +154,26 @@ def get_kv_cache_manager(
         group_id=group_id,
         pool_name=pool_name,
     )
+    pool_registry.register_kv_cache_pool(manager, integration=ENGINE)
+    return manager
+
+
+def observability_snapshot() -> RuntimeSnapshot:
+    return observability.build_runtime_snapshot()
+
+
+def observability_snapshot_dict() -> dict[str, Any]:
+    return observability_snapshot().to_dict()
+
+
+def kv_cache_pool_snapshot() -> KVCachePoolSnapshot | None:
+    """Of the first manager that was made here; None: there is none."""
+    return observability.get_registered_kv_cache_pool_snapshot(integration=ENGINE)
+
+
+def kv_cache_pool_snapshots() -> list[KVCachePoolSnapshot]:
+    return observability.get_registered_kv_cache_pool_snapshots(integration=ENGINE)
+
+
+def kv_cache_pool_snapshot_dicts() -> list[dict[str, Any]]:
+    return observability.get_registered_kv_cache_pool_snapshot_dicts(integration=ENGINE)

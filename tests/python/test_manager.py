@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVCacheManager over a daemon on the emulated driver; no torch."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import pytest
+
+from kvcached import KVCachedConfigError, runtime
+from kvcached.integration.vllm import interfaces as kvi
+from kvcached.kv_cache_manager import KVCacheManager
+from kvcached.layout import Layout
+
+MIB = 1 << 20
+BLOCK, CELL, LAYERS = 16, 1024, 4  # blocks of 16 KiB in each layer's K and V, 128 in a page
+PAGE_BYTES = 2 * MIB * LAYERS * 2
+
+
+def make(n_blocks: int = 1024, group_id: int = 0, **more: Any) -> KVCacheManager:
+    """A manager with its region, in place of alloc_kv_cache(), which needs torch."""
+    current = runtime.get()
+    if current.pool(group_id) is None:
+        layout = Layout(LAYERS, 2, BLOCK * CELL, 2 * MIB, True)
+        current.open_pool(group_id, layout, layout.pages_for(n_blocks))
+    return KVCacheManager(n_blocks, BLOCK, CELL, LAYERS, group_id=group_id, **more)
+
+
+@pytest.fixture
+def engine(kvcached_environment: Any) -> None:
+    """Without preallocation, so that exactly what is used is mapped."""
+    kvcached_environment.setenv("KVCACHED_PAGE_PREALLOC_ENABLED", "false")
+    kvi.init_kvcached(tp_rank=0, tp_size=1, is_worker=False, device="cuda:0", async_sched=False)
+
+
+@pytest.fixture(params=["true", "false"])
+def either(kvcached_environment: Any, request: Any) -> None:
+    """With preallocation, and without: it changes speed, never what happens."""
+    kvcached_environment.setenv("KVCACHED_PAGE_PREALLOC_ENABLED", request.param)
+    kvi.init_kvcached()
+
+
+def used_bytes(kvctl: Any) -> int:
+    return sum(row["used_bytes"] for row in kvctl("list", "--json").json())
+
+
+def test_before_init(kvcached_environment: Any) -> None:
+    with pytest.raises(RuntimeError, match="kvcached is not initialized"):
+        kvi.get_kv_cache_manager(16, BLOCK, CELL, LAYERS)
+    with pytest.raises(RuntimeError, match="kvcached is not initialized"):
+        kvi.alloc_kv_cache((2, 16, 16, 8, 64), 16, None, "cuda", 1)
+
+
+def test_before_tensors(engine: None) -> None:
+    manager = kvi.get_kv_cache_manager(16, BLOCK, CELL, LAYERS)
+    with pytest.raises(RuntimeError, match="KV tensors of group 0 have not been created"):
+        manager.alloc(1)
+
+
+def test_alloc_and_free(engine: None) -> None:
+    manager = make()
+    assert manager.alloc(0) == []
+    ids = manager.alloc(130)
+    assert ids == list(range(130))
+    assert manager.status()["mapped_pages"] == 2
+    assert manager.get_page_occupancy([0, 1, 2]) == [128, 2, 0]
+    assert manager.get_mapped_memory_size("bytes") == 2 * PAGE_BYTES
+    assert manager.get_mapped_memory_size("mb") == 32
+    assert manager.get_mapped_memory_size() == 32 / 1024
+    with pytest.raises(ValueError, match="Unknown unit"):
+        manager.get_mapped_memory_size("tb")
+    manager.free(ids[::-1])
+    assert manager.status()["used_blocks"] == 0
+
+
+def test_wrong_frees_change_nothing(either: None) -> None:
+    manager = make()
+    ids = manager.alloc(4)
+    assert ids is not None
+    for wrong in ([ids[0], ids[0]], [ids[0], 99], [1 << 31]):
+        with pytest.raises(ValueError, match="not allocated, or named twice"):
+            manager.free(wrong)
+    with pytest.raises(OverflowError):
+        manager.free([-1])
+    with pytest.raises(TypeError):
+        manager.free(["0"])  # type: ignore[list-item]
+    assert manager.status()["used_blocks"] == 4
+    manager.free(ids)
+    with pytest.raises(ValueError, match="not allocated"):
+        manager.free(ids)
+
+
+def test_blocks_end_with_the_tensors(either: None) -> None:
+    """1000 blocks, though eight pages have 1024."""
+    manager = make(1000)
+    assert manager.alloc(1001) is None
+    assert manager.status()["used_blocks"] == 0
+    assert manager.available_size(1000) == 1000
+    ids = manager.alloc(1000)
+    assert ids is not None
+    assert sorted(ids) == list(range(1000))
+    assert manager.available_size() == 0
+    assert manager.alloc(1) is None
+    assert manager.get_page_occupancy([6, 7]) == [128, 104]
+    with pytest.raises(ValueError, match="Block 1000 is not allocated: there are 1000"):
+        manager.free([1000])
+    manager.free(ids[990:])
+    assert manager.available_size() == 10
+    again = manager.alloc(10)
+    assert again is not None
+    assert sorted(again) == sorted(ids[990:])
+    manager.free(ids)
+    manager.trim()
+    assert manager.status()["mapped_pages"] == 0
+    assert manager.status()["total_blocks"] == 1000
+
+
+def test_null_block(engine: None) -> None:
+    manager = make(256, reserve_null_block=True)
+    ids = manager.alloc(255)
+    assert ids is not None
+    assert sorted(ids) == list(range(1, 256))
+    manager.free(ids)
+    manager.trim()
+    assert manager.status()["mapped_pages"] == 1
+
+
+def test_available_is_a_promise(either: None, kvctl: Any) -> None:
+    manager, other = make(4096, 0), make(4096, 1)
+    kvctl("limit", runtime.get().instance, "256M")  # 16 pages
+    n = manager.available_size(10 * 128)
+    assert n == 10 * 128
+    ids = other.alloc(6 * 128)
+    assert ids is not None
+    assert other.alloc(128) is None
+    mine = manager.alloc(n)
+    assert mine is not None
+    assert manager.available_size() == 0
+
+
+def test_limit_refuses_with_none(engine: None, kvctl: Any) -> None:
+    manager = make(4096)
+    kvctl("limit", runtime.get().instance, str(4 * PAGE_BYTES))
+    assert manager.alloc(5 * 128) is None
+    ids = manager.alloc(4 * 128)
+    assert ids is not None
+    assert used_bytes(kvctl) == 4 * PAGE_BYTES
+    manager.free(ids)
+
+
+def test_reserve(engine: None) -> None:
+    manager = make(256)
+    assert manager.try_to_reserve(100)
+    assert not manager.try_to_reserve(157)
+    assert manager.status()["reserved_blocks"] == 100
+    assert len(manager.alloc(60) or []) == 60
+    assert manager.status()["reserved_blocks"] == 40
+    manager.free_reserved()
+    assert manager.status()["reserved_blocks"] == 0
+
+
+def test_resize_trim_clear(engine: None, kvctl: Any) -> None:
+    manager = make(1024)
+    ids = manager.alloc(512)
+    assert ids is not None
+    assert not manager.resize(2 * 2 * MIB)
+    assert manager.alloc(1) is None
+    manager.free(ids)
+    assert manager.status()["mapped_pages"] <= 2
+    assert manager.resize(8 * 2 * MIB)
+    assert manager.alloc(1024) is not None
+    manager.clear()
+    assert manager.status()["used_blocks"] == 0
+    manager.trim()
+    assert manager.status()["mapped_pages"] == 0
+    with pytest.raises(ValueError, match="less than nothing"):
+        manager.resize(-1)
+
+
+def test_limit_of_its_own(engine: None) -> None:
+    manager = make(1024)
+    assert manager.memory_limit_state().status == "unavailable"
+    ids = manager.alloc(3 * 128)
+    assert ids is not None
+    state = manager.set_memory_limit(2 * PAGE_BYTES + 5, revision=3)
+    assert (state.status, state.overage_bytes) == ("deferred", PAGE_BYTES)
+    assert (state.limit_bytes, state.effective_limit_bytes) == (2 * PAGE_BYTES + 5, 2 * PAGE_BYTES)
+    assert manager.set_memory_limit(PAGE_BYTES, revision=2).status == "stale"
+    assert manager.set_memory_limit(PAGE_BYTES, revision=3).status == "conflict"
+    assert manager.set_memory_limit(2 * PAGE_BYTES + 5, revision=3).status == "deferred"
+    manager.free(ids[256:])
+    assert manager.memory_limit_state().status == "applied"
+    assert manager.alloc(1) is None
+    state = manager.set_memory_limit(None, revision=4)
+    assert (state.status, state.limit_bytes, state.effective_limit_bytes) == ("applied", None, 8 * PAGE_BYTES)
+    assert manager.alloc(128) is not None
+    assert manager.set_memory_limit(0, revision=5).to_dict()["remaining_bytes"] == 0
+    with pytest.raises(ValueError, match="less than nothing"):
+        manager.set_memory_limit(-1, revision=6)
+
+
+def test_epochs(engine: None) -> None:
+    manager = make(256)
+    ids = manager.alloc(256)
+    assert ids is not None
+    manager.free_after(ids, 7)
+    manager.trim()
+    assert manager.status()["waiting_pages"] == 2
+    manager.complete(6)
+    assert manager.status()["waiting_pages"] == 2
+    manager.complete(7)
+    manager.trim()
+    assert manager.status()["mapped_pages"] == 0
+
+
+def test_census(engine: None) -> None:
+    manager = make(384)
+    ids = manager.alloc(384)
+    assert ids is not None
+    manager.free([i for i in ids if i >= 256 and i != 300])
+    manager.free([0])
+    assert manager.census(2) == [(2, 1), (0, 127)]
+    assert manager.page_of(300) == 2
+    with pytest.raises(ValueError, match="no block of the region"):
+        manager.page_of(1 << 20)
+
+
+def test_block_larger_than_a_page(engine: None) -> None:
+    with pytest.raises(KVCachedConfigError, match="set KVCACHED_PAGE_SIZE_MB=4 or more"):
+        kvi.get_kv_cache_manager(16, 1024, 4096 - 1024, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("KVCACHED_PAGE_SIZE_MB", "3", "not a positive multiple of 2"),
+        ("KVCACHED_PAGE_SIZE_MB", "two", "not a whole number"),
+        ("KVCACHED_CONTIGUOUS_LAYOUT", "maybe", "neither true nor false"),
+    ],
+)
+def test_settings(engine: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str, text: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(KVCachedConfigError, match=text):
+        kvi.get_kv_cache_manager(16, BLOCK, CELL, LAYERS)
+
+
+def test_other_blocks_than_the_tensors(engine: None) -> None:
+    make()
+    manager = KVCacheManager(1024, BLOCK, 2 * CELL, LAYERS)
+    with pytest.raises(ValueError, match="have blocks of 16384"):
+        manager.alloc(1)
+
+
+def test_two_managers_of_one_group(engine: None) -> None:
+    first = make()
+    assert first.alloc(1) is not None
+    with pytest.raises(RuntimeError, match="has a KVCacheManager already"):
+        make().alloc(1)
+    first.close()
+    assert make().alloc(1) is not None
+    with pytest.raises(RuntimeError, match="closed"):
+        first.alloc(1)
+
+
+def test_second_pool_is_a_pool_of_its_own(engine: None, kvctl: Any) -> None:
+    """One instance has both; neither takes the other's place."""
+    first, second = make(1024, 0), make(1024, 1)
+    assert first.alloc(128) is not None
+    assert second.alloc(256) is not None
+    first.trim()
+    second.trim()
+    assert used_bytes(kvctl) == 3 * PAGE_BYTES
+    second.close()
+    assert used_bytes(kvctl) == PAGE_BYTES
+    assert first.status()["mapped_pages"] == 1
+
+
+def test_shutdown_gives_all_back(either: None, kvctl: Any) -> None:
+    manager = make()
+    assert manager.alloc(300) is not None
+    kvi.shutdown_kvcached()
+    kvi.shutdown_kvcached()
+    assert kvctl("list", "--json").json() == []
+    with pytest.raises(RuntimeError, match="closed"):
+        manager.alloc(1)
+    kvi.init_kvcached()
+    assert make().alloc(300) is not None
+
+
+def test_another_role_is_refused(engine: None) -> None:
+    kvi.init_kvcached(is_worker=True)
+    with pytest.raises(RuntimeError, match="in another role"):
+        kvi.init_kvcached(tp_size=2, is_worker=True)
+
+
+def test_no_daemon(kvcached_environment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was a missing segment in /dev/shm is a missing socket here."""
+    monkeypatch.setenv("KVCACHED_SOCKET", "/nonexistent/kvcached.sock")
+    with pytest.raises(FileNotFoundError, match=r"/nonexistent/kvcached\.sock"):
+        kvi.init_kvcached()
+    with pytest.raises(RuntimeError, match="not initialized"):
+        runtime.get()
+
+
+def test_daemon_killed(engine: None, daemon: Any) -> None:
+    """What is mapped stays, and can be handed out; more cannot be had."""
+    manager = make()
+    ids = manager.alloc(100)
+    assert ids is not None
+    daemon.kill()
+    with pytest.raises(ConnectionError, match="connection to kvcachedd has ended"):
+        manager.alloc(900)
+    manager.free(ids)
+    assert len(manager.alloc(100) or []) == 100
+    kvi.shutdown_kvcached()
+
+
+def test_lowered_limit_reaches_the_engine(engine: None, kvctl: Any) -> None:
+    """kvctl's limit asks for blocks in use; whoever frees them meets it."""
+
+    class Engine:
+        def __init__(self) -> None:
+            self.manager = make(1024)
+            self.ids = self.manager.alloc(8 * 128) or []
+            self.asked = threading.Event()
+
+        def give(self, n_bytes: int, deadline_ms: int) -> None:
+            n = -(-n_bytes // PAGE_BYTES) * 128
+            self.manager.free(self.ids[-n:])
+            del self.ids[-n:]
+            self.asked.set()
+
+    class Failing:
+        def give(self, n_bytes: int, deadline_ms: int) -> None:
+            raise ValueError("not now")
+
+    engine_, failing = Engine(), Failing()
+    runtime.get().add_reclaimer(failing.give)
+    runtime.get().add_reclaimer(engine_.give)
+    kvctl("limit", runtime.get().instance, str(5 * PAGE_BYTES))
+    assert engine_.asked.wait(30)
+    assert used_bytes(kvctl) <= 5 * PAGE_BYTES
+    assert len(engine_.ids) == 5 * 128
+
+
+def test_random_against_a_model(either: None) -> None:
+    """Sets of Python against the library, with a seed that is printed."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng, manager, held = random.Random(seed), make(1000), list[int]()
+    for _ in range(3000):
+        n = rng.randrange(0, 200)
+        if rng.random() < 0.5:
+            ids = manager.alloc(n)
+            assert (ids is None) == (n > 1000 - len(held))
+            if ids is not None:
+                assert len(ids) == len(set(ids)) == n
+                assert all(0 <= i < 1000 for i in ids)
+                assert not set(ids) & set(held)
+                held += ids
+        else:
+            rng.shuffle(held)
+            manager.free(held[:n])
+            del held[:n]
+        if rng.random() < 0.05:
+            manager.trim()
+        assert manager.status()["used_blocks"] == len(held)
+
+
+def test_sanity_check(engine: None, kvcached_environment: Any) -> None:
+    """Books of its own find what the library would have handed out twice."""
+    kvcached_environment.setenv("KVCACHED_SANITY_CHECK", "true")
+    manager = make(1000)
+    ids = manager.alloc(1000)
+    assert ids is not None
+    manager.free(ids[:500])
+    manager.free_after(ids[500:], 1)
+    manager.complete(1)
+    ids = manager.alloc(10)
+    assert ids is not None
+    manager.blocks.free(ids)  # behind its back
+    with pytest.raises(AssertionError, match="handed out twice"):
+        manager.alloc(10)
+    manager.clear()
+    assert manager.alloc(10) is not None
+
+
+def test_threads(either: None) -> None:
+    """Several take and free at a time; in the end all is there, and nobody got what another had."""
+    manager, owner, wrong = make(1024), dict[int, int](), list[int]()
+
+    def work(number: int) -> None:
+        rng = random.Random(number)
+        for _ in range(400):
+            ids = manager.alloc(rng.randrange(1, 40))
+            for i in ids or []:
+                if owner.setdefault(i, number) != number:
+                    wrong.append(i)
+            for i in ids or []:
+                owner.pop(i, None)
+            manager.free(ids or [])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert manager.status()["used_blocks"] == 0
+    assert len(manager.alloc(1024) or []) == 1024

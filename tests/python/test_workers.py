@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scheduler and its workers in different processes, through the interfaces."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import IO, Any
+
+import pytest
+
+from kvcached import DaemonTimeoutError, DisconnectedError, runtime, tp_ipc_util
+from kvcached.integration.vllm import interfaces as kvi
+
+MIB = 1 << 20
+PAGE_BYTES = 2 * MIB * 2 * 2
+
+WORKER = """
+    import sys
+    from kvcached import runtime, tp_ipc_util
+    from kvcached.integration.vllm import interfaces as kvi
+    from kvcached.layout import Layout
+
+    rank, size, group = map(int, sys.argv[1:])
+    kvi.init_kvcached(tp_rank=rank, world_size=size, is_worker=True, device="cuda:0", separate=True)
+    tp_ipc_util.start_worker_listener_thread(rank)
+    layout = Layout(2, 2, 16384, 2 << 20, True)
+    runtime.get().open_pool(group, layout, layout.pages_for(1024))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    kvi.shutdown_kvcached()
+"""
+
+
+class Worker:
+    def __init__(self, environment: dict[str, str], rank: int, size: int, group: int) -> None:
+        command = [sys.executable, "-c", textwrap.dedent(WORKER), str(rank), str(size), str(group)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        stdout: IO[str] | None = self.process.stdout
+        assert stdout is not None
+        assert stdout.readline() == "ready\n"
+
+    def end(self) -> None:
+        """By closing its input; a worker that was killed is gone already."""
+        self.process.communicate()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def start(site: Any, daemon: Any, kvcached_environment: Any) -> Iterator[Any]:
+    kvcached_environment.setenv("KVCACHED_PAGE_PREALLOC_ENABLED", "false")
+    kvcached_environment.setenv("KVCACHED_IPC_NAME", "group")
+    workers: list[Worker] = []
+
+    def start(size: int, group: int = 0) -> list[Worker]:
+        settings = {
+            "KVCACHED_SOCKET": str(daemon.socket),
+            "KVCACHED_IPC_NAME": "group",
+            "KVCACHED_PAGE_PREALLOC_ENABLED": "false",
+        }
+        begun = [Worker(site.environment(**settings), rank, size, group) for rank in range(size)]
+        workers.extend(begun)
+        return begun
+
+    yield start
+    runtime.shutdown()
+    for worker in workers:
+        worker.end()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_blocks_over_workers(start: Any, kvctl: Any, size: int) -> None:
+    workers = start(size)
+    kvi.init_kvcached(world_size=size, separate=True)
+    assert kvi.should_use_worker_ipc()
+    assert kvi.get_world_size() == size
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+    ids = manager.alloc(300)
+    assert ids is not None
+    assert manager.get_mapped_memory_size("bytes") == 3 * size * PAGE_BYTES
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] == 3 * size * PAGE_BYTES
+    manager.free(ids)
+    manager.trim()
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] == size * PAGE_BYTES  # of block 0
+    with pytest.raises(ValueError, match="A scheduler has no GPU"):
+        runtime.get().open_pool(1, manager.layout, 1)
+    assert all(worker.process.poll() is None for worker in workers)
+
+
+def test_scheduler_knows_no_layers(start: Any) -> None:
+    """How blocks lie in pages follows from the workers' regions."""
+    start(1)
+    kvi.init_kvcached(separate=True)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 7)
+    assert manager.alloc(383) is not None
+    assert manager.status()["mapped_pages"] == 3
+    assert manager.status()["page_blocks"] == 128
+
+
+def test_scheduler_with_other_pages(start: Any, kvcached_environment: Any) -> None:
+    start(1)
+    kvcached_environment.setenv("KVCACHED_PAGE_SIZE_MB", "6")
+    kvi.init_kvcached(separate=True)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+    with pytest.raises(ValueError, match="KVCACHED_PAGE_SIZE_MB differs"):
+        manager.alloc(1)
+
+
+def test_all_ranks_or_none(start: Any, kvctl: Any) -> None:
+    start(2)
+    kvi.init_kvcached(world_size=2, separate=True)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+    assert manager.alloc(1) is not None
+    kvctl("limit", "group", str(3 * PAGE_BYTES))  # not enough for a second page in both
+    assert manager.alloc(128) is None
+    assert manager.status()["mapped_pages"] == 1
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] <= 3 * PAGE_BYTES  # what one rank has set aside may stay so
+    kvctl("limit", "group", str(4 * PAGE_BYTES))
+    assert manager.alloc(128) is not None
+
+
+def test_worker_dies(start: Any) -> None:
+    workers = start(2)
+    kvi.init_kvcached(world_size=2, separate=True)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+    ids = manager.alloc(10)
+    assert ids is not None
+    workers[1].kill()
+    with pytest.raises(DisconnectedError):
+        manager.alloc(500)
+    assert manager.available_size() == 0
+    manager.free(ids)
+
+
+def test_workers_that_don_t_come(start: Any, kvcached_environment: Any) -> None:
+    start(1)
+    kvcached_environment.setenv("KVCACHED_IPC_TIMEOUT", "1")
+    kvi.init_kvcached(world_size=2, separate=True)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+    with pytest.raises(DaemonTimeoutError):
+        manager.alloc(1)
+
+
+def test_pages_by_hand(start: Any, kvctl: Any) -> None:
+    start(2, group=5)
+    kvi.init_kvcached(world_size=2, separate=True)
+    assert tp_ipc_util.broadcast_kv_tensors_created(2, 0, 5)
+    compound = PAGE_BYTES
+    tp_ipc_util.broadcast_map_to_kv_tensors(2, [0, 2 * compound], 0, 5, page_bytes=compound)
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] == 4 * PAGE_BYTES
+    kvctl("limit", "group", str(5 * PAGE_BYTES))
+    with pytest.raises(RuntimeError):
+        tp_ipc_util.broadcast_map_to_kv_tensors(2, [compound], 0, 5, page_bytes=compound)
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] == 4 * PAGE_BYTES
+    tp_ipc_util.broadcast_unmap_from_kv_tensors(2, [0], 0, 5, page_bytes=compound)
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] == 2 * PAGE_BYTES
+    with pytest.raises(ValueError, match="Offset 5 is not a multiple"):
+        tp_ipc_util.broadcast_map_to_kv_tensors(2, [5], 0, 5, page_bytes=compound)
+    with pytest.raises(ValueError, match="was told 2"):
+        tp_ipc_util.broadcast_map_to_kv_tensors(3, [0], 0, 5)
+    with pytest.raises(RuntimeError, match="not worker 0 of stage 0"):
+        tp_ipc_util.start_worker_listener_thread(0)
+
+
+def test_engines_have_no_workers(kvcached_environment: Any) -> None:
+    kvi.init_kvcached()
+    assert not kvi.should_use_worker_ipc()
+    with pytest.raises(RuntimeError, match="This process has no workers"):
+        tp_ipc_util.broadcast_kv_tensors_created(1)
