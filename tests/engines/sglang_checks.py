@@ -210,6 +210,7 @@ def other_pools() -> None:
         both.free_full(slots)
         assert full.status()["used_blocks"] == 0
         assert both.verify_byte_accounting() == []
+        assert len(interfaces.kv_cache_pool_snapshots()) >= 2
 
 
 def mamba_states() -> None:

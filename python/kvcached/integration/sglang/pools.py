@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from kvcached import _native, runtime, tensors
 from kvcached.errors import KVCachedConfigError
 from kvcached.integration import caches
+from kvcached.integration.sglang import interfaces
 from kvcached.kv_cache_manager import KVCacheManager
 from kvcached.layout import Layout, product
 
@@ -52,14 +53,13 @@ class ElasticPool:
     def open_manager(self) -> KVCacheManager:
         """Of the pool's blocks, each a page of SGLang's; it maps page 0. OutOfMemoryError: it can't."""
         layout = self.kvcached_pool.layout
-        manager = KVCacheManager(
+        manager = interfaces.get_kv_cache_manager(
             usable_blocks(layout, self.size // self.page_size + 1),
             self.page_size,
             layout.block_bytes // self.page_size,
             layout.layers,
             num_kv_buffers=layout.kv_buffers,
             group_id=self.kvcached_pool.group_id,
-            reserve_null_block=True,
         )
         assert manager.blocks is not None
         return manager
