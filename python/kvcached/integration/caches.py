@@ -39,10 +39,11 @@ def open_pool(
     block_bytes: int,
     group_id: int,
     holes: str | None = None,
+    flags: int = 0,
 ) -> runtime.Pool:
-    """Addresses for that many blocks. holes: see utils.holes_zero()."""
+    """Addresses for that many blocks. holes: see utils.holes_zero(). flags: further ones of the region."""
     layout = Layout(num_layers, kv_buffers, block_bytes, page_size(), contiguous_layout())
-    flags = _native.HOLES_ZERO if holes_zero(holes) else 0
+    flags |= _native.HOLES_ZERO if holes_zero(holes) else 0
     pool = runtime.get().open_pool(group_id, layout, layout.pages_for(n_blocks), flags)
     tensors.on_device(device, pool)
     return pool

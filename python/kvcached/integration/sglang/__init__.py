@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang: `interfaces` for integrations of one's own."""
+"""SGLang: `plugin`, which SGLang loads by itself, and `interfaces` for integrations of one's own."""

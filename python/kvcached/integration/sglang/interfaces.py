@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcached import observability, pool_registry, runtime
+from kvcached import _native, observability, pool_registry, runtime, tensors
 from kvcached.integration import caches
 from kvcached.kv_cache_manager import KVCacheManager
+from kvcached.layout import product, row_major
 from kvcached.observability import KVCachePoolSnapshot, RuntimeSnapshot
+from kvcached.utils import align_up
 
 if TYPE_CHECKING:
     import torch
 
 ENGINE = "SGLang"
+MAMBA_ALIGNMENT = 256  # bytes
 
 
 def init_kvcached(
@@ -32,8 +35,8 @@ def init_kvcached(
     is_worker: bool = True,
     world_size: int | None = None,
 ) -> None:
-    """Connects to kvcachedd. Each of SGLang's ranks schedules for itself, so each is an engine of its own on
-    its GPU, and its name has the rank in it where there are several (KVCACHED_IPC_NAME aside)."""
+    """Connects to kvcachedd. Each of SGLang's ranks schedules for itself, so each is an engine of its own at
+    the daemon of its GPU."""
     runtime.init(
         runtime.Role(
             engine=ENGINE,
@@ -85,6 +88,56 @@ def alloc_kv_cache(
     if buffers == 1:
         return [layer[0] for layer in layers]
     return [layer[0] for layer in layers], [layer[1] for layer in layers]
+
+
+def alloc_mamba_states(
+    *,
+    num_slots: int,
+    num_mamba_layers: int,
+    cache_params: Any,
+    device: Any,
+    group_id: int,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """States of Mamba layers, without memory behind them: (convolution states, temporal states).
+
+    num_slots: requests that have one; slot 0 is for padding, so there are num_slots + 1. cache_params:
+    SGLang's, of which shape.conv (a list of shapes), shape.temporal, dtype.conv and dtype.temporal count.
+    Each tensor is (num_mamba_layers, num_slots + 1, *shape), with gaps: a slot's states of one layer lie
+    together, and with KVCACHED_CONTIGUOUS_LAYOUT those of all layers. The blocks to map are slots:
+    get_kv_cache_manager(num_slots + 1, 1, mamba_slot_bytes(cache_params), num_mamba_layers, 1, group_id);
+    a slot that would lie in two pages is never handed out, so there may be a few less than num_slots.
+    KVCachedConfigError: a slot does not fit into a page.
+    """
+    runtime.get()
+    parts = _mamba_parts(cache_params)
+    slot_bytes = mamba_slot_bytes(cache_params)
+    pool = caches.open_pool(
+        device, num_mamba_layers, 1, num_slots + 1, slot_bytes, group_id, flags=_native.ZERO_ON_MAP
+    )
+    layer_stride, _, slot_stride = pool.layout.strides(pool.region.stride_bytes)
+    flat = tensors.whole(pool.region)
+    states, offset = [], 0
+    for shape, dtype in parts:
+        strides = [layer_stride, slot_stride, *(n * dtype.itemsize for n in row_major(shape))]
+        full_shape = (num_mamba_layers, num_slots + 1, *shape)
+        states.append(tensors.strided(flat, dtype, full_shape, strides, offset))
+        offset += _mamba_part_bytes(shape, dtype)
+    return states[:-1], states[-1]
+
+
+def mamba_slot_bytes(cache_params: Any) -> int:
+    """Of a slot's states in one layer."""
+    return sum(_mamba_part_bytes(shape, dtype) for shape, dtype in _mamba_parts(cache_params))
+
+
+def _mamba_parts(cache_params: Any) -> list[tuple[Sequence[int], torch.dtype]]:
+    shape, dtype = cache_params.shape, cache_params.dtype
+    return [*((conv, dtype.conv) for conv in shape.conv), (shape.temporal, dtype.temporal)]
+
+
+def _mamba_part_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Aligned, so that each state begins where kernels like it to."""
+    return align_up(product(shape) * dtype.itemsize, MAMBA_ALIGNMENT)
 
 
 def get_kv_cache_manager(
