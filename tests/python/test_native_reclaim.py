@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import types
 import weakref
 from typing import Any, Callable
 
@@ -225,6 +226,17 @@ def test_cycle_is_collected(kvcached_environment: pytest.MonkeyPatch, kvctl: Cal
     del engine
     gc.collect()
     assert seen() is None
+    assert gone(kvctl)
+
+
+def test_cycle_that_only_the_client_can_break(
+    kvcached_environment: pytest.MonkeyPatch, kvctl: Callable[..., Result]
+) -> None:
+    """A method's object and a tuple cannot be emptied."""
+    client = _native.Client.__new__(_native.Client)
+    client.__init__(instance="engine", reclaim=types.MethodType(print, (client,)))  # type: ignore[misc]
+    del client
+    gc.collect()
     assert gone(kvctl)
 
 
