@@ -56,7 +56,8 @@ class KVCacheManager:
     one layer's K or V; only their product matters. num_layers, num_kv_buffers: 2 where K and V are apart.
     world_size, pp_rank, async_sched: accepted as the reference has them; who the workers are was said to
     init_kvcached(). reserve_null_block: block 0 is never handed out and always mapped. group_id: whose
-    tensors. pool_name: for people; by default the instance's name and the group.
+    tensors. pool_name: for people; by default the instance's name and the group. layout: where the engine has
+    chosen one; then the settings for it don't count.
 
     Raises RuntimeError before init_kvcached(); KVCachedConfigError for a block that fits into no page. The
     group's tensors must exist when blocks are first asked for; a scheduler waits for its workers'.
@@ -77,6 +78,7 @@ class KVCacheManager:
         pool_name: str | None = None,
         *,
         tp_size: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self._runtime = runtime.get()
         if num_blocks < 1:
@@ -92,7 +94,7 @@ class KVCacheManager:
         self.block_mem_size = block_size * cell_size
         self.page_size = page_size()
         self.pool_name = pool_name or f"{self._runtime.instance}_g{group_id}"
-        self._layout = Layout(
+        self._layout = layout or Layout(
             num_layers, num_kv_buffers, self.block_mem_size, self.page_size, contiguous_layout()
         )
         self._lock = threading.Lock()

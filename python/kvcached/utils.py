@@ -74,9 +74,9 @@ def autopatch() -> bool:
     return env_bool("KVCACHED_AUTOPATCH", is_enabled())
 
 
-def max_cached_tokens() -> int | None:
+def max_cached_tokens(default: int = -1) -> int | None:
     """Of free cached prefixes, KVCACHED_MAX_CACHED_TOKENS; None: no bound, which is also the default."""
-    tokens = env_int("KVCACHED_MAX_CACHED_TOKENS", -1)
+    tokens = env_int("KVCACHED_MAX_CACHED_TOKENS", default)
     return None if tokens < 0 else tokens
 
 
