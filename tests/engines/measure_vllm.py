@@ -7,8 +7,8 @@ update_from_output() together, and of the whole step."""
 from __future__ import annotations
 
 import pytest
-from engines.conftest import DEVICE_SIZE, Engines
 
+from engines.conftest import DEVICE_SIZE, Engines
 from harness.broker import Programs
 
 pytestmark = [pytest.mark.emulator, pytest.mark.timeout(900)]

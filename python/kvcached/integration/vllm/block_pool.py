@@ -89,7 +89,7 @@ class Turn:
                 self._lock.release()
 
 
-class ElasticBlockPool(BlockPool):  # type: ignore[misc]
+class ElasticBlockPool(BlockPool):
     """source: where memory comes from. max_cached_blocks: how many blocks that no request uses may stay
     cached; None: any number. The rest is vLLM's BlockPool's.
 

@@ -23,7 +23,7 @@ from kvcached.utils import page_size
 LITTLE = 0.01
 
 
-class BufferOf(TorchFunctionMode):  # type: ignore[misc]
+class BufferOf(TorchFunctionMode):
     """Inside it torch.zeros() of `size` bytes of int8 is the region's tensor. taken: how often that was
     so."""
 

@@ -9,7 +9,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from kvcached.integration.vllm.worker import Elastic
 
 
-class Worker(Elastic, CPUWorker):  # type: ignore[misc]
+class Worker(Elastic, CPUWorker):
     def _profile(self, usable: int) -> None:
         self.cache_config.kv_cache_memory_bytes = usable
         if self._should_warm_up_model():

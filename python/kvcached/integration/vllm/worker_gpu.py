@@ -9,7 +9,7 @@ from vllm.v1.worker import gpu_worker
 from kvcached.integration.vllm.worker import Elastic
 
 
-class Worker(Elastic, gpu_worker.Worker):  # type: ignore[misc]
+class Worker(Elastic, gpu_worker.Worker):
     def _profile(self, usable: int) -> None:
         self.cache_config.kv_cache_memory_bytes = usable
         gpu_worker.Worker.determine_available_memory(self)
