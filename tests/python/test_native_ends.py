@@ -174,6 +174,30 @@ begun.wait()
         tasks.go_on(daemon)
 
 
+def test_a_reclaim_that_comes_too_late(end: Callable[..., Result], site: Site) -> None:
+    """The library's thread waits for the interpreter's lock with it, while the client is closed: the engine
+    is not called any more. This thread keeps the lock until then."""
+    end(
+        """
+import subprocess
+calls = []
+client = _native.Client(instance="engine", reclaim=lambda *_: calls.append(1))
+region = client.open_region(8, PAGE)
+region.map(range(6))
+sys.setswitchinterval(1000)
+command = [os.environ["KVCTL"], "--socket", os.environ["KVCACHED_SOCKET"], "limit", "engine", "8M"]
+kvctl = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+while not client.status()["over_limit"]:
+    pass
+ctypes.PyDLL(None).usleep(100_000)
+client.close()
+assert kvctl.wait() == 0
+assert calls == []
+""",
+        KVCTL=str(site.program("kvctl/kvctl")),
+    )
+
+
 def test_with_a_sentence_to_come(run_python: Callable[..., Result], daemon: Daemon) -> None:
     """The library has something to say, and its handler is not called any more, or for the last time."""
     run_python(
