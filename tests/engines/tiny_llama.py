@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-import torch
+import torch  # type: ignore[import-not-found, unused-ignore]
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -149,6 +149,10 @@ class ElasticBlockPool(BlockPool):
             assert self._memory is not None
             self._memory.available_size(need)
 
+    def has(self, n: int) -> bool:
+        """Whether so many blocks are there, without asking anybody for more."""
+        return self._memory is not None and not self.over and self._memory.available_size(0) >= n
+
     @property
     def evictable(self) -> int:
         queued: int = self.free_block_queue.num_free_blocks

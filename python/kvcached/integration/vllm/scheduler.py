@@ -128,32 +128,29 @@ class Elastic:
 
     # ---- How many blocks a step can take ----
 
-    def _tokens_due(self, request: Any) -> int:
-        tokens: int = request.num_tokens_with_spec + getattr(request, "num_output_placeholders", 0)
-        return int(max(tokens - request.num_computed_tokens, 1))
-
-    def _blocks_due(self, request: Any, tokens: int) -> int:
-        me: Any = self
-        size, done = me.block_size, request.num_computed_tokens
-        blocks: int = blocks_of(done + tokens + me.num_lookahead_tokens, size) - blocks_of(done, size)
-        return blocks
-
     def _blocks_next(self) -> int:
         """What the next step's requests can take: those that run grow by their tokens; those that wait are
-        admitted in the queue's order, the first only if it fits as a whole."""
+        admitted in the queue's order, the first only if it fits as a whole. 0: it is there, whatever it is.
+        """
         me: Any = self
+        size: int = me.block_size
         budget: int = me.max_num_scheduled_tokens
+        ahead: int = me.num_lookahead_tokens
+        if not me.waiting:
+            most = blocks_of(budget, size) + len(me.running) * (2 + blocks_of(ahead, size))
+            if self._pool.has(most * self._groups):
+                return 0
         blocks = 0
         for request in me.running:
-            due = min(self._tokens_due(request), budget)
-            blocks += self._blocks_due(request, due)
+            done = request.num_computed_tokens
+            due = request.num_tokens_with_spec + request.num_output_placeholders - done
+            blocks += blocks_of(done + max(min(due, budget), 1) + ahead, size) - blocks_of(done, size)
         for request in islice(me.waiting, LOOK_AT_WAITING):
             if budget <= 0:
                 break
-            tokens = self._tokens_due(request)
-            blocks += self._blocks_due(request, tokens) + 1
-            budget -= tokens
-        return int(blocks * self._groups)
+            blocks += blocks_of(request.num_tokens + ahead, size) + 1
+            budget -= request.num_tokens
+        return blocks * self._groups
 
     # ---- What vLLM's scheduler does, in turns ----
 
