@@ -108,7 +108,8 @@ struct broker_peer {
     struct list leases;
     struct broker_instance *instance;
     bool lost;
-    bool schedules;      /* pages of its instance's other peers */
+    bool schedules;      /* pages of its instance's workers */
+    bool obeys;          /* a worker: what it holds is its scheduler's to give */
     uint64_t held_bytes; /* granted + limbo */
     uint32_t n_extents;
     uint32_t n_issued; /* pages of its leases */
@@ -309,9 +310,9 @@ void broker_lease_forgo(struct broker *broker, struct broker_lease *lease, uint3
 uint32_t broker_lease_pages(const struct broker_lease *lease); /* issued */
 bool broker_lease_is_frozen(const struct broker_lease *lease); /* somebody has scribbled over its word */
 
-/* The peer can be sent notices; a scheduler is asked for what its instance's other peers hold. To be called
- * once. */
-void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules);
+/* The peer can be sent notices. One that schedules is asked for what its instance's workers hold, who obey it:
+ * they are asked only while there is none. To be called once. */
+void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules, bool obeys);
 
 /* The peer has given back what it can by itself. A number other than the last one's means nothing. */
 void broker_notice_acked(struct broker *broker, struct broker_peer *peer, uint32_t number, uint64_t now_ns);

@@ -48,7 +48,8 @@ int lessor_begin(struct peer *peer, struct fdset *fds)
         return r;
     }
     broker_peer_listens(peer->server->broker, peer->broker_peer,
-                        peer->facts.role == KVCACHED__ROLE__ROLE_SCHEDULER);
+                        peer->facts.role == KVCACHED__ROLE__ROLE_SCHEDULER,
+                        peer->facts.role == KVCACHED__ROLE__ROLE_WORKER);
     return 0;
 }
 

@@ -20,10 +20,11 @@
 #include "base/arith.h"
 #include "broker-internal.h"
 
-void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules)
+void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules, bool obeys)
 {
     peer->listens = true;
     peer->schedules = schedules;
+    peer->obeys = obeys;
     list_append(&broker->listeners, &peer->listener_link);
 }
 
@@ -93,10 +94,9 @@ static uint64_t hinted_bytes(struct broker *broker, struct broker_peer *peer)
     return claimed + cached_bytes(broker, peer);
 }
 
-/* Held; a scheduler holds nothing, but may have free pages. */
-static uint64_t holdings_bytes(struct broker *broker, const struct broker_peer *peer)
+static uint64_t issued_bytes(const struct broker_peer *peer)
 {
-    uint64_t bytes = u64_max(peer->held_bytes, cached_bytes(broker, peer));
+    uint64_t bytes = 0;
 
     list_for_each (it, &peer->leases) {
         const struct broker_lease *lease = container_of(it, struct broker_lease, link);
@@ -118,6 +118,42 @@ static uint64_t pinned_bytes(const struct broker_peer *peer)
             u64_add_ceil(bytes, pages_to_bytes(atomic_load(&lease->line->pinned_pages), lease->page_bytes));
     }
     return bytes;
+}
+
+static bool obeys_somebody(const struct broker_peer *peer)
+{
+    if (!peer->obeys)
+        return false;
+    list_for_each (it, &peer->instance->peers) {
+        const struct broker_peer *other = container_of(it, struct broker_peer, link);
+
+        if (other->schedules && other->listens && !other->lost)
+            return true;
+    }
+    return false;
+}
+
+/* Of what workers hold, whose scheduler this is. */
+static uint64_t workers_bytes(const struct broker_peer *scheduler, bool heed_pins)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (it, &scheduler->instance->peers) {
+        const struct broker_peer *peer = container_of(it, struct broker_peer, link);
+
+        if (peer->obeys && !peer->lost)
+            bytes += u64_sub_floor(peer->held_bytes, heed_pins ? pinned_bytes(peer) : 0);
+    }
+    return bytes;
+}
+
+/* What it could be made to give for a limit. Words are not believed beyond that. */
+static uint64_t givable_bytes(const struct broker_peer *peer, bool heed_pins)
+{
+    uint64_t bytes = peer->held_bytes + issued_bytes(peer);
+
+    bytes = u64_sub_floor(bytes, heed_pins ? pinned_bytes(peer) : 0);
+    return peer->schedules ? bytes + workers_bytes(peer, heed_pins) : bytes;
 }
 
 static bool is_due(const struct broker_peer *peer)
@@ -275,16 +311,16 @@ static void call_off(struct broker_instance *instance)
 
 /* Notes what each could give; words can change while they are read, so each is read once. Where all is pinned
  * by what they say, they are asked all the same: a word is no way out of a limit. Returns how much it is. */
-static uint64_t weigh_peers(struct broker *broker, struct broker_instance *instance, bool heed_pins)
+static uint64_t weigh_peers(struct broker_instance *instance, bool heed_pins)
 {
     uint64_t total = 0;
 
     list_for_each (it, &instance->peers) {
         struct broker_peer *peer = container_of(it, struct broker_peer, link);
 
-        if (!peer->listens || peer->lost)
+        if (!peer->listens || peer->lost || obeys_somebody(peer))
             continue;
-        peer->limit_bytes = u64_sub_floor(holdings_bytes(broker, peer), heed_pins ? pinned_bytes(peer) : 0);
+        peer->limit_bytes = givable_bytes(peer, heed_pins);
         total += peer->limit_bytes;
     }
     return total;
@@ -315,9 +351,9 @@ void notices_limit(struct broker *broker, struct broker_instance *instance)
     call_off(instance);
     if (over == 0)
         return;
-    total = weigh_peers(broker, instance, true);
+    total = weigh_peers(instance, true);
     if (total == 0)
-        total = weigh_peers(broker, instance, false);
+        total = weigh_peers(instance, false);
     if (total == 0)
         return;
     share_out(broker, instance, u64_min(over, total), total);

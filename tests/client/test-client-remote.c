@@ -29,7 +29,7 @@ TEST(a_worker_s_region)
 
     check_eq(kvc_region_pages(region), PAGES + 1);
     check_eq(kvc_region_page_bytes(region), 4 * MIB);
-    check_eq(kvc_region_segments(region), 2);
+    check_eq(kvc_region_segments(region), 1);
     check_eq(kvc_region_segments(NULL), 0);
     check_eq(kvc_region_address(region), 0);
     check_eq(kvc_region_stride(region), 0);

@@ -45,7 +45,7 @@ struct person {
     uint32_t spent;    /* pages that were taken off the word and not asked for */
     uint32_t n_leased; /* pages, in this event */
     bool scribbled, reported;
-    bool listens, schedules, noticed;
+    bool listens, schedules, obeys, noticed;
     uint32_t notice_number;
     uint64_t asked_bytes; /* by the notice, and not returned since */
     uint64_t asked_step;

@@ -15,7 +15,7 @@ void engine_join(struct bench *b, struct engine *engine, const char *domain, con
 void engine_start(struct bench *b, struct engine *engine, const char *name, uint32_t held, uint32_t claimed)
 {
     engine_join(b, engine, "d", name);
-    broker_peer_listens(b->broker, engine->peer, false);
+    broker_peer_listens(b->broker, engine->peer, false, false);
     if (held)
         bench_take(b, engine->peer, held, 0, engine->ids);
     if (claimed) {

@@ -52,13 +52,17 @@ static void do_join(struct world *w, uint32_t arg)
         return;
     if (arg & 64)
         limits[BROKER_LIMIT_ENGINE] = w->config.total_bytes / 4;
-    *person = (struct person){.domain = domain, .name = name, .listens = arg & 384, .schedules = arg & 512};
+    *person = (struct person){.domain = domain,
+                              .name = name,
+                              .listens = arg & 384,
+                              .schedules = arg & 512,
+                              .obeys = (arg & 1536) == 1024};
     frozen = instance && instance->frozen && (!list_is_empty(&instance->peers) || broker_used(instance));
     r = broker_peer_new(w->broker, world_domain_names[domain], world_instance_names[name], 7, limits,
                         &person->peer);
     world_expect(w, r == (frozen ? BROKER_E_FROZEN : 0), "a peer is not let in");
     if (r == 0 && person->listens)
-        broker_peer_listens(w->broker, person->peer, person->schedules);
+        broker_peer_listens(w->broker, person->peer, person->schedules, person->obeys);
 }
 
 /* Which extents leases hold cannot be seen, so any of a class may be one of theirs. */

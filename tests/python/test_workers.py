@@ -6,11 +6,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from typing import IO, Any
 
 import pytest
 
+from harness.broker import eventually
 from kvcached import DaemonTimeoutError, DisconnectedError, runtime, tp_ipc_util
 from kvcached.integration.vllm import interfaces as kvi
 
@@ -126,6 +128,31 @@ def test_all_ranks_or_none(start: Any, kvctl: Any) -> None:
     assert row["used_bytes"] <= 3 * PAGE_BYTES  # what one rank has set aside may stay so
     kvctl("limit", "group", str(4 * PAGE_BYTES))
     assert manager.alloc(128) is not None
+
+
+def test_lowered_limit_reaches_the_scheduler(start: Any, kvctl: Any) -> None:
+    """The memory is the workers', and what lies in it is the scheduler's to give."""
+    start(2)
+    kvi.init_kvcached(world_size=2, separate=True)
+    page_blocks, asked = 128, threading.Event()
+
+    class Engine:
+        def __init__(self) -> None:
+            self.manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+            self.ids = self.manager.alloc(6 * page_blocks - 1) or []
+
+        def give(self, n_bytes: int, deadline_ms: int) -> None:
+            n = -(-n_bytes // (2 * PAGE_BYTES)) * page_blocks
+            self.manager.free(self.ids[-n:])
+            del self.ids[-n:]
+            asked.set()
+
+    engine = Engine()
+    runtime.get().add_reclaimer(engine.give)
+    kvctl("limit", "group", str(8 * PAGE_BYTES))
+    assert asked.wait(30)
+    eventually(lambda: kvctl("list", "--json").json()[0]["used_bytes"] <= 8 * PAGE_BYTES)
+    assert len(engine.ids) == 4 * page_blocks - 1
 
 
 def test_worker_dies(start: Any) -> None:

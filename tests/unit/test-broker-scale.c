@@ -65,7 +65,7 @@ static void lease_page(struct broker *broker, struct broker_peer *peer, unsigned
 {
     struct broker_request *request;
 
-    broker_peer_listens(broker, peer, false);
+    broker_peer_listens(broker, peer, false, false);
     check_eq(broker_lease_new(broker, peer, (uint32_t[BROKER_CLASSES_MAX]){1}, &lines[i], &leases[i]), 0);
     check_eq(broker_lease_ask(broker, leases[i], 1, false, 0, &request), 0);
     serve(broker, 1024 * GIB);

@@ -71,6 +71,45 @@ TEST(pins_are_no_way_out_of_a_limit)
     bench_finish(&b);
 }
 
+static void join_as(struct bench *b, struct engine *engine, bool schedules, uint32_t held)
+{
+    engine_join(b, engine, "d", "a");
+    broker_peer_listens(b->broker, engine->peer, schedules, !schedules);
+    if (held)
+        bench_take(b, engine->peer, held, 0, engine->ids);
+}
+
+/* What workers hold is their scheduler's to give, as long as there is one. */
+TEST(a_scheduler_is_asked_for_what_its_workers_hold)
+{
+    struct engine first, second, scheduler, other;
+    struct bench b;
+
+    bench_begin(&b, 200 * MIB);
+    join_as(&b, &first, false, 10);
+    join_as(&b, &second, false, 20);
+    join_as(&b, &scheduler, true, 0);
+    engine_start(&b, &other, "a", 6, 0);
+    first.line.pinned_pages = 4;
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 40 * MIB), 0);
+    bench_run(&b);
+    /* 32 too many, of 12 + 40 + 12 that could be given. */
+    check_eq(b.n_notices, 2);
+    check_notice(&b, 0, &scheduler, 26 * MIB, false);
+    check_notice(&b, 1, &other, 6 * MIB, false);
+    bench_ack(&b, scheduler.peer);
+    bench_ack(&b, other.peer);
+    broker_peer_lost(b.broker, scheduler.peer, b.now_ns);
+    check_eq(broker_set_limit(b.broker, "d", "a", BROKER_LIMIT_ADMIN, 8 * MIB), 0);
+    bench_run(&b);
+    /* 64 too many, and nobody else to ask. */
+    check_eq(b.n_notices, 5);
+    check_notice(&b, 2, &first, 12 * MIB, false);
+    check_notice(&b, 3, &second, 40 * MIB, false);
+    check_notice(&b, 4, &other, 12 * MIB, false);
+    bench_finish(&b);
+}
+
 TEST(a_raised_limit_restores_at_once)
 {
     struct engine a;
@@ -169,7 +208,7 @@ TEST(claims_of_the_same_tenant_are_asked_for_when_leases_are_short_of_descriptor
     b.config.lease_max = 32;
     bench_start(&b);
     engine_join(&b, &other, "other", "a");
-    broker_peer_listens(b.broker, other.peer, false);
+    broker_peer_listens(b.broker, other.peer, false, false);
     check_eq(bench_lease_ask(&b, other.lease, 4, false), 0);
     check_eq(lease_claim(&other.line, 4), 4);
     engine_start(&b, &a, "a", 0, 7);
