@@ -9,8 +9,6 @@ with blocks is a turn of the pool's."""
 from __future__ import annotations
 
 import contextlib
-import threading
-import weakref
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
@@ -28,7 +26,6 @@ logger = get_kvcached_logger("kvcached.vllm")
 # Unless KVCACHED_MAX_CACHED_TOKENS says otherwise. What is cached is given up for a limit, not for what
 # other engines need, so an engine must not keep all that it once had.
 CACHED_TOKENS = 16000
-WATCH_S = 0.2
 LOOK_AT_WAITING = 16  # requests, of a queue that may be long
 
 
@@ -77,34 +74,8 @@ class Workers:
         return over
 
 
-class Watch(threading.Thread):
-    """Tells a pool that its instance is above its limit, where nobody else does: of a scheduler whose
-    workers are other processes. It ends with the pool, or when told to."""
-
-    def __init__(self, source: Workers, pool: Any) -> None:
-        super().__init__(name="kvcached-watch", daemon=True)
-        self._source = source
-        self._pool = weakref.ref(pool)
-        self._stop = threading.Event()
-
-    def run(self) -> None:
-        while not self._stop.wait(WATCH_S):
-            pool = self._pool()
-            if pool is None:
-                return
-            with contextlib.suppress(Error):  # the daemon is gone, or this is the end
-                if not pool.asleep and (overage := self._source.overage_bytes()):
-                    pool.on_reclaim(overage, 0)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self.join()
-
-
 class Elastic:
     """Before a Scheduler in a class' bases."""
-
-    _watch: Watch | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -208,8 +179,6 @@ class Elastic:
 
     def shutdown(self) -> None:
         super().shutdown()  # type: ignore[misc]
-        if self._watch is not None:
-            self._watch.stop()
         if runtime.get_or_none() is not None and runtime.get().role.separate:
             # vLLM has ended the workers by now, and their memory went with them.
             for client in runtime.get().clients():
@@ -273,7 +242,4 @@ def elastic_scheduler(**kwargs: Any) -> Any:
     if len(pools) != 1:
         raise KVCachedConfigError(f"vLLM made {len(pools)} pools of blocks, and one was expected")
     runtime.get().add_reclaimer(pools[0].on_reclaim)
-    if runtime.get().role.separate:
-        scheduler._watch = Watch(workers, pools[0])
-        scheduler._watch.start()
     return scheduler
