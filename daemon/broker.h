@@ -310,8 +310,8 @@ void broker_lease_forgo(struct broker *broker, struct broker_lease *lease, uint3
 uint32_t broker_lease_pages(const struct broker_lease *lease); /* issued */
 bool broker_lease_is_frozen(const struct broker_lease *lease); /* somebody has scribbled over its word */
 
-/* The peer can be sent notices. One that schedules is asked for what its instance's workers hold, who obey it:
- * they are asked only while there is none. To be called once. */
+/* The peer can be sent notices. One that schedules is asked for what its instance's workers hold, who obey
+ * it: they are asked only while there is none. To be called once. */
 void broker_peer_listens(struct broker *broker, struct broker_peer *peer, bool schedules, bool obeys);
 
 /* The peer has given back what it can by itself. A number other than the last one's means nothing. */
