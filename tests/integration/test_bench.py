@@ -118,7 +118,8 @@ def test_missed_nanoseconds_say_what_the_machine_needs() -> None:
     slow = text(small=111, large=111, available=21, clock=12)
     assert "a look at the coarse clock, which is a part of it, is 12 here" in slow
     assert "coarse clock" not in text(small=111, large=111, available=20, clock=12)
-    assert "a call of int() in the same loop is 70 here" in text(alloc_free=900, available=101, loop=70)
+    assert "a call of int() in the same loop is 70 ns here" in text(alloc_free=900, available=101, loop=70)
+    assert "a call of int()" in text(alloc_free=1001, available=9, loop=70)
 
 
 def test_block_calls() -> None:
