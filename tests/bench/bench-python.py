@@ -3,7 +3,8 @@
 
 Prints SIDE NANOSECONDS for each round: "alloc-free" for 16 blocks allocated and freed through the extension,
 "available"; KVCacheManager's alloc and free as "manager-N-of-PAGES", for N blocks where PAGES pages are part
-used; and "loop", a pass of the loop that does the measuring, which is not subtracted from the others.
+used; "loop", a pass of the loop that does the measuring, which is not subtracted from the others; and "ints",
+CPython's own making and dropping of a list of 16 numbers, which alloc-free cannot do without.
 
     bench-python.py BUILD-FOLDER SOCKET ROUNDS PROCESSOR
 """
@@ -14,6 +15,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -81,6 +83,7 @@ def main(build: str, socket: str, rounds: str, processor: str) -> None:
         "alloc-free": pair(few.blocks.alloc, few.blocks.free, BLOCKS),
         "available": few.blocks.available,
         "loop": int,
+        "ints": partial(list, range(MANY, MANY + BLOCKS)),
     }
     for n in SIZES:
         sides[f"manager-{n}-of-{FEW}"] = pair(few.alloc, few.free, n)

@@ -102,7 +102,7 @@ def test_series_bounds() -> None:
         (0.25, 0.25, "us"),
         (21, 20, "ns"),
     ]
-    assert series_values("blocks", alloc_free=1200, available=90, loop=50) == [
+    assert series_values("blocks", alloc_free=1200, available=90, loop=50, ints=300) == [
         (1.2, 1, "us"),
         (90, 100, "ns"),
     ]
@@ -118,8 +118,11 @@ def test_missed_nanoseconds_say_what_the_machine_needs() -> None:
     slow = text(small=111, large=111, available=21, clock=12)
     assert "a look at the coarse clock, which is a part of it, is 12 here" in slow
     assert "coarse clock" not in text(small=111, large=111, available=20, clock=12)
-    assert "a call of int() in the same loop is 70 ns here" in text(alloc_free=900, available=101, loop=70)
-    assert "a call of int()" in text(alloc_free=1001, available=9, loop=70)
+    busy = text(alloc_free=1001, available=101, loop=70, ints=403)
+    assert "a call of int() in the same loop is 70 ns here" in busy
+    assert "making and dropping of 16 numbers in a list alone is 0.403 us here" in busy
+    assert "alone" not in text(alloc_free=900, available=101, loop=70, ints=403)
+    assert "a call of int()" not in text(alloc_free=1001, available=9, loop=70, ints=403)
 
 
 def test_block_calls() -> None:
@@ -150,7 +153,7 @@ def test_instruction_bounds_need_both_sizes() -> None:
 
 def test_instruction_lines() -> None:
     blocks = reports.Series(
-        "blocks", "here", {s: reports.Timing(1, 1, 9) for s in ("alloc-free", "available", "loop")}
+        "blocks", "here", {s: reports.Timing(1, 1, 9) for s in ("alloc-free", "available", "loop", "ints")}
     )
     counted = replace(report(), series=[blocks], instructions={"small": 1564.25, "available": 140})
     lines = [line.split() for line in reports.text(counted).splitlines()]
