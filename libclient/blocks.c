@@ -16,7 +16,7 @@
 
 static bool is_forked(const struct kvc_blocks *blocks)
 {
-    return client_is_forked(blocks->regions[0]->client);
+    return *blocks->ours == 0;
 }
 
 int blocks_check(const struct kvc_blocks *blocks)

@@ -18,9 +18,17 @@
 
 struct kvc_region;
 
+/* What available() looks at of each region and its client, in one step each: a walk through their structures
+ * takes a tenth longer. None of the pointers changes. */
+struct glance {
+    const atomic_bool *connected, *noticed;
+    const struct lease_line *line; /* NULL: there are no leases for this region */
+};
+
 struct kvc_blocks {
-    /* What available() touches without the lock. */
+    /* What available() touches without the lock, and `glances`. */
     struct block_alloc *alloc;
+    const volatile uint32_t *ours;    /* the first client's */
     uint64_t hold_ns;                 /* how long a report holds */
     _Atomic uint64_t report_until_ns; /* until then the last report holds ... */
     _Atomic uint64_t promised_blocks; /* ... for so many, less what has been taken since */
@@ -49,7 +57,8 @@ struct kvc_blocks {
 
     size_t *order;       /* of the regions, by their GPUs' UUIDs: nobody waits in a circle */
     struct group *group; /* not NULL: they are workers' elsewhere */
-    struct kvc_region *regions[];
+    struct kvc_region **regions;
+    struct glance glances[]; /* as `regions` */
 };
 
 /* ---- blocks.c ---- */

@@ -90,6 +90,23 @@ static void set_bounds(struct kvc_blocks *blocks, const struct kvc_client *clien
     prealloc_init(&blocks->prealloc, client->min_reserved_pages, blocks->prealloc_on ? max : 0);
 }
 
+static void set_regions(struct kvc_blocks *blocks, struct kvc_region *const *regions, size_t n)
+{
+    blocks->n_regions = n;
+    blocks->ours = regions[0]->client->ours;
+    blocks->regions = (struct kvc_region **)&blocks->glances[n];
+    for (size_t i = 0; i < n; i++) {
+        const struct kvc_client *client = regions[i]->client;
+
+        blocks->regions[i] = regions[i];
+        blocks->glances[i] = (struct glance){
+            .connected = &client->conn->alive,
+            .noticed = &client->notice.open,
+            .line = regions[i]->lease.line,
+        };
+    }
+}
+
 /* Of a page, in one segment. */
 static uint64_t segment_share(const struct kvc_region *region)
 {
@@ -106,7 +123,8 @@ static int blocks_new(struct kvc_region *const *regions, size_t n, const struct 
         .max_pages = options->max_pages ? options->max_pages : UINT64_MAX,
         .null_block = options->null_block != 0,
     };
-    struct kvc_blocks *blocks = calloc(1, sizeof(*blocks) + n * sizeof(blocks->regions[0]));
+    const size_t each = sizeof(struct glance) + sizeof(regions[0]);
+    struct kvc_blocks *blocks = calloc(1, sizeof(*blocks) + n * each);
     int r;
 
     if (!blocks)
@@ -119,8 +137,7 @@ static int blocks_new(struct kvc_region *const *regions, size_t n, const struct 
         blocks_free(blocks);
         return explain(r);
     }
-    blocks->n_regions = n;
-    memcpy(blocks->regions, regions, n * sizeof(regions[0]));
+    set_regions(blocks, regions, n);
     sort_by_gpu(blocks);
     set_bounds(blocks, regions[0]->client);
     *ret = blocks;

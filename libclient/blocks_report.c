@@ -23,8 +23,11 @@ static inline struct lease least_lease(const struct kvc_blocks *blocks)
     uint64_t total = UINT32_MAX;
 
     for (size_t i = 0; i < blocks->n_regions; i++) {
-        struct lease lease = lease_of(blocks->regions[i]);
+        const struct glance *glance = &blocks->glances[i];
+        struct lease lease = {0};
 
+        if (glance->line && atomic_load(glance->connected))
+            lease = lease_read(glance->line);
         least.claimed = lease_min(least.claimed, lease.claimed);
         total = u64_min(total, (uint64_t)lease.claimed + lease.offered);
     }
@@ -47,7 +50,7 @@ uint64_t blocks_report_until(const struct kvc_blocks *blocks)
 static inline bool is_notice_open(const struct kvc_blocks *blocks)
 {
     for (size_t i = 0; i < blocks->n_regions; i++)
-        if (atomic_load(&blocks->regions[i]->client->notice.open))
+        if (atomic_load(blocks->glances[i].noticed))
             return true;
     return false;
 }
@@ -124,7 +127,7 @@ static inline uint64_t report(struct kvc_blocks *blocks)
 
 KVC_API uint64_t kvc_blocks_available(struct kvc_blocks *blocks)
 {
-    if (!blocks || client_is_forked(blocks->regions[0]->client) || blocks_are_over(blocks))
+    if (!blocks || *blocks->ours == 0 || blocks_are_over(blocks))
         return 0;
     return report(blocks);
 }
