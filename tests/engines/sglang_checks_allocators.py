@@ -24,8 +24,8 @@ from engines.sglang_support import (
     make_tree,
     scheduler_of,
     stock_allocator,
-    wait_for,
 )
+from harness.broker import eventually
 
 # isort: split
 import torch
@@ -206,7 +206,7 @@ def daemon_dies() -> None:
     tree = make_tree("python", allocator)
     loop = reclaim.Loop(tree, [allocator.source])
     os.kill(int(os.environ["TEST_DAEMON"]), signal.SIGKILL)
-    wait_for(lambda: not runtime.get().client().status()["connected"])
+    eventually(lambda: not runtime.get().client().status()["connected"])
     pool.k_buffer[0][slots] = 1
     allocator.free(slots[100:])
     loop.step(idle=False)

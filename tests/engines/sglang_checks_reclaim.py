@@ -5,7 +5,6 @@ Run by sglang_runner.py."""
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections import Counter
 from types import SimpleNamespace
@@ -19,8 +18,8 @@ from engines.sglang_support import (
     make_tree,
     remember,
     scheduler_of,
-    wait_for,
 )
+from harness.broker import eventually
 
 # isort: split
 import torch
@@ -54,7 +53,7 @@ def reclaim_on_notice(kind: str) -> None:
             scheduler.ingest_requests()
         return bool(manager.status()["mapped_pages"] <= 3)
 
-    wait_for(is_within_limit)
+    eventually(is_within_limit)
     assert found(tree, prefixes[0]) == PAGE_TOKENS
     assert 0 < tree.protected_size() <= allocator.used_size() < 6 * PAGE_TOKENS
     assert allocator.used_size() == tree.protected_size() + tree.evictable_size()
@@ -75,7 +74,8 @@ def evicts_by_page(kind: str) -> None:
     for start, value in ((0, oldest), (10_000, single)):
         key = RadixKey(array("q", range(start, start + len(value))))
         tree.insert(InsertParams(key=key, value=value.clone()))
-        time.sleep(0.002)
+    leaves = tree.evictable_leaves if kind == "radix" else tree.tree_core.evictable_device_leaves
+    assert len(min(leaves).key) == len(oldest)  # what the tree itself would evict first
     allocator.free(by_page[2][8:])
     kept = rest[~torch.isin(rest, by_page[2])]
     before = source.manager.status()
@@ -126,7 +126,7 @@ def sleep_and_wake() -> None:
     updater.flush_cache = lambda: allocator.clear()
     request = SimpleNamespace(tags=["kv_cache"])
     updater.release_memory_occupation(request)
-    wait_for(lambda: runtime.get().client().status()["used_bytes"] == 0)  # promises lapse
+    eventually(lambda: runtime.get().client().status()["used_bytes"] == 0)  # promises lapse
     assert runtime.get().client().status()["mapped_bytes"] == 0
     assert allocator.available_size() == allocator.used_size() == 0
     assert allocator.alloc(1) is None
