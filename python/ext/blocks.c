@@ -479,13 +479,6 @@ static PyObject *blocks_page_of(PyObject *object, PyObject *number)
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(page);
 }
 
-#define STATUS_FIELDS(field)                                                                                 \
-    field(total_blocks) field(used_blocks) field(free_blocks) field(reserved_blocks) field(claimed_pages)    \
-        field(offered_pages) field(mapped_pages) field(free_pages) field(partly_pages) field(full_pages)     \
-            field(waiting_pages) field(pinned_pages) field(empty_pages) field(doubt_pages)                   \
-                field(broken_pages) field(page_blocks) field(mapped_total) field(ready_total)                \
-                    field(unmapped_total) field(waited_total) field(refused_total)
-
 static PyObject *blocks_status(PyObject *object, PyObject *ignored)
 {
     struct kvc_blocks_status status = {.size = sizeof(status)};
@@ -500,11 +493,27 @@ static PyObject *blocks_status(PyObject *object, PyObject *ignored)
     if (r < 0)
         return errors_raise(r);
     dict = PyDict_New();
-#define PUT(field)                                                                                           \
-    if (dict && dict_put(dict, #field, PyLong_FromUnsignedLongLong(status.field)) < 0)                       \
-        Py_CLEAR(dict);
-    STATUS_FIELDS(PUT)
-#undef PUT
+    DICT_PUT_U64(dict, status, total_blocks);
+    DICT_PUT_U64(dict, status, used_blocks);
+    DICT_PUT_U64(dict, status, free_blocks);
+    DICT_PUT_U64(dict, status, reserved_blocks);
+    DICT_PUT_U64(dict, status, claimed_pages);
+    DICT_PUT_U64(dict, status, offered_pages);
+    DICT_PUT_U64(dict, status, mapped_pages);
+    DICT_PUT_U64(dict, status, free_pages);
+    DICT_PUT_U64(dict, status, partly_pages);
+    DICT_PUT_U64(dict, status, full_pages);
+    DICT_PUT_U64(dict, status, waiting_pages);
+    DICT_PUT_U64(dict, status, pinned_pages);
+    DICT_PUT_U64(dict, status, empty_pages);
+    DICT_PUT_U64(dict, status, doubt_pages);
+    DICT_PUT_U64(dict, status, broken_pages);
+    DICT_PUT_U64(dict, status, page_blocks);
+    DICT_PUT_U64(dict, status, mapped_total);
+    DICT_PUT_U64(dict, status, ready_total);
+    DICT_PUT_U64(dict, status, unmapped_total);
+    DICT_PUT_U64(dict, status, waited_total);
+    DICT_PUT_U64(dict, status, refused_total);
     return dict;
 }
 

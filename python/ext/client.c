@@ -288,15 +288,14 @@ static PyObject *client_status(PyObject *object, PyObject *ignored)
     if (r < 0)
         return errors_raise(r);
     dict = PyDict_New();
-    if (dict && (dict_put(dict, "limit_bytes", PyLong_FromUnsignedLongLong(status.limit_bytes)) < 0 ||
-                 dict_put(dict, "used_bytes", PyLong_FromUnsignedLongLong(status.used_bytes)) < 0 ||
-                 dict_put(dict, "budget_bytes", PyLong_FromUnsignedLongLong(status.budget_bytes)) < 0 ||
-                 dict_put(dict, "mapped_bytes", PyLong_FromUnsignedLongLong(status.mapped_bytes)) < 0 ||
-                 dict_put(dict, "cached_bytes", PyLong_FromUnsignedLongLong(status.cached_bytes)) < 0 ||
-                 dict_put(dict, "over_limit", PyBool_FromLong(status.over_limit)) < 0 ||
-                 dict_put(dict, "frozen", PyBool_FromLong(status.frozen)) < 0 ||
-                 dict_put(dict, "connected", PyBool_FromLong(status.connected)) < 0))
-        Py_CLEAR(dict);
+    DICT_PUT_U64(dict, status, limit_bytes);
+    DICT_PUT_U64(dict, status, used_bytes);
+    DICT_PUT_U64(dict, status, budget_bytes);
+    DICT_PUT_U64(dict, status, mapped_bytes);
+    DICT_PUT_U64(dict, status, cached_bytes);
+    DICT_PUT_BOOL(dict, status, over_limit);
+    DICT_PUT_BOOL(dict, status, frozen);
+    DICT_PUT_BOOL(dict, status, connected);
     return dict;
 }
 
@@ -328,14 +327,12 @@ static PyObject *client_device(PyObject *object, PyObject *ignored)
     if (r < 0)
         return errors_raise(r);
     dict = PyDict_New();
-    if (dict &&
-        (dict_put(dict, "uuid", PyUnicode_FromString(device.uuid)) < 0 ||
-         dict_put(dict, "total_bytes", PyLong_FromUnsignedLongLong(device.total_bytes)) < 0 ||
-         dict_put(dict, "granularity_bytes", PyLong_FromUnsignedLongLong(device.granularity_bytes)) < 0 ||
-         dict_put(dict, "class_bytes", list_classes(&device)) < 0 ||
-         dict_put(dict, "emulated", PyBool_FromLong(device.emulated)) < 0 ||
-         dict_put(dict, "ordinal", PyLong_FromLong(device.ordinal)) < 0))
-        Py_CLEAR(dict);
+    dict_put(&dict, "uuid", PyUnicode_FromString(device.uuid));
+    DICT_PUT_U64(dict, device, total_bytes);
+    DICT_PUT_U64(dict, device, granularity_bytes);
+    dict_put(&dict, "class_bytes", list_classes(&device));
+    DICT_PUT_BOOL(dict, device, emulated);
+    dict_put(&dict, "ordinal", PyLong_FromLong(device.ordinal));
     return dict;
 }
 

@@ -160,10 +160,9 @@ void numbers_deinit(struct numbers *numbers)
     numbers->all = NULL;
 }
 
-int dict_put(PyObject *dict, const char *name, PyObject *value)
+void dict_put(PyObject **dict, const char *name, PyObject *value)
 {
-    int r = value ? PyDict_SetItemString(dict, name, value) : -1;
-
+    if (*dict && (!value || PyDict_SetItemString(*dict, name, value) < 0))
+        Py_CLEAR(*dict);
     Py_XDECREF(value);
-    return r;
 }

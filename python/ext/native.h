@@ -134,5 +134,12 @@ struct numbers {
 int numbers_init(struct numbers *numbers, PyObject *list);
 void numbers_deinit(struct numbers *numbers);
 
-/* Adds `value` to the dictionary, and drops it. -1: an exception, perhaps that of a value that is NULL. */
-int dict_put(PyObject *dict, const char *name, PyObject *value);
+/* ---- Dictionaries ---- */
+
+/* Adds `value`, and drops it. After an exception, perhaps that of a value that is NULL, there is no
+ * dictionary any more, and nothing is added. */
+void dict_put(PyObject **dict, const char *name, PyObject *value);
+
+/* A field of a struct, by its name there. */
+#define DICT_PUT_U64(dict, from, field) dict_put(&(dict), #field, PyLong_FromUnsignedLongLong((from).field))
+#define DICT_PUT_BOOL(dict, from, field) dict_put(&(dict), #field, PyBool_FromLong((from).field))

@@ -154,7 +154,8 @@ void dispatch_once(struct kvc_client *client)
     check_ok(kvc_dispatch(client));
 }
 
-unsigned long own_thread_switches(void)
+/* How often the library's own thread has gone to sleep or been woken, and what it does now. */
+static unsigned long look_at_own_thread(char *ret_state)
 {
     char path[280], line[128];
     unsigned long sum = 0, n;
@@ -168,6 +169,7 @@ unsigned long own_thread_switches(void)
         file = fopen(path, "re");
         for (sum = 0; file && fgets(line, sizeof(line), file);) {
             ours |= strcmp(line, "Name:\tkvclient\n") == 0;
+            sscanf(line, "State: %c", ret_state);
             if (sscanf(line, "voluntary_ctxt_switches: %lu", &n) == 1 ||
                 sscanf(line, "nonvoluntary_ctxt_switches: %lu", &n) == 1)
                 sum += n;
@@ -178,4 +180,25 @@ unsigned long own_thread_switches(void)
     closedir(dir);
     check(ours && sum > 0);
     return sum;
+}
+
+unsigned long own_thread_switches(void)
+{
+    char state;
+
+    return look_at_own_thread(&state);
+}
+
+/* Nobody announces rest: whoever did would disturb it. */
+unsigned long own_thread_at_rest(void)
+{
+    unsigned long before, after;
+    char state = 0;
+
+    do {
+        before = look_at_own_thread(&state);
+        poll(NULL, 0, 20);
+        after = look_at_own_thread(&state);
+    } while (state != 'S' || after != before);
+    return after;
 }

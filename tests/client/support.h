@@ -75,3 +75,6 @@ void dispatch_once(struct kvc_client *client);
 
 /* How often the library's own thread has gone to sleep or been woken. */
 unsigned long own_thread_switches(void);
+
+/* As soon as it has nothing left to do. */
+unsigned long own_thread_at_rest(void);

@@ -512,9 +512,7 @@ TEST(own_thread)
         ;
     check_done(counts, 2);
     check_eq(mapped_pages(&t), 2);
-    /* The thread still has to go to sleep. */
-    poll(NULL, 0, 100);
-    before = own_thread_switches();
+    before = own_thread_at_rest();
     poll(NULL, 0, 300);
     check_eq(own_thread_switches(), before);
     order.number = 2;

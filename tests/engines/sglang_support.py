@@ -9,7 +9,6 @@ import os
 import select
 import subprocess
 import sys
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -342,13 +341,6 @@ def hog(meanwhile: Callable[[], object]) -> Iterator[int]:
             meanwhile()
         yield int(engine.stdout.readline())
         engine.communicate()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come to pass"
-        time.sleep(0.01)
 
 
 def error_of(kind: type[BaseException], call: Callable[..., Any], *arguments: Any, **named: Any) -> str:

@@ -2,7 +2,8 @@
 """The integration with SGLang's own classes, over a daemon with an emulated GPU. No engine is started.
 
 SGLang is imported by an interpreter of its own, $KVCACHED_SGLANG_PYTHON or .venv-engines/sglang/bin/python
-(tests/engines/requirements-sglang.txt says what is in there); sglang_checks.py has what it does there.
+(tests/engines/requirements-sglang.txt says what is in there). There sglang_runner.py runs the checks, which
+lie by subject in sglang_checks_*.py: "pools.hole" is hole() of sglang_checks_pools.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.emulator, pytest.mark.timeout(START_S + CHECK_S)]
 
 
 class Interpreter:
-    """SGLang's, with sglang_checks.py in it."""
+    """SGLang's, with sglang_runner.py in it."""
 
     def __init__(self, python: Path, package: Path, log: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHED_")}
@@ -41,7 +42,7 @@ class Interpreter:
         }
         self._log = log.open("w+")
         self._process = subprocess.Popen(
-            [str(python), str(ROOT / "tests" / "engines" / "sglang_checks.py")],
+            [str(python), str(ROOT / "tests" / "engines" / "sglang_runner.py")],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -127,7 +128,7 @@ def interpreter(package_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def outcome(interpreter: Interpreter, programs: Programs, site: Site) -> Callable[..., tuple[int, str]]:
-    """outcome("check", environment={}, size="1G", **its arguments): exit status, and what it has said."""
+    """outcome("pools.hole", environment={}, budget="1G", **its arguments): exit status, what it has said."""
 
     def run(
         check: str, environment: dict[str, str] | None = None, budget: str = "1G", **arguments: Any
@@ -152,7 +153,7 @@ def outcome(interpreter: Interpreter, programs: Programs, site: Site) -> Callabl
 
 @pytest.fixture
 def passes(outcome: Callable[..., tuple[int, str]]) -> Callable[..., None]:
-    """passes("check", ...): it ends well."""
+    """passes("pools.shapes", ...): it ends well."""
 
     def run(check: str, *arguments: Any, **named: Any) -> None:
         status, said = outcome(check, *arguments, **named)
@@ -170,133 +171,133 @@ def layout(contiguous: str) -> dict[str, str]:
 
 @both_layouts
 def test_buffers_are_as_sglang_has_them(passes: Callable[..., None], contiguous: str) -> None:
-    passes("shapes", layout(contiguous), contiguous=contiguous == "true")
+    passes("pools.shapes", layout(contiguous), contiguous=contiguous == "true")
 
 
 @both_layouts
 def test_what_is_written_reads_back(passes: Callable[..., None], contiguous: str) -> None:
-    passes("round_trip", layout(contiguous))
+    passes("pools.round_trip", layout(contiguous))
 
 
 @both_layouts
 def test_a_slot_without_memory_faults(outcome: Callable[..., tuple[int, str]], contiguous: str) -> None:
-    status, said = outcome("hole", layout(contiguous) | {"KVCACHED_PAGE_PREALLOC_ENABLED": "false"})
+    status, said = outcome("pools.hole", layout(contiguous) | {"KVCACHED_PAGE_PREALLOC_ENABLED": "false"})
     assert "all is well so far" in said, said
     assert status == -signal.SIGSEGV, describe_end(status)
 
 
 def test_fresh_pages_read_as_zero(passes: Callable[..., None]) -> None:
-    passes("fresh_is_zero")
+    passes("pools.fresh_is_zero")
 
 
 @both_layouts
 def test_pools_that_are_made_of_ours(passes: Callable[..., None], contiguous: str) -> None:
-    passes("other_pools", layout(contiguous))
+    passes("pools.other_pools", layout(contiguous))
 
 
 @both_layouts
 def test_states_of_mamba_layers(passes: Callable[..., None], contiguous: str) -> None:
-    passes("mamba_states", layout(contiguous))
+    passes("pools.mamba_states", layout(contiguous))
 
 
 @pytest.mark.parametrize("kernels", [False, True], ids=["torch", "triton"])
 def test_decides_as_sglang_does_while_memory_is_ample(passes: Callable[..., None], kernels: bool) -> None:
-    passes("same_decisions", kernels=kernels)
+    passes("allocators.same_decisions", kernels=kernels)
 
 
 def test_tokens_across_pages(passes: Callable[..., None]) -> None:
-    passes("across_pages")
+    passes("allocators.across_pages")
 
 
 @pytest.mark.parametrize("page_size", [1, 4])
 def test_shortage_is_refused_without_error(passes: Callable[..., None], page_size: int) -> None:
-    passes("shortage", budget="40M", page_size=page_size)
+    passes("allocators.shortage", budget="40M", page_size=page_size)
 
 
 def test_what_is_refused_keeps_nobody_from_asking(passes: Callable[..., None]) -> None:
-    passes("asks_for_less", budget="26M")
+    passes("allocators.asks_for_less", budget="26M")
 
 
 def test_promises_hold_against_other_engines(passes: Callable[..., None]) -> None:
-    passes("promise", budget="96M")
+    passes("allocators.promise", budget="96M")
 
 
 def test_serves_on_without_its_daemon(passes: Callable[..., None], programs: Programs) -> None:
     try:
-        passes("daemon_dies", {"KVCACHED_PAGE_PREALLOC_ENABLED": "false"})
+        passes("allocators.daemon_dies", {"KVCACHED_PAGE_PREALLOC_ENABLED": "false"})
     finally:
         programs.daemons[0].kill()  # the check has, so nobody expects a good end of it
 
 
 def test_what_is_not_out_cannot_be_freed(passes: Callable[..., None]) -> None:
-    passes("refusals")
+    passes("allocators.refusals")
 
 
 def test_pages_of_a_running_batch_stay_mapped(passes: Callable[..., None]) -> None:
-    passes("fence_holds_pages", {"KVCACHED_PAGE_PREALLOC_ENABLED": "false"})
+    passes("allocators.fence_holds_pages", {"KVCACHED_PAGE_PREALLOC_ENABLED": "false"})
 
 
 def test_admission_asks_for_what_a_request_needs(passes: Callable[..., None]) -> None:
-    passes("prefill_budget")
+    passes("allocators.prefill_budget")
 
 
 @pytest.mark.parametrize("kind", ["radix", "python", "rust"])
 def test_trees_of_prefixes(passes: Callable[..., None], kind: str) -> None:
-    passes("trees", kind=kind)
+    passes("trees.trees", kind=kind)
 
 
 def test_leak_checker(passes: Callable[..., None]) -> None:
-    passes("leak_checker")
+    passes("trees.leak_checker")
 
 
 @pytest.mark.parametrize("kind", ["radix", "python", "rust"])
 def test_memory_is_given_up_on_notice(passes: Callable[..., None], kind: str) -> None:
-    passes("reclaim_on_notice", kind=kind)
+    passes("reclaim.reclaim_on_notice", kind=kind)
 
 
 @pytest.mark.parametrize("kind", ["radix", "python"])
 def test_evicts_what_keeps_a_page(passes: Callable[..., None], kind: str) -> None:
-    passes("evicts_by_page", kind=kind)
+    passes("reclaim.evicts_by_page", kind=kind)
 
 
 def test_whole_pages(passes: Callable[..., None]) -> None:
-    passes("whole_pages")
+    passes("allocators.whole_pages")
 
 
 def test_cheapest_pages(passes: Callable[..., None]) -> None:
-    passes("cheapest_pages")
+    passes("reclaim.cheapest_pages")
 
 
 def test_cached_prefixes_are_bounded(passes: Callable[..., None]) -> None:
-    passes("bounded_cache", {"KVCACHED_MAX_CACHED_TOKENS": "120"})
+    passes("reclaim.bounded_cache", {"KVCACHED_MAX_CACHED_TOKENS": "120"})
 
 
 def test_sleeps_with_nothing_and_wakes(passes: Callable[..., None]) -> None:
-    passes("sleep_and_wake")
+    passes("reclaim.sleep_and_wake")
 
 
 @pytest.mark.parametrize("use_mla", [False, True], ids=["mha", "mla"])
 @pytest.mark.parametrize("page_size", [1, 64])
 def test_plug_in_from_entry_point_to_pool(passes: Callable[..., None], page_size: int, use_mla: bool) -> None:
-    passes("configured", page_size=page_size, use_mla=use_mla)
+    passes("plugin.configured", page_size=page_size, use_mla=use_mla)
 
 
 def test_pools_that_are_not_ours_are_noticed(passes: Callable[..., None]) -> None:
-    passes("configured_without_us")
+    passes("plugin.configured_without_us")
 
 
 @pytest.mark.parametrize("setting", ["", "false", "0"])
 def test_plug_in_keeps_out_unless_asked(passes: Callable[..., None], setting: str) -> None:
-    passes("not_asked_for", {"ENABLE_KVCACHED": setting})
+    passes("plugin.not_asked_for", {"ENABLE_KVCACHED": setting})
 
 
 def test_flags_that_are_refused(passes: Callable[..., None]) -> None:
-    passes("refused_flags")
+    passes("plugin.refused_flags")
 
 
 def test_another_release_of_sglang(passes: Callable[..., None]) -> None:
-    passes("another_release")
+    passes("plugin.another_release")
 
 
 def test_budget(passes: Callable[..., None]) -> None:
-    passes("budget")
+    passes("plugin.budget")

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcached import _native, observability, pool_registry, runtime, tensors
+from kvcached import _native, runtime, tensors
 from kvcached.integration import caches
+from kvcached.integration.managers import Managers
 from kvcached.kv_cache_manager import KVCacheManager
 from kvcached.layout import product, row_major
-from kvcached.observability import KVCachePoolSnapshot, RuntimeSnapshot
 from kvcached.utils import align_up
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ENGINE = "SGLang"
 MAMBA_ALIGNMENT = 256  # bytes
+_managers = Managers(ENGINE)
 
 
 def init_kvcached(
@@ -47,12 +48,6 @@ def init_kvcached(
             device=runtime.device_index(device),
         )
     )
-
-
-def shutdown_kvcached() -> None:
-    """Returns all memory and disconnects; tensors that are left fault when they are touched."""
-    runtime.shutdown()
-    pool_registry.clear_kv_cache_pools(integration=ENGINE)
 
 
 def alloc_kv_cache(
@@ -152,39 +147,22 @@ def get_kv_cache_manager(
     reserve_null_block: bool = True,
 ) -> KVCacheManager:
     """The group's blocks. Block 0 is never handed out and always mapped: SGLang writes padding there."""
-    role = runtime.get().role
-    manager = KVCacheManager(
+    return _managers.make(
         num_blocks,
         block_size,
         cell_size,
         num_layers,
-        world_size=role.world_size,
-        pp_rank=role.pp_rank,
+        num_kv_buffers,
+        group_id,
+        pool_name,
         reserve_null_block=reserve_null_block,
-        num_kv_buffers=num_kv_buffers,
-        group_id=group_id,
-        pool_name=pool_name,
     )
-    pool_registry.register_kv_cache_pool(manager, integration=ENGINE)
-    return manager
 
 
-def observability_snapshot() -> RuntimeSnapshot:
-    return observability.build_runtime_snapshot()
-
-
-def observability_snapshot_dict() -> dict[str, Any]:
-    return observability_snapshot().to_dict()
-
-
-def kv_cache_pool_snapshot() -> KVCachePoolSnapshot | None:
-    """Of the first manager that was made here; None: there is none."""
-    return observability.get_registered_kv_cache_pool_snapshot(integration=ENGINE)
-
-
-def kv_cache_pool_snapshots() -> list[KVCachePoolSnapshot]:
-    return observability.get_registered_kv_cache_pool_snapshots(integration=ENGINE)
-
-
-def kv_cache_pool_snapshot_dicts() -> list[dict[str, Any]]:
-    return observability.get_registered_kv_cache_pool_snapshot_dicts(integration=ENGINE)
+# As for every engine.
+shutdown_kvcached = _managers.shutdown_kvcached
+observability_snapshot = _managers.observability_snapshot
+observability_snapshot_dict = _managers.observability_snapshot_dict
+kv_cache_pool_snapshot = _managers.kv_cache_pool_snapshot
+kv_cache_pool_snapshots = _managers.kv_cache_pool_snapshots
+kv_cache_pool_snapshot_dicts = _managers.kv_cache_pool_snapshot_dicts
