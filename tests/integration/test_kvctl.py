@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -522,10 +523,13 @@ def on_terminal(site: Site, daemon: Daemon, columns: int, **environment: str) ->
     command = kvctl_command(site, daemon.socket, "list")
     clean = {k: v for k, v in site.environment().items() if k != "NO_COLOR"}
     subprocess.run(command, env=clean | environment, stdout=theirs, check=True)
-    output = os.read(ours, 65536).decode().replace("\r\n", "\n")
-    os.close(ours)
     os.close(theirs)
-    return output
+    output = b""
+    with contextlib.suppress(OSError):  # at the end
+        while chunk := os.read(ours, 65536):
+            output += chunk
+    os.close(ours)
+    return output.decode().replace("\r\n", "\n")
 
 
 def test_colours(programs: Programs, site: Site, daemon: Daemon, kvctl: Kvctl) -> None:
