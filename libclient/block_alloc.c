@@ -72,11 +72,12 @@ int block_alloc_new(const struct block_alloc_config *config, struct block_alloc 
     alloc = calloc(1, sizeof(*alloc));
     if (!alloc)
         return -ENOMEM;
-    r = block_geometry_init(&alloc->geometry, config->page_bytes, config->block_bytes, config->pages);
+    r = block_geometry_init(&alloc->geometry, config->page_bytes, config->block_bytes, config->pages,
+                            config->max_blocks);
     if (r != 0)
         return outcome_of_geometry(r);
     alloc->null_block = config->null_block;
-    alloc->max_pages = u64_min(config->max_pages, config->pages);
+    alloc->max_pages = u64_min(config->max_pages, alloc->geometry.used_pages);
     bit_tree_init(&alloc->block_tree, alloc->geometry.page_blocks);
     bit_tree_init(&alloc->used_tree, (uint64_t)alloc->geometry.page_blocks + 1);
     bit_tree_init(&alloc->page_tree, config->pages);

@@ -56,6 +56,7 @@ struct block_alloc_config {
     uint64_t block_bytes; /* of a block in the same segment */
     uint64_t pages;       /* capacity of the region */
     uint64_t max_pages;   /* usable ones, the first; more than `pages` means all */
+    uint64_t max_blocks;  /* numbers from there on are no blocks; more than there are means all */
     bool null_block;      /* block 0 is never handed out: engines aim padding at it. Its page, page 0, is
                            * MAPPING from the start, and never free */
 };

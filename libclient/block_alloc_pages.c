@@ -215,6 +215,15 @@ static void set_state(struct block_alloc *alloc, uint64_t number, enum block_all
 
 /* ---- Planning and shedding ---- */
 
+/* Of all empty pages, the last of which may have fewer than the others: where blocks don't straddle. */
+static uint64_t blocks_of_empty(const struct block_alloc *alloc)
+{
+    const struct block_geometry *geometry = &alloc->geometry;
+    bool last = bit_tree_has(alloc->empty, geometry->used_pages - 1);
+
+    return (alloc->n_states[BLOCK_ALLOC_EMPTY] - last) * geometry->page_blocks + last * geometry->last_blocks;
+}
+
 uint64_t block_alloc_missing(const struct block_alloc *alloc, uint64_t n)
 {
     uint64_t most = alloc->geometry.page_blocks, n_pages = 0;
@@ -229,6 +238,8 @@ uint64_t block_alloc_missing(const struct block_alloc *alloc, uint64_t n)
             missing = u64_sub_floor(missing, of_page);
             page = bit_tree_next(&alloc->page_tree, alloc->empty, page + 1);
         }
+    } else if (missing > blocks_of_empty(alloc)) {
+        return alloc->n_states[BLOCK_ALLOC_EMPTY] + 1;
     }
     return n_pages + missing / most + (missing % most != 0);
 }
@@ -240,7 +251,7 @@ uint64_t block_alloc_gain(const struct block_alloc *alloc, uint64_t n)
 
     n = u64_min(n, alloc->n_states[BLOCK_ALLOC_EMPTY]);
     if (alloc->geometry.period == 1)
-        return n * alloc->geometry.page_blocks;
+        return u64_min(n * alloc->geometry.page_blocks, blocks_of_empty(alloc));
     page = bit_tree_next(&alloc->page_tree, alloc->empty, 0);
     for (; n > 0; n--) {
         block_geometry_range(&alloc->geometry, page, &first, &of_page);
@@ -418,7 +429,7 @@ int block_alloc_unpin(struct block_alloc *alloc, uint64_t first, uint64_t n)
 
 void block_alloc_resize(struct block_alloc *alloc, uint64_t max_pages)
 {
-    uint64_t max = u64_min(max_pages, alloc->geometry.pages);
+    uint64_t max = u64_min(max_pages, alloc->geometry.used_pages);
     uint64_t low = u64_min(max, alloc->max_pages), high = u64_max(max, alloc->max_pages);
 
     for (uint64_t number = low; number < high; number++)

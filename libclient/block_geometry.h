@@ -12,22 +12,24 @@
 
 enum {
     _BLOCK_GEOMETRY_E_SUCCESS,
-    BLOCK_GEOMETRY_E_ZERO,  /* a size or the number of pages is zero */
+    BLOCK_GEOMETRY_E_ZERO,  /* a size or a number is zero */
     BLOCK_GEOMETRY_E_LARGE, /* a block is larger than a page */
     BLOCK_GEOMETRY_E_MANY,  /* more than UINT32_MAX blocks, or 64 bits do not hold the bytes of all pages */
 };
 
 struct block_geometry {
     uint64_t page_bytes, block_bytes, pages;
+    uint64_t used_pages;  /* the first ones; the others are behind the last block */
     uint32_t n_ids;       /* straddlers included */
+    uint32_t last_blocks; /* of the last used page */
     uint32_t page_blocks; /* of the pages with most; where blocks straddle, others have one less */
     uint64_t period;      /* of that many page boundaries in a row, one falls between blocks; 1: all */
     uint64_t reciprocal;  /* 2^64 * block_bytes / page_bytes, rounded down, or UINT64_MAX */
 };
 
-/* 0, BLOCK_GEOMETRY_E_*. */
+/* max_blocks: ids from there on are none. 0, BLOCK_GEOMETRY_E_*. */
 int block_geometry_init(struct block_geometry *geometry, uint64_t page_bytes, uint64_t block_bytes,
-                        uint64_t pages);
+                        uint64_t pages, uint64_t max_blocks);
 
 /* The blocks of a page of the region, of which there may be none. */
 void block_geometry_range(const struct block_geometry *geometry, uint64_t page, uint32_t *ret_first,

@@ -121,6 +121,7 @@ static int blocks_new(struct kvc_region *const *regions, size_t n, const struct 
         .block_bytes = options->block_bytes,
         .pages = kvc_region_pages(regions[0]),
         .max_pages = options->max_pages ? options->max_pages : UINT64_MAX,
+        .max_blocks = options->max_blocks ? options->max_blocks : UINT64_MAX,
         .null_block = options->null_block != 0,
     };
     const size_t each = sizeof(struct glance) + sizeof(regions[0]);
@@ -205,7 +206,8 @@ KVC_API int kvc_blocks_open(struct kvc_region *const *regions, size_t n_regions,
 
     if (!ret || !regions || n_regions == 0)
         return error_set(KVC_E_INVALID, "No regions, or nowhere to put the handle");
-    if (!options || !options_copy(&copy, sizeof(copy), sizeof(copy), options))
+    if (!options ||
+        !options_copy(&copy, sizeof(copy), offsetof(struct kvc_blocks_options, max_blocks), options))
         return error_set(KVC_E_INVALID, "kvc_blocks_options has a size that this library does not know");
     r = check_regions(regions, n_regions);
     if (r == 0)

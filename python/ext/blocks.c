@@ -167,13 +167,14 @@ static int open_blocks(struct blocks_object *self, const struct kvc_blocks_optio
 
 static int blocks_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"regions", "block_bytes", "null_block", "max_pages", NULL};
+    static char *names[] = {"regions", "block_bytes", "null_block", "max_pages", "max_blocks", NULL};
     struct kvc_blocks_options options = {.size = sizeof(options)};
     struct blocks_object *self = self_of(object);
     PyObject *regions;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO&|$pO&:Blocks", names, &regions, arg_u64,
-                                     &options.block_bytes, &options.null_block, arg_u64, &options.max_pages))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO&|$pO&O&:Blocks", names, &regions, arg_u64,
+                                     &options.block_bytes, &options.null_block, arg_u64, &options.max_pages,
+                                     arg_u64, &options.max_blocks))
         return -1;
     regions = PySequence_Tuple(regions);
     if (!regions)
@@ -556,7 +557,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Blocks(regions, block_bytes, *, null_block=False, max_pages=0)\n\n"
+    {Py_tp_doc, "Blocks(regions, block_bytes, *, null_block=False, max_pages=0, max_blocks=0)\n\n"
                 "The KV blocks of one or several regions: kvc_blocks_open()."},
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_init, blocks_init},

@@ -12,6 +12,7 @@ struct block_alloc *alloc_new(uint64_t page_bytes, uint64_t block_bytes, uint64_
                                         .block_bytes = block_bytes,
                                         .pages = pages,
                                         .max_pages = UINT64_MAX,
+                                        .max_blocks = UINT64_MAX,
                                         .null_block = null_block};
     struct block_alloc *alloc;
 

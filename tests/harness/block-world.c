@@ -327,6 +327,7 @@ static void choose_geometry(struct block_world *w)
     if (pick(w, 2))
         config->page_bytes += pick(w, (uint32_t)config->block_bytes);
     config->max_pages = pick(w, 2) ? config->pages : pick(w, (uint32_t)config->pages + 5);
+    config->max_blocks = pick(w, 2) ? UINT64_MAX : 1 + pick(w, BLOCKS);
     config->null_block = pick(w, 2);
 }
 
@@ -335,7 +336,9 @@ static void lay_out(struct block_world *w)
     uint64_t page_bytes = w->config.page_bytes, block_bytes = w->config.block_bytes;
     int page = 0;
 
-    for (; (w->n_blocks + 1) * block_bytes <= w->config.pages * page_bytes; w->n_blocks++) {
+    for (; w->n_blocks < w->config.max_blocks &&
+           (w->n_blocks + 1) * block_bytes <= w->config.pages * page_bytes;
+         w->n_blocks++) {
         uint64_t start = w->n_blocks * block_bytes;
 
         page += start >= (uint64_t)(page + 1) * page_bytes;

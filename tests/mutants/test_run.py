@@ -34,6 +34,16 @@ MESON = """\
 project('sample', 'c')
 test('check', executable('check', 'sum.c', 'check.c'))
 test('broken', executable('broken', 'broken.c'))
+subdir('python')
+"""
+PYTHON_MESON = "shared_module('_native', '../sum.c', name_prefix: '', name_suffix: 'abi3.so')\n"
+PYTHON_TEST = """\
+import ctypes, pathlib
+import kvcached
+
+def test_sum():
+    extension = pathlib.Path(kvcached.__file__).with_name("_native.abi3.so")
+    assert ctypes.CDLL(str(extension)).sum(1, 1) == 2
 """
 PATCH = """\
 Breaks: sums are sums
@@ -54,10 +64,19 @@ Breaks: sums are sums
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     broken_c = "int main(void) { return 1; }\n"
-    files = {"sum.c": SUM_C, "check.c": CHECK_C, "broken.c": broken_c, "meson.build": MESON}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
+    files = {
+        "sum.c": SUM_C,
+        "check.c": CHECK_C,
+        "broken.c": broken_c,
+        "meson.build": MESON,
+        "python/meson.build": PYTHON_MESON,
+        "python/kvcached/__init__.py": "",
+        "tests/python/test_sum.py": PYTHON_TEST,
+    }
     (tmp_path / "tests/mutants").mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     (tmp_path / ".gitignore").write_text("/build-mutants/\n")
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     return tmp_path
@@ -107,6 +126,12 @@ def test_a_test_that_proves_nothing_is_refused(tree: Path, test: str, complaint:
     status, output = run_mutants(tree)
     assert status == 1
     assert complaint in output
+
+
+def test_the_python_package_is_the_copy_s(tree: Path) -> None:
+    add_mutant(tree, "mutant", "pytest tests/python/test_sum.py::test_sum")
+    status, output = run_mutants(tree)
+    assert (status, output.splitlines()[-1]) == (0, "1 caught, 0 not")
 
 
 def test_an_unknown_name_is_refused(tree: Path) -> None:

@@ -111,10 +111,17 @@ def test_blocks_end_with_the_tensors(either: None) -> None:
     again = manager.alloc(10)
     assert again is not None
     assert sorted(again) == sorted(ids[990:])
+    with pytest.raises(ValueError, match="Block 1000 is not allocated: there are 1000"):
+        manager.free_after([1000], 1)
     manager.free(ids)
     manager.trim()
     assert manager.status()["mapped_pages"] == 0
     assert manager.status()["total_blocks"] == 1000
+    assert manager.alloc(1001) is None
+    manager.clear()
+    assert manager.status()["used_blocks"] == 0
+    manager.trim()
+    assert len(manager.alloc(1000) or []) == 1000
 
 
 def test_null_block(engine: None) -> None:
@@ -283,7 +290,8 @@ def test_shutdown_gives_all_back(either: None, kvctl: Any) -> None:
     kvi.shutdown_kvcached()
     kvi.shutdown_kvcached()
     assert kvctl("list", "--json").json() == []
-    with pytest.raises(RuntimeError, match="closed"):
+    assert not manager.is_ready()
+    with pytest.raises(RuntimeError, match="KVCacheManager is closed"):
         manager.alloc(1)
     kvi.init_kvcached()
     assert make().alloc(300) is not None

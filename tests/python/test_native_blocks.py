@@ -177,6 +177,27 @@ def test_null_block_and_max_pages(region: _native.Region) -> None:
     blocks.close()
 
 
+def test_max_blocks(region: _native.Region) -> None:
+    """The last page has room for more."""
+    blocks = _native.Blocks([region], BLOCK, max_blocks=9)
+    assert blocks.want(9, 1000) == 9
+    with pytest.raises(_native.OutOfMemoryError, match="not so many|not 10 free blocks"):
+        blocks.alloc(10)
+    ids = blocks.alloc(9)
+    assert sorted(ids) == list(range(9))
+    assert blocks.available() == 0
+    status = blocks.status()
+    assert (status["total_blocks"], status["used_blocks"], status["full_pages"]) == (9, 9, 3)
+    with pytest.raises(ValueError, match="not allocated"):
+        blocks.free([9])
+    blocks.free(ids[:5])
+    assert sorted(blocks.alloc(5)) == list(range(5))
+    blocks.resize(2)
+    assert blocks.status()["total_blocks"] == 8
+    blocks.resize(16)
+    assert blocks.status()["total_blocks"] == 9
+
+
 def test_over_two_regions(client: _native.Client) -> None:
     regions = [client.open_region(8, PAGE), client.open_region(8, 2 * PAGE)]
     blocks = _native.Blocks(regions, BLOCK)

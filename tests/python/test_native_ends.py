@@ -227,6 +227,45 @@ threading.excepthook = lambda args: None
     daemon.site.killed = True
 
 
+@pytest.mark.parametrize("what", ["sentence", "reclaim"])
+def test_after_the_end_nobody_comes(
+    run_python: Callable[..., Result], site: Site, daemon: Daemon, what: str
+) -> None:
+    """A client that a thread is in stays open for longer than the interpreter, and its library's thread must
+    not go there any more. What runs after Python's end is libc's atexit()."""
+    lower = f"{site.program('kvctl/kvctl')} --socket {daemon.socket} limit engine 8M"
+    then = {"sentence": f"kill -KILL {daemon.pid}", "reclaim": f"kill -CONT {daemon.pid}; {lower}"}[what]
+    try:
+        run_python(
+            PREAMBLE
+            + f"""
+client = _native.Client(instance="engine", timeout_ms=-1, reclaim=lambda n_bytes, deadline_ms: None)
+region = client.open_region(64, PAGE)
+region.map(range(6))
+_native.set_log_handler(lambda level, sentence: None)
+libc = ctypes.CDLL(None)
+libc.strdup.restype = ctypes.c_void_p
+libc.__cxa_atexit.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+command = libc.strdup({f"{then} >/dev/null; sleep 0.5".encode()!r})
+assert libc.__cxa_atexit(ctypes.cast(libc.system, ctypes.c_void_p), command, None) == 0
+os.kill({daemon.pid}, signal.SIGSTOP)
+begun = threading.Event()
+def wait():
+    begun.set()
+    region.map(range(6, 60))
+sys.setswitchinterval(1000)
+threading.Thread(target=wait, daemon=True).start()
+begun.wait()
+"""
+        )
+    finally:
+        if what == "sentence":
+            daemon.wait()
+            daemon.site.killed = True
+        else:
+            tasks.go_on(daemon)
+
+
 def test_handlers_of_atexit_may_still_use_it(end: Callable[..., Result]) -> None:
     """Those that were registered after the import come first."""
     done = end(
@@ -404,6 +443,32 @@ all = open_all(reclaim=reclaim)
 lower()
 done.wait()
 assert statuses == [0]
+""",
+        KVCTL=str(site.program("kvctl/kvctl")),
+    )
+
+
+def test_fork_while_a_reclaim_comes(end: Callable[..., Result], site: Site) -> None:
+    """The library's thread waits for the interpreter's lock when this one forks. The child, which doesn't
+    have that thread, doesn't wait for it at its end."""
+    end(
+        """
+import subprocess
+client = _native.Client(instance="engine", reclaim=lambda n_bytes, deadline_ms: None)
+region = client.open_region(8, PAGE)
+region.map(range(6))
+sys.setswitchinterval(1000)
+command = [os.environ["KVCTL"], "--socket", os.environ["KVCACHED_SOCKET"], "limit", "engine", "8M"]
+kvctl = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+while not client.status()["over_limit"]:
+    pass
+ctypes.PyDLL(None).usleep(100_000)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    sys.exit()
+assert os.waitpid(pid, 0)[1] == 0
+assert kvctl.wait() == 0
 """,
         KVCTL=str(site.program("kvctl/kvctl")),
     )

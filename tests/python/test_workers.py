@@ -193,6 +193,13 @@ def test_pages_by_hand(start: Any, kvctl: Any) -> None:
     tp_ipc_util.broadcast_unmap_from_kv_tensors(2, [0], 0, 5, page_bytes=compound)
     (row,) = kvctl("list", "--json").json()
     assert row["used_bytes"] == 2 * PAGE_BYTES
+    pool = runtime.get().pool(5)
+    assert pool is not None
+    pool.regions[1].map([4])
+    with pytest.raises(DisconnectedError, match="not mapped"):
+        tp_ipc_util.broadcast_unmap_from_kv_tensors(2, [4 * compound], 0, 5, page_bytes=compound)
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] == 2 * PAGE_BYTES  # the second worker could, and has
     with pytest.raises(ValueError, match="Offset 5 is not a multiple"):
         tp_ipc_util.broadcast_map_to_kv_tensors(2, [5], 0, 5, page_bytes=compound)
     with pytest.raises(ValueError, match="was told 2"):

@@ -160,16 +160,23 @@ TEST(geometry_is_refused)
         struct block_alloc_config config;
         int r;
     } cases[] = {
-        {{.page_bytes = 0, .block_bytes = 1, .pages = 1}, BLOCK_ALLOC_E_ZERO},
-        {{.page_bytes = 1, .block_bytes = 0, .pages = 1}, BLOCK_ALLOC_E_ZERO},
-        {{.page_bytes = 1, .block_bytes = 1, .pages = 0}, BLOCK_ALLOC_E_ZERO},
-        {{.page_bytes = 10, .block_bytes = 11, .pages = 1}, BLOCK_ALLOC_E_LARGE},
-        {{.page_bytes = 2 * MIB, .block_bytes = 1, .pages = 2048}, BLOCK_ALLOC_E_MANY},
-        {{.page_bytes = UINT64_C(1) << 32, .block_bytes = GIB, .pages = UINT64_C(1) << 32},
+        {{.max_blocks = UINT64_MAX, .page_bytes = 0, .block_bytes = 1, .pages = 1}, BLOCK_ALLOC_E_ZERO},
+        {{.max_blocks = UINT64_MAX, .page_bytes = 1, .block_bytes = 0, .pages = 1}, BLOCK_ALLOC_E_ZERO},
+        {{.max_blocks = UINT64_MAX, .page_bytes = 1, .block_bytes = 1, .pages = 0}, BLOCK_ALLOC_E_ZERO},
+        {{.max_blocks = 0, .page_bytes = 1, .block_bytes = 1, .pages = 1}, BLOCK_ALLOC_E_ZERO},
+        {{.max_blocks = UINT64_MAX, .page_bytes = 10, .block_bytes = 11, .pages = 1}, BLOCK_ALLOC_E_LARGE},
+        {{.max_blocks = UINT64_MAX, .page_bytes = 2 * MIB, .block_bytes = 1, .pages = 2048},
          BLOCK_ALLOC_E_MANY},
-        {{.page_bytes = UINT64_MAX, .block_bytes = UINT64_MAX, .pages = 2}, BLOCK_ALLOC_E_MANY},
-        {{.page_bytes = UINT64_MAX, .block_bytes = UINT64_MAX, .pages = 1}, 0},
-        {{.page_bytes = UINT64_C(1) << 63, .block_bytes = GIB, .pages = 1}, BLOCK_ALLOC_E_MANY},
+        {{.max_blocks = UINT64_MAX,
+          .page_bytes = UINT64_C(1) << 32,
+          .block_bytes = GIB,
+          .pages = UINT64_C(1) << 32},
+         BLOCK_ALLOC_E_MANY},
+        {{.max_blocks = UINT64_MAX, .page_bytes = UINT64_MAX, .block_bytes = UINT64_MAX, .pages = 2},
+         BLOCK_ALLOC_E_MANY},
+        {{.max_blocks = UINT64_MAX, .page_bytes = UINT64_MAX, .block_bytes = UINT64_MAX, .pages = 1}, 0},
+        {{.max_blocks = UINT64_MAX, .page_bytes = UINT64_C(1) << 63, .block_bytes = GIB, .pages = 1},
+         BLOCK_ALLOC_E_MANY},
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -371,8 +378,12 @@ TEST(clear)
 
 TEST(host_memory_runs_out)
 {
-    struct block_alloc_config config = {
-        .page_bytes = 40, .block_bytes = 10, .pages = 8, .max_pages = 8, .null_block = true};
+    struct block_alloc_config config = {.page_bytes = 40,
+                                        .block_bytes = 10,
+                                        .pages = 8,
+                                        .max_pages = 8,
+                                        .max_blocks = 32,
+                                        .null_block = true};
     struct block_alloc *alloc = NULL;
     uint64_t pages[7];
     unsigned n;
