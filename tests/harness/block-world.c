@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The rows say of each block whether it is in use, and of each page its state, pins and epoch. What the
- * allocator must answer follows from them by search.
+ * What the engine and the owner do, right or wrong. What the allocator must answer follows from the rows by
+ * search.
  */
 
 #include "block-world.h"
@@ -12,39 +12,10 @@
 #include <string.h>
 
 #include "base/arith.h"
+#include "block-rows.h"
 #include "block_alloc.h"
 
-#define PAGES 32
-#define PAGE_BLOCKS 300
-#define BLOCKS (PAGES * (PAGE_BLOCKS + 1))
 #define BATCH 64
-#define NO_PAGE (-1)
-
-struct page_row {
-    enum block_alloc_state state;
-    uint32_t pins;
-    uint64_t epoch;
-    uint32_t n, used, owned; /* blocks; used, the null block included, and without it; made by add_up() */
-};
-
-struct block_world {
-    struct block_alloc *alloc;
-    struct block_alloc_config config;
-    uint64_t max_pages, completed, epoch, reserved;
-    uint32_t n_blocks;
-    bool used[BLOCKS];
-    int page_of[BLOCKS]; /* NO_PAGE: a straddler */
-    struct page_row pages[PAGES];
-    struct block_alloc_counts sums; /* made by add_up() */
-    uint64_t random;
-    const char *failure;
-};
-
-static void expect(struct block_world *w, bool condition, const char *sentence)
-{
-    if (!condition && !w->failure)
-        w->failure = sentence;
-}
 
 static uint32_t pick(struct block_world *w, uint32_t below)
 {
@@ -52,162 +23,11 @@ static uint32_t pick(struct block_world *w, uint32_t below)
     return below ? (uint32_t)(w->random >> 33) % below : 0;
 }
 
-/* ---- What must be true ---- */
-
-static bool is_null(const struct block_world *w, uint32_t id)
-{
-    return w->config.null_block && id == 0;
-}
-
-static bool is_removed(const struct block_world *w, uint64_t page)
-{
-    return page >= w->max_pages;
-}
-
-static bool is_mapped(const struct block_world *w, uint64_t page)
-{
-    return w->pages[page].state == BLOCK_ALLOC_MAPPED;
-}
-
-static bool can_plan(const struct block_world *w, uint64_t page)
-{
-    return w->pages[page].state == BLOCK_ALLOC_EMPTY && !is_removed(w, page) && w->pages[page].n > 0;
-}
-
-static bool is_free(const struct block_world *w, uint64_t page)
-{
-    return is_mapped(w, page) && w->pages[page].used == 0;
-}
-
-static bool can_shed(const struct block_world *w, uint64_t page)
-{
-    return is_free(w, page) && w->pages[page].pins == 0 && w->pages[page].epoch <= w->completed;
-}
-
-/* Blocks of it can be taken. */
-static bool has_room(const struct block_world *w, uint64_t page)
-{
-    return is_mapped(w, page) && !is_removed(w, page) && w->pages[page].used < w->pages[page].n;
-}
-
-static void add_blocks(struct block_world *w)
-{
-    for (unsigned i = 0; i < PAGES; i++)
-        w->pages[i].n = w->pages[i].used = w->pages[i].owned = 0;
-    for (uint32_t id = 0; id < w->n_blocks; id++) {
-        struct page_row *row;
-
-        if (w->page_of[id] == NO_PAGE)
-            continue;
-        row = &w->pages[w->page_of[id]];
-        row->n++;
-        row->used += w->used[id];
-        row->owned += w->used[id] && !is_null(w, id);
-    }
-}
-
-static void add_mapped(struct block_world *w, uint64_t page)
-{
-    const struct page_row *row = &w->pages[page];
-    struct block_alloc_counts *sums = &w->sums;
-    bool unused = row->used == 0;
-
-    sums->mapped_pages++;
-    sums->used_blocks += row->owned;
-    sums->sheddable_pages += can_shed(w, page);
-    sums->waiting_pages += unused && !row->pins && row->epoch > w->completed;
-    sums->pinned_pages += row->pins > 0;
-    if (is_removed(w, page)) {
-        sums->removed_pages++;
-        return;
-    }
-    sums->free_blocks += row->n - row->used;
-    sums->free_pages += unused;
-    sums->full_pages += row->used == row->n;
-    sums->partly_pages += !unused && row->used < row->n;
-}
-
-static void add_up(struct block_world *w)
-{
-    struct block_alloc_counts *sums = &w->sums;
-
-    add_blocks(w);
-    *sums = (struct block_alloc_counts){.reserved_blocks = w->reserved};
-    for (uint64_t page = 0; page < w->config.pages; page++) {
-        enum block_alloc_state state = w->pages[page].state;
-
-        sums->page_blocks = u64_max(sums->page_blocks, w->pages[page].n);
-        sums->total_blocks += is_removed(w, page) ? 0 : w->pages[page].n;
-        sums->empty_pages += can_plan(w, page);
-        sums->mapping_pages += state == BLOCK_ALLOC_MAPPING;
-        sums->unmapping_pages += state == BLOCK_ALLOC_UNMAPPING;
-        sums->doubt_pages += state == BLOCK_ALLOC_DOUBT;
-        sums->broken_pages += state == BLOCK_ALLOC_BROKEN;
-        if (is_mapped(w, page))
-            add_mapped(w, page);
-    }
-    sums->total_blocks -= w->config.null_block && w->max_pages > 0;
-}
-
-static void compare_page(struct block_world *w, uint64_t page)
-{
-    uint32_t ids[PAGE_BLOCKS], used = 77, first, n;
-    size_t n_ids = block_alloc_used_of(w->alloc, page, PAGE_BLOCKS, ids);
-    uint32_t owned = is_mapped(w, page) ? w->pages[page].owned : 0;
-
-    expect(w, block_alloc_page_state(w->alloc, page) == w->pages[page].state, "a page is in another state");
-    expect(w, block_alloc_occupancy(w->alloc, &page, 1, &used) == 0 && used == owned, "occupancy is wrong");
-    expect(w, n_ids == owned, "used blocks of a page are miscounted");
-    for (size_t i = 0; i < n_ids; i++)
-        expect(w,
-               w->used[ids[i]] && w->page_of[ids[i]] == (int)page && !is_null(w, ids[i]) &&
-                   (i == 0 || ids[i] > ids[i - 1]),
-               "used blocks of a page are others");
-    block_alloc_range(w->alloc, page, &first, &n);
-    expect(w, n == w->pages[page].n && (n == 0 || w->page_of[first] == (int)page),
-           "the range of a page is wrong");
-}
-
-static bool in_census(const struct block_world *w, uint64_t page)
-{
-    return is_mapped(w, page) && w->pages[page].used > 0 && w->pages[page].pins == 0 &&
-           !(w->config.null_block && page == 0);
-}
-
-static void compare_census(struct block_world *w)
-{
-    struct block_alloc_census census[PAGES];
-    size_t max = pick(w, PAGES + 1), n = block_alloc_census(w->alloc, max, census);
-    bool seen[PAGES] = {};
-    size_t should = 0;
-
-    for (uint64_t page = 0; page < w->config.pages; page++)
-        should += in_census(w, page);
-    expect(w, n == u64_min(max, should), "the census has not as many pages as it could");
-    for (size_t i = 0; i < n; i++) {
-        uint64_t page = census[i].page;
-
-        expect(w, in_census(w, page) && !seen[page] && census[i].used == w->pages[page].used,
-               "the census is wrong about a page");
-        expect(w, i == 0 || census[i].used >= census[i - 1].used, "the census is not in order");
-        seen[page] = true;
-    }
-    for (uint64_t page = 0; n > 0 && page < w->config.pages; page++)
-        expect(w, seen[page] || !in_census(w, page) || w->pages[page].used >= census[n - 1].used,
-               "the census leaves out a page with fewer used blocks");
-}
-
 static void compare(struct block_world *w)
 {
-    struct block_alloc_counts counts;
+    uint64_t page = pick(w, (uint32_t)w->config.pages);
 
-    add_up(w);
-    block_alloc_count(w->alloc, &counts);
-    expect(w, memcmp(&counts, &w->sums, sizeof(counts)) == 0, "a count is wrong");
-    expect(w, block_alloc_free_blocks(w->alloc) == w->sums.free_blocks, "readers see other free blocks");
-    expect(w, block_alloc_free_pages(w->alloc) == w->sums.free_pages, "readers see other free pages");
-    compare_page(w, pick(w, (uint32_t)w->config.pages));
-    compare_census(w);
+    rows_compare(w, page, pick(w, PAGES + 1));
 }
 
 /* ---- The engine ---- */
@@ -218,7 +38,7 @@ static bool is_next(struct block_world *w, uint32_t id, int last)
     int page = id < w->n_blocks ? w->page_of[id] : NO_PAGE;
     bool partly = false;
 
-    if (page == NO_PAGE || is_null(w, id) || w->used[id] || !has_room(w, (uint64_t)page))
+    if (page == NO_PAGE || rows_is_null(w, id) || w->used[id] || !rows_has_room(w, (uint64_t)page))
         return false;
     for (uint32_t lower = id; lower-- > 0 && w->page_of[lower] == page;)
         if (!w->used[lower])
@@ -226,14 +46,14 @@ static bool is_next(struct block_world *w, uint32_t id, int last)
     if (page == last)
         return true;
     for (uint64_t other = 0; other < w->config.pages; other++) {
-        if (!has_room(w, other))
+        if (!rows_has_room(w, other))
             continue;
         partly |= w->pages[other].used > 0;
         if (w->pages[other].used > w->pages[page].used)
             return false;
     }
     for (int lower = 0; !partly && lower < page; lower++)
-        if (has_room(w, (uint64_t)lower))
+        if (rows_has_room(w, (uint64_t)lower))
             return false;
     return true;
 }
@@ -243,9 +63,9 @@ static void do_take(struct block_world *w)
     uint32_t ids[BATCH], n = pick(w, 4) ? pick(w, 8) : pick(w, BATCH + 1);
     int last = NO_PAGE, r = block_alloc_take(w->alloc, n, ids);
 
-    expect(w, r == (n > w->sums.free_blocks ? BLOCK_ALLOC_E_SHORT : 0), "a take is judged wrongly");
+    rows_expect(w, r == (n > w->sums.free_blocks ? BLOCK_ALLOC_E_SHORT : 0), "a take is judged wrongly");
     for (uint32_t i = 0; r == 0 && i < n && !w->failure; i++) {
-        expect(w, is_next(w, ids[i], last), "a block is taken that is not the next");
+        rows_expect(w, is_next(w, ids[i], last), "a block is taken that is not the next");
         if (w->failure)
             return;
         last = w->page_of[ids[i]];
@@ -260,8 +80,8 @@ static int judge_give(const struct block_world *w, bool *used, const uint32_t *i
 {
     memcpy(used, w->used, sizeof(w->used));
     for (uint32_t i = 0; i < n; i++) {
-        if (ids[i] >= w->n_blocks || is_null(w, ids[i]) || w->page_of[ids[i]] == NO_PAGE ||
-            !is_mapped(w, (uint64_t)w->page_of[ids[i]]))
+        if (ids[i] >= w->n_blocks || rows_is_null(w, ids[i]) || w->page_of[ids[i]] == NO_PAGE ||
+            !rows_is_mapped(w, (uint64_t)w->page_of[ids[i]]))
             return BLOCK_ALLOC_E_FOREIGN;
         if (!used[ids[i]])
             return BLOCK_ALLOC_E_FREE;
@@ -275,7 +95,7 @@ static void give(struct block_world *w, const uint32_t *ids, uint32_t n, uint64_
     bool used[BLOCKS];
     int should = judge_give(w, used, ids, n);
 
-    expect(w, block_alloc_give(w->alloc, ids, n, epoch) == should, "a give is judged wrongly");
+    rows_expect(w, block_alloc_give(w->alloc, ids, n, epoch) == should, "a give is judged wrongly");
     if (should != 0)
         return;
     memcpy(w->used, used, sizeof(used));
@@ -306,7 +126,7 @@ static void do_give(struct block_world *w, bool any)
 
     for (uint32_t tries = 0; n < max && tries < 4 * max; tries++) {
         id = pick(w, 3) ? (id + 1) % w->n_blocks : pick(w, w->n_blocks);
-        if (w->used[id] && !is_null(w, id)) {
+        if (w->used[id] && !rows_is_null(w, id)) {
             bool again = false;
 
             for (uint32_t i = 0; i < n; i++)
@@ -327,8 +147,8 @@ static void do_reserve(struct block_world *w)
     uint64_t n = pick(w, 12);
     bool fits = w->reserved + n <= w->sums.free_blocks;
 
-    expect(w, block_alloc_reserve(w->alloc, n) == (fits ? 0 : BLOCK_ALLOC_E_SHORT),
-           "a reserve is judged wrongly");
+    rows_expect(w, block_alloc_reserve(w->alloc, n) == (fits ? 0 : BLOCK_ALLOC_E_SHORT),
+                "a reserve is judged wrongly");
     w->reserved += fits ? n : 0;
 }
 
@@ -338,7 +158,7 @@ static void do_clear(struct block_world *w)
 
     block_alloc_clear(w->alloc, epoch);
     for (uint32_t id = 0; id < w->n_blocks; id++) {
-        if (!w->used[id] || is_null(w, id))
+        if (!w->used[id] || rows_is_null(w, id))
             continue;
         w->used[id] = false;
         if (w->page_of[id] > 0 || !w->config.null_block) /* that page is never shed */
@@ -355,12 +175,12 @@ static void plan(struct block_world *w, size_t n)
     bool fits = n <= w->sums.empty_pages;
     uint64_t page = 0;
 
-    expect(w, block_alloc_plan(w->alloc, n, pages) == (fits ? 0 : BLOCK_ALLOC_E_FULL),
-           "a plan is judged wrongly");
+    rows_expect(w, block_alloc_plan(w->alloc, n, pages) == (fits ? 0 : BLOCK_ALLOC_E_FULL),
+                "a plan is judged wrongly");
     for (size_t i = 0; fits && i < n; i++, page++) {
-        while (!can_plan(w, page))
+        while (!rows_can_plan(w, page))
             page++;
-        expect(w, pages[i] == page, "a plan names other pages");
+        rows_expect(w, pages[i] == page, "a plan names other pages");
         w->pages[page].state = BLOCK_ALLOC_MAPPING;
     }
 }
@@ -371,15 +191,15 @@ static void do_grow(struct block_world *w)
     uint64_t missing = block_alloc_missing(w->alloc, n);
 
     for (uint64_t page = 0; page < w->config.pages && blocks < n; page++)
-        if (can_plan(w, page)) {
+        if (rows_can_plan(w, page)) {
             blocks += w->pages[page].n;
             should++;
         }
     if (blocks < n) {
-        expect(w, missing > w->sums.empty_pages, "what is not there at all is not missing");
+        rows_expect(w, missing > w->sums.empty_pages, "what is not there at all is not missing");
         return;
     }
-    expect(w, missing == should, "other pages are missing");
+    rows_expect(w, missing == should, "other pages are missing");
     if (missing <= PAGES)
         plan(w, missing);
 }
@@ -390,17 +210,17 @@ static void do_shed(struct block_world *w)
     size_t max = pick(w, PAGES + 1), n = block_alloc_shed(w->alloc, keep, max, pages), i = 0;
 
     while (page-- > 0 && i < max) {
-        if (!can_shed(w, page))
+        if (!rows_can_shed(w, page))
             continue;
-        if (!is_removed(w, page) &&
+        if (!rows_is_removed(w, page) &&
             (w->sums.free_pages <= keep || w->sums.free_blocks - w->pages[page].n < w->reserved))
             break;
-        expect(w, i < n && pages[i] == page, "other pages are shed");
+        rows_expect(w, i < n && pages[i] == page, "other pages are shed");
         w->pages[page].state = BLOCK_ALLOC_UNMAPPING;
-        add_up(w);
+        rows_add_up(w);
         i++;
     }
-    expect(w, i == n, "more pages are shed than can be");
+    rows_expect(w, i == n, "more pages are shed than can be");
 }
 
 static const struct saying {
@@ -438,7 +258,7 @@ static void say(struct block_world *w, const struct saying *saying, const uint64
 {
     int should = judge_saying(w, saying, pages, n);
 
-    expect(w, saying->say(w->alloc, pages, n) == should, "what became of pages is judged wrongly");
+    rows_expect(w, saying->say(w->alloc, pages, n) == should, "what became of pages is judged wrongly");
     for (size_t i = 0; should == 0 && i < n; i++)
         w->pages[pages[i]].state = saying->to;
 }
@@ -470,9 +290,9 @@ static void do_pin(struct block_world *w, bool pin)
     int should = first + n > w->config.pages ? BLOCK_ALLOC_E_PAGE : 0;
 
     for (uint64_t page = first; should == 0 && page < first + n; page++)
-        if (pin ? !is_mapped(w, page) : w->pages[page].pins == 0)
+        if (pin ? !rows_is_mapped(w, page) : w->pages[page].pins == 0)
             should = BLOCK_ALLOC_E_STATE;
-    expect(w, r == should, "pins are judged wrongly");
+    rows_expect(w, r == should, "pins are judged wrongly");
     for (uint64_t page = first; should == 0 && page < first + n; page++)
         w->pages[page].pins += pin ? 1 : -1u;
 }
@@ -481,7 +301,7 @@ static void do_resize(struct block_world *w)
 {
     w->max_pages = pick(w, 2) ? w->config.pages : pick(w, (uint32_t)w->config.pages + 1);
     block_alloc_resize(w->alloc, w->max_pages);
-    add_up(w);
+    rows_add_up(w);
     w->reserved = u64_min(w->reserved, w->sums.free_blocks);
 }
 
@@ -545,8 +365,8 @@ struct block_world *block_world_new(uint64_t seed)
     for (uint32_t id = 0; id < w->n_blocks; id++) {
         uint64_t start = id * w->config.block_bytes, page = block_alloc_page_of(w->alloc, id);
 
-        expect(w, page * w->config.page_bytes <= start && start < (page + 1) * w->config.page_bytes,
-               "a block begins in another page");
+        rows_expect(w, page * w->config.page_bytes <= start && start < (page + 1) * w->config.page_bytes,
+                    "a block begins in another page");
     }
     compare(w);
     return w;
@@ -626,12 +446,12 @@ const char *block_world_end(struct block_world *world)
     block_alloc_complete(world->alloc, UINT64_MAX);
     for (uint64_t page = 0; page < world->config.pages; page++)
         while (world->pages[page].pins) {
-            expect(world, block_alloc_unpin(world->alloc, page, 1) == 0, "a pin is lost");
+            rows_expect(world, block_alloc_unpin(world->alloc, page, 1) == 0, "a pin is lost");
             world->pages[page].pins--;
         }
     n = block_alloc_shed(world->alloc, 0, PAGES, pages);
     for (uint64_t page = 0; page < world->config.pages; page++)
-        n -= is_mapped(world, page) && !(world->config.null_block && page == 0);
-    expect(world, n == 0, "a page without a used block stays");
+        n -= rows_is_mapped(world, page) && !(world->config.null_block && page == 0);
+    rows_expect(world, n == 0, "a page without a used block stays");
     return world->failure;
 }

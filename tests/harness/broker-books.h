@@ -131,30 +131,6 @@ void world_give(struct world *w, struct person *person, uint64_t id);
 struct errand *world_spare_errand(struct world *w);
 void world_begin_errand(struct world *w, struct errand *errand, struct person *person);
 
-/* ---- Leases: broker-world-leases.c ---- */
-
-uint32_t world_issued(const struct person *person); /* pages */
-uint64_t world_offered(const struct world *w, const struct errand *scope_or_null,
-                       const struct person *except);
-uint64_t world_hope(const struct world *w, const struct errand *scope_or_null, const struct person *but,
-                    uint64_t since_step);
-bool world_is_charged(const struct errand *errand);
-enum world_verdict world_judge(struct world *w, const struct errand *errand);
-void world_check_verdict(struct world *w, enum world_verdict verdict, int r);
-void world_check_hopeless(struct world *w, const struct errand *errand, int error);
-void world_check_leases(struct world *w);
-void world_on_lease(struct world *w, struct errand *errand);
-void world_on_notice(struct world *w, const struct broker_action *action);
-void world_on_scribbled(struct world *w, const struct broker_action *action);
-void world_do_open(struct world *w, uint32_t arg);
-void world_do_close(struct world *w, uint32_t arg);
-void world_do_ask(struct world *w, uint32_t arg);
-void world_do_claim(struct world *w, uint32_t arg);
-void world_do_spend(struct world *w, uint32_t arg);
-void world_do_hint(struct world *w, uint32_t arg);
-void world_do_ack(struct world *w, uint32_t arg);
-void world_do_scribble(struct world *w, uint32_t arg);
-
 /* Carries out the oldest thing that the driver was told. */
 void world_drive(struct world *w);
 
@@ -163,3 +139,27 @@ void world_settle(struct world *w);
 
 /* Compares the sums, given those before the event. */
 void world_check(struct world *w, uint64_t held_before, uint64_t budget_before);
+
+/* ---- Leases: broker-books-leases.c ---- */
+
+bool world_is_open(const struct person *person);    /* has a lease that counts */
+uint32_t world_issued(const struct person *person); /* pages */
+bool world_is_charged(const struct errand *errand);
+enum world_verdict world_judge(struct world *w, const struct errand *errand);
+void world_check_verdict(struct world *w, enum world_verdict verdict, int r);
+void world_check_hopeless(struct world *w, const struct errand *errand, int error);
+void world_check_leases(struct world *w);
+void world_on_lease(struct world *w, struct errand *errand);
+void world_on_notice(struct world *w, const struct broker_action *action);
+void world_on_scribbled(struct world *w, const struct broker_action *action);
+
+/* ---- What people do with leases: broker-world-leases.c ---- */
+
+void world_do_open(struct world *w, uint32_t arg);
+void world_do_close(struct world *w, uint32_t arg);
+void world_do_ask(struct world *w, uint32_t arg);
+void world_do_claim(struct world *w, uint32_t arg);
+void world_do_spend(struct world *w, uint32_t arg);
+void world_do_hint(struct world *w, uint32_t arg);
+void world_do_ack(struct world *w, uint32_t arg);
+void world_do_scribble(struct world *w, uint32_t arg);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -80,6 +81,7 @@ def test_version(programs: Programs) -> None:
         (["--josn", "list"], "There is no option --josn"),
         (["list", "--force"], "`kvctl list` has no option --force"),
         (["help", "--json"], "`kvctl help` has no option --json"),
+        (["help", "list", "info"], "Usage: kvctl help [command]"),
         (["list", "--json=1"], "--json=1: this option takes no value"),
         (["list", "--socket"], "--socket needs a value"),
         (["list", "--socket", ""], "--socket needs a value"),
@@ -88,8 +90,11 @@ def test_version(programs: Programs) -> None:
         (["list", "--gpu", "x"], "x is neither the number of a GPU nor a UUID"),
         (["limit", "a"], "Usage: kvctl limit <ipc> <size>"),
         (["limit", "a", "1G", "b"], "Usage: kvctl limit <ipc> <size>"),
+        (["limit-percent", "a"], "Usage: kvctl limit-percent <ipc> <pct>"),
+        (["limit-percent", "a", "1", "b"], "Usage: kvctl limit-percent <ipc> <pct>"),
         (["info", "a", "b"], "Usage: kvctl info [<ipc>]"),
         (["delete"], "Usage: kvctl delete <ipc>"),
+        (["delete", "a", "b"], "Usage: kvctl delete <ipc>"),
         (["delete", ""], "An argument of `kvctl delete` is empty"),
         (["info", ""], "An argument of `kvctl info` is empty"),
         (["limit", "a", "8Q"], "8Q is not a size"),
@@ -97,6 +102,8 @@ def test_version(programs: Programs) -> None:
         (["limit", "a", "16777216T"], "16777216T is not a size"),
         (["limit-percent", "a", "100.0001"], "100.0001 is not a percentage"),
         (["limit-percent", "a", "50%"], "50% is not a percentage"),
+        (["limit-percent", "a", "nan"], "nan is not a percentage"),
+        (["limit-percent", "a", "--", "-5"], "-5 is not a percentage"),
         (["limit-percent", "a", "-5"], "There is no option -5"),
     ],
 )
@@ -306,6 +313,12 @@ def test_a_limit_above_the_budget(programs: Programs) -> None:
         "Updated kv cache limit for a to 1.00 TB (1099511627776 bytes)",
         "The daemon's budget is smaller: at present a may use 512.00 MB.",
     ]
+    result = programs.kvctl("limit-percent", "a", "100", daemon=daemon)
+    assert (result.rc, result.err) == (DONE, "")
+    assert result.out.splitlines() == [
+        "Updated kv cache limit for a to 1.00 GB (1073741824 bytes)",
+        "The daemon's budget is smaller: at present a may use 512.00 MB.",
+    ]
 
 
 def test_a_limit_for_somebody_to_come(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
@@ -322,7 +335,8 @@ def test_a_limit_for_somebody_to_come(programs: Programs, daemon: Daemon, kvctl:
 
 
 @pytest.mark.parametrize(
-    ("percent", "limit_bytes"), [("50", 512 * MIB), ("0", 0), ("12.5", 128 * MIB), ("0.0001", 1073)]
+    ("percent", "limit_bytes"),
+    [("50", 512 * MIB), ("0", 0), ("12.5", 128 * MIB), ("33.3333", 357913583), ("0.0001", 1073)],
 )
 def test_limit_percent(programs: Programs, percent: str, limit_bytes: int) -> None:
     daemon = programs.daemon("1G")
@@ -333,6 +347,7 @@ def test_limit_percent(programs: Programs, percent: str, limit_bytes: int) -> No
     assert f"({limit_bytes} bytes)\n" in result.out
     (instance,) = programs.kvctl("list", "--json", daemon=daemon).json()
     assert (instance["limit_bytes"], instance["limit_source"]) == (limit_bytes, "admin")
+    assert programs.kvctl("limit-percent", "a", percent, "--json", daemon=daemon).json() == instance
 
 
 def test_a_limit_outlives_the_daemon(programs: Programs) -> None:
@@ -351,12 +366,18 @@ def test_delete(kvctl: Kvctl) -> None:
     assert kvctl("list", "--json").json() == []
     kvctl("limit", "a", "16M")
     assert kvctl("delete", "a", "--json").json() == {"ipc": "a", "disconnected": []}
+    kvctl("limit", "a", "16M")
+    assert kvctl("delete", "a", "--force") == Result(DONE, "Deleted a\n", "")
 
 
 def test_delete_with_processes(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
     peer = engine(programs, daemon, "a", 4, program="vllm")
     complaint = f"a is in use by pid {peer.pid} (vllm); --force disconnects them"
     check_complaint(kvctl("delete", "a"), FAILED, complaint)
+    other = engine(programs, daemon, "a", program="")
+    complaint = f"a is in use by pid {peer.pid} (vllm), pid {other.pid}; --force disconnects them"
+    for words in ([], ["--json"]):
+        check_complaint(kvctl("delete", "a", *words), FAILED, complaint)
     assert len(peer.take(1)) == 1
 
 
@@ -376,6 +397,14 @@ def test_delete_by_force(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> No
     assert "has disconnected and is still running" in kvctl("info", "a").out
     peer.close()
     eventually(lambda: kvctl("list", "--json").json() == [])
+
+
+def test_delete_by_force_as_json(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
+    peer = engine(programs, daemon, "a", 4, program="vllm")
+    (process,) = kvctl("info", "a", "--json").json()["peers"]
+    deletion = kvctl("delete", "a", "--force", "--json").json()
+    assert deletion == {"ipc": "a", "disconnected": [process]}  # as it was
+    peer.check_ended("ERROR_FROZEN")
 
 
 def test_info(programs: Programs) -> None:
@@ -522,10 +551,13 @@ def on_terminal(site: Site, daemon: Daemon, columns: int, **environment: str) ->
     command = kvctl_command(site, daemon.socket, "list")
     clean = {k: v for k, v in site.environment().items() if k != "NO_COLOR"}
     subprocess.run(command, env=clean | environment, stdout=theirs, check=True)
-    output = os.read(ours, 65536).decode().replace("\r\n", "\n")
-    os.close(ours)
     os.close(theirs)
-    return output
+    output = b""
+    with contextlib.suppress(OSError):  # at the end
+        while chunk := os.read(ours, 65536):
+            output += chunk
+    os.close(ours)
+    return output.decode().replace("\r\n", "\n")
 
 
 def test_colours(programs: Programs, site: Site, daemon: Daemon, kvctl: Kvctl) -> None:
