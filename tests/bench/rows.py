@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured beside single maps: blocks in C and from Python, a scheduler with its workers, a crowd.
+"""What is measured beside single maps: blocks in C and from Python, a scheduler with its workers, a crowd,
+what elasticity costs, and a real engine.
 
 Each function starts what it needs, runs one program whose sides take turns, and returns what came out.
 """
@@ -43,7 +44,11 @@ LIVE_REQUESTS_QUICK = 2
 LIVE_ROUNDS = 2
 LIVE_WAYS = {"hold": ["--static", "--hold"], "elastic": ["--elastic"]}
 
+ENGINE_TURNS = 5
+ROOT = Path(__file__).resolve().parents[2]
+
 LIMIT_S = 300
+ENGINE_LIMIT_S = 900
 
 
 def parse_series(what: str, where: str, lines: Iterable[str]) -> reports.Series:
@@ -230,3 +235,28 @@ def live(site: Site, rounds: int, requests: int) -> reports.Live:
                 samples[way][percentile].append(seconds)
     medians = {way: {p: statistics.median(s) for p, s in by.items()} for way, by in samples.items()}
     return reports.Live("a100", rounds, requests, medians)
+
+
+# ---- A real engine ----
+
+
+def engine(site: Site, turns: int) -> reports.Series | None:
+    """A step of vLLM's scheduler, alone and with kvcached. None where there is no vLLM, or no pytest."""
+    output = site.run / "engine.samples"
+    python = ROOT / ".venv/bin/python"
+    if not python.exists():
+        return None
+    words = [str(python), "-m", "pytest", "-q", str(ROOT / "tests/engines/measure_vllm.py")]
+    variables = site.environment(
+        KVCACHED_BUILD_DIR=str(site.build),
+        KVCACHED_BENCH_OUTPUT=str(output),
+        KVCACHED_BENCH_TURNS=str(turns),
+    )
+    named = os.environ.get("KVCACHED_VLLM_PYTHON")
+    variables |= {"KVCACHED_VLLM_PYTHON": named} if named else {}
+    result = run_program(words, variables, limit_s=ENGINE_LIMIT_S)
+    if result.rc != 0:
+        raise RuntimeError(f"vLLM's scheduler could not be measured:\n{result.out[-4000:]}")
+    if not output.exists():
+        return None
+    return parse_series("a step of vLLM's scheduler", "CPU build", output.read_text().splitlines())

@@ -10,7 +10,8 @@ Five sides take turns in one process (bench-map), against a daemon of its own:
   least       bare and driver in one
 
 Each page is one extent of 2 MiB, and all pages are mapped, and unmapped, in one call. Both processes are
-pinned: to the same core, and to a core each. Blocks, schedulers, crowds and live engines follow: rows.py.
+pinned: to the same core, and to a core each. Blocks, schedulers, crowds, live engines and, where
+./dev engines has made its Python, vLLM's scheduler follow: rows.py.
 Exit status: 0, 1 when a bound was missed or something failed, 2 usage.
 """
 
@@ -36,6 +37,7 @@ from bench import rows
 from bench.rig import COSTS, Rig, new_site
 from harness.broker import Site
 
+PARTS = ("maps", "blocks", "group", "crowd", "live", "engine")
 PAGES_MAX = 200
 QUICK_ROUNDS = 20
 ROW_ROUNDS = 200
@@ -76,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pages", type=parse_numbers, help="default 1,16,64,200")
     parser.add_argument("--costs", type=parse_costs, help="of the emulated driver; default none,a100")
     parser.add_argument("--rounds", type=int, help="default by number of pages; at least 20")
-    parser.add_argument("--only", choices=("maps", "blocks", "group", "crowd", "live"), help="only this part")
+    parser.add_argument("--only", choices=PARTS, help="only this part")
     parser.add_argument(
         "--gpu", action="store_true", help="measure on the machine's GPU, not an emulated one"
     )
@@ -296,6 +298,15 @@ def measure_live(site: Site, arguments: argparse.Namespace, report: reports.Repo
     report.live = rows.live(site, rounds, requests)
 
 
+def measure_engine(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
+    progress("vLLM, alone and with kvcached")
+    series = rows.engine(site, 1 if arguments.quick else rows.ENGINE_TURNS)
+    if series:
+        report.series.append(series)
+    else:
+        progress("not of vLLM: there is none (./dev engines)")
+
+
 def describe_machine(site: Site, arguments: argparse.Namespace) -> reports.Report:
     rig = Rig(site, arguments.costs[0], *layouts(quick=True)[0])
     try:
@@ -306,10 +317,12 @@ def describe_machine(site: Site, arguments: argparse.Namespace) -> reports.Repor
 
 
 def measure_all(site: Site, arguments: argparse.Namespace) -> reports.Report:
-    """Schedulers and crowds need several GPUs, or extents without end: emulated ones."""
+    """Schedulers and crowds need several GPUs, or extents without end, and vLLM's CPU build touches a GPU's
+    memory: emulated ones."""
     parts = {"maps": measure_maps, "blocks": measure_blocks}
     if not arguments.gpu:
         parts |= {"group": measure_group, "crowd": measure_crowd, "live": measure_live}
+        parts |= {"engine": measure_engine}
     report = describe_machine(site, arguments)
     for name, measure in parts.items():
         if arguments.only in (None, name):

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kvcached adds to a step of vLLM's scheduler: python -m pytest tests/engines/measure_vllm.py -s
+"""What kvcached adds to a step of vLLM's scheduler: a part of ./dev bench.
 
-Medians over the steps of the same requests, served three times by each engine: of schedule() and
-update_from_output() together, and of the whole step."""
+The same requests are served by vLLM alone and by vLLM with kvcached, in turns. Of each turn the median over
+its steps is written to $KVCACHED_BENCH_OUTPUT, a line of SIDE NANOSECONDS each: of schedule() and
+update_from_output() together (alone, kvcached), how much more that is than alone (added), and of the whole
+step (alone-step, kvcached-step). KVCACHED_BENCH_TURNS says how many turns."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import pytest
 
@@ -21,13 +26,23 @@ TOKENS = 120
 def test_cost_of_a_step(engines: Engines, programs: Programs) -> None:
     daemon = programs.daemon(DEVICE_SIZE)
     work = [[(7 * i * i + 3 * i + 11 * k + 1) % 250 for i in range(LENGTH)] for k in range(REQUESTS)]
-    plain = engines.get("plain-cost", ENABLE_KVCACHED="false")
-    plain.begin(None, num_gpu_blocks_override=600, gpu_memory_utilization=0.1)
-    elastic = engines.get("elastic-cost")
-    elastic.begin(daemon)
-    for _ in range(3):
-        for engine in (plain, elastic):
+    alone = engines.get("alone", ENABLE_KVCACHED="false")
+    alone.begin(None, num_gpu_blocks_override=600, gpu_memory_utilization=0.1)
+    kvcached = engines.get("kvcached")
+    kvcached.begin(daemon)
+    lines = []
+    for _ in range(int(os.environ.get("KVCACHED_BENCH_TURNS", "1"))):
+        scheduler_us = []
+        for engine in (alone, kvcached):
             engine.call("reset")
-            print(engine.instance, engine.call("time_schedule", work, TOKENS))
-    for engine in (plain, elastic):
+            medians = engine.call("time_schedule", work, TOKENS)
+            assert medians["steps"] >= TOKENS
+            scheduler_us.append(medians["scheduler_us"])
+            lines.append(f"{engine.instance} {medians['scheduler_us'] * 1000:.0f}")
+            lines.append(f"{engine.instance}-step {medians['step_us'] * 1000:.0f}")
+        lines.append(f"added {(scheduler_us[1] - scheduler_us[0]) * 1000:.0f}")
+    for engine in (alone, kvcached):
         engine.kill()
+    output = os.environ.get("KVCACHED_BENCH_OUTPUT")
+    if output:
+        Path(output).write_text("\n".join(lines) + "\n")

@@ -227,7 +227,11 @@ def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
     output = tmp_run / "bench.json"
     done = subprocess.run(
         [ROOT / "tests/bench/bench", "--quick", "--json", output],
-        env={"PATH": "/usr/bin:/bin", "KVCACHED_BUILD_DIR": str(build_dir)},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "KVCACHED_BUILD_DIR": str(build_dir),
+            "KVCACHED_VLLM_PYTHON": str(tmp_run / "none"),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -247,3 +251,4 @@ def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
     assert not result["judged"]
     assert f"GPU {result['gpu']['index']}: {result['gpu']['name']}" in done.stdout
     assert "64 pages" in done.stderr
+    assert "not of vLLM: there is none" in done.stderr

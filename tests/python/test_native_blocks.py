@@ -181,7 +181,7 @@ def test_max_blocks(region: _native.Region) -> None:
     """The last page has room for more."""
     blocks = _native.Blocks([region], BLOCK, max_blocks=9)
     assert blocks.want(9, 1000) == 9
-    with pytest.raises(_native.OutOfMemoryError, match="not so many|not 10 free blocks"):
+    with pytest.raises(_native.OutOfMemoryError, match="not 10 free blocks"):
         blocks.alloc(10)
     ids = blocks.alloc(9)
     assert sorted(ids) == list(range(9))
