@@ -208,7 +208,7 @@ static void give_back(struct kvc_blocks *blocks, const uint64_t *pages, size_t n
     if (r < 0)
         client_log(blocks->regions[0]->client, KVC_LOG_WARNING, "Pages could not be given back: %s",
                    kvc_last_error());
-    if (r == KVC_E_TIMEOUT)
+    if (error_is_unanswered(r))
         group_abandon(blocks->group);
 }
 

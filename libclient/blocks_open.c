@@ -131,7 +131,7 @@ static int blocks_new(struct kvc_region *const *regions, size_t n, const struct 
     if (!blocks)
         return error_nomem();
     pthread_mutex_init(&blocks->lock, NULL);
-    pthread_cond_init(&blocks->changed, NULL);
+    conn_init_condition(&blocks->changed);
     blocks->order = calloc(n, sizeof(blocks->order[0]));
     r = blocks->order ? block_alloc_new(&config, &blocks->alloc) : -ENOMEM;
     if (r != 0) {

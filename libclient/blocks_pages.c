@@ -131,7 +131,7 @@ static int map_if_alive(struct kvc_region *region, const uint64_t *pages, size_t
 /* The daemon has not confirmed, but the pages are unmapped. */
 static bool is_done_all_the_same(int r)
 {
-    return r == KVC_E_TIMEOUT || r == KVC_E_DISCONNECTED;
+    return error_is_unanswered(r) || r == KVC_E_DISCONNECTED;
 }
 
 size_t blocks_judge(struct kvc_blocks *blocks, const uint64_t *pages, size_t n)
@@ -251,6 +251,29 @@ static int no_blocks(const struct block_alloc_counts *counts, const struct need 
     return error_set(KVC_E_NO_BLOCKS, "There are not %zu free blocks in all pages that may be used", need->n);
 }
 
+/* With the lock, which is released until another thread has done something, or for a moment. */
+static int wait_for_others(struct kvc_blocks *blocks)
+{
+    const struct interrupt *interrupt = &blocks->regions[0]->client->conn->interrupt;
+    uint64_t ask_ns = interrupt_due_ns(interrupt);
+    struct timespec until = {
+        .tv_sec = (time_t)(ask_ns / NSEC_PER_SEC),
+        .tv_nsec = (long)(ask_ns % NSEC_PER_SEC),
+    };
+    int r;
+
+    if (ask_ns == UINT64_MAX) {
+        pthread_cond_wait(&blocks->changed, &blocks->lock);
+        return 0;
+    }
+    if (pthread_cond_timedwait(&blocks->changed, &blocks->lock, &until) != ETIMEDOUT)
+        return 0;
+    pthread_mutex_unlock(&blocks->lock);
+    r = interrupt_ask(interrupt);
+    pthread_mutex_lock(&blocks->lock);
+    return r;
+}
+
 /* With the lock, which is released while other threads are at work on what is missing. *ret_n 0: met. */
 static int plan(struct kvc_blocks *blocks, struct need *need, uint64_t **ret_pages, size_t *ret_n)
 {
@@ -281,7 +304,9 @@ static int plan(struct kvc_blocks *blocks, struct need *need, uint64_t **ret_pag
         }
         if (counts.mapping_pages + counts.unmapping_pages == 0)
             return no_blocks(&counts, need);
-        pthread_cond_wait(&blocks->changed, &blocks->lock);
+        r = wait_for_others(blocks);
+        if (r < 0)
+            return r;
     }
 }
 
@@ -291,6 +316,7 @@ static int settle(struct kvc_blocks *blocks, struct need *need, size_t n_refused
 {
     struct block_alloc_counts counts;
     bool is_less = false;
+    int waited = 0;
 
     *ret_done = false;
     pthread_mutex_lock(&blocks->lock);
@@ -298,12 +324,14 @@ static int settle(struct kvc_blocks *blocks, struct need *need, size_t n_refused
         *ret_done = is_met(blocks, need);
         is_less = block_alloc_missing(blocks->alloc, need->n) < n_refused;
         block_alloc_count(blocks->alloc, &counts);
-        if (*ret_done || is_less || counts.mapping_pages == 0)
+        if (*ret_done || is_less || counts.mapping_pages == 0 || waited < 0)
             break;
-        pthread_cond_wait(&blocks->changed, &blocks->lock);
+        waited = wait_for_others(blocks);
     }
-    if (*ret_done || is_less)
+    if (*ret_done || (is_less && r != KVC_E_INTERRUPTED))
         r = 0;
+    else if (waited < 0)
+        r = waited;
     *ret_done |= r < 0;
     blocks->counters.refused_total += r < 0;
     pthread_mutex_unlock(&blocks->lock);

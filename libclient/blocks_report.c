@@ -187,8 +187,9 @@ int blocks_lease(struct kvc_region *region, uint64_t pages, uint64_t deadline_ns
     if (now_ns >= deadline_ns)
         return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
     /* What the background has asked for counts against the region, and is as good. */
-    if (reserve_await(region, deadline_ns))
-        return 0;
+    r = reserve_await(region, deadline_ns);
+    if (r != 0)
+        return r < 0 ? r : 0;
     r = lease_ask_and_wait(region, pages - before, deadline_ns - now_ns);
     if (r == KVC_E_LIMIT || r == KVC_E_BUDGET || r == KVC_E_DEVICE_MEMORY)
         r = reserve_yield(region, false) || lease_claim_up_to(region, pages) > before ? 0 : r;

@@ -363,7 +363,7 @@ int borrow_pages(struct kvc_region *region, uint64_t n_pages, struct list *backi
         return 0;
     }
     error_hold();
-    borrow_return(region->client, &got, r != KVC_E_TIMEOUT);
+    borrow_return(region->client, &got, !error_is_unanswered(r));
     error_release();
     return r;
 }
@@ -391,10 +391,12 @@ int borrow_settle(struct kvc_region *region)
     struct take *take;
 
     while ((take = find_take(client, region->id))) {
+        int r;
+
         borrow_abandon(take);
-        conn_wait(client->conn, &take->request);
+        r = conn_wait(client->conn, &take->request);
         if (!take->request.done)
-            return KVC_E_TIMEOUT;
+            return r;
         take_end(take, take->request.result, true, &none);
     }
     return 0;
@@ -524,11 +526,11 @@ static int return_released(struct kvc_client *client, struct list *backings, boo
             parcel.ids[parcel.n++] = backing->extents[i].id;
             if (parcel.n < RETURN_EXTENTS_MAX)
                 continue;
-            one = send_parcel(client, &parcel, wait && r != KVC_E_TIMEOUT);
+            one = send_parcel(client, &parcel, wait && !error_is_unanswered(r));
             r = r ? r : one;
         }
     }
-    one = send_parcel(client, &parcel, wait && r != KVC_E_TIMEOUT);
+    one = send_parcel(client, &parcel, wait && !error_is_unanswered(r));
     return r ? r : one;
 }
 

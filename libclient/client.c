@@ -252,6 +252,7 @@ static int connect_daemon(struct kvc_client *client, const struct settings *sett
         return r;
     client->conn->on_news = client_on_news;
     client->conn->news_data = client;
+    client->conn->interrupt = settings->interrupt;
     pthread_mutex_lock(&client->conn->lock);
     r = hello_exchange(client, settings, welcome);
     pthread_mutex_unlock(&client->conn->lock);
@@ -390,7 +391,7 @@ static struct kvc_client *client_forget(struct kvc_client *client)
 /* A daemon that doesn't answer is waited for once, not once for each region. */
 static void close_next(struct kvc_client *client, struct list *regions)
 {
-    if (region_close(list_first(regions, struct kvc_region, link)) == KVC_E_TIMEOUT)
+    if (error_is_unanswered(region_close(list_first(regions, struct kvc_region, link))))
         conn_die(client->conn, KVC_E_TIMEOUT, "kvcachedd did not answer while the client was closed");
 }
 

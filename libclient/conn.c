@@ -36,14 +36,13 @@ uint64_t conn_now_ns(void)
     return (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec;
 }
 
-/* By the clock of deadlines. */
-static void changed_init(pthread_cond_t *changed)
+void conn_init_condition(pthread_cond_t *condition)
 {
     pthread_condattr_t attributes;
 
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(changed, &attributes);
+    pthread_cond_init(condition, &attributes);
     pthread_condattr_destroy(&attributes);
 }
 
@@ -59,7 +58,7 @@ int conn_new(int fd, uint64_t timeout_ns, struct conn **ret)
         return error_nomem();
     }
     pthread_mutex_init(&conn->lock, NULL);
-    changed_init(&conn->changed);
+    conn_init_condition(&conn->changed);
     list_init(&conn->requests);
     conn->timeout_ns = timeout_ns;
     conn->alive = true;
@@ -308,10 +307,17 @@ static int error_of(Kvcached__Error error)
     }
 }
 
+static int error_of_refusal(const Kvcached__Refused *refused)
+{
+    int error = error_of(refused->error);
+
+    return error == KVC_E_WORKER && refused->over ? KVC_E_WORKER_GONE : error;
+}
+
 /* The daemon's own sentence, or ours where it has none. */
 static const char *reason_of(const Kvcached__Refused *refused)
 {
-    return refused->reason[0] ? refused->reason : kvc_strerror(error_of(refused->error));
+    return refused->reason[0] ? refused->reason : kvc_strerror(error_of_refusal(refused));
 }
 
 static void handle_answer(struct conn *conn, struct request *request, const struct message *message,
@@ -331,7 +337,7 @@ static void handle_answer(struct conn *conn, struct request *request, const stru
 
 static void handle_refusal(struct conn *conn, struct request *request, const Kvcached__Refused *refused)
 {
-    int error = error_of(refused->error);
+    int error = error_of_refusal(refused);
 
     if (request)
         request->over = refused->over;

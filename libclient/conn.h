@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "error.h"
+#include "interrupt.h"
 #include "wire/link.h"
 
 enum {
@@ -69,6 +70,7 @@ struct conn {
     bool receiving;
     bool watched; /* somebody waits until the leader has looked */
     atomic_bool alive;
+    struct interrupt interrupt; /* the host's */
 
     /* Takes what the daemon says without having been asked (moves it away). Negative: the connection ends.
      * NULL: nothing may come. May acknowledge descriptors, but neither ask nor wait. */
@@ -93,8 +95,8 @@ struct conn *conn_forget(struct conn *conn);
 int conn_ask(struct conn *conn, struct request *request, uint16_t type, const ProtobufCMessage *body);
 
 /* Waits until the request is done: then it is the caller's again, and the result is returned (the sentence is
- * set). Or KVC_E_TIMEOUT: the request stays the connection's, which will finish() it. Releases the lock while
- * it waits. */
+ * set). Or KVC_E_TIMEOUT, KVC_E_INTERRUPTED: the request stays the connection's, which will finish() it.
+ * Releases the lock while it waits. */
 int conn_wait(struct conn *conn, struct request *request);
 
 /* The same, with a deadline of the caller's own: for who has several questions out at once. */
@@ -104,17 +106,17 @@ int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadlin
 uint64_t conn_deadline(uint64_t timeout_ns);
 
 /* The two ends of such a wait, for who has more to do meanwhile: in between, until the request is done or
- * expired, conn_wait_while_until(). */
+ * expired, conn_wait_while_until(), whose result is `r`. */
 void conn_wait_begin(struct request *request, uint64_t deadline_ns);
-int conn_wait_end(struct request *request);
+int conn_wait_end(struct request *request, int r);
 
 /* Waits as long as pending(data) is true, receiving for everybody; for things that change when some request
- * is done, expires, or the connection ends. */
-void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data);
+ * is done, expires, or the connection ends. 0 or KVC_E_INTERRUPTED. */
+int conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data);
 
 /* The same; from `until_ns` on pending() is asked again at once. It must be false then. */
-void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
-                           uint64_t until_ns);
+int conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
+                          uint64_t until_ns);
 
 /* Starts the time for a request's answer anew; `expired` becomes true when it is over. */
 void conn_start_time(struct conn *conn, struct request *request);
@@ -151,6 +153,9 @@ bool conn_asks_only(const struct conn *conn, const struct request *request);
 
 /* CLOCK_MONOTONIC. */
 uint64_t conn_now_ns(void);
+
+/* A condition whose waits end by that clock. */
+void conn_init_condition(pthread_cond_t *condition);
 
 /* ---- For conn_wait.c ---- */
 

@@ -15,6 +15,9 @@
  * nearer: who follows wakes up for it, too. A deadline counts only after the socket has been found empty, and
  * no leader has something in hand: a process that was stopped for an hour finds its answers waiting, and
  * nobody times out. Each packet of an answer starts the time anew.
+ *
+ * A host may want a call to end before that. It is asked without the lock, and by a thread that does not
+ * lead: its answer may take long, and come from code that waits for the same daemon.
  */
 
 #include <errno.h>
@@ -138,10 +141,10 @@ static void expire_unread(struct conn *conn)
 
 /* A thread that follows sees to its own question, if the socket didn't take it at once: the leader may have
  * gone to sleep before there was anything to send. */
-static void push(struct conn *conn)
+static void push(struct conn *conn, uint64_t until_ns)
 {
     struct pollfd pfd = {.fd = link_fd(conn->link), .events = POLLOUT};
-    int timeout = poll_timeout(follower_deadline(conn)), n;
+    int timeout = poll_timeout(u64_min(follower_deadline(conn), until_ns)), n;
 
     pthread_mutex_unlock(&conn->lock);
     n = poll(&pfd, 1, timeout);
@@ -168,28 +171,54 @@ static void follow(struct conn *conn, uint64_t until_ns)
 
 /* ---- Waiting ---- */
 
-void conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
-                           uint64_t until_ns)
+static bool is_time(uint64_t due_ns)
 {
-    while (pending(data)) {
-        if (conn->has_leader && conn->alive && link_wants_write(conn->link))
-            push(conn);
-        else if (conn->has_leader)
-            follow(conn, until_ns);
-        else {
-            conn->has_leader = true;
-            for (bool first = true; first || pending(data); first = false)
-                lead(conn, pending, data, until_ns, first);
-            conn->has_leader = false;
-            pthread_cond_broadcast(&conn->changed);
-            break;
-        }
-    }
+    return due_ns != UINT64_MAX && conn_now_ns() >= due_ns;
 }
 
-void conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
+static void lead_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
+                       uint64_t until_ns, uint64_t ask_ns)
 {
-    conn_wait_while_until(conn, pending, data, UINT64_MAX);
+    conn->has_leader = true;
+    for (bool first = true; first || (pending(data) && !is_time(ask_ns)); first = false)
+        lead(conn, pending, data, u64_min(until_ns, ask_ns), first);
+    conn->has_leader = false;
+    pthread_cond_broadcast(&conn->changed);
+}
+
+static int ask_host(struct conn *conn)
+{
+    int r;
+
+    pthread_mutex_unlock(&conn->lock);
+    r = interrupt_ask(&conn->interrupt);
+    pthread_mutex_lock(&conn->lock);
+    return r;
+}
+
+int conn_wait_while_until(struct conn *conn, bool (*pending)(const void *data), const void *data,
+                          uint64_t until_ns)
+{
+    int r = 0;
+
+    while (pending(data) && r == 0) {
+        uint64_t ask_ns = interrupt_due_ns(&conn->interrupt);
+
+        if (is_time(ask_ns))
+            r = ask_host(conn);
+        else if (conn->has_leader && conn->alive && link_wants_write(conn->link))
+            push(conn, ask_ns);
+        else if (conn->has_leader)
+            follow(conn, u64_min(until_ns, ask_ns));
+        else
+            lead_until(conn, pending, data, until_ns, ask_ns);
+    }
+    return r;
+}
+
+int conn_wait_while(struct conn *conn, bool (*pending)(const void *data), const void *data)
+{
+    return conn_wait_while_until(conn, pending, data, UINT64_MAX);
 }
 
 uint64_t conn_deadline(uint64_t timeout_ns)
@@ -219,11 +248,11 @@ void conn_wait_begin(struct request *request, uint64_t deadline_ns)
     request->deadline_ns = deadline_ns;
 }
 
-int conn_wait_end(struct request *request)
+int conn_wait_end(struct request *request, int r)
 {
     request->waited = false;
     if (!request->done)
-        return error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
+        return r < 0 ? r : error_set(KVC_E_TIMEOUT, "kvcachedd did not answer in time");
     return request->result < 0 ? error_set(request->result, "%s", request->reason) : 0;
 }
 
@@ -235,6 +264,5 @@ int conn_wait(struct conn *conn, struct request *request)
 int conn_wait_until(struct conn *conn, struct request *request, uint64_t deadline_ns)
 {
     conn_wait_begin(request, deadline_ns);
-    conn_wait_while(conn, is_unanswered, request);
-    return conn_wait_end(request);
+    return conn_wait_end(request, conn_wait_while(conn, is_unanswered, request));
 }

@@ -23,24 +23,45 @@
 
 #include "base/arith.h"
 #include "base/cleanup.h"
-#include "error.h"
+#include "conn.h"
 
 #define SERVICE_USER "kvcached"
 
 /* A full backlog makes connect() wait as a send would. */
-static void limit_wait(int fd, uint64_t timeout_ns)
+static void limit_wait(int fd, uint64_t until_ns)
 {
+    /* Zero would be no limit. */
+    uint64_t timeout_ns = u64_sub_floor(until_ns, conn_now_ns()) + NSEC_PER_USEC;
     struct timeval timeout = {
         .tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
         .tv_usec = (suseconds_t)(timeout_ns % NSEC_PER_SEC / NSEC_PER_USEC),
     };
 
-    if (timeout_ns != UINT64_MAX)
+    if (until_ns != UINT64_MAX)
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
 }
 
+/* 0 or -errno; -EINTR: the host wants the call to end, and the sentence is set. */
+static int connect_until(int fd, const struct sockaddr_un *address, uint64_t deadline_ns,
+                         const struct interrupt *interrupt)
+{
+    for (;;) {
+        uint64_t ask_ns = interrupt_due_ns(interrupt);
+
+        limit_wait(fd, u64_min(deadline_ns, ask_ns));
+        if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0)
+            return 0;
+        if (errno != EINTR && errno != EAGAIN)
+            return -errno;
+        if (conn_now_ns() >= deadline_ns)
+            return -EAGAIN;
+        if (conn_now_ns() >= ask_ns && interrupt_ask(interrupt) < 0)
+            return -EINTR;
+    }
+}
+
 /* 0 or -errno. */
-static int connect_to(const char *path, uint64_t timeout_ns, int *ret_fd)
+static int connect_to(const char *path, const struct settings *settings, int *ret_fd)
 {
     _cleanup_close_ int fd = -1;
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -52,10 +73,7 @@ static int connect_to(const char *path, uint64_t timeout_ns, int *ret_fd)
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    limit_wait(fd, timeout_ns);
-    do
-        r = connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
-    while (r == -EINTR);
+    r = connect_until(fd, &address, conn_deadline(settings->timeout_ns), &settings->interrupt);
     if (r == 0)
         *ret_fd = steal_fd(&fd);
     return r;
@@ -93,6 +111,8 @@ static int explain(const char *path, int error)
     case EMFILE:
     case ENFILE:
         return error_set(KVC_E_NOFILE, "No descriptor is left for a connection to kvcachedd");
+    case EINTR:
+        return KVC_E_INTERRUPTED;
     case EAGAIN:
         return error_set(KVC_E_TIMEOUT, "kvcachedd does not accept connections at %s", path);
     case ENOENT:
@@ -140,7 +160,7 @@ static int search(const struct settings *settings, char *path, size_t size, int 
 
     for (size_t i = 0; i < ARRAY_SIZE(places) && nobody_there(r); i++)
         if (candidate(settings, places[i].folder, places[i].suffix, path, size))
-            r = connect_to(path, settings->timeout_ns, ret_fd);
+            r = connect_to(path, settings, ret_fd);
     return r;
 }
 
@@ -161,7 +181,7 @@ int discovery_connect(const struct settings *settings, int *ret_fd)
     int r;
 
     if (settings->socket)
-        r = connect_to(path, settings->timeout_ns, &fd);
+        r = connect_to(path, settings, &fd);
     else
         r = search(settings, found, sizeof(found), &fd);
     if (nobody_there(r) && !settings->socket)

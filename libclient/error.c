@@ -36,12 +36,14 @@ static const char *const sentences[] = {
     [-KVC_E_MAPPED] = "the page is mapped already",
     [-KVC_E_NOT_MAPPED] = "the page is not mapped",
     [-KVC_E_NOSPACE] = "out of device address space",
-    [-KVC_E_WORKER] = "the worker is gone, or failed",
+    [-KVC_E_WORKER] = "the worker did not do it",
     [-KVC_E_IN_DOUBT] = "a worker has not answered about the page",
     [-KVC_E_PINNED] = "the page is pinned",
     [-KVC_E_NO_BLOCKS] = "there are not so many blocks",
     [-KVC_E_NOT_ALLOCATED] = "the block is not allocated",
     [-KVC_E_RESOURCES] = "kvcachedd is short of descriptors or host memory",
+    [-KVC_E_INTERRUPTED] = "the call was interrupted",
+    [-KVC_E_WORKER_GONE] = "the worker is gone",
 };
 
 KVC_API const char *kvc_strerror(int error)
@@ -71,6 +73,11 @@ int error_set(int error, const char *format, ...)
 int error_nomem(void)
 {
     return error_set(KVC_E_NOMEM, "Out of host memory");
+}
+
+bool error_is_unanswered(int error)
+{
+    return error == KVC_E_TIMEOUT || error == KVC_E_INTERRUPTED;
 }
 
 void error_hold(void)

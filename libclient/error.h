@@ -5,6 +5,8 @@
  * Errors: a KVC_E_* value that is returned, and one sentence for the thread that made the call.
  */
 
+#include <stdbool.h>
+
 #include "kvclient.h"
 
 #define ERROR_SENTENCE_MAX 384
@@ -14,6 +16,9 @@ int error_set(int error, const char *format, ...) __attribute__((cold, format(pr
 
 /* Out of host memory, as everybody says it. */
 int error_nomem(void) __attribute__((cold));
+
+/* Whether a wait was in vain: what was asked may still be answered, or done. */
+bool error_is_unanswered(int error);
 
 /* Between the two the sentence stays as it is: what fails while a failure is undone must not hide why. They
  * nest. */

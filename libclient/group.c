@@ -192,7 +192,7 @@ bool group_is_over(const struct group *group)
 
 int group_check(const struct group *group)
 {
-    return group_is_over(group) ? error_set(KVC_E_WORKER, "%s", group->reason) : 0;
+    return group_is_over(group) ? error_set(KVC_E_WORKER_GONE, "%s", group->reason) : 0;
 }
 
 static void settle_now(struct group *group, const struct part *part, bool done)
@@ -331,7 +331,7 @@ static void do_here(struct transaction *t, struct part *part)
     r = part->map ? kvc_region_map(region, part->pages, part->n)
                   : kvc_region_unmap(region, part->pages, part->n);
     note(part, r);
-    settle_now(t->group, part, r == 0 || (!part->map && (r == KVC_E_TIMEOUT || r == KVC_E_DISCONNECTED)));
+    settle_now(t->group, part, r == 0 || (!part->map && (error_is_unanswered(r) || r == KVC_E_DISCONNECTED)));
 }
 
 static void hear(struct transaction *t, struct part *part)

@@ -37,7 +37,7 @@ uint64_t group_pages(const struct group *group);
  * call on them is KVC_E_IN_DOUBT. KVC_E_MAPPED: mapped everywhere already, named twice, or in another
  * thread's hands; nothing was done. `leased`: each rank's memory comes out of its region's lease, of which
  * the caller has claimed and spent group_missing() pages; what of them a rank was not asked for is claimed
- * again. Only for workers' regions. KVC_E_WORKER where the worker is gone: see group_is_over(). */
+ * again. Only for workers' regions. KVC_E_WORKER_GONE: see group_is_over(). */
 int group_map(struct group *group, const uint64_t *pages, size_t n, bool leased);
 
 /* The same the other way round. KVC_E_NOT_MAPPED: mapped at no rank. */
@@ -50,7 +50,7 @@ enum group_page_state group_page(struct group *group, uint64_t page);
 enum group_rank_state group_page_at(struct group *group, uint64_t page, uint32_t rank);
 
 /* Whether some rank's worker is known to be gone: nothing can be mapped any more. group_check(): 0, or
- * KVC_E_WORKER with the rank and the reason. Neither takes a lock. */
+ * KVC_E_WORKER_GONE with the rank and the reason. Neither takes a lock. */
 bool group_is_over(const struct group *group);
 int group_check(const struct group *group);
 

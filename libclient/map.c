@@ -174,9 +174,11 @@ static int take_what_there_is(struct plan *plan)
 {
     int r;
 
-    do
+    do {
         r = take_from_cache(plan);
-    while (r == 0 && plan->n_backed < plan->n_fresh && reserve_await_excess(plan->region));
+        if (r == 0 && plan->n_backed < plan->n_fresh)
+            r = reserve_await_excess(plan->region);
+    } while (r == RESERVE_AWAITED);
     return r;
 }
 

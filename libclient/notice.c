@@ -187,16 +187,18 @@ static bool is_quiet(const void *data)
     return is_pending(wait) && !news_has_notice(&wait->client->news) && !notice_is_due(wait->client);
 }
 
-void notice_wait_while(struct kvc_client *client, bool (*pending)(const void *data), const void *data,
-                       uint64_t deadline_ns)
+int notice_wait_while(struct kvc_client *client, bool (*pending)(const void *data), const void *data,
+                      uint64_t deadline_ns)
 {
     struct wait wait = {.client = client, .pending = pending, .data = data, .deadline_ns = deadline_ns};
+    int r = 0;
 
-    while (is_pending(&wait)) {
+    while (is_pending(&wait) && r == 0) {
         news_take_notices(client);
         notice_work(client);
-        conn_wait_while_until(client->conn, is_quiet, &wait, u64_min(deadline_ns, notice_due_ns(client)));
+        r = conn_wait_while_until(client->conn, is_quiet, &wait, u64_min(deadline_ns, notice_due_ns(client)));
     }
+    return r;
 }
 
 static bool is_unanswered(const void *data)
@@ -209,6 +211,5 @@ static bool is_unanswered(const void *data)
 int notice_wait(struct kvc_client *client, struct request *request, uint64_t timeout_ns)
 {
     conn_wait_begin(request, conn_deadline(timeout_ns));
-    notice_wait_while(client, is_unanswered, request, UINT64_MAX);
-    return conn_wait_end(request);
+    return conn_wait_end(request, notice_wait_while(client, is_unanswered, request, UINT64_MAX));
 }

@@ -43,8 +43,8 @@ void notice_work(struct kvc_client *client);
 void notice_reclaim(struct kvc_client *client);
 
 /* As conn_wait_while(), for a thread that may wait long; until a moment, or UINT64_MAX. Sees to notices. */
-void notice_wait_while(struct kvc_client *client, bool (*pending)(const void *data), const void *data,
-                       uint64_t deadline_ns);
+int notice_wait_while(struct kvc_client *client, bool (*pending)(const void *data), const void *data,
+                      uint64_t deadline_ns);
 
 /* As conn_wait(), for questions whose answer may depend on what this client gives back. */
 int notice_wait(struct kvc_client *client, struct request *request, uint64_t timeout_ns);

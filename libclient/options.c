@@ -310,6 +310,7 @@ int settings_resolve(const struct kvc_options *options, struct settings *ret)
     s.own_thread = o.own_thread != 0;
     s.log = o.log;
     s.log_data = o.log_data;
+    s.interrupt = (struct interrupt){.is_wanted = o.interrupted, .data = o.interrupted_data};
     r = resolve_timeout(o.timeout_ms, &s);
     if (r == 0)
         r = resolve_listener(&o, &s);

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "interrupt.h"
 #include "kvclient.h"
 
 #define INSTANCE_NAME_MAX 64
@@ -34,6 +35,7 @@ struct settings {
     struct kvc_listener listener; /* members are NULL where the caller has none */
     void *listener_data;
     uint64_t report_ns;
+    struct interrupt interrupt;
 };
 
 /* 0, KVC_E_INVALID or KVC_E_ENVIRONMENT. Every variable is checked, also where an option overrides it. */

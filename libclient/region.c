@@ -357,7 +357,7 @@ int region_open_store(struct kvc_client *client, const struct kvc_region_options
 void region_close_store(struct kvc_region *store)
 {
     lease_close(store);
-    if (borrow_settle(store) != KVC_E_TIMEOUT && store->client->conn->alive)
+    if (!error_is_unanswered(borrow_settle(store)) && store->client->conn->alive)
         region_tell_closed(store->client, store->id, true);
     region_forget(store);
 }
@@ -557,9 +557,9 @@ int region_close(struct kvc_region *region)
     detach_all(region, &leaving);
     clear_close(region);
     r = borrow_return(client, &leaving, true);
-    if (r != KVC_E_TIMEOUT)
+    if (!error_is_unanswered(r))
         r = borrow_settle(region);
-    if (r != KVC_E_TIMEOUT && client->conn->alive)
+    if (!error_is_unanswered(r) && client->conn->alive)
         r = region_tell_closed(client, region->id, true);
     free_addresses(region);
     region_forget(region);

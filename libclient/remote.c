@@ -147,10 +147,11 @@ static int call_result(const struct remote_call *call)
 
 static int call_wait(struct remote_call *call, uint64_t deadline_ns)
 {
-    conn_wait_until(call->client->conn, &call->request, deadline_ns);
+    int r = conn_wait_until(call->client->conn, &call->request, deadline_ns);
+
     if (call->request.done)
         return call_result(call);
-    return error_set(KVC_E_TIMEOUT, "The worker has not answered in time");
+    return r == KVC_E_TIMEOUT ? error_set(r, "The worker has not answered in time") : r;
 }
 
 int remote_call_wait(struct remote_call *call, uint64_t deadline_ns, bool *ret_answered)
@@ -376,9 +377,11 @@ static int find_worker(struct kvc_client *client, uint32_t group, uint32_t rank,
     if (r < 0)
         return r;
     r = conn_wait_until(client->conn, &attachment->request, deadline_ns);
+    if (!attachment->request.done && r == KVC_E_TIMEOUT)
+        return error_set(r, "No worker has opened region %" PRIu32 " of rank %" PRIu32 " in time", group,
+                         rank);
     if (!attachment->request.done)
-        return error_set(KVC_E_TIMEOUT, "No worker has opened region %" PRIu32 " of rank %" PRIu32 " in time",
-                         group, rank);
+        return r;
     if (r == 0)
         r = region_of(attachment, ret);
     free(attachment);

@@ -267,15 +267,16 @@ static bool is_more_to_come(const void *data)
     return pages_to_come(data) > 0;
 }
 
-bool reserve_await_excess(struct kvc_region *region)
+int reserve_await_excess(struct kvc_region *region)
 {
     uint64_t to_come = pages_to_come(region);
+    int r;
 
     if (to_come == 0 || region->n_occupied + to_come <= region->shape->pages)
-        return false;
+        return 0;
     start_time(region->client);
-    notice_wait_while(region->client, is_more_to_come, region, UINT64_MAX);
-    return true;
+    r = notice_wait_while(region->client, is_more_to_come, region, UINT64_MAX);
+    return r < 0 ? r : RESERVE_AWAITED;
 }
 
 static bool is_region_awaited(const void *data)
@@ -283,13 +284,15 @@ static bool is_region_awaited(const void *data)
     return is_awaited(data);
 }
 
-bool reserve_await(struct kvc_region *region, uint64_t deadline_ns)
+int reserve_await(struct kvc_region *region, uint64_t deadline_ns)
 {
+    int r;
+
     if (!is_awaited(region))
-        return false;
+        return 0;
     start_time(region->client);
-    notice_wait_while(region->client, is_region_awaited, region, deadline_ns);
-    return true;
+    r = notice_wait_while(region->client, is_region_awaited, region, deadline_ns);
+    return r < 0 ? r : RESERVE_AWAITED;
 }
 
 static uint64_t leased(const struct kvc_region *region)

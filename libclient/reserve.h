@@ -7,6 +7,11 @@
 
 #include "space.h"
 
+enum {
+    _RESERVE_SUCCESS,
+    RESERVE_AWAITED, /* something was under way, and has come, or never will */
+};
+
 /* A map has used the cache: it may be filled again. */
 void reserve_want(struct kvc_region *region);
 
@@ -36,8 +41,9 @@ int reserve_empty_region(struct kvc_region *region, struct list *leaving);
  * now, so that trying again makes sense. */
 bool reserve_yield(struct kvc_region *region, bool own_is_used);
 
-/* Waits where refills would bring the region more than its pages can use. True: something has come. */
-bool reserve_await_excess(struct kvc_region *region);
+/* Waits where refills would bring the region more than its pages can use. 0 where they don't; RESERVE_AWAITED;
+ * KVC_E_INTERRUPTED. */
+int reserve_await_excess(struct kvc_region *region);
 
 /* The same, wherever something is under way for the region; until a moment. */
-bool reserve_await(struct kvc_region *region, uint64_t deadline_ns);
+int reserve_await(struct kvc_region *region, uint64_t deadline_ns);

@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -25,7 +26,8 @@ struct worker {
     struct kvc_client *client;
     pthread_t thread;
     int wake_fd;
-    bool stopping;
+    struct interrupt interrupt;
+    atomic_bool stopping; /* written with the lock */
     bool poked;
     bool listening; /* for whatever comes on the socket */
     bool writing;   /* waits for the socket to take more */
@@ -106,11 +108,20 @@ static void wait_for_events(struct worker *worker)
     }
 }
 
+/* Who stops the thread closes everything, and waits for the daemon then; and may itself be told to end. */
+static int is_stopping(void *data)
+{
+    const struct worker *worker = data;
+
+    return atomic_load(&worker->stopping);
+}
+
 static void *run(void *data)
 {
     struct worker *worker = data;
     struct conn *conn = worker->client->conn;
 
+    interrupt_replace(&worker->interrupt);
     pthread_mutex_lock(&conn->lock);
     while (!worker->stopping) {
         client_work(worker->client);
@@ -144,6 +155,7 @@ int worker_start(struct kvc_client *client, struct worker **ret)
     if (!worker)
         return error_nomem();
     worker->client = client;
+    worker->interrupt = (struct interrupt){.is_wanted = is_stopping, .data = worker};
     worker->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (worker->wake_fd < 0) {
         worker_forget(worker);

@@ -62,12 +62,14 @@ enum kvc_error {
     KVC_E_MAPPED = -17,        /* a page is mapped already, or named twice */
     KVC_E_NOT_MAPPED = -18,    /* a page is not mapped, or named twice */
     KVC_E_NOSPACE = -19,       /* the driver has no address space of that size, or not so many mappings */
-    KVC_E_WORKER = -20,        /* the worker is gone, or could not do what its scheduler wanted */
+    KVC_E_WORKER = -20,        /* the worker did not do what its scheduler wanted */
     KVC_E_IN_DOUBT = -21,      /* a worker has not answered: its page is unusable until it does */
     KVC_E_PINNED = -22,        /* a page is pinned */
     KVC_E_NO_BLOCKS = -23,     /* there are not so many blocks, however much memory there is */
     KVC_E_NOT_ALLOCATED = -24, /* a block is not allocated, or named twice */
-    KVC_E_RESOURCES = -25, /* the daemon is short of descriptors or host memory, or of the client's share */
+    KVC_E_RESOURCES = -25,   /* the daemon is short of descriptors or host memory, or of the client's share */
+    KVC_E_INTERRUPTED = -26, /* the host wanted the call to end; otherwise as KVC_E_TIMEOUT */
+    KVC_E_WORKER_GONE = -27, /* the worker is gone, for good */
 };
 
 /* A short sentence for an error; never NULL. Any thread, any time. */
@@ -147,6 +149,16 @@ struct kvc_options {
 
     /* Since 0.2: for how many ms a report of available blocks holds, see kvc_blocks_available(). 0: 100. */
     unsigned report_ms;
+
+    /* Since 0.2: whether the call of the thread at hand is to end, not 0, or not. Asked every 100 ms on threads
+     * of the host that wait in the library for the daemon, a worker, or a thread that does; without any lock
+     * held: it may call the library, kvc_close() of this client aside. Once it has said yes it must do so until
+     * the call has returned, which may have to wait to undo what it has done. The call then ends with
+     * KVC_E_INTERRUPTED, and for all that it has asked for is as one that ended with KVC_E_TIMEOUT; unless it
+     * has succeeded meanwhile. Who closes something closes it, whatever has been confirmed. NULL: calls end by
+     * themselves. */
+    int (*interrupted)(void *data);
+    void *interrupted_data;
 };
 
 /* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or the uid in
@@ -354,16 +366,17 @@ KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region
  * is KVC_E_INVALID. What it attaches to can be mapped and unmapped like a region of its own. It has no
  * address (0), and at most 1024 pages are mapped or unmapped by one call.
  *
- * Errors beyond a region's own: KVC_E_WORKER when the worker is gone, obeys another scheduler, or has done
- * nothing of it (it says why; a page that is mapped already is such a reason); KVC_E_TIMEOUT when it has not
- * answered in time: then it may do so later, and what it does is not undone. The worker of a region is gone
- * when its process or its connection has ended, or it has closed the region. That is for good: who wants to
- * go on closes the region, and attaches to that of another worker. */
+ * Errors beyond a region's own: KVC_E_WORKER when the worker has done nothing of it (it says why; a page that
+ * is mapped already is such a reason); KVC_E_WORKER_GONE when it is gone, or obeys another scheduler;
+ * KVC_E_TIMEOUT when it has not answered in time: then it may do so later, and what it does is not undone.
+ * The worker of a region is gone when its process or its connection has ended, or it has closed the region.
+ * That is for good: who wants to go on closes the region, and attaches to that of another worker. */
 
 /* Finds the region that a worker of this client's instance has opened under the two numbers, and waits for
  * it. `timeout_ms`: for how long; negative: no limit; 0: as the client's. What an earlier scheduler has
  * left mapped there is unmapped first: of several schedulers the last one rules. Closing leaves the
- * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER; KVC_E_INVALID: the client is no scheduler. */
+ * worker's pages as they are. KVC_E_TIMEOUT, KVC_E_WORKER, KVC_E_WORKER_GONE; KVC_E_INVALID: the client is no
+ * scheduler. */
 KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
                               struct kvc_region **ret);
 
@@ -390,8 +403,8 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * Workers elsewhere: a page of which some worker has not answered in time is in doubt: no block of it is
  * handed out before the worker answers, or is known to be gone. A worker that is gone takes its share of
  * every page along. That is noticed when its daemon answers an order; from then on there is nothing to be had
- * any more: none are available, and alloc, reserve and want are KVC_E_WORKER. All else works, and what comes
- * free is given back by the other workers at once, the rest when the kvc_blocks is closed. To go on, close
+ * any more: none are available, and alloc, reserve and want are KVC_E_WORKER_GONE. All else works, and what
+ * comes free is given back by the other workers at once, the rest when the kvc_blocks is closed. To go on, close
  * it, and attach again. When only the connection to a daemon has ended nobody knows of its worker: mapped
  * pages stay in use, and mapping more is KVC_E_DISCONNECTED.
  */
@@ -427,8 +440,8 @@ KVC_API struct kvc_blocks *kvc_blocks_close(struct kvc_blocks *blocks);
  * the call waits for the daemon. KVC_E_NO_BLOCKS: there are not so many in all pages that may be used.
  * KVC_E_LIMIT, KVC_E_BUDGET, ...: as kvc_region_map(), and only after what this client keeps elsewhere
  * without need was given up for it, and the daemon has refused all the same. KVC_E_RESOURCES and
- * KVC_E_INVALID only where a single page cannot be had. With workers elsewhere also KVC_E_WORKER, and
- * KVC_E_IN_DOUBT where there would be enough blocks but for what is in doubt. */
+ * KVC_E_INVALID only where a single page cannot be had. With workers elsewhere also KVC_E_WORKER,
+ * KVC_E_WORKER_GONE, and KVC_E_IN_DOUBT where there would be enough blocks but for what is in doubt. */
 KVC_API int kvc_blocks_alloc(struct kvc_blocks *blocks, size_t n, uint32_t *ret_ids);
 
 /* Gives blocks back, all or none, in any order. They can be handed out again at once. Their pages are not

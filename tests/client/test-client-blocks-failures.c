@@ -322,11 +322,11 @@ static void check_over(struct crew *crew)
     uint32_t id;
 
     check_eq(kvc_blocks_available(crew->blocks), 0);
-    check_error(kvc_blocks_alloc(crew->blocks, 1, &id), KVC_E_WORKER);
+    check_error(kvc_blocks_alloc(crew->blocks, 1, &id), KVC_E_WORKER_GONE);
     check(strstr(kvc_last_error(), "Rank 1: The worker is gone"));
-    check_error(kvc_blocks_reserve(crew->blocks, 1), KVC_E_WORKER);
-    check_error(kvc_blocks_want(crew->blocks, 1, 0, &available), KVC_E_WORKER);
-    check_error(kvc_blocks_want(crew->blocks, EACH, -1, NULL), KVC_E_WORKER);
+    check_error(kvc_blocks_reserve(crew->blocks, 1), KVC_E_WORKER_GONE);
+    check_error(kvc_blocks_want(crew->blocks, 1, 0, &available), KVC_E_WORKER_GONE);
+    check_error(kvc_blocks_want(crew->blocks, EACH, -1, NULL), KVC_E_WORKER_GONE);
     check_eq(available, 0);
     check_eq(status_of(crew).claimed_pages, 0);
     check_eq(status_of(crew).doubt_pages, 0);
@@ -343,7 +343,7 @@ TEST(a_worker_dies_before_a_map)
     check_ok(kvc_blocks_free(crew->blocks, crew->ids, 1, 0));
     check_ok(kvc_blocks_want(crew->blocks, 3 * EACH, -1, NULL));
     fake_lie_after(crew->fake, FAKE_WORKER_GONE, MESSAGE_MAP, 1);
-    check_error(kvc_blocks_alloc(crew->blocks, 4 * EACH, more), KVC_E_WORKER);
+    check_error(kvc_blocks_alloc(crew->blocks, 4 * EACH, more), KVC_E_WORKER_GONE);
     maps = fake_count(crew->fake).maps;
     check_over(crew);
     check_eq(fake_count(crew->fake).maps, maps);
@@ -423,7 +423,7 @@ TEST(a_worker_dies_while_blocks_are_freed)
     check_ok(kvc_blocks_free(crew->blocks, some, EACH, 0));
     check_eq(kill(fake_pid(crew->fake), SIGCONT), 0);
     check_eq(pthread_join(call.thread, NULL), 0);
-    check_error(call.r, KVC_E_WORKER);
+    check_error(call.r, KVC_E_WORKER_GONE);
     crew_close(crew);
 }
 

@@ -221,16 +221,16 @@ TEST(a_worker_that_is_gone)
         check_ok(change(t.group, 2, 3, true));
         check_ok(group_check(t.group));
         fake_lie_after(t.fake, FAKE_WORKER_GONE, map ? MESSAGE_MAP : MESSAGE_UNMAP, 1);
-        check_error(change(t.group, map ? 5 : 4, 1, map), KVC_E_WORKER);
+        check_error(change(t.group, map ? 5 : 4, 1, map), KVC_E_WORKER_GONE);
         check(group_is_over(t.group));
         for (uint64_t page = 2; page < (map ? 6 : 4); page++) {
             check_eq(group_page(t.group, page), GROUP_PAGE_PARTIAL);
             check_eq(group_page_at(t.group, page, 1), GROUP_RANK_EMPTY);
         }
         counts = fake_count(t.fake);
-        check_error(change(t.group, 8, 1, true), KVC_E_WORKER);
+        check_error(change(t.group, 8, 1, true), KVC_E_WORKER_GONE);
         check(strstr(kvc_last_error(), "Rank 1: The worker is gone"));
-        check_error(change(t.group, 2, 1, true), KVC_E_WORKER);
+        check_error(change(t.group, 2, 1, true), KVC_E_WORKER_GONE);
         check_eq(fake_count(t.fake).maps, counts.maps);
         check_ok(change(t.group, 2, map ? 4 : 2, false));
         check_eq(fake_count(t.fake).unmaps, counts.unmaps + RANKS - 1);
@@ -248,7 +248,7 @@ TEST(a_silent_worker_that_is_gone)
     check_error(change(t.group, 5, 2, true), KVC_E_TIMEOUT);
     check_eq(group_page(t.group, 5), GROUP_PAGE_IN_DOUBT);
     fake_lie_after(t.fake, FAKE_WORKER_GONE, MESSAGE_MAP, 1);
-    check_error(change(t.group, 8, 1, true), KVC_E_WORKER);
+    check_error(change(t.group, 8, 1, true), KVC_E_WORKER_GONE);
     check_eq(group_page(t.group, 5), GROUP_PAGE_PARTIAL);
     check_ok(change(t.group, 5, 2, false));
     check_ok(change(t.group, 8, 1, false));

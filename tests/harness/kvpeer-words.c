@@ -139,6 +139,8 @@ const char *words_error(int error)
         "KVC_E_NO_BLOCKS",
         "KVC_E_NOT_ALLOCATED",
         "KVC_E_RESOURCES",
+        "KVC_E_INTERRUPTED",
+        "KVC_E_WORKER_GONE",
     };
 
     return error <= 0 && -error < (int)ARRAY_SIZE(names) ? names[-error] : "unknown";

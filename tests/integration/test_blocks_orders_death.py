@@ -44,7 +44,7 @@ def check_over(engine: Engine, rank: int) -> None:
     """This rank's worker is known to be gone: nothing is to be had, and nothing in doubt."""
     assert engine.do("available") == "0"
     for command in ("take 1", f"take {8 * EACH}", "reserve 1", "want 1 0", f"want {EACH} {PATIENT_MS}"):
-        assert re.match(f"KVC_E_WORKER Rank {rank}: ", engine.refused(command)), command
+        assert re.match(f"KVC_E_WORKER_GONE Rank {rank}: ", engine.refused(command)), command
     engine.is_counted(claimed=0, doubt=0, broken=0)
 
 
@@ -64,7 +64,7 @@ def test_a_worker_that_is_killed(engine: Engine) -> None:
     engine.do(f"take {4 * EACH}")
     engine.do("give 1")
     engine.workers[3].kill()
-    assert re.match("KVC_E_WORKER Rank 3: ", engine.refused(f"take {2 * EACH}"))
+    assert re.match("KVC_E_WORKER_GONE Rank 3: ", engine.refused(f"take {2 * EACH}"))
     check_over(engine, 3)
     engine.check_books(4, others(engine, 3))
     eventually(lambda: engine.check_books(0, [3]))
@@ -93,7 +93,7 @@ def test_a_worker_that_is_killed_has_a_successor(hasty: Engine) -> None:
     """The engine starts anew, on all ranks."""
     hasty.do(f"take {2 * EACH}")
     hasty.workers[3].kill()
-    assert re.match("KVC_E_WORKER Rank 3: ", hasty.refused("take 1"))
+    assert re.match("KVC_E_WORKER_GONE Rank 3: ", hasty.refused("take 1"))
     hasty.do("close")
     check_successor(hasty, 3)
 
@@ -275,7 +275,7 @@ def test_another_scheduler_takes_over(engine: Engine) -> None:
     engine.attach()
     engine.check_books(0)
     engine.do(f"take {3 * EACH}")
-    assert re.match("KVC_E_WORKER Rank 0: .*taken over", first.refused(f"take {EACH}"))
+    assert re.match("KVC_E_WORKER_GONE Rank 0: .*taken over", first.refused(f"take {EACH}"))
     assert first.do("available") == "0"
     first.do("clear")
     first.do("close-blocks")
@@ -287,5 +287,5 @@ def test_workers_that_end_first(engine: Engine) -> None:
     for worker in engine.workers:
         worker.do("close-region kv")
     engine.check_books(0)
-    assert engine.refused(f"take {EACH}").startswith("KVC_E_WORKER ")
+    assert engine.refused(f"take {EACH}").startswith("KVC_E_WORKER_GONE ")
     engine.do("close")

@@ -149,7 +149,7 @@ def test_a_region_that_is_closed_under_an_order(
     worker.do("close-region kv")
     worker.do("region kv page=2M pages=400 rank=0")
     worker.do(f"await used={own * 2 * MIB}")
-    assert re.match("error KVC_E_WORKER .*closed the region", scheduler.receive())
+    assert re.match("error KVC_E_WORKER_GONE .*closed the region", scheduler.receive())
     scheduler.do("close-region kv")
     attach_to_loop(worker, scheduler, own)
     worker.do("read kv 399 0")
@@ -163,7 +163,7 @@ def test_a_region_that_takes_the_number_of_a_closed_one(on_loop: tuple[Peer, Pee
     worker.do("close-region kv")
     worker.do("region kv page=2M pages=400 rank=0")
     worker.do("dispatch")
-    assert re.match("error KVC_E_WORKER .*closed the region", scheduler.receive())
+    assert re.match("error KVC_E_WORKER_GONE .*closed the region", scheduler.receive())
     scheduler.do("close-region kv")
     attach_to_loop(worker, scheduler, 1)
     worker.do("read kv 399 0")
@@ -264,11 +264,11 @@ def test_a_driver_that_does_not_unmap(programs: Programs) -> None:
 def test_a_worker_that_is_killed(hasty: Crew) -> None:
     hasty.scheduler.do("map 0-3")
     hasty.workers[3].kill()
-    assert re.match("KVC_E_WORKER Rank 3: ", hasty.scheduler.refused("map 4"))
+    assert re.match("KVC_E_WORKER_GONE Rank 3: ", hasty.scheduler.refused("map 4"))
     assert hasty.scheduler.do("page 4") == "mmm-"
     assert hasty.scheduler.do("page 0") == "mmm-"
     eventually(lambda: hasty.granted(3) == 0)
-    assert re.match("KVC_E_WORKER Rank 3: ", hasty.scheduler.refused("map 5"))
+    assert re.match("KVC_E_WORKER_GONE Rank 3: ", hasty.scheduler.refused("map 5"))
     assert hasty.scheduler.do("page 5") == "----"
     hasty.scheduler.do("unmap 0-4")
     hasty.check(0, [0, 1, 2])
@@ -299,7 +299,7 @@ def test_a_stopped_worker_that_is_killed(hasty: Crew) -> None:
     hasty.workers[2].kill()
     hasty.scheduler.do("settle")
     assert hasty.scheduler.do("page 2") == "mm-m"
-    assert re.match("KVC_E_WORKER Rank 2: ", hasty.scheduler.refused("map 2"))
+    assert re.match("KVC_E_WORKER_GONE Rank 2: ", hasty.scheduler.refused("map 2"))
     eventually(lambda: hasty.granted(2) == 0)
     hasty.scheduler.do("unmap 2-3")
     hasty.check(0)
@@ -362,11 +362,11 @@ def test_of_two_schedulers_the_last_one_rules(crew: Crew) -> None:
     crew.scheduler.do("map 0-3")
     second = start_scheduler(crew.programs, crew.daemons, PATIENT_MS)
     crew.check(0)
-    assert re.match("KVC_E_WORKER Rank 0: .*taken over", crew.scheduler.refused("map 8"))
+    assert re.match("KVC_E_WORKER_GONE Rank 0: .*taken over", crew.scheduler.refused("map 8"))
     second.do("map 0-1")
     crew.check(2)
     for command in ("map 8", "map 0"):
-        assert re.match("KVC_E_WORKER Rank 0: .*taken over", crew.scheduler.refused(command))
+        assert re.match("KVC_E_WORKER_GONE Rank 0: .*taken over", crew.scheduler.refused(command))
     assert crew.scheduler.refused("unmap 0-1").startswith("KVC_E_")
     crew.check(2)
 
@@ -376,7 +376,7 @@ def test_workers_that_end_first(crew: Crew) -> None:
     for worker in crew.workers:
         worker.do("close-region kv")
     crew.check(0)
-    assert crew.scheduler.refused("map 5").startswith("KVC_E_WORKER ")
+    assert crew.scheduler.refused("map 5").startswith("KVC_E_WORKER_GONE ")
     for rank, worker in enumerate(crew.workers):
         worker.do(f"region kv {STAGES[rank].region} rank={rank}")
     crew.scheduler.do("close")
