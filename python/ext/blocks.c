@@ -16,6 +16,7 @@ struct blocks_object {
     struct region_object **known; /* its items; NULL: never opened */
     Py_ssize_t n_known;
     struct kvc_blocks *blocks;
+    uint64_t n_most; /* no less than there are blocks */
     unsigned n_users;
     bool closed;
 };
@@ -57,6 +58,7 @@ static void close_now(struct blocks_object *self)
 {
     struct kvc_blocks *blocks = self->blocks;
     bool gone = is_gone(self);
+    struct wait wait;
 
     self->blocks = NULL;
     if (gone)
@@ -69,9 +71,9 @@ static void close_now(struct blocks_object *self)
         Py_INCREF(region->client);
         Py_INCREF(region);
     }
-    Py_BEGIN_ALLOW_THREADS
+    wait_begin(&wait);
     kvc_blocks_close(blocks);
-    Py_END_ALLOW_THREADS
+    wait_end(&wait, 0);
     leave_regions(self, self->n_known);
 }
 
@@ -134,11 +136,18 @@ static int remember(struct blocks_object *self)
     return 0;
 }
 
+static uint64_t count_most(const struct kvc_region *region, uint64_t block_bytes)
+{
+    return kvc_region_pages(region) * (kvc_region_page_bytes(region) / kvc_region_segments(region)) /
+           block_bytes;
+}
+
 static int open_blocks(struct blocks_object *self, const struct kvc_blocks_options *options)
 {
     Py_ssize_t n = self->n_known;
     struct kvc_region **regions = PyMem_Malloc((size_t)(n + 1) * sizeof(struct kvc_region *));
     struct kvc_blocks *blocks;
+    struct wait wait;
     int r;
 
     if (!regions) {
@@ -153,14 +162,15 @@ static int open_blocks(struct blocks_object *self, const struct kvc_blocks_optio
         regions[i] = self->known[i]->region;
     self->n_users++;
     Py_INCREF(self);
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_blocks_open(regions, (size_t)n, options, &blocks);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_blocks_open(regions, (size_t)n, options, &blocks));
     PyMem_Free(regions);
-    if (r == 0)
+    if (r == 0) {
         self->blocks = blocks;
-    else
+        self->n_most = count_most(self->known[0]->region, options->block_bytes);
+    } else {
         errors_raise(r);
+    }
     leave(self);
     return r == 0 ? 0 : -1;
 }
@@ -227,13 +237,19 @@ static bool check_open(struct blocks_object *self)
 
 static int alloc_slowly(struct blocks_object *self, struct ids *ids)
 {
+    struct wait wait;
     int r;
 
     if (!enter(self))
         return -1;
-    Py_BEGIN_ALLOW_THREADS
+    wait_begin(&wait);
     r = kvc_blocks_alloc(self->blocks, ids->n, ids->all);
-    Py_END_ALLOW_THREADS
+    /* The exception would come before the list is anybody's. */
+    if (r == 0 && wait.raised) {
+        kvc_blocks_free(self->blocks, ids->all, ids->n, 0);
+        r = KVC_E_INTERRUPTED;
+    }
+    r = wait_end(&wait, r);
     if (r < 0)
         errors_raise(r);
     leave(self);
@@ -262,8 +278,10 @@ static PyObject *blocks_alloc(PyObject *object, PyObject *number)
     struct ids ids;
     uint64_t n;
 
-    if (number_to_u64(number, &n) < 0 || ids_reserve(&ids, n) < 0)
+    /* The library says it best that there are not so many, and needs no room for that. */
+    if (number_to_u64(number, &n) < 0 || ids_reserve(&ids, n <= self->n_most ? n : 0) < 0)
         return NULL;
+    ids.n = n;
     if (alloc(self, &ids) == 0) {
         list = ids_to_list(&ids);
         /* Without a list nobody would ever free them. */
@@ -277,11 +295,13 @@ static PyObject *blocks_alloc(PyObject *object, PyObject *number)
 /* Nobody's fault here where it is closed by now: then all is unmapped. */
 static void tidy(struct blocks_object *self)
 {
+    struct wait wait;
+
     if (!is_open(self) || !enter(self))
         return;
-    Py_BEGIN_ALLOW_THREADS
+    wait_begin(&wait);
     kvc_blocks_tidy(self->blocks);
-    Py_END_ALLOW_THREADS
+    wait_end(&wait, 0);
     leave(self);
 }
 
@@ -333,12 +353,12 @@ static PyObject *blocks_want(PyObject *object, PyObject *args)
     uint64_t n, available;
     int timeout_ms = 0, r;
     PyObject *answer;
+    struct wait wait;
 
-    if (!PyArg_ParseTuple(args, "O&|i:want", arg_u64, &n, &timeout_ms) || !enter(self))
+    if (!PyArg_ParseTuple(args, "O&|O&:want", arg_u64, &n, arg_int, &timeout_ms) || !enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_blocks_want(self->blocks, n, timeout_ms, &available);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_blocks_want(self->blocks, n, timeout_ms, &available));
     answer = r < 0 ? errors_raise(r) : PyLong_FromUnsignedLongLong(available);
     leave(self);
     return answer;
@@ -351,13 +371,13 @@ static PyObject *call_with_number(PyObject *object, PyObject *number, number_fn 
     struct blocks_object *self = self_of(object);
     PyObject *done;
     uint64_t n;
+    struct wait wait;
     int r;
 
     if (number_to_u64(number, &n) < 0 || !enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = call(self->blocks, n);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, call(self->blocks, n));
     done = errors_check(r);
     leave(self);
     return done;
@@ -384,13 +404,13 @@ static PyObject *call_plainly(PyObject *object, plain_fn call)
 {
     struct blocks_object *self = self_of(object);
     PyObject *done;
+    struct wait wait;
     int r;
 
     if (!enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = call(self->blocks);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, call(self->blocks));
     done = errors_check(r);
     leave(self);
     return done;
@@ -490,10 +510,8 @@ static PyObject *blocks_status(PyObject *object, PyObject *ignored)
     if (!enter(self))
         return NULL;
     r = kvc_blocks_status(self->blocks, &status);
+    dict = r < 0 ? errors_raise(r) : PyDict_New();
     leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    dict = PyDict_New();
     DICT_PUT_U64(dict, status, total_blocks);
     DICT_PUT_U64(dict, status, used_blocks);
     DICT_PUT_U64(dict, status, free_blocks);

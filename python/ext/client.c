@@ -65,6 +65,7 @@ static void close_apart(PyObject *object)
 static void close_now(struct client_object *self)
 {
     struct kvc_client *client = self->client;
+    struct wait wait;
 
     if (!client)
         return;
@@ -77,9 +78,9 @@ static void close_now(struct client_object *self)
     self->closing = true;
     self->client = NULL;
     delist(self);
-    Py_BEGIN_ALLOW_THREADS
+    wait_begin(&wait);
     kvc_close(client);
-    Py_END_ALLOW_THREADS
+    wait_end(&wait, 0);
 }
 
 bool py_client_enter(struct client_object *self)
@@ -179,14 +180,14 @@ static int check_reclaim(struct client_object *self, PyObject *reclaim)
 static int open_client(struct client_object *self, const struct kvc_options *options)
 {
     struct kvc_client *client;
+    struct wait wait;
     int r;
 
     self->opened = true;
     self->n_users++;
     Py_INCREF(self);
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_open(options, &client);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_open(options, &client));
     if (r == 0) {
         self->client = client;
         enlist(self);
@@ -220,17 +221,18 @@ static int client_init(PyObject *object, PyObject *args, PyObject *kwargs)
         .min_reserved_pages = -1,
         .max_reserved_pages = -1,
         .log = log_receive,
+        .interrupted = wait_is_over,
         .listener_data = self,
     };
     PyObject *reclaim = Py_None;
     uint32_t report_ms = 0;
     int role = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zzziipiiO&dO&O:Client", names, &options.socket,
-                                     &options.instance, &options.gpu, &role, &options.timeout_ms,
-                                     &options.own_thread, &options.min_reserved_pages,
-                                     &options.max_reserved_pages, arg_u64, &options.max_reserved_bytes,
-                                     &options.gpu_utilization, arg_u32, &report_ms, &reclaim))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "|$zzzO&O&pO&O&O&dO&O:Client", names, &options.socket, &options.instance,
+            &options.gpu, arg_int, &role, arg_int, &options.timeout_ms, &options.own_thread, arg_int,
+            &options.min_reserved_pages, arg_int, &options.max_reserved_pages, arg_u64,
+            &options.max_reserved_bytes, &options.gpu_utilization, arg_u32, &report_ms, &reclaim))
         return -1;
     if (self->opened) {
         PyErr_SetString(PyExc_RuntimeError, "a client is opened once");
@@ -284,10 +286,8 @@ static PyObject *client_status(PyObject *object, PyObject *ignored)
     if (!py_client_enter(self))
         return NULL;
     r = kvc_status(self->client, &status);
+    dict = r < 0 ? errors_raise(r) : PyDict_New();
     py_client_leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    dict = PyDict_New();
     DICT_PUT_U64(dict, status, limit_bytes);
     DICT_PUT_U64(dict, status, used_bytes);
     DICT_PUT_U64(dict, status, budget_bytes);
@@ -323,10 +323,8 @@ static PyObject *client_device(PyObject *object, PyObject *ignored)
     if (!py_client_enter(self))
         return NULL;
     r = kvc_device(self->client, &device);
+    dict = r < 0 ? errors_raise(r) : PyDict_New();
     py_client_leave(self);
-    if (r < 0)
-        return errors_raise(r);
-    dict = PyDict_New();
     dict_put(&dict, "uuid", PyUnicode_FromString(device.uuid));
     DICT_PUT_U64(dict, device, total_bytes);
     DICT_PUT_U64(dict, device, granularity_bytes);
@@ -340,13 +338,13 @@ static PyObject *client_trim(PyObject *object, PyObject *ignored)
 {
     struct client_object *self = self_of(object);
     PyObject *done;
+    struct wait wait;
     int r;
 
     if (!py_client_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_trim(self->client);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_trim(self->client));
     done = errors_check(r);
     py_client_leave(self);
     return done;
@@ -356,13 +354,13 @@ static PyObject *client_dispatch(PyObject *object, PyObject *ignored)
 {
     struct client_object *self = self_of(object);
     PyObject *done;
+    struct wait wait;
     int r;
 
     if (!py_client_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_dispatch(self->client);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_dispatch(self->client));
     done = errors_check(r);
     py_client_leave(self);
     return done;
@@ -376,6 +374,7 @@ static PyObject *client_open_region(PyObject *object, PyObject *args, PyObject *
     struct kvc_region_options options = {.size = sizeof(options)};
     struct kvc_region *region;
     PyObject *made = NULL;
+    struct wait wait;
     int r;
 
     options.segments = 1;
@@ -385,9 +384,8 @@ static PyObject *client_open_region(PyObject *object, PyObject *args, PyObject *
                                      &options.group, arg_u32, &options.rank) ||
         !py_client_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_region_open(self->client, &options, &region);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_region_open(self->client, &options, &region));
     made = r < 0 ? errors_raise(r) : py_region_new(self, region);
     py_client_leave(self);
     return made;
@@ -401,14 +399,14 @@ static PyObject *client_attach(PyObject *object, PyObject *args, PyObject *kwarg
     int timeout_ms = 0, r;
     uint32_t group, rank;
     PyObject *made;
+    struct wait wait;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|$i:attach", names, arg_u32, &group, arg_u32, &rank,
-                                     &timeout_ms) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&|$O&:attach", names, arg_u32, &group, arg_u32, &rank,
+                                     arg_int, &timeout_ms) ||
         !py_client_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_region_attach(self->client, group, rank, timeout_ms, &region);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_region_attach(self->client, group, rank, timeout_ms, &region));
     made = r < 0 ? errors_raise(r) : py_region_new(self, region);
     py_client_leave(self);
     return made;

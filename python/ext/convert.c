@@ -4,6 +4,7 @@
  * Numbers in and out of Python's lists.
  */
 
+#include <limits.h>
 #include <string.h>
 
 #include "native.h"
@@ -24,38 +25,67 @@ PyObject *text_of(const char *sentence)
 
 /* ---- Single numbers ---- */
 
+static int refuse(PyObject *number, long long least, unsigned long long most)
+{
+    PyErr_Format(PyExc_ValueError, "%S is not a number from %lld to %llu", number, least, most);
+    return -1;
+}
+
+/* Python says it is an OverflowError, but not which number. */
+static bool is_out_of_range(void)
+{
+    if (!PyErr_Occurred() || !PyErr_ExceptionMatches(PyExc_OverflowError))
+        return false;
+    PyErr_Clear();
+    return true;
+}
+
+static int long_to_u64(PyObject *number, uint64_t *ret)
+{
+    unsigned long long value = PyLong_AsUnsignedLongLong(number);
+
+    if (value == (unsigned long long)-1 && is_out_of_range())
+        return refuse(number, 0, UINT64_MAX);
+    *ret = value;
+    return value == (unsigned long long)-1 && PyErr_Occurred() ? -1 : 0;
+}
+
 int number_to_u64(PyObject *object, uint64_t *ret)
 {
-    unsigned long long value;
+    PyObject *number;
+    int r;
 
-    if (PyLong_Check(object)) {
-        value = PyLong_AsUnsignedLongLong(object);
-    } else {
-        PyObject *number = PyNumber_Index(object);
-
-        value = number ? PyLong_AsUnsignedLongLong(number) : 0;
-        Py_XDECREF(number);
-        if (!number)
-            return -1;
-    }
-    if (value == (unsigned long long)-1 && PyErr_Occurred())
-        return -1;
-    *ret = value;
-    return 0;
+    if (PyLong_Check(object))
+        return long_to_u64(object, ret);
+    number = PyNumber_Index(object);
+    r = number ? long_to_u64(number, ret) : -1;
+    Py_XDECREF(number);
+    return r;
 }
 
 static int number_to_u32(PyObject *object, uint32_t *ret)
 {
-    uint64_t value;
+    uint64_t value = 0;
 
     if (number_to_u64(object, &value) < 0)
         return -1;
-    if (value > UINT32_MAX) {
-        PyErr_Format(PyExc_OverflowError, "%llu does not fit into 32 bits", (unsigned long long)value);
-        return -1;
-    }
+    if (value > UINT32_MAX)
+        return refuse(object, 0, UINT32_MAX);
     *ret = (uint32_t)value;
     return 0;
+}
+
+static int number_to_int(PyObject *object, int *ret)
+{
+    PyObject *number = PyNumber_Index(object);
+    long value = number ? PyLong_AsLong(number) : 0;
+    int r = number ? 0 : -1;
+
+    if (number && ((value == -1 && is_out_of_range()) || value < INT_MIN || value > INT_MAX))
+        r = refuse(number, INT_MIN, INT_MAX);
+    Py_XDECREF(number);
+    *ret = (int)value;
+    return r;
 }
 
 int arg_u64(PyObject *object, void *ret)
@@ -66,6 +96,11 @@ int arg_u64(PyObject *object, void *ret)
 int arg_u32(PyObject *object, void *ret)
 {
     return number_to_u32(object, ret) == 0;
+}
+
+int arg_int(PyObject *object, void *ret)
+{
+    return number_to_int(object, ret) == 0;
 }
 
 /* ---- Lists ---- */

@@ -48,7 +48,7 @@ static enum kind kind_of(int error)
     case KVC_E_CONNECT:
         return KIND_DAEMON;
     case KVC_E_DISCONNECTED:
-    case KVC_E_WORKER:
+    case KVC_E_WORKER_GONE:
         return KIND_DISCONNECTED;
     case KVC_E_TIMEOUT:
         return KIND_TIMEOUT;
@@ -74,6 +74,8 @@ PyObject *errors_raise(int error)
 {
     const char *details = kvc_last_error();
 
+    if (error == KVC_E_INTERRUPTED && PyErr_Occurred())
+        return NULL;
     if (error == KVC_E_NOMEM)
         return PyErr_NoMemory();
     raise_kind(kind_of(error), error, *details ? details : kvc_strerror(error));

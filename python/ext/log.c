@@ -44,24 +44,44 @@ static bool next(struct entry *ret)
     return found;
 }
 
-/* An exception of the handler is nobody's here. */
+/* An error of the handler is nobody's here. What is none, such as a KeyboardInterrupt, is the main thread's. */
+static int judge_exception(PyObject *to)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    PyErr_WriteUnraisable(to);
+    return 0;
+}
+
+static int tell(const struct entry *entry)
+{
+    PyObject *to = handler, *text, *answer;
+    int r = 0;
+
+    if (!to)
+        return 0;
+    Py_INCREF(to);
+    text = text_of(entry->sentence);
+    answer = text ? PyObject_CallFunction(to, "iO", (int)entry->level, text) : NULL;
+    if (!answer)
+        r = judge_exception(to);
+    Py_XDECREF(answer);
+    Py_XDECREF(text);
+    Py_DECREF(to);
+    return r;
+}
+
 static int pass_on(void *data)
 {
     struct entry entry;
 
     while (next(&entry)) {
-        PyObject *to = handler, *text, *answer;
-
-        if (!to)
+        if (tell(&entry) == 0)
             continue;
-        Py_INCREF(to);
-        text = text_of(entry.sentence);
-        answer = text ? PyObject_CallFunction(to, "iO", (int)entry.level, text) : NULL;
-        if (!answer)
-            PyErr_WriteUnraisable(to);
-        Py_XDECREF(answer);
-        Py_XDECREF(text);
-        Py_DECREF(to);
+        pthread_mutex_lock(&lock);
+        pending = Py_AddPendingCall(pass_on, NULL) == 0;
+        pthread_mutex_unlock(&lock);
+        return -1;
     }
     return 0;
 }
@@ -107,9 +127,17 @@ static void after_fork(void)
     pthread_mutex_unlock(&lock);
 }
 
+/* What is queued is the parent's to pass on. */
+static void after_fork_in_child(void)
+{
+    n = n_lost = 0;
+    pending = false;
+    pthread_mutex_unlock(&lock);
+}
+
 int log_init(void)
 {
-    if (pthread_atfork(before_fork, after_fork, after_fork) == 0)
+    if (pthread_atfork(before_fork, after_fork, after_fork_in_child) == 0)
         return 0;
     PyErr_NoMemory();
     return -1;

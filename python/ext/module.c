@@ -3,6 +3,9 @@
 /*
  * kvcached._native: libkvclient for Python, object by object and call by call. What an engine's integration
  * makes of it is Python (kvcached/). Built for the stable ABI, so one file serves every CPython from 3.9 on.
+ *
+ * There is one module in a process, the main interpreter's: what belongs to the library, its log and its
+ * threads, is there once, and signals come to the main interpreter only.
  */
 
 #include "native.h"
@@ -19,14 +22,6 @@ static PyMethodDef functions[] = {
      "main thread; level 0 to 3: debug, info, warning, error. None: nobody."},
     {"_on_exit", close_all, METH_NOARGS, "Closes all clients; called at the interpreter's end."},
     {NULL, NULL, 0, NULL},
-};
-
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "kvcached._native",
-    .m_doc = "libkvclient: borrow GPU memory from kvcachedd, page by page. See kvclient.h.",
-    .m_size = -1,
-    .m_methods = functions,
 };
 
 static int add_constants(PyObject *module)
@@ -49,6 +44,7 @@ static int add_constants(PyObject *module)
         {"E_NO_BLOCKS", KVC_E_NO_BLOCKS},
         {"E_NOT_ALLOCATED", KVC_E_NOT_ALLOCATED},
         {"E_WORKER", KVC_E_WORKER},
+        {"E_WORKER_GONE", KVC_E_WORKER_GONE},
         {"E_IN_DOUBT", KVC_E_IN_DOUBT},
     };
 
@@ -70,17 +66,48 @@ static int register_exit(PyObject *module)
     return answer ? 0 : -1;
 }
 
+static PyObject *only;
+
+static PyObject *create(PyObject *spec, PyModuleDef *definition)
+{
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0)
+        return PyErr_Format(PyExc_ImportError,
+                            "kvcached works in the main interpreter only, and this is a sub-interpreter");
+    Py_XINCREF(only);
+    return only ? only : PyModule_New("kvcached._native");
+}
+
+/* Once, also where it is imported anew. */
+static int fill(PyObject *module)
+{
+    if (module == only)
+        return 0;
+    if (threads_init() < 0 || log_init() < 0 || errors_add_to(module) < 0 || py_client_add_to(module) < 0 ||
+        py_region_add_to(module) < 0 || py_blocks_add_to(module) < 0 || add_constants(module) < 0 ||
+        register_exit(module) < 0)
+        return -1;
+    Py_INCREF(module);
+    only = module;
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_create, create},
+    {Py_mod_exec, fill},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "kvcached._native",
+    .m_doc = "libkvclient: borrow GPU memory from kvcachedd, page by page. See kvclient.h.",
+    .m_methods = functions,
+    .m_slots = slots,
+};
+
 PyMODINIT_FUNC PyInit__native(void);
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-    PyObject *module = PyModule_Create(&definition);
-
-    if (!module)
-        return NULL;
-    if (threads_init() < 0 || log_init() < 0 || errors_add_to(module) < 0 || py_client_add_to(module) < 0 ||
-        py_region_add_to(module) < 0 || py_blocks_add_to(module) < 0 || add_constants(module) < 0 ||
-        register_exit(module) < 0)
-        Py_CLEAR(module);
-    return module;
+    return PyModuleDef_Init(&definition);
 }

@@ -32,11 +32,32 @@ bool threads_run_apart(void (*run)(PyObject *object), PyObject *object);
 /* From now on threads_enter() refuses. */
 void threads_end(void);
 
+/* ---- Waiting ---- */
+
+/* A call of the library that may wait. Between the two the thread has not the interpreter's lock, and signals
+ * are handled. */
+struct wait {
+    struct wait *outer; /* this one is of a signal's handler there */
+    PyThreadState *thread;
+    PyObject *before[3]; /* an exception that is on its way already */
+    PyObject *raised;    /* by a signal's handler */
+    bool over;           /* one of the two is to end the program, or so */
+};
+void wait_begin(struct wait *wait);
+
+/* Takes the call's result, and returns it. Where a handler's exception has ended the call that is set, and
+ * KVC_E_INTERRUPTED returned. Who has no use for an exception gives 0: it comes later. */
+int wait_end(struct wait *wait, int r);
+
+/* For kvc_options. */
+int wait_is_over(void *data);
+
 /* ---- Errors ---- */
 
 int errors_add_to(PyObject *module);
 
-/* Sets the exception that fits, with the library's sentence and its number in `code`. Returns NULL. */
+/* Sets the exception that fits, with the library's sentence and its number in `code`; one that has ended the
+ * call stays. Returns NULL. */
 PyObject *errors_raise(int error);
 PyObject *errors_raise_closed(const char *what);
 
@@ -104,11 +125,12 @@ PyObject *log_set_handler(PyObject *module, PyObject *handler);
 
 /* ---- Numbers ---- */
 
-/* Of an int, or what is one by __index__. -1: TypeError or OverflowError. The two that take an address are
- * also converters of PyArg_Parse ("O&"). */
+/* Of an int, or what is one by __index__. -1: TypeError, or a ValueError that names it. Those that take an
+ * address are converters of PyArg_Parse ("O&"). */
 int number_to_u64(PyObject *object, uint64_t *ret);
 int arg_u64(PyObject *object, void *ret); /* uint64_t */
 int arg_u32(PyObject *object, void *ret); /* uint32_t */
+int arg_int(PyObject *object, void *ret); /* int */
 
 /* The library's sentence, which may quote anything. */
 PyObject *text_of(const char *sentence);

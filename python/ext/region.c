@@ -25,15 +25,16 @@ static void close_now(struct region_object *self)
 {
     struct kvc_region *region = self->region;
     bool gone = py_region_is_gone(self);
+    struct wait wait;
 
     self->region = NULL;
     if (gone)
         return;
     self->client->n_users++;
     Py_INCREF(self->client);
-    Py_BEGIN_ALLOW_THREADS
+    wait_begin(&wait);
     kvc_region_close(region);
-    Py_END_ALLOW_THREADS
+    wait_end(&wait, 0);
     py_client_leave(self->client);
 }
 
@@ -66,11 +67,12 @@ PyObject *py_region_new(struct client_object *client, struct kvc_region *region)
 {
     PyObject *object = PyType_GenericAlloc(py_region_type, 0);
     struct region_object *self = self_of(object);
+    struct wait wait;
 
     if (!object) {
-        Py_BEGIN_ALLOW_THREADS
+        wait_begin(&wait);
         kvc_region_close(region);
-        Py_END_ALLOW_THREADS
+        wait_end(&wait, 0);
         return NULL;
     }
     Py_INCREF(client);
@@ -116,6 +118,7 @@ static PyObject *change_pages(PyObject *object, PyObject *pages, pages_fn change
     struct region_object *self = self_of(object);
     struct numbers numbers;
     PyObject *done;
+    struct wait wait;
     int r;
 
     if (numbers_init(&numbers, pages) < 0)
@@ -124,9 +127,8 @@ static PyObject *change_pages(PyObject *object, PyObject *pages, pages_fn change
         numbers_deinit(&numbers);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    r = change(self->region, numbers.all, numbers.n);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, change(self->region, numbers.all, numbers.n));
     done = errors_check(r);
     py_region_leave(self);
     numbers_deinit(&numbers);
@@ -150,13 +152,13 @@ static PyObject *change_range(PyObject *object, PyObject *args, range_fn change)
     struct region_object *self = self_of(object);
     uint64_t first, n;
     PyObject *done;
+    struct wait wait;
     int r;
 
     if (!PyArg_ParseTuple(args, "O&O&", arg_u64, &first, arg_u64, &n) || !py_region_enter(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    r = change(self->region, first, n);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, change(self->region, first, n));
     done = errors_check(r);
     py_region_leave(self);
     return done;

@@ -76,6 +76,7 @@ static int find_device(struct client_object *client, struct dl_tensor *tensor)
 static int fill(struct tensor *tensor, struct region_object *region, uint64_t offset, uint64_t n_bytes)
 {
     struct dl_tensor *dl = &tensor->managed.tensor;
+    struct wait wait;
     int r;
 
     r = find_device(region->client, dl);
@@ -90,9 +91,8 @@ static int fill(struct tensor *tensor, struct region_object *region, uint64_t of
     dl->shape = &tensor->shape;
     tensor->managed.manager_ctx = tensor;
     tensor->managed.deleter = tensor_free;
-    Py_BEGIN_ALLOW_THREADS
-    r = kvc_region_hold(region->region, &tensor->hold);
-    Py_END_ALLOW_THREADS
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_region_hold(region->region, &tensor->hold));
     return r;
 }
 

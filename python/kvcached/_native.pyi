@@ -22,6 +22,7 @@ E_FORKED: int
 E_NO_BLOCKS: int
 E_NOT_ALLOCATED: int
 E_WORKER: int
+E_WORKER_GONE: int
 E_IN_DOUBT: int
 
 class Error(RuntimeError):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any, Callable
 from unittest import mock
 
@@ -235,20 +236,36 @@ def test_counts_that_do_not_fit(blocks: _native.Blocks) -> None:
             *(blocks.alloc, blocks.reserve, blocks.resize, blocks.complete, blocks.want, blocks.census),
             blocks.page_of,
         ):
-            with pytest.raises(OverflowError):
+            with pytest.raises(ValueError, match=f"^{wrong} is not a number from 0 to 18446744073709551615$"):
                 call(wrong)
         for free in (blocks.free, blocks.occupancy):
-            with pytest.raises(OverflowError):
+            with pytest.raises(ValueError, match=f"^{wrong} is not a number from 0 to "):
                 free([0, wrong])
-        with pytest.raises(OverflowError):
+        with pytest.raises(ValueError, match=f"^{wrong} is not"):
             blocks.free_after([], wrong)
+    for timeout in (-(1 << 31) - 1, 1 << 31, 1 << 70):
+        with pytest.raises(ValueError, match=f"^{timeout} is not a number from -2147483648 to 2147483647$"):
+            blocks.want(1, timeout)
 
 
 def test_ids_of_more_than_32_bits(blocks: _native.Blocks) -> None:
     blocks.alloc(1)
-    with pytest.raises(OverflowError):
+    with pytest.raises(ValueError, match=r"^4294967296 is not a number from 0 to 4294967295$"):
         blocks.free([1 << 32])
     assert blocks.status()["used_blocks"] == 1
+
+
+@pytest.mark.parametrize("n", [1 << 20, 1 << 32, 1 << 33, (1 << 64) - 1])
+def test_more_blocks_than_there_are(blocks: _native.Blocks, n: int) -> None:
+    """They are refused as such, and take no memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(_native.OutOfMemoryError, match=f"There are not {n} free blocks") as caught:
+            blocks.alloc(n)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == _native.E_NO_BLOCKS
 
 
 @pytest.mark.parametrize("n", [1 << 40, 1 << 61, 1 << 62, (1 << 64) - 1])
@@ -317,9 +334,9 @@ def test_regions_that_do_not_fit(client: _native.Client, region: _native.Region)
 
 def test_options_that_do_not_fit(region: _native.Region) -> None:
     for wrong in ({"max_pages": -1}, {"max_pages": 1 << 64}):
-        with pytest.raises(OverflowError):
+        with pytest.raises(ValueError, match="is not a number from 0 to 18446744073709551615"):
             _native.Blocks([region], BLOCK, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(OverflowError):
+    with pytest.raises(ValueError, match=r"^-1 is not a number"):
         _native.Blocks([region], -1)
     for many in ((), ([region],), ([region], BLOCK, True)):
         with pytest.raises(TypeError):
