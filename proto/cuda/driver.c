@@ -95,6 +95,13 @@ const char *cuda_error_name(const struct cuda_driver *driver, CUresult result)
     return driver->cuGetErrorName(result, &name) == CUDA_SUCCESS && name ? name : "an unknown CUDA error";
 }
 
+/* The one thing that keeps a driver that is there from starting with this error. */
+static int fail_forked(char *error)
+{
+    return fail(error, -ECHILD,
+                "CUDA does not survive a fork, and a parent of this process has used it: start it anew (spawn)");
+}
+
 static int start_cuda(const struct cuda_driver *driver, const char *path, char *error)
 {
     CUresult result = driver->cuInit(0);
@@ -107,6 +114,8 @@ static int start_cuda(const struct cuda_driver *driver, const char *path, char *
                     path);
     case CUDA_ERROR_NO_DEVICE:
         return fail(error, -ENODEV, "The CUDA driver (%s) sees no GPU", path);
+    case CUDA_ERROR_NOT_INITIALIZED:
+        return fail_forked(error);
     default:
         return fail(error, -EIO, "The CUDA driver (%s) does not start: %s", path,
                     cuda_error_name(driver, result));
@@ -192,6 +201,8 @@ static int open_emulator(const char *dir, const char *file, const char *configur
     if (!configure)
         return fail(error, -ENOSYS, "%s is not the emulated driver", path);
     r = configure(folder, sizes, error, CUDA_DRIVER_ERROR_MAX);
+    if (r == -ECHILD)
+        return fail_forked(error);
     if (r == 0)
         *ret_library = library;
     return r;

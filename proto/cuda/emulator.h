@@ -13,7 +13,7 @@
  * Says where the devices live and how large they are, in place of KVCACHED_EMULATE_DIR and KVCACHED_EMULATE;
  * NULL leaves either as the environment has it. Returns 0, or -EINVAL with a sentence in `error` for text
  * that is no list of sizes, or -EBUSY where the library is already initialised with another folder or other
- * sizes.
+ * sizes; or -ECHILD, without a sentence, in a child that was forked with it.
  */
 int cuemuConfigure(const char *folder, const char *sizes, char *error, size_t error_size);
 

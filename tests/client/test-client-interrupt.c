@@ -298,6 +298,23 @@ TEST(short_waits)
     fake_stop(fake);
 }
 
+/* But however short each of them is, a call that goes on is not deaf. */
+TEST(many_short_waits)
+{
+    const struct interrupt interrupt = {.is_wanted = is_interrupted, .data = &n_asked};
+    uint64_t due_ns = interrupt_due_ns(&interrupt);
+
+    check(due_ns > conn_now_ns());
+    while (conn_now_ns() < due_ns)
+        check_eq(interrupt_due_ns(&interrupt), due_ns);
+    check_eq(interrupt_due_ns(&interrupt), due_ns);
+    check_ok(interrupt_ask(&interrupt));
+    due_ns = interrupt_due_ns(&interrupt);
+    check(due_ns > conn_now_ns());
+    nanosleep(&(struct timespec){.tv_nsec = 300 * NSEC_PER_MSEC}, NULL);
+    check(interrupt_due_ns(&interrupt) >= due_ns + 300 * NSEC_PER_MSEC - 100 * NSEC_PER_MSEC);
+}
+
 struct taker {
     pthread_t thread;
     struct kvc_blocks *blocks;

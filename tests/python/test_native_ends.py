@@ -368,6 +368,24 @@ assert len(blocks.alloc(3)) == 3
     )
 
 
+def test_fork_after_the_driver(end: Callable[..., Result]) -> None:
+    """A client in a child of a process that has used CUDA cannot be, and says why."""
+    end(
+        """
+client, region, blocks, ids = open_all()
+pid = os.fork()
+if pid == 0:
+    try:
+        _native.Client()
+    except _native.Error as error:
+        assert "CUDA does not survive a fork" in str(error), error
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    )
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(end: Callable[..., Result], tmp_run: Any, method: str) -> None:
     script = tmp_run / "main.py"
