@@ -49,7 +49,7 @@ class Role:
     pp_size: int = 1
     is_worker: bool = False
     separate: bool = False
-    device: int = 0  # ordinal
+    device: int | None = None  # ordinal; None: nobody said, which is 0
 
     @property
     def native_role(self) -> int:
@@ -82,8 +82,13 @@ def parse_device(device: Any) -> tuple[str, int | None]:
 
 
 def device_index(device: Any) -> int:
-    """The ordinal that parse_device() finds, else 0."""
-    return parse_device(device)[1] or 0
+    """Of "cuda:1", "cuda", "cpu", 1, a torch.device, or None."""
+    return named_device(device) or 0
+
+
+def named_device(device: Any) -> int | None:
+    """As device_index(); None: it names none, as "cuda" does."""
+    return parse_device(device)[1]
 
 
 def _listed_gpu(index: int) -> str:
@@ -170,7 +175,7 @@ class Runtime:
         if self.role.native_role == _native.ROLE_SCHEDULER:
             gpu = gpu_of_rank(self.role.rank if rank is None else rank)
         else:
-            gpu = _own_gpu(self.role.device)
+            gpu = _own_gpu(self.role.device or 0)
         with self._opening:
             return self._client_of(gpu)
 

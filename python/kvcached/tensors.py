@@ -48,10 +48,10 @@ def check_device(device: Any) -> None:
     run = runtime.get()
     if run.role.native_role == _native.ROLE_SCHEDULER:
         raise KVCachedConfigError("A scheduler has no GPU, so it makes no tensors: its workers do")
-    if index is not None and index != run.role.device:
+    ours = run.role.device or 0
+    if index is not None and index != ours:
         raise KVCachedConfigError(
-            f"KV tensors are on cuda:{run.role.device}, as init_kvcached() was told, and were wanted on "
-            f"{device}"
+            f"KV tensors are on cuda:{ours}, as init_kvcached() was told, and were wanted on {device}"
         )
     if kind == "cpu" and not run.client().device()["emulated"]:
         raise KVCachedConfigError(f"KV tensors are on the GPU, and were wanted on {device}")
@@ -61,6 +61,10 @@ def check_device(device: Any) -> None:
 def pool_of(device: Any, group_id: int, layout: Layout, pages: int, flags: int = 0) -> Iterator[runtime.Pool]:
     """A new pool, for tensors on that device; it stays if what is done with it succeeds."""
     check_device(device)
+    if pages * layout.segment_page_bytes >= 1 << 63:
+        raise KVCachedConfigError(
+            f"{pages} pages of {layout.segment_page_bytes} bytes are more than any address space has"
+        )
     run = runtime.get()
     pool = run.open_pool(group_id, layout, pages, flags)
     try:

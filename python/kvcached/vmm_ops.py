@@ -34,7 +34,7 @@ def init_kvcached(dev_str: str = "cuda:0", page_size: int = 0, contiguous_layout
     page_size = whole_number(page_size, "page_size")
     if page_size % (2 << 20):
         raise KVCachedConfigError(f"A page of {page_size} bytes is not a multiple of 2 MiB")
-    current = runtime.init(runtime.Role(device=runtime.device_index(dev_str)))
+    current = runtime.init(runtime.Role(device=runtime.named_device(dev_str)))
     current.manual_page_size, current.manual_contiguous = page_size, contiguous_layout
 
 

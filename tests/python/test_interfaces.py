@@ -275,6 +275,7 @@ def alloc(torch: Any, shape: Any = SHAPE, block_size: Any = 16, **others: Any) -
         ({"shape": (2, 64)}, "is no shape of a KV cache"),
         ({"shape": (), "attention_type": "MLA"}, "is no shape of a KV cache, such as .N, B, D."),
         ({"shape": (5,), "attention_type": "MLA"}, "is no shape of a KV cache"),
+        ({"shape": (2, 1 << 80, 16, 2, 64)}, "are more than any address space has"),
         ({"block_size": 0}, "block_size is 0"),
         ({"block_size": -16}, "block_size is -16"),
         ({"block_size": 32}, "has blocks of 16 tokens, and they were said to be of 32"),
@@ -304,6 +305,26 @@ def test_refused_arguments(engine: None, torch: Any, arguments: dict[str, Any], 
     with pytest.raises(KVCachedConfigError, match=text):
         alloc(torch, **arguments)
     assert alloc(torch)[0].shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (((-5, 2, 64), "float16", "cuda", 2), "one of the dimensions of kvcache_shape is -5"),
+        (((), "float16", "cuda", 2), "is no shape of a KV cache, such as .tokens, heads, head_dim."),
+        (((64, 0, 64), "float16", "cuda", 2), "is no shape of a KV cache"),
+        (((64, 2, 64), "float17", "cuda", 2), "'float17' is no dtype"),
+        (((64, 2, 64), "float16", "banana", 2), "banana is no device"),
+        (((64, 2, 64), "float16", "cuda:7", 2), "KV tensors are on cuda:0"),
+        (((64, 2, 64), "float16", "cuda", 0), "num_layers is 0"),
+        (((64, 2, 64), "float16", "cuda", 2, 0), "page_size is 0"),
+    ],
+)
+def test_refused_arguments_of_sglang(engine: None, torch: Any, arguments: Any, text: str) -> None:
+    with pytest.raises(KVCachedConfigError, match=text):
+        sgi.alloc_kv_cache(*arguments)
+    k, _ = sgi.alloc_kv_cache((64, 2, 64), "float16", "cuda", 2)
+    assert (tuple(k[0].shape), k[0].dtype) == ((64, 2, 64), torch.float16)
 
 
 def test_arguments_of_another_kind(engine: None, torch: Any) -> None:

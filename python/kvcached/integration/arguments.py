@@ -72,5 +72,5 @@ def role(
         pp_size=stages,
         is_worker=flag(is_worker, "is_worker"),
         separate=size * stages > 1 if separate is None else flag(separate, "separate"),
-        device=runtime.device_index(device),
+        device=runtime.named_device(device),
     )
