@@ -2,13 +2,15 @@
 """What can go wrong.
 
 `Error`, a RuntimeError, is the root of what the library reports; its `code` is a KVC_E_* number of
-kvclient.h, and its text one sentence. Subclasses are also what Python has for their kind:
+kvclient.h (0: of none), and its text one sentence. Subclasses are also what Python has for their kind:
 `DaemonNotFoundError` is a FileNotFoundError that names the daemon's socket, `InvalidError` a ValueError,
-`DisconnectedError` a ConnectionError, `DaemonTimeoutError` a TimeoutError. `OutOfMemoryError`: limit, budget
-or GPU cannot hold it.
+`DisconnectedError` a ConnectionError, `DaemonTimeoutError` a TimeoutError; these three have an `errno`.
+`OutOfMemoryError`: limit, budget or GPU cannot hold it.
 """
 
 from __future__ import annotations
+
+import errno
 
 from kvcached._native import (
     DaemonNotFoundError,
@@ -18,6 +20,18 @@ from kvcached._native import (
     InvalidError,
     OutOfMemoryError,
 )
+
+# For OSError's attributes the text would have to be the operating system's, so these are the classes'.
+_OF_CLASSES: list[tuple[type[Error], dict[str, object]]] = [
+    (Error, {"code": 0}),
+    # The socket that was looked for, where one was named.
+    (DaemonNotFoundError, {"errno": errno.ENOENT, "filename": None}),
+    (DisconnectedError, {"errno": errno.ECONNRESET}),
+    (DaemonTimeoutError, {"errno": errno.ETIMEDOUT}),
+]
+for _kind, _attributes in _OF_CLASSES:
+    for _name, _value in _attributes.items():
+        setattr(_kind, _name, _value)
 
 
 class KVCachedConfigError(ValueError):

@@ -139,7 +139,7 @@ class KVCacheManager:
     def layout(self) -> Layout:
         """Of the tensors, once they exist."""
         pool = self._runtime.pool(self.group_id)
-        return pool.layout if pool else self._layout
+        return (pool and pool.known_layout) or self._layout
 
     @property
     def blocks(self) -> _native.Blocks:
@@ -149,7 +149,7 @@ class KVCacheManager:
     def _find_pool(self) -> runtime.Pool:
         pool = self._runtime.pool(self.group_id)
         if pool is None and self._runtime.role.native_role == _native.ROLE_SCHEDULER:
-            pool = self._runtime.attach_pool(self.group_id, self._layout)
+            pool = self._runtime.attach_pool(self.group_id)
         if pool is None:
             raise RuntimeError(f"KV tensors of group {self.group_id} have not been created")
         return pool
@@ -161,7 +161,7 @@ class KVCacheManager:
             if self._closed:
                 raise RuntimeError("The KVCacheManager is closed")
             pool = self._find_pool()
-            layout = pool.layout
+            layout = pool.known_layout or self._layout
             if layout.block_bytes != self.block_mem_size:
                 raise ValueError(
                     f"Blocks of {self.block_mem_size} bytes were asked for, and the tensors of group "
@@ -183,6 +183,7 @@ class KVCacheManager:
             last = layout.block_range(pages - 1)
             self._spare = max(last.stop - max(last.start, self.num_blocks), 0)
             self._comfort = per_page * max(COMFORT_PAGES, env_int("KVCACHED_MAX_RESERVED_PAGES", 0))
+            pool.known_layout = layout
             pool.managers[:] = [weakref.ref(self)]
             return self._opened
 

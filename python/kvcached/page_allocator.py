@@ -5,13 +5,14 @@ that are mapped, InternalPage keeps the books of one. (KVCacheManager does both,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kvcached import _native, runtime
-from kvcached.errors import OutOfMemoryError
+from kvcached.errors import KVCachedConfigError, OutOfMemoryError
 from kvcached.layout import Layout
 from kvcached.utils import contiguous_layout as default_contiguous_layout
+from kvcached.utils import whole_number, whole_numbers
 
 
 class InternalPage:
@@ -41,20 +42,19 @@ class InternalPage:
 
     def alloc(self, num_blocks: int = 1) -> list[int]:
         """ValueError: there are not so many."""
-        if num_blocks > len(self._free):
+        if whole_number(num_blocks, "num_blocks") > len(self._free):
             raise ValueError(f"Page {self.page_id} has {len(self._free)} free blocks, not {num_blocks}")
         return [self._free.pop() for _ in range(num_blocks)]
 
     def free(self, block_id: int) -> None:
         self.free_batch([block_id])
 
-    def free_batch(self, block_ids: Sequence[int]) -> None:
+    def free_batch(self, block_ids: Iterable[int]) -> None:
         """All or none. ValueError: one is not allocated, named twice, or of another page."""
-        free = set(self._free)
-        wrong = [i for i in block_ids if i not in self._range or i in free]
-        if wrong or len(set(block_ids)) != len(block_ids):
-            raise ValueError(f"Not all of blocks {list(block_ids)} of page {self.page_id} are allocated")
-        self._free += block_ids
+        ids, free = whole_numbers(block_ids, "block_ids"), set(self._free)
+        if len(set(ids)) != len(ids) or any(i not in self._range or i in free for i in ids):
+            raise ValueError(f"Not all of blocks {ids} of page {self.page_id} are allocated")
+        self._free += ids
 
     def empty(self) -> bool:
         """Whether no block is allocated."""
@@ -73,9 +73,12 @@ class InternalPage:
 class PageAllocator:
     """Pages of a group's tensors, mapped when they are handed out.
 
-    mem_size_per_layer: bytes of one layer's K or V, of which so many may be used. ipc_name, async_sched,
-    world_size, pp_rank: accepted as the reference has them. enable_page_prealloc: accepted; what is kept
-    ready is the library's affair (KVCACHED_PAGE_PREALLOC_ENABLED, KVCACHED_MIN_RESERVED_PAGES). Any thread.
+    mem_size_per_layer: bytes of one layer's K or V, of which so many may be used. page_size, num_layers,
+    num_kv_buffers, contiguous_layout: as the tensors have them. ipc_name, async_sched, world_size, pp_rank:
+    accepted as the reference has them. enable_page_prealloc: accepted; what is kept ready is the library's
+    affair (KVCACHED_PAGE_PREALLOC_ENABLED, KVCACHED_MIN_RESERVED_PAGES). Any thread.
+
+    KVCachedConfigError: arguments that are no sizes, or, once pages are asked for, not the tensors'.
     """
 
     def __init__(
@@ -93,11 +96,18 @@ class PageAllocator:
         ipc_name: str = "",
     ) -> None:
         together = default_contiguous_layout() if contiguous_layout is None else contiguous_layout
-        self.page_size = page_size
+        self.page_size = whole_number(page_size, "page_size", 1)
         self._runtime = runtime.get()
         self._group_id = group_id
-        self._total = mem_size_per_layer // page_size
-        self._layout = Layout(num_layers, num_kv_buffers, page_size, page_size, together)
+        self._mem_size = whole_number(mem_size_per_layer, "mem_size_per_layer", self.page_size)
+        self._total = self._mem_size // self.page_size
+        self._layout = Layout(
+            whole_number(num_layers, "num_layers", 1),
+            whole_number(num_kv_buffers, "num_kv_buffers", 1),
+            self.page_size,
+            self.page_size,
+            together,
+        )
         self._lock = threading.Lock()
         self._opened: _native.Blocks | None = None
         self._on_map: Callable[[Sequence[int]], Any] | None = None
@@ -110,40 +120,76 @@ class PageAllocator:
             if self._opened is None:
                 pool = self._runtime.pool(self._group_id)
                 if pool is None and self._runtime.role.native_role == _native.ROLE_SCHEDULER:
-                    pool = self._runtime.attach_pool(self._group_id, self._layout)
+                    pool = self._runtime.attach_pool(self._group_id)
                 if pool is None:
                     raise RuntimeError(f"KV tensors of group {self._group_id} have not been created")
+                self._check_tensors(pool.region)
                 self._opened = _native.Blocks(
                     pool.regions,
-                    pool.layout.segment_page_bytes,
+                    self._layout.segment_page_bytes,
                     max_pages=min(self._total, pool.region.pages),
                 )
             return self._opened
 
+    def _check_tensors(self, region: _native.Region) -> None:
+        """Offsets would name other pages than those that were mapped."""
+        layout = self._layout
+        if (region.page_bytes, region.segments) != (layout.page_bytes * layout.parts, layout.segments):
+            raise KVCachedConfigError(
+                f"Pages of {layout.page_bytes} bytes in each of {layout.layers} layers and "
+                f"{layout.kv_buffers} buffers, {'' if layout.contiguous else 'not '}contiguous, are not the "
+                f"pages of group {self._group_id}, of {region.page_bytes} bytes in {region.segments} segments"
+            )
+
     def alloc_page(self) -> InternalPage:
         """A mapped page. RuntimeError: there is none to be had; the text says why."""
+        blocks = self._blocks
         try:
-            (page_id,) = self._blocks.alloc(1)
+            (page_id,) = blocks.alloc(1)
         except OutOfMemoryError as error:
             raise RuntimeError(f"No free pages left: {error}") from error
         if self._on_map:
-            self._on_map([page_id * self._layout.segment_page_bytes])
+            try:
+                self._on_map([page_id * self._layout.segment_page_bytes])
+            except BaseException:
+                blocks.free([page_id])  # nobody has got it
+                raise
         return InternalPage(page_id, self.page_size)
 
     def free_page(self, page_id: int) -> None:
         self.free_pages([page_id])
 
-    def free_pages(self, page_ids: Sequence[int]) -> None:
-        """All or none. ValueError: one is not allocated."""
-        if self._on_unmap:
-            self._on_unmap([page_id * self._layout.segment_page_bytes for page_id in page_ids])
-        self._blocks.free(page_ids)
+    def free_pages(self, page_ids: Iterable[int]) -> None:
+        """All or none. ValueError: one is not allocated, or named twice."""
+        ids, blocks = whole_numbers(page_ids, "page_ids"), self._blocks
+        # Whom the callback tells may drop what is in the pages, so it is told of none that isn't freed.
+        if self._on_unmap and len(set(ids)) == len(ids) and all(blocks.occupancy(ids)):
+            self._on_unmap([page_id * self._layout.segment_page_bytes for page_id in ids])
+        blocks.free(ids)
 
     def resize(self, new_mem_size: int) -> bool:
         """Only so many bytes of each layer's K or V may be used. False: more are, for now."""
-        pages = min(new_mem_size // self.page_size, self._total)
+        pages = min(whole_number(new_mem_size, "new_mem_size") // self.page_size, self._total)
         self._blocks.resize(pages)
         return self._blocks.status()["mapped_pages"] <= pages
+
+    def check_and_get_resize_target(self, current_mem_size: int) -> int:
+        """What resize() would be for the instance's limit, if it had this group only: bytes of a layer's K or
+        V. -1: as many as `current_mem_size`. The limit is enforced without a resize, too."""
+        run = self._runtime
+        ranks = run.role.ranks if run.role.native_role == _native.ROLE_SCHEDULER else (None,)
+        clients = [run.client(rank) for rank in ranks]
+        # Workers on one GPU have one limit together.
+        limit = min(client.status()["limit_bytes"] // clients.count(client) for client in clients)
+        target = min(limit // self._layout.parts, self._mem_size)
+        return -1 if target == current_mem_size else target
+
+    def get_resize_target(self) -> int:
+        """The same, compared with mem_size_per_layer."""
+        return self.check_and_get_resize_target(self._mem_size)
+
+    def set_use_worker_ipc(self, use: bool) -> None:
+        """Does nothing: init_kvcached() was told whether workers are other processes."""
 
     def trim(self) -> None:
         """Gives back what is mapped and not handed out."""
@@ -188,7 +234,7 @@ class PageAllocator:
     def get_page_id(self, block_id: int, block_mem_size: int) -> int:
         return block_id * block_mem_size // self.page_size
 
-    def group_indices_by_page(self, indices: Sequence[int], block_mem_size: int) -> dict[int, list[int]]:
+    def group_indices_by_page(self, indices: Iterable[int], block_mem_size: int) -> dict[int, list[int]]:
         """Blocks by the page in which they begin."""
         by_page: dict[int, list[int]] = {}
         for index in indices:

@@ -19,6 +19,7 @@ parent's, and may begin anew.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import weakref
@@ -27,9 +28,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvcached import _native
-from kvcached.errors import KVCachedConfigError
+from kvcached.errors import DaemonNotFoundError, KVCachedConfigError
 from kvcached.layout import Layout
-from kvcached.utils import get_kvcached_logger, instance_name, start_log
+from kvcached.utils import get_kvcached_logger, instance_name, start_log, whole_number
 
 NOT_INITIALIZED = "kvcached is not initialized. Please call init_kvcached() first."
 GROUPS_MAX = 64  # of one process; keeps (group, rank) small
@@ -48,7 +49,7 @@ class Role:
     pp_size: int = 1
     is_worker: bool = False
     separate: bool = False
-    device: int = 0  # ordinal
+    device: int | None = None  # ordinal; None: nobody said, which is 0
 
     @property
     def native_role(self) -> int:
@@ -66,19 +67,28 @@ class Role:
         return range(self.world_size * self.pp_size)
 
 
+def parse_device(device: Any) -> tuple[str, int | None]:
+    """Kind and ordinal of "cuda:1", "cuda", "cpu", a torch.device, 1, or None, which says neither."""
+    if device is None:
+        return "cuda", None
+    if isinstance(device, bool):
+        raise TypeError(f"device is {device}, and must be one such as cuda:0")
+    if hasattr(device, "__index__"):
+        return "cuda", whole_number(device, "device")
+    found = re.fullmatch(r"(cuda|cpu)(?::([0-9]{1,4}))?", str(device))
+    if found is None:
+        raise KVCachedConfigError(f"{device} is no device such as cuda:0")
+    return found[1], None if found[2] is None else int(found[2])
+
+
 def device_index(device: Any) -> int:
     """Of "cuda:1", "cuda", "cpu", 1, a torch.device, or None."""
-    if device is None:
-        return 0
-    if isinstance(device, int):
-        return device
-    index = getattr(device, "index", None)
-    if isinstance(index, int):
-        return index
-    _, _, number = str(device).partition(":")
-    if number and not number.isdigit():
-        raise KVCachedConfigError(f"{device} is no device such as cuda:0")
-    return int(number) if number else 0
+    return named_device(device) or 0
+
+
+def named_device(device: Any) -> int | None:
+    """As device_index(); None: it names none, as "cuda" does."""
+    return parse_device(device)[1]
 
 
 def _listed_gpu(index: int) -> str:
@@ -115,13 +125,20 @@ def gpu_of_rank(rank: int) -> str | None:
 
 @dataclass
 class Pool:
-    """A group's memory: a region of this process, or, in a scheduler, one of each worker."""
+    """A group's memory: a region of this process, or, in a scheduler, one of each worker. known_layout: a
+    scheduler's pool has none before a manager brings one, since regions don't say what lies in them."""
 
     group_id: int
-    layout: Layout
+    known_layout: Layout | None
     regions: list[_native.Region]
     client: _native.Client
     managers: list[weakref.ref[Any]] = field(default_factory=list)  # which have its blocks
+
+    @property
+    def layout(self) -> Layout:
+        if self.known_layout is None:
+            raise RuntimeError(f"What lies in the workers' group {self.group_id} has not been said")
+        return self.known_layout
 
     @property
     def region(self) -> _native.Region:
@@ -140,6 +157,8 @@ class Runtime:
         self.instance = instance_name(role.engine)
         self.pools: dict[int, Pool] = {}
         self.own_limit: tuple[int | None, int] | None = None  # bytes and revision, of control
+        self.manual_page_size = 0  # of vmm_ops; 0 and None: what the settings say
+        self.manual_contiguous: bool | None = None
         self._clients: dict[str | None, _native.Client] = {}
         self._reclaimers: list[weakref.WeakMethod[Any]] = []
         # Held for moments only: the library's thread takes it for a reclaim, for which others may wait.
@@ -156,7 +175,7 @@ class Runtime:
         if self.role.native_role == _native.ROLE_SCHEDULER:
             gpu = gpu_of_rank(self.role.rank if rank is None else rank)
         else:
-            gpu = _own_gpu(self.role.device)
+            gpu = _own_gpu(self.role.device or 0)
         with self._opening:
             return self._client_of(gpu)
 
@@ -164,9 +183,13 @@ class Runtime:
         with self._lock:
             client = self._clients.get(gpu)
         if client is None or client.closed:
-            client = _native.Client(
-                instance=self.instance, gpu=gpu, role=self.role.native_role, reclaim=self._on_reclaim
-            )
+            try:
+                client = _native.Client(
+                    instance=self.instance, gpu=gpu, role=self.role.native_role, reclaim=self._on_reclaim
+                )
+            except DaemonNotFoundError as error:
+                error.filename = os.environ.get("KVCACHED_SOCKET") or None
+                raise
             with self._lock:
                 self._clients[gpu] = client
             get_kvcached_logger().debug("connected as %s, GPU %s", self.instance, client.device()["uuid"])
@@ -221,7 +244,14 @@ class Runtime:
                 self.pools[group_id] = pool
             return pool
 
-    def attach_pool(self, group_id: int, layout: Layout) -> Pool:
+    def drop_pool(self, pool: Pool) -> None:
+        """Of whoever cannot make its tensors after all: its group may be opened again."""
+        with self._lock:
+            if self.pools.get(pool.group_id) is pool:
+                del self.pools[pool.group_id]
+        pool.close()
+
+    def attach_pool(self, group_id: int, layout: Layout | None = None) -> Pool:
         """A group's regions at all workers, which are waited for. Of a scheduler."""
         clients = [self.client(rank) for rank in self.role.ranks]
         # One at a time: of two schedulers of a worker the last one rules.

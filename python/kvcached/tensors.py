@@ -4,12 +4,13 @@ nowhere else in the package's core: it needs no headers of torch, and no rebuild
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvcached import _native
+from kvcached import _native, runtime
 from kvcached.errors import KVCachedConfigError
-from kvcached.runtime import Pool
+from kvcached.layout import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -28,20 +29,60 @@ def whole(region: _native.Region) -> torch.Tensor:
 def strided(
     flat: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], strides_bytes: Sequence[int], offset: int
 ) -> torch.Tensor:
-    """A view of that shape; strides and offset in bytes."""
+    """A view of that shape of what has one dimension; strides and offset in bytes."""
     import torch
 
     size = dtype.itemsize
     if offset % size or any(stride % size for stride in strides_bytes):
         raise KVCachedConfigError(f"Strides {list(strides_bytes)} are not all multiples of {dtype}")
-    usable = flat.numel() // size * size
-    typed = flat[:usable].view(dtype)
-    return torch.as_strided(typed, tuple(shape), [s // size for s in strides_bytes], offset // size)
+    flat = flat.view(torch.uint8)
+    typed = flat[: flat.numel() // size * size].view(dtype)
+    start = typed.storage_offset() + offset // size
+    return torch.as_strided(typed, tuple(shape), [s // size for s in strides_bytes], start)
 
 
-def on_device(device: Any, pool: Pool) -> None:
-    """Complains where tensors are wanted on another kind of device than the daemon's GPU is."""
-    kind = "cpu" if pool.client.device()["emulated"] else "cuda"
-    wanted = str(device).partition(":")[0]
-    if wanted == "cpu" and kind == "cuda":
+def check_device(device: Any) -> None:
+    """Complains where tensors are wanted elsewhere than on the GPU of init_kvcached(), also called cpu where
+    that is emulated."""
+    kind, index = runtime.parse_device(device)
+    run = runtime.get()
+    if run.role.native_role == _native.ROLE_SCHEDULER:
+        raise KVCachedConfigError("A scheduler has no GPU, so it makes no tensors: its workers do")
+    ours = run.role.device or 0
+    if index is not None and index != ours:
+        raise KVCachedConfigError(
+            f"KV tensors are on cuda:{ours}, as init_kvcached() was told, and were wanted on {device}"
+        )
+    if kind == "cpu" and not run.client().device()["emulated"]:
         raise KVCachedConfigError(f"KV tensors are on the GPU, and were wanted on {device}")
+
+
+@contextlib.contextmanager
+def pool_of(device: Any, group_id: int, layout: Layout, pages: int, flags: int = 0) -> Iterator[runtime.Pool]:
+    """A new pool, for tensors on that device; it stays if what is done with it succeeds."""
+    check_device(device)
+    if pages * layout.segment_page_bytes >= 1 << 63:
+        raise KVCachedConfigError(
+            f"{pages} pages of {layout.segment_page_bytes} bytes are more than any address space has"
+        )
+    run = runtime.get()
+    pool = run.open_pool(group_id, layout, pages, flags)
+    try:
+        yield pool
+    except BaseException:
+        run.drop_pool(pool)
+        raise
+
+
+def dtype_of(dtype: Any) -> torch.dtype:
+    """A torch.dtype, also by its name, or numpy's of that name."""
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    of_numpy = isinstance(dtype, type) and dtype.__module__ == "numpy"
+    name = dtype.__name__ if of_numpy else str(dtype)
+    found = getattr(torch, name.rpartition(".")[2], None)
+    if not isinstance(found, torch.dtype):
+        raise KVCachedConfigError(f"{dtype!r} is no dtype such as torch.float16")
+    return found

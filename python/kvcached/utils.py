@@ -8,9 +8,11 @@ bounds of preallocation, KVCACHED_IPC_TIMEOUT, KVCACHED_GPU_UTILIZATION) is not 
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import re
 import sys
+from typing import Any
 
 from kvcached import _native
 from kvcached.errors import KVCachedConfigError
@@ -84,24 +86,61 @@ def align_up(n: int, to: int) -> int:
     return (n + to - 1) // to * to
 
 
+def whole_number(number: Any, name: str, least: int = 0) -> int:
+    """`number` as an int, whatever kind of one it is. TypeError: it is none; KVCachedConfigError: it is less
+    than `least`."""
+    try:
+        value = operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} is {number!r}, and must be a whole number") from None
+    if value < least:
+        raise KVCachedConfigError(f"{name} is {value}, and must be at least {least}")
+    return value
+
+
+def whole_numbers(numbers: Any, name: str) -> list[int]:
+    """A list, of whatever can be gone through once: offsets, numbers of pages. Errors as whole_number()'s."""
+    if isinstance(numbers, (str, bytes)):
+        raise TypeError(f"{name} are {numbers!r}, and must be whole numbers")
+    try:
+        listed = list(numbers)
+    except TypeError:
+        raise TypeError(f"{name} are {numbers!r}, and must be a list") from None
+    return [whole_number(number, f"one of {name}") for number in listed]
+
+
 def instance_name(engine: str) -> str:
     """KVCACHED_IPC_NAME with what a name may not have replaced, else kvcached_ENGINE_<process group>."""
     name = os.environ.get("KVCACHED_IPC_NAME") or f"kvcached_{engine}_{os.getpgrp()}"
     return re.sub(r"[^A-Za-z0-9._-]|^[.-]", "_", name)[:64]
 
 
+def log_colour() -> str:
+    """What begins a coloured line: KVCACHED_LOG_COLOR_CODE, in which the escape may be spelled, else cyan."""
+    value = os.environ.get("KVCACHED_LOG_COLOR_CODE") or "\033[36m"
+    code = re.sub(r"\\(033|x1b|e)", "\033", value, flags=re.IGNORECASE)
+    if not re.fullmatch("(\033\\[[0-9;:]*m)+", code):
+        raise KVCachedConfigError(f"KVCACHED_LOG_COLOR_CODE={value!r}: no colour such as \\033[36m")
+    return code
+
+
 class _Coloured(logging.Formatter):
+    def __init__(self, fmt: str) -> None:
+        super().__init__(fmt)
+        self._colour = log_colour()
+
     def format(self, record: logging.LogRecord) -> str:
-        return f"\033[36m{super().format(record)}\033[0m"
+        return f"{self._colour}{super().format(record)}\033[0m"
 
 
 def _make_logger() -> logging.Logger:
     logger = logging.getLogger("kvcached")
     if logger.handlers:
         return logger
-    level = os.environ.get("KVCACHED_LOG_LEVEL", "INFO").upper()
+    said = os.environ.get("KVCACHED_LOG_LEVEL", "").strip()
+    level = said.upper() or "INFO"
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
-        raise KVCachedConfigError(f"KVCACHED_LOG_LEVEL={level}: not DEBUG, INFO, WARNING or ERROR")
+        raise KVCachedConfigError(f"KVCACHED_LOG_LEVEL={said}: not DEBUG, INFO, WARNING, ERROR or CRITICAL")
     handler = logging.StreamHandler(sys.stderr)
     coloured = env_bool("KVCACHED_LOG_COLOR", True) and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     formatter = _Coloured if coloured else logging.Formatter

@@ -230,6 +230,19 @@ def test_a_killed_engine_leaves_its_memory_to_the_other(
     assert peak > GPU // 2
 
 
+def test_requests_go_on_without_the_daemon(
+    engines: Engines, daemon: Daemon, kvctl: Kvctl, plain: dict[str, list[int]]
+) -> None:
+    """In the memory that is mapped."""
+    engine = engines.get("alpha")
+    engine.begin(daemon)
+    ended = serve(engine, MANY, lambda: None, lambda: used_bytes(kvctl, "alpha") > GPU // 4)
+    daemon.kill()
+    finish(engine, plain, MANY, ended)
+    run(engine, plain, prompts(20, 3))
+    engine.kill()
+
+
 def test_sleep_gives_everything_back(
     engines: Engines, programs: Programs, daemon: Daemon, kvctl: Kvctl, plain: dict[str, list[int]]
 ) -> None:

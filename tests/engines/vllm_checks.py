@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from kvcached.errors import KVCachedConfigError, KVCachePoolExhausted, OutOfMemoryError
+from kvcached.errors import (
+    DaemonTimeoutError,
+    DisconnectedError,
+    KVCachedConfigError,
+    KVCachePoolExhausted,
+    OutOfMemoryError,
+)
+from kvcached.integration.vllm import block_pool
+from kvcached.integration.vllm import scheduler as scheduler_module
 from kvcached.integration.vllm.block_pool import ElasticBlockPool
 from kvcached.integration.vllm.geometry import block_unit, geometry, whole_blocks
 
@@ -41,6 +49,8 @@ class FakeMemory:
         )
 
     def alloc(self, need_size: int) -> list[int] | None:
+        if self.source.error is not None:
+            raise self.source.error
         free = self._free()
         if self.source.fail or need_size > len(free):
             return None
@@ -72,6 +82,7 @@ class FakeSource:
         self.pages = pages
         self.memory: FakeMemory
         self.fail = False
+        self.error: Exception | None = None
         self.limit: int | None = None
         self.wanted: list[int | None] = []
 
@@ -86,6 +97,9 @@ class FakeSource:
 
     def overage_bytes(self) -> int:
         return 0 if self.limit is None else max(len(self.memory.pages()) - self.limit, 0) * MIB
+
+    def is_lost(self) -> bool:
+        return isinstance(self.error, DisconnectedError)
 
 
 def pool(pages: int = 8, most: int | None = None, **options: Any) -> tuple[ElasticBlockPool, FakeSource]:
@@ -116,6 +130,16 @@ def refused(kind: type[BaseException], words: str) -> Iterator[None]:
         said = str(error)
     assert said is not None, f"no {kind.__name__}"
     assert words in said, said
+
+
+@contextlib.contextmanager
+def warnings_of(module: Any, said: list[str]) -> Iterator[None]:
+    plain = module.logger
+    module.logger = SimpleNamespace(warning=lambda text, *values: said.append(text % values))
+    try:
+        yield
+    finally:
+        module.logger = plain
 
 
 def books(made: ElasticBlockPool, source: FakeSource) -> None:
@@ -186,6 +210,90 @@ def check_a_broken_promise_is_filled_from_the_cache() -> None:
         made.get_new_blocks(1)
     source.fail = False
     books(made, source)
+
+
+def check_a_daemon_that_is_gone_is_a_shortage() -> None:
+    """That is said once until it clears; cached blocks are still to be had."""
+    for error in (DisconnectedError("gone"), DaemonTimeoutError("no answer")):
+        made, source = pool(pages=4)
+        old = cached(made, 8)
+        said: list[str] = []
+        with warnings_of(block_pool, said):
+            source.error = error
+            assert made.get_new_blocks(8) == old
+            for _ in range(2):
+                with refused(KVCachePoolExhausted, "Cannot get 1 free blocks"):
+                    made.get_new_blocks(1)
+            books(made, source)
+            made.free_blocks(old[:3])
+            assert said == [f"going on with the memory that is mapped: {error}"]
+            source.error = None
+            assert len(made.get_new_blocks(3)) == 3
+            source.error = error
+            with refused(KVCachePoolExhausted, "Cannot get 1 free blocks"):
+                made.get_new_blocks(1)
+            assert len(said) == 2
+
+
+def check_an_engine_without_hope_ends() -> None:
+    """Not while a request has blocks, which it will give back, and not while the daemon may answer."""
+    made, source = pool(pages=2)
+    blocks = made.get_new_blocks(2)
+    source.error = DisconnectedError("gone")
+    made.check_hope()
+    made.free_blocks(blocks)
+    with refused(DisconnectedError, "too little for the requests that wait"):
+        made.check_hope()
+    source.error = DaemonTimeoutError("no answer")
+    made.check_hope()
+
+
+class PlainScheduler:
+    """What ours wants of vLLM's; it admits what waits, and keeps what runs."""
+
+    block_size, max_num_scheduled_tokens, num_lookahead_tokens = 16, 64, 0
+    processed_step_seq = 0
+    defer_block_free = False
+
+    def __init__(self, made: ElasticBlockPool) -> None:
+        manager = SimpleNamespace(req_to_blocks={})
+        coordinator = SimpleNamespace(single_type_managers=[manager])
+        self.kv_cache_manager: Any = SimpleNamespace(
+            block_pool=made, coordinator=coordinator, allocate_slots=self._allocate_plain, free=print
+        )
+        self.waiting: list[Any] = []
+        self.running: list[Any] = []
+        self.pause_state = SimpleNamespace(name="UNPAUSED")
+
+    def _allocate_plain(self, request: Any) -> Any:
+        pool = self.kv_cache_manager.block_pool
+        return None if request.blocks > pool.get_num_free_blocks() else pool.get_new_blocks(request.blocks)
+
+    def schedule(self) -> list[Any]:
+        while self.waiting and self.kv_cache_manager.allocate_slots(self.waiting[0]) is not None:
+            self.running.append(self.waiting.pop(0))
+        return list(self.running)
+
+
+def check_schedulers_end_only_without_hope() -> None:
+    def request(blocks: int) -> Any:
+        return SimpleNamespace(
+            request_id=str(blocks), blocks=blocks, num_computed_tokens=0, num_tokens=16 * blocks,
+            num_tokens_with_spec=16 * blocks, num_output_placeholders=0,
+        )  # fmt: skip
+
+    made, source = pool(pages=2)
+    scheduler: Any = scheduler_module._elastic(PlainScheduler)(made)
+    scheduler.waiting = [request(3), request(9)]
+    assert [r.blocks for r in scheduler.schedule()] == [3]
+    source.error = DisconnectedError("gone")
+    assert [r.blocks for r in scheduler.schedule()] == [3]  # it goes on, and the other one may fit then
+    scheduler.running = []
+    made.free_blocks([b for b in made.blocks if b.ref_cnt and not b.is_null])
+    with refused(DisconnectedError, "too little for the requests that wait"):
+        scheduler.schedule()
+    scheduler.waiting = []
+    assert scheduler.schedule() == []
 
 
 def check_the_bound_on_cached_blocks() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import kvcached.tensors
+from harness.tensors import check_round_trip
 from kvcached import KVCachedConfigError, runtime, vmm_ops
 from kvcached.integration.sglang import interfaces as sgi
 from kvcached.integration.vllm import interfaces as kvi
@@ -26,69 +29,6 @@ def environment(kvcached_environment: Any, torch: Any) -> Any:
 @pytest.fixture
 def engine(environment: Any) -> None:
     kvi.init_kvcached(tp_rank=0, tp_size=1, is_worker=False, device="cuda:0", async_sched=False)
-
-
-def numbered(torch: Any, shape: Any, dtype: Any, start: int) -> Any:
-    """Small whole numbers, which every dtype has."""
-    n = 1
-    for size in shape:
-        n *= size
-    return ((torch.arange(n) + start) % 120).to(dtype).reshape(shape)
-
-
-def check_round_trip(torch: Any, views: list[Any]) -> None:
-    """Views that don't overlap keep what was written to each."""
-    for i, view in enumerate(views):
-        view.copy_(numbered(torch, view.shape, view.dtype, 7 * i))
-    for i, view in enumerate(views):
-        assert torch.equal(view, numbered(torch, view.shape, view.dtype, 7 * i))
-
-
-def test_documented_vllm(environment: Any, torch: Any) -> None:
-    """Each step as the reference has it."""
-    kvi.init_kvcached(
-        tp_rank=0,
-        tp_size=1,
-        is_worker=False,
-        device="cuda:0",
-        async_sched=False,
-    )
-    num_blocks, block_size, num_layers = 1000, 16, 4
-    kv_tensors = kvi.alloc_kv_cache(
-        (2, num_blocks, block_size, 8, 64),
-        block_size,
-        torch.float16,
-        "cuda",
-        num_layers,
-        attention_type="MHA",
-        kv_layout="NHD",
-    )
-    assert len(kv_tensors) == num_layers
-    manager = kvi.get_kv_cache_manager(num_blocks, block_size, 8 * 64 * 2, num_layers)
-    block_ids = manager.alloc(200)
-    assert block_ids is not None
-    assert 0 not in block_ids
-    check_round_trip(torch, [tensor[kv, block_ids[-1]] for tensor in kv_tensors for kv in range(2)])
-    available = manager.available_size()
-    assert 0 < available <= num_blocks - 1 - 200
-    assert manager.alloc(available) is not None
-    manager.free(block_ids)
-    kvi.shutdown_kvcached()
-
-
-def test_documented_sglang(environment: Any, torch: Any) -> None:
-    sgi.init_kvcached(tp_rank=0, tp_size=1, is_worker=False, device="cuda:0", async_sched=True)
-    k_tensors, v_tensors = sgi.alloc_kv_cache(
-        (4096, 8, 64), torch.bfloat16, "cuda", 2, page_size=1, attention_type="MHA", kv_layout="NHD"
-    )
-    assert [len(k_tensors), len(v_tensors)] == [2, 2]
-    manager = sgi.get_kv_cache_manager(4096, 1, 8 * 64 * 2, 2)
-    ids = manager.alloc(5)
-    assert ids is not None
-    check_round_trip(torch, [tensors[i][ids] for tensors in (k_tensors, v_tensors) for i in range(2)][:0])
-    for i in ids:
-        check_round_trip(torch, [tensors[n][i] for tensors in (k_tensors, v_tensors) for n in range(2)])
-    sgi.shutdown_kvcached()
 
 
 @CONTIGUOUS
@@ -120,12 +60,12 @@ def test_layouts(
     )
     buffers = 1 if attention == "MLA" else 2
     block = meta["block_bytes"] // kind.itemsize
-    assert meta == {
-        "block_bytes": block * kind.itemsize,
-        "page_bytes": 2 * MIB,
-        "contiguous": contiguous == "true",
-        "kv_buffers": buffers,
-    }
+    assert [meta[name] for name in ("block_bytes", "page_bytes", "contiguous", "kv_buffers")] == [
+        block * kind.itemsize,
+        2 * MIB,
+        contiguous == "true",
+        buffers,
+    ]
     for tensor in tensors:
         assert (tuple(tensor.shape), tensor.dtype) == (shape, kind)
         assert tensor.stride(blocks_at) == block * (layers * buffers if contiguous == "true" else 1)
@@ -255,40 +195,6 @@ def test_interpreter_ends_with_live_tensors(torch: Any, run_python: Callable[...
     assert run_python(code).out == "end\n"
 
 
-def test_documented_manual_integration(environment: Any, torch: Any, kvctl: Any) -> None:
-    environment.setenv("KVCACHED_CONTIGUOUS_LAYOUT", "false")
-    vmm_ops.init_kvcached("cuda:0")
-    mem_size_per_layer, dtype_size, num_layers = 16 * MIB, 2, 3
-    raw_tensors = vmm_ops.create_kv_tensors(mem_size_per_layer, dtype_size, "cuda:0", num_layers)
-    assert [tuple(tensor.shape) for tensor in raw_tensors] == [(8 * MIB,)] * num_layers
-    assert vmm_ops.kv_tensors_created()
-    page_ids, block_ids = [0, 3], [0, 1]
-    assert vmm_ops.map_to_kv_tensors(page_ids, block_ids)
-    page = MIB  # elements
-    check_round_trip(
-        torch,
-        [
-            tensor[half + i * page :][:page]
-            for tensor in raw_tensors
-            for half in (0, 4 * page)
-            for i in page_ids
-        ],
-    )
-    (row,) = kvctl("list", "--json").json()
-    assert row["used_bytes"] == 2 * num_layers * 2 * 2 * MIB
-    with pytest.raises(ValueError, match="mapped already"):
-        vmm_ops.map_to_kv_tensors([2 * MIB, 3 * 2 * MIB])
-    assert vmm_ops.map_to_kv_tensors([2 * MIB], 0)
-    assert vmm_ops.unmap_from_kv_tensors([0, 2 * MIB, 6 * MIB])
-    with pytest.raises(ValueError, match="not mapped"):
-        vmm_ops.unmap_from_kv_tensors(page_ids, block_ids)
-    with pytest.raises(ValueError, match="Offset 5 is not a multiple of 2097152"):
-        vmm_ops.map_to_kv_tensors([5])
-    vmm_ops.shutdown_kvcached()
-    with pytest.raises(RuntimeError, match="kvcached is not initialized"):
-        vmm_ops.map_to_kv_tensors([0])
-
-
 def test_manual_contiguous(environment: Any, torch: Any) -> None:
     vmm_ops.init_kvcached("cuda:0", page_size=4 * MIB, contiguous_layout=True)
     with pytest.raises(RuntimeError, match="KV tensors of group 0 have not been created"):
@@ -351,3 +257,183 @@ def test_internal_page() -> None:
         page.free(5)
     assert page.num_free_blocks() == 1
     assert vmm_ops.InternalPage.get_num_blocks(100, 30) == 3
+
+
+SHAPE = (2, 64, 16, 2, 64)
+
+
+def alloc(torch: Any, shape: Any = SHAPE, block_size: Any = 16, **others: Any) -> Any:
+    given = {"dtype": torch.float16, "device": "cuda", "num_layers": 2, **others}
+    return kvi.alloc_kv_cache(shape, block_size, **given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"shape": (2, -5, 16, 2, 64)}, "one of the dimensions of kvcache_shape is -5"),
+        ({"shape": (2, 0, 16, 2, 64)}, "is no shape of a KV cache, such as .2, N, B, H, D."),
+        ({"shape": (2, 64)}, "is no shape of a KV cache"),
+        ({"shape": (), "attention_type": "MLA"}, "is no shape of a KV cache, such as .N, B, D."),
+        ({"shape": (5,), "attention_type": "MLA"}, "is no shape of a KV cache"),
+        ({"shape": (2, 1 << 80, 16, 2, 64)}, "are more than any address space has"),
+        ({"block_size": 0}, "block_size is 0"),
+        ({"block_size": -16}, "block_size is -16"),
+        ({"block_size": 32}, "has blocks of 16 tokens, and they were said to be of 32"),
+        (
+            {"block_size": 64, "kernel_block_size": 32},
+            "has blocks of 16 tokens, and they were said to be of 32",
+        ),
+        ({"block_size": 64, "kernel_block_size": 0}, "kernel_block_size is 0"),
+        (
+            {"shape": (2, 66, 16, 2, 64), "block_size": 64, "kernel_block_size": 16},
+            "66 kernel blocks are no whole number of blocks of 4",
+        ),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"dtype": "float17"}, "'float17' is no dtype such as torch.float16"),
+        ({"dtype": None}, "None is no dtype"),
+        ({"dtype": float}, "is no dtype"),
+        ({"dtype": "nn"}, "'nn' is no dtype"),
+        ({"device": "banana"}, "banana is no device such as cuda:0"),
+        (
+            {"device": "cuda:7"},
+            "KV tensors are on cuda:0, as init_kvcached.. was told, and were wanted on cuda:7",
+        ),
+    ],
+)
+def test_refused_arguments(engine: None, torch: Any, arguments: dict[str, Any], text: str) -> None:
+    """And the group may be made afterwards."""
+    with pytest.raises(KVCachedConfigError, match=text):
+        alloc(torch, **arguments)
+    assert alloc(torch)[0].shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (((-5, 2, 64), "float16", "cuda", 2), "one of the dimensions of kvcache_shape is -5"),
+        (((), "float16", "cuda", 2), "is no shape of a KV cache, such as .tokens, heads, head_dim."),
+        (((64, 0, 64), "float16", "cuda", 2), "is no shape of a KV cache"),
+        (((64, 2, 64), "float17", "cuda", 2), "'float17' is no dtype"),
+        (((64, 2, 64), "float16", "banana", 2), "banana is no device"),
+        (((64, 2, 64), "float16", "cuda:7", 2), "KV tensors are on cuda:0"),
+        (((64, 2, 64), "float16", "cuda", 0), "num_layers is 0"),
+        (((64, 2, 64), "float16", "cuda", 2, 0), "page_size is 0"),
+    ],
+)
+def test_refused_arguments_of_sglang(engine: None, torch: Any, arguments: Any, text: str) -> None:
+    with pytest.raises(KVCachedConfigError, match=text):
+        sgi.alloc_kv_cache(*arguments)
+    k, _ = sgi.alloc_kv_cache((64, 2, 64), "float16", "cuda", 2)
+    assert (tuple(k[0].shape), k[0].dtype) == ((64, 2, 64), torch.float16)
+
+
+def test_arguments_of_another_kind(engine: None, torch: Any) -> None:
+    with pytest.raises(TypeError, match=r"one of the dimensions of kvcache_shape is 64\.0"):
+        alloc(torch, (2, 64.0, 16, 2, 64))
+    with pytest.raises(TypeError, match=r"num_layers is 2\.0"):
+        alloc(torch, num_layers=2.0)
+    with pytest.raises(TypeError, match="device is True"):
+        alloc(torch, device=True)
+    sizes = torch.tensor([*SHAPE, 16, 2])
+    tensors = alloc(torch, sizes[:5], sizes[5], num_layers=sizes[6])
+    assert [tuple(tensor.shape) for tensor in tensors] == [SHAPE] * 2
+
+
+def test_dtypes_by_name(engine: None, torch: Any) -> None:
+    numpy = pytest.importorskip("numpy", reason="no numpy in this Python")
+    names = ["float16", "torch.float16", "half", numpy.float16, numpy.dtype("float16")]
+    for group, dtype in enumerate(names):
+        (tensor,) = alloc(torch, dtype=dtype, num_layers=1, group_id=group)
+        assert tensor.dtype == torch.float16
+
+
+def test_a_group_whose_tensors_fail_is_free_again(
+    engine: None, torch: Any, monkeypatch: pytest.MonkeyPatch, driver: Any
+) -> None:
+    """Whatever it is that fails."""
+    before = driver.stats().reservations
+
+    def fail(*arguments: Any) -> Any:
+        raise MemoryError
+
+    state = SimpleNamespace(conv=[(4, 64)], temporal=(8, 16))
+    kinds = SimpleNamespace(conv=torch.float32, temporal=torch.float32)
+    made: list[Callable[[], Any]] = [
+        lambda: alloc(torch),
+        lambda: sgi.alloc_kv_cache((1024, 2, 64), torch.float16, "cuda", 2),
+        lambda: sgi.alloc_mamba_states(
+            num_slots=7,
+            num_mamba_layers=2,
+            cache_params=SimpleNamespace(shape=state, dtype=kinds),
+            device="cuda",
+            group_id=0,
+        ),
+        lambda: vmm_ops.create_kv_tensors(16 * MIB, 2, "cuda:0", 2),
+    ]
+    for make in made:
+        with monkeypatch.context() as broken:
+            broken.setattr(kvcached.tensors, "whole", fail)
+            with pytest.raises(MemoryError):
+                make()
+        assert runtime.get().pool(0) is None
+        assert driver.stats().reservations == before
+        assert make()
+        kvi.shutdown_kvcached()
+        kvi.init_kvcached()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((16 * MIB, 2, "cuda:0", 0), "num_layers is 0"),
+        ((16 * MIB, 2, "cuda:0", 2, 0), "num_kv_buffers is 0"),
+        ((-16 * MIB, 2, "cuda:0", 2), "size is -16777216"),
+        ((16 * MIB, 2, "banana", 2), "banana is no device"),
+        ((16 * MIB, 2, "cuda:7", 2), "KV tensors are on cuda:0, .* wanted on cuda:7"),
+    ],
+)
+def test_no_tensors(engine: None, torch: Any, arguments: Any, text: str) -> None:
+    with pytest.raises(KVCachedConfigError, match=text):
+        vmm_ops.create_kv_tensors(*arguments)
+    assert vmm_ops.create_kv_tensors(16 * MIB, 2, "cuda:0", 2)
+
+
+def test_the_second_of_two_is_the_blocks(engine: None, torch: Any) -> None:
+    """(2, 2, ...) is read as (2, N, ...)."""
+    (tensor,) = alloc(torch, (2, 2, 16, 2, 64), num_layers=1)
+    manager = kvi.get_kv_cache_manager(2, 16, 2 * 64 * 2, 1)
+    assert manager.alloc(1) == [1]
+    assert tensor.stride(0) < tensor.stride(1)  # a block has its K before its V
+
+
+@CONTIGUOUS
+def test_views_of_other_blocks(engine: None, environment: Any, torch: Any, contiguous: str) -> None:
+    """Groups of layers whose blocks have another shape and the same bytes."""
+    environment.setenv("KVCACHED_CONTIGUOUS_LAYOUT", contiguous)
+    tensors, meta = kvi.alloc_kv_cache(
+        (2, 64, 16, 2, 64), 16, torch.float16, "cuda", 3, kernel_block_size=16, return_meta=True
+    )
+    manager = kvi.get_kv_cache_manager(64, 16, 2 * 64 * 2, 3)
+    ids = manager.alloc(63)
+    assert ids is not None
+    names = ("num_blocks_per_layer", "gpu_mem_bytes_per_layer_k_or_v", "num_layers")
+    rest = [meta[name] for name in names]
+    again, block_bytes = kvi.build_kv_views(
+        meta["raw_kv_tensors"], (2, 64, 16, 2, 64), 16, torch.float16, "MHA", *rest
+    )
+    assert block_bytes == 2 * 16 * 2 * 64 * 2
+    for tensor, other in zip(tensors, again):
+        assert (tensor.data_ptr(), tensor.stride()) == (other.data_ptr(), other.stride())
+    shape = (2, 64, 32, 1, 64)
+    wide, block_bytes = kvi.build_kv_views(meta["raw_kv_tensors"], shape, 32, "float16", "GQA", *rest)
+    assert block_bytes == 2 * 16 * 2 * 64 * 2
+    check_round_trip(torch, [tensor[kv, i] for tensor in wide for kv in range(2) for i in (1, 30, 63)])
+    for tensor, other in zip(tensors, wide):
+        assert torch.equal(tensor[:, 30].flatten(), other[:, 30].flatten())
+    for arguments, text in (
+        ((meta["raw_kv_tensors"][1:], (2, 64, 16, 2, 64), 16), "raw tensors, and . were expected"),
+        ((meta["raw_kv_tensors"], (2, 65, 16, 2, 64), 16), "has more blocks than there are: 64"),
+        ((meta["raw_kv_tensors"], (2, 64, 16, 2, 64), 32), "has blocks of 16 tokens"),
+    ):
+        with pytest.raises(KVCachedConfigError, match=text):
+            kvi.build_kv_views(*arguments, torch.float16, "MHA", *rest)

@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import pickle
 import weakref
 from typing import Any, Callable
 
 import pytest
 
 from harness.broker import Result
-from kvcached import KVCachedConfigError, runtime, utils
+from kvcached import (
+    DaemonNotFoundError,
+    DaemonTimeoutError,
+    DisconnectedError,
+    Error,
+    KVCachedConfigError,
+    runtime,
+    utils,
+)
+from kvcached.integration.sglang import interfaces as sgi
+from kvcached.integration.vllm import interfaces as kvi
 from kvcached.layout import Layout
 
 MIB = 1 << 20
@@ -84,13 +97,27 @@ def test_instance(set_: Callable[[str, str], None], name: str, instance: str) ->
 
 
 def test_devices() -> None:
-    class Device:
+    class Device:  # as a torch.device
         index = 3
 
-    for device, index in ((None, 0), ("cuda", 0), ("cuda:1", 1), ("cpu", 0), (2, 2), (Device(), 3)):
+        def __str__(self) -> str:
+            return "cuda:3"
+
+    class Number:  # as numpy's
+        def __index__(self) -> int:
+            return 4
+
+    for device, index in (
+        (None, 0), ("cuda", 0), ("cuda:1", 1), ("cpu", 0), (2, 2), (Device(), 3), (Number(), 4)
+    ):  # fmt: skip
         assert runtime.device_index(device) == index
-    with pytest.raises(KVCachedConfigError, match="cuda:x is no device"):
-        runtime.device_index("cuda:x")
+    for wrong in ("cuda:x", "banana", "1", "cuda:", "cuda:-1", "cuda:²", "meta", 1.5):
+        with pytest.raises(KVCachedConfigError, match="no device such as cuda:0"):
+            runtime.device_index(wrong)
+    with pytest.raises(KVCachedConfigError, match="device is -1, and must be at least 0"):
+        runtime.device_index(-1)
+    with pytest.raises(TypeError, match="device is True"):
+        runtime.device_index(True)
 
 
 def test_ranks() -> None:
@@ -155,3 +182,126 @@ def test_a_forked_child_begins_anew(run_python: Callable[..., Result]) -> None:
         assert runtime.get().client().status()["connected"]
         """
     )
+
+
+ROLES = pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), {}),
+        ((1, 2, 0, True, "cuda:1", True), {"tp_rank": 1, "world_size": 2, "is_worker": True, "device": 1}),
+        # As it once was: is_worker in pp_rank's place.
+        ((1, 2, True, "cuda:1", True), {"tp_rank": 1, "world_size": 2, "is_worker": True, "device": 1}),
+        ((0, 1, False, "cuda:1"), {"device": 1}),
+        ((0, 1, False, 1, True), {"device": 1}),
+        ((0, 1, False, None, True), {}),
+        ((0, 1, True), {"is_worker": True}),
+    ],
+)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[runtime.Role]:
+    """Roles that init_kvcached() was called with."""
+    roles: list[runtime.Role] = []
+    monkeypatch.setattr(runtime, "init", roles.append)
+    return roles
+
+
+@ROLES
+def test_both_orders_of_init(
+    said: list[runtime.Role], arguments: tuple[Any, ...], expected: dict[str, Any]
+) -> None:
+    kvi.init_kvcached(*arguments)
+    several = expected.get("world_size", 1) > 1
+    assert said == [runtime.Role(**{"engine": "vLLM", "separate": several, **expected})]
+
+
+def test_init_by_name(said: list[runtime.Role]) -> None:
+    kvi.init_kvcached(0, 1, False, device="cuda:2", async_sched=True)
+    kvi.init_kvcached(tp_rank=1, tp_size=4, is_worker=True, device=3)
+    sgi.init_kvcached(tp_rank=1, tp_size=2, is_worker=False, device="cuda:1", async_sched=True)
+    sgi.init_kvcached(tp_rank=1, world_size=2, pp_rank=1, device=1)
+    sgi.init_kvcached(0, 1, False, "cuda:1", True)
+    assert said == [
+        runtime.Role("vLLM", device=2),
+        runtime.Role("vLLM", tp_rank=1, world_size=4, is_worker=True, separate=True, device=3),
+        runtime.Role("SGLang", tp_rank=1, world_size=2, device=1),
+        runtime.Role("SGLang", tp_rank=1, world_size=2, pp_rank=1, pp_size=2, is_worker=True, device=1),
+        runtime.Role("SGLang", device=1),
+    ]
+
+
+def test_what_init_cannot_tell_apart(said: list[runtime.Role]) -> None:
+    for init, wrong, text in (
+        (kvi, (0, 1, 0, "cuda:0"), "is_worker is 'cuda:0', and must be true or false"),
+        (kvi, (0, 1, 0, False, True), "device is True"),
+        (kvi, (0, 1, False, "cuda:0", "cuda:1"), "async_sched is 'cuda:1'"),
+        (kvi, (0, 1, False, True), "is_worker is False, as the third argument, and True"),
+        (kvi, ("cuda:0",), "tp_rank is 'cuda:0', and must be a whole number"),
+        (kvi, (0, True), "world_size is True"),
+        (sgi, (0, 1, "cuda:0", True), "pp_rank is 'cuda:0'"),
+        (sgi, (0, 1, 0, False, "cuda:0"), "async_sched is 'cuda:0'"),
+        (sgi, (0, 1, 0, True), "device is True"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            init.init_kvcached(*wrong)
+    for values, text in (
+        ({"tp_rank": 2, "tp_size": 2}, "tp_rank is 2, and there are 2 ranks"),
+        ({"tp_size": 0}, "_size is 0, and must be at least 1"),
+        ({"tp_size": 2, "world_size": 4}, "world_size is 4, and tp_size 2"),
+        ({"pp_rank": -1}, "pp_rank is -1"),
+        ({"device": "banana"}, "banana is no device"),
+    ):
+        for init in (kvi, sgi):
+            with pytest.raises(KVCachedConfigError, match=text):
+                init.init_kvcached(**values)
+    assert said == []
+
+
+def test_errors_have_what_pythons_have(kvcached_environment: Any, tmp_path: Any, daemon: Any) -> None:
+    for error, number in (
+        (DaemonNotFoundError("x"), errno.ENOENT),
+        (DisconnectedError("x"), errno.ECONNRESET),
+        (DaemonTimeoutError("x"), errno.ETIMEDOUT),
+    ):
+        assert (str(error), error.errno, error.code) == ("x", number, 0)
+    assert Error("x").code == 0
+    socket = str(tmp_path / "none.sock")
+    kvcached_environment.setenv("KVCACHED_SOCKET", socket)
+    with pytest.raises(FileNotFoundError, match="There is no kvcachedd") as found:
+        kvi.init_kvcached()
+    error = pickle.loads(pickle.dumps(found.value))
+    for one in (found.value, error):
+        assert isinstance(one, DaemonNotFoundError)
+        assert (one.errno, one.filename) == (errno.ENOENT, socket)
+        assert one.code < 0
+        assert str(one) == f"There is no kvcachedd: {socket} does not exist"
+
+
+def test_log_levels(run_python: Callable[..., Result]) -> None:
+    code = """
+        from kvcached.utils import get_kvcached_logger
+        try:
+            print(get_kvcached_logger().level)
+        except ValueError as error:
+            print(error)
+    """
+    for level, said in (("", "20"), (" debug ", "10"), ("Critical", "50")):
+        assert run_python(code, KVCACHED_LOG_LEVEL=level).out == f"{said}\n"
+    said = run_python(code, KVCACHED_LOG_LEVEL="foo").out
+    assert said == "KVCACHED_LOG_LEVEL=foo: not DEBUG, INFO, WARNING, ERROR or CRITICAL\n"
+
+
+def test_log_colours(set_: Callable[[str, str], None]) -> None:
+    def coloured() -> str:
+        record = logging.LogRecord("kvcached", logging.INFO, "", 0, "text", None, None)
+        return utils._Coloured("%(message)s").format(record)
+
+    assert coloured() == "\033[36mtext\033[0m"
+    for value in ("\033[1;31m", r"\033[1;31m", r"\x1b[1;31m", r"\e[1;31m"):
+        set_("KVCACHED_LOG_COLOR_CODE", value)
+        assert coloured() == "\033[1;31mtext\033[0m"
+    for wrong in ("red", "\033[2J", "\033]0;title\a"):
+        set_("KVCACHED_LOG_COLOR_CODE", wrong)
+        with pytest.raises(KVCachedConfigError, match="no colour such as"):
+            utils.log_colour()

@@ -13,7 +13,7 @@ from typing import IO, Any
 import pytest
 
 from harness.broker import eventually
-from kvcached import DaemonTimeoutError, DisconnectedError, Error, runtime, tp_ipc_util
+from kvcached import DaemonTimeoutError, DisconnectedError, Error, runtime, tp_ipc_util, vmm_ops
 from kvcached.integration.vllm import interfaces as kvi
 
 MIB = 1 << 20
@@ -205,8 +205,95 @@ def test_pages_by_hand(start: Any, kvctl: Any) -> None:
         tp_ipc_util.broadcast_map_to_kv_tensors(2, [5], 0, 5, page_bytes=compound)
     with pytest.raises(ValueError, match="was told 2"):
         tp_ipc_util.broadcast_map_to_kv_tensors(3, [0], 0, 5)
+    for stage, text in ((1, "pp_rank is 1, and init_kvcached.. was told of 1 stages"), (-1, "pp_rank is -1")):
+        with pytest.raises(ValueError, match=text):
+            tp_ipc_util.broadcast_map_to_kv_tensors(2, [0], stage, 5)
     with pytest.raises(RuntimeError, match="not worker 0 of stage 0"):
         tp_ipc_util.start_worker_listener_thread(0)
+
+
+def mapped(pool: Any) -> list[set[int]]:
+    """Of each worker."""
+    pages: list[set[int]] = []
+    for region in pool.regions:
+        pages.append(set())
+        for page in range(region.pages):
+            try:
+                region.map([page])
+            except Error:
+                pages[-1].add(page)
+            else:
+                region.unmap([page])
+    return pages
+
+
+def test_offsets_are_the_tensors(start: Any) -> None:
+    """An offset is that of a page of all layers, as the workers' tensors have it; also from a generator."""
+    start(1)
+    kvi.init_kvcached(separate=True)
+    tp_ipc_util.broadcast_map_to_kv_tensors(1, (i * PAGE_BYTES for i in (1, 3)))
+    pool = runtime.get().pool(0)
+    assert mapped(pool) == [{1, 3}]
+    tp_ipc_util.broadcast_unmap_from_kv_tensors(1, iter([PAGE_BYTES]))
+    assert mapped(pool) == [{3}]
+
+
+def test_undoing_doesnt_stop_at_the_first(
+    start: Any, kvcached_environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor hides why it is done."""
+    start(3)
+    kvi.init_kvcached(world_size=3, separate=True)
+    assert tp_ipc_util.broadcast_kv_tensors_created(3)
+    pool: Any = runtime.get().pool(0)
+    pool.regions[2].map([2])
+
+    class Stubborn:
+        """The first worker's region, which can be mapped only."""
+
+        page_bytes, segments = PAGE_BYTES, 1
+
+        def map(self, pages: Any) -> None:
+            pool.regions[0].map(pages)
+
+        def unmap(self, pages: Any) -> None:
+            raise DisconnectedError("lost")
+
+    regions = [Stubborn(), *pool.regions[1:]]
+    monkeypatch.setattr(tp_ipc_util, "_regions", lambda *arguments: regions)
+    with pytest.raises(Error, match="mapped already"):
+        tp_ipc_util.broadcast_map_to_kv_tensors(3, [PAGE_BYTES, 2 * PAGE_BYTES])
+    assert mapped(pool) == [{1, 2}, set(), {2}]
+
+
+def test_asking_whether_there_are_tensors_decides_nothing(start: Any, kvcached_environment: Any) -> None:
+    """What lies in them is said by the first manager, and no one before."""
+    start(1)
+    kvi.init_kvcached(separate=True)
+    assert vmm_ops.kv_tensors_created()
+    assert tp_ipc_util.broadcast_kv_tensors_created(1)
+    manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
+    assert manager.layout.block_bytes == 16384
+    assert manager.alloc(4) is not None
+    kvcached_environment.setenv("KVCACHED_IPC_TIMEOUT", "1")
+    kvi.shutdown_kvcached()
+    kvi.init_kvcached(separate=True)
+    for group in (0, 9):
+        created = group == 0
+        assert vmm_ops.kv_tensors_created(group) is created
+        assert tp_ipc_util.broadcast_kv_tensors_created(1, 0, group) is created
+
+
+def test_pages_one_at_a_time(start: Any) -> None:
+    """A PageAllocator in a scheduler leaves the layout to a manager, too."""
+    start(1)
+    kvi.init_kvcached(separate=True)
+    pages = vmm_ops.PageAllocator(2, 16 * MIB, 2 * MIB)
+    assert pages.alloc_page().page_id == 0
+    pages.close()
+    with pytest.raises(ValueError, match="are not the pages of group 0"):
+        vmm_ops.PageAllocator(2, 16 * MIB, 4 * MIB).alloc_page()
+    assert kvi.get_kv_cache_manager(1024, 16, 1024, 2).alloc(4) is not None
 
 
 def test_engines_have_no_workers(kvcached_environment: Any) -> None:

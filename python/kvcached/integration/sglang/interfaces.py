@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvcached import _native, runtime, tensors
-from kvcached.integration import caches
+from kvcached.integration import arguments, caches
 from kvcached.integration.managers import Managers
 from kvcached.kv_cache_manager import KVCacheManager
 from kvcached.layout import product, row_major
-from kvcached.utils import align_up
+from kvcached.utils import align_up, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -37,15 +37,19 @@ def init_kvcached(
     world_size: int | None = None,
 ) -> None:
     """Connects to kvcachedd. Each of SGLang's ranks schedules for itself, so each is an engine of its own at
-    the daemon of its GPU."""
+    the daemon of its GPU. Also with is_worker, a bool, in pp_rank's place, as it once was."""
+    stage, is_worker = (0, pp_rank) if isinstance(pp_rank, bool) else (pp_rank, is_worker)
     runtime.init(
-        runtime.Role(
-            engine=ENGINE,
+        arguments.role(
+            ENGINE,
             tp_rank=tp_rank,
-            world_size=world_size or tp_size,
-            pp_rank=pp_rank,
+            world_size=tp_size if world_size is None else world_size,
+            tp_size=None if tp_size == 1 else tp_size,
+            pp_rank=stage,
             is_worker=is_worker,
-            device=runtime.device_index(device),
+            separate=False,
+            device=device,
+            async_sched=async_sched,
         )
     )
 
@@ -71,18 +75,18 @@ def alloc_kv_cache(
     """
     runtime.get()
     caches.check(attention_type, kv_layout)
-    tokens, *rest = kvcache_shape
-    if page_size < 1:
-        raise ValueError(f"page_size is {page_size}, and must be positive")
+    kind = tensors.dtype_of(dtype)
+    tokens, *rest = caches.sizes(kvcache_shape, 2, "(tokens, heads, head_dim)")
+    page_size = whole_number(page_size, "page_size", 1)
     n_blocks = -(-tokens // page_size)
     buffers = 1 if attention_type == "MLA" else 2
     shape = [buffers, n_blocks * page_size, *rest]
-    token_bytes = caches.block_bytes(shape, (1, 0), dtype)
-    pool = caches.open_pool(device, num_layers, buffers, n_blocks, page_size * token_bytes, group_id, holes)
-    layers = caches.views(pool, dtype, shape, (1, 0))
-    if buffers == 1:
-        return [layer[0] for layer in layers]
-    return [layer[0] for layer in layers], [layer[1] for layer in layers]
+    block_bytes = page_size * caches.block_bytes(shape, (1, 0), kind)
+    with caches.pool_of(device, num_layers, buffers, n_blocks, block_bytes, group_id, holes) as pool:
+        layers = caches.views(pool, kind, shape, (1, 0))
+        if buffers == 1:
+            return [layer[0] for layer in layers]
+        return [layer[0] for layer in layers], [layer[1] for layer in layers]
 
 
 def alloc_mamba_states(
@@ -106,18 +110,19 @@ def alloc_mamba_states(
     runtime.get()
     parts = _mamba_parts(cache_params)
     slot_bytes = mamba_slot_bytes(cache_params)
-    pool = caches.open_pool(
+    num_slots = whole_number(num_slots, "num_slots", 1)
+    with caches.pool_of(
         device, num_mamba_layers, 1, num_slots + 1, slot_bytes, group_id, flags=_native.ZERO_ON_MAP
-    )
-    layer_stride, _, slot_stride = pool.layout.strides(pool.region.stride_bytes)
-    flat = tensors.whole(pool.region)
-    states, offset = [], 0
-    for shape, dtype in parts:
-        strides = [layer_stride, slot_stride, *(n * dtype.itemsize for n in row_major(shape))]
-        full_shape = (num_mamba_layers, num_slots + 1, *shape)
-        states.append(tensors.strided(flat, dtype, full_shape, strides, offset))
-        offset += _mamba_part_bytes(shape, dtype)
-    return states[:-1], states[-1]
+    ) as pool:
+        layer_stride, _, slot_stride = pool.layout.strides(pool.region.stride_bytes)
+        flat = tensors.whole(pool.region)
+        states, offset = [], 0
+        for shape, dtype in parts:
+            strides = [layer_stride, slot_stride, *(n * dtype.itemsize for n in row_major(shape))]
+            full_shape = (num_mamba_layers, num_slots + 1, *shape)
+            states.append(tensors.strided(flat, dtype, full_shape, strides, offset))
+            offset += _mamba_part_bytes(shape, dtype)
+        return states[:-1], states[-1]
 
 
 def mamba_slot_bytes(cache_params: Any) -> int:

@@ -21,7 +21,13 @@ from typing import Any, Protocol
 
 from vllm.v1.core.block_pool import BlockPool
 
-from kvcached.errors import Error, KVCachePoolExhausted, OutOfMemoryError
+from kvcached.errors import (
+    DaemonTimeoutError,
+    DisconnectedError,
+    Error,
+    KVCachePoolExhausted,
+    OutOfMemoryError,
+)
 from kvcached.utils import get_kvcached_logger
 
 logger = get_kvcached_logger("kvcached.vllm")
@@ -51,6 +57,9 @@ class Source(Protocol):
 
     def overage_bytes(self) -> int:
         """How much more the instance has than its limit allows."""
+
+    def is_lost(self) -> bool:
+        """Whether nothing more can come from it, ever."""
 
 
 class Turn:
@@ -115,6 +124,7 @@ class ElasticBlockPool(BlockPool):
         self.turn = Turn(self.notices, self._answer_notices)
         self._memory: Memory | None = source.open()
         self._resetting = False
+        self._silent = False  # the daemon was asked in vain, and that was said
 
     # ---- Memory ----
 
@@ -133,7 +143,7 @@ class ElasticBlockPool(BlockPool):
         if self._memory is None:
             try:
                 self._memory = self.source.open()
-            except OutOfMemoryError as error:
+            except (OutOfMemoryError, DaemonTimeoutError) as error:
                 logger.warning("no memory to wake up with: %s", error)
                 return False
         return True
@@ -203,13 +213,35 @@ class ElasticBlockPool(BlockPool):
             if available + queued < n:
                 available = memory.available_size(n - queued)
             for k in (min(n, available), n - queued):
-                ids = memory.alloc(k) if k > 0 and k + queued >= n else None
+                ids = self._ask(memory, k) if k > 0 and k + queued >= n else None
                 if ids is not None:
                     self.held += len(ids)
                     return ids
         if queued >= n:
             return []
         raise KVCachePoolExhausted(f"Cannot get {n} free blocks from the pool")
+
+    def _ask(self, memory: Memory, n: int) -> list[int] | None:
+        """A daemon that is gone, or doesn't answer, is a shortage: what is mapped stays usable, and requests
+        go on in that, if need be one after the other."""
+        try:
+            ids = memory.alloc(n)
+        except (DisconnectedError, DaemonTimeoutError) as error:
+            if not self._silent:
+                logger.warning("going on with the memory that is mapped: %s", error)
+            self._silent = True
+            return None
+        self._silent = self._silent and ids is None
+        return ids
+
+    def check_hope(self) -> None:
+        """Of a scheduler that could admit no request. DisconnectedError: none will ever be: nothing is in
+        use, and no more can come."""
+        if self.held == self.evictable and self.source.is_lost():
+            raise DisconnectedError(
+                "kvcachedd, or a worker, is gone, and what is still mapped of the KV cache is too little for "
+                "the requests that wait"
+            )
 
     def free_blocks(self, *args: Any, **kwargs: Any) -> None:
         super().free_blocks(*args, **kwargs)

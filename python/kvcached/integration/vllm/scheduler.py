@@ -73,6 +73,9 @@ class Workers:
                 over = max(over, status["used_bytes"] - status["limit_bytes"], 1)
         return over
 
+    def is_lost(self) -> bool:
+        return not all(client.closed or client.status()["connected"] for client in self._runtime.clients())
+
 
 class Elastic:
     """Before a Scheduler in a class' bases."""
@@ -96,6 +99,7 @@ class Elastic:
         self._groups = max(len(me.kv_cache_manager.coordinator.single_type_managers), 1)
         self._allocate = me.kv_cache_manager.allocate_slots
         me.kv_cache_manager.allocate_slots = self._allocate_slots
+        self._refused = False
 
     # ---- How many blocks a step can take ----
 
@@ -130,7 +134,11 @@ class Elastic:
         with self._pool.turn:
             if not self._pool.asleep or me.pause_state.name == "UNPAUSED":
                 self._pool.begin_step(self._blocks_next())
-            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+            self._refused = False
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+            if self._refused and not me.running:
+                self._pool.check_hope()
+            return output
 
     def _allocate_slots(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Free blocks are a promise for a while only. One that was broken is a shortage like any other."""
@@ -138,9 +146,12 @@ class Elastic:
         managers = me.kv_cache_manager.coordinator.single_type_managers
         before = [len(m.req_to_blocks.get(request.request_id, ())) for m in managers]
         try:
-            return self._allocate(request, *args, **kwargs)
+            blocks = self._allocate(request, *args, **kwargs)
+            self._refused |= blocks is None
+            return blocks
         except KVCachePoolExhausted as error:
             logger.warning("%s", error)
+            self._refused = True
             for manager, n in zip(managers, before):
                 blocks = manager.req_to_blocks.get(request.request_id)
                 if blocks is not None and len(blocks) > n:
