@@ -14,12 +14,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engines.vllm_support import GPU, GROWING, LONG, LONG_TOKENS, MIXED, TOKENS, Said
+from harness.blocks import Kvctl
 from harness.broker import Daemon, Peer, Programs, Site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,11 +185,24 @@ class Engines:
 
 
 @pytest.fixture(scope="session")
-def model(vllm_python: str) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="kvc-llama-", dir="/tmp"))
-    subprocess.run([vllm_python, str(HERE / "tiny_llama.py"), str(folder)], check=True, capture_output=True)
-    yield folder
+def models(vllm_python: str) -> Iterator[Callable[[str], Path]]:
+    """Folders of models, each made when first asked for: of tiny_llama.py's kinds."""
+    folder = Path(tempfile.mkdtemp(prefix="kvc-models-", dir="/tmp"))
+
+    def make(kind: str) -> Path:
+        made = folder / kind
+        if not made.exists():
+            maker = [vllm_python, str(HERE / "tiny_llama.py"), str(made), kind]
+            subprocess.run(maker, check=True, capture_output=True)
+        return made
+
+    yield make
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def model(models: Callable[[str], Path]) -> Path:
+    return models("llama")
 
 
 @pytest.fixture(scope="session")
@@ -197,9 +212,39 @@ def all_engines(shared_site: Site, vllm_python: str, model: Path, package: Path)
     engines.close()
 
 
+@pytest.fixture(scope="session")
+def says(all_engines: Engines, models: Callable[[str], Path]) -> Callable[[str], Said]:
+    """What vLLM says without kvcached, and in one process, with a kind of model."""
+    said: dict[str, Said] = {}
+
+    def ask(kind: str) -> Said:
+        if kind not in said:
+            engine = all_engines.get("plain-models", ENABLE_KVCACHED="false")
+            model = str(models(kind))
+            engine.begin(None, model=model, num_gpu_blocks_override=800, gpu_memory_utilization=0.2)
+            said[kind] = {}
+            for asked, tokens in ((MIXED | GROWING, TOKENS), (LONG, LONG_TOKENS)):
+                answers = engine.call("generate", list(asked.values()), tokens)
+                said[kind] |= dict(zip(asked, answers, strict=True))
+            engine.end()
+        return said[kind]
+
+    return ask
+
+
 @pytest.fixture
 def engines(all_engines: Engines, programs: Programs) -> Iterator[Engines]:
     """They end before the daemons of `programs` do."""
     del programs
     yield all_engines
     all_engines.stop()
+
+
+@pytest.fixture
+def daemon(programs: Programs) -> Daemon:
+    return programs.daemon(DEVICE_SIZE, budget=str(GPU))
+
+
+@pytest.fixture
+def kvctl(programs: Programs, daemon: Daemon) -> Kvctl:
+    return lambda *arguments: programs.kvctl(*arguments, daemon=daemon)

@@ -9,42 +9,33 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engines.conftest import DEVICE_SIZE, HERE, SLOW_S, Engine, Engines
-from harness.blocks import listed, used_bytes
-from harness.broker import Daemon, Programs, Result, eventually, run_program
+from engines.conftest import HERE, SLOW_S, Engine, Engines
+from engines.vllm_support import (
+    FEW_CACHED,
+    GPU,
+    GROWING,
+    MIB,
+    MIXED,
+    PAGE,
+    TOKENS,
+    check_all_memory_is_to_be_had,
+    finish,
+    prompts,
+    run,
+    serve,
+)
+from harness.blocks import Kvctl, listed, used_bytes
+from harness.broker import Daemon, Programs, eventually, run_program
 
 pytestmark = [pytest.mark.emulator, pytest.mark.timeout(900)]
 
-MIB = 1 << 20
-PAGE = 4 * MIB  # over both layers; 16 blocks of 32 tokens, a request of 512
-TOKENS = 40
-GPU = 64 * MIB
-
-# What is cached is not given up for other engines' needs.
-FEW_CACHED = {"KVCACHED_MAX_CACHED_TOKENS": "2048"}
-
-Prompts = dict[str, list[int]]
-Kvctl = Callable[..., Result]
-
-
-def prompts(first: int, n: int, length: int = 440) -> Prompts:
-    """Of which no two begin alike."""
-    return {
-        f"r{k}": [(7 * i * i + 3 * i + 11 * k + 1) % 250 for i in range(length)]
-        for k in range(first, first + n)
-    }
-
-
-MIXED = prompts(0, 4, 100) | prompts(4, 4, 310)
 MANY = prompts(20, 12)
 OTHERS = prompts(40, 12)
-GROWING = prompts(60, 12, 130)  # from 5 blocks to 6
 
 
 @pytest.fixture(scope="session")
@@ -56,53 +47,6 @@ def plain(all_engines: Engines) -> dict[str, list[int]]:
     tokens = engine.call("generate", list(everything.values()), TOKENS)
     engine.kill()
     return dict(zip(everything, tokens, strict=True))
-
-
-@pytest.fixture
-def daemon(programs: Programs) -> Daemon:
-    return programs.daemon(DEVICE_SIZE, budget=str(GPU))
-
-
-@pytest.fixture
-def kvctl(programs: Programs, daemon: Daemon) -> Kvctl:
-    return lambda *arguments: programs.kvctl(*arguments, daemon=daemon)
-
-
-def same(plain: dict[str, list[int]], asked: Prompts, got: list[list[int]]) -> None:
-    assert dict(zip(asked, got, strict=True)) == {name: plain[name] for name in asked}
-
-
-def run(engine: Engine, plain: dict[str, list[int]], asked: Prompts) -> None:
-    same(plain, asked, engine.call("generate", list(asked.values()), TOKENS))
-
-
-def serve(
-    engine: Engine, asked: Prompts, look: Callable[[], Any], enough: Callable[[], bool]
-) -> dict[str, Any]:
-    """Steps until it is enough; look() after each. Requests that have ended by then."""
-    engine.call("add", asked, TOKENS)
-    ended: dict[str, Any] = {}
-    while True:
-        step = engine.call("step", 1)
-        ended |= step["ended"]
-        look()
-        if enough() or not step["left"]:
-            return ended
-
-
-def finish(engine: Engine, plain: dict[str, list[int]], asked: Prompts, ended: dict[str, Any]) -> None:
-    step = engine.call("step", -1)
-    assert step["left"] == 0
-    assert ended | step["ended"] == {name: plain[name] for name in asked}
-
-
-def check_all_memory_is_to_be_had(programs: Programs, daemon: Daemon) -> None:
-    """What the daemon only holds ready for somebody counts as theirs until others want it."""
-    other = programs.peer(daemon, "other")
-    other.do("open")
-    other.do(f"region kv page=2M pages={GPU // (2 * MIB)}")
-    other.do(f"map kv 0-{GPU // (2 * MIB) - 1}")
-    other.close()
 
 
 def test_the_same_tokens(engines: Engines, daemon: Daemon, kvctl: Kvctl, plain: dict[str, list[int]]) -> None:

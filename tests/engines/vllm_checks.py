@@ -502,11 +502,20 @@ def check_no_whole_pages() -> None:
         geometry(plan(16, (MIB, 1, 2, 0), (MIB, 1, 3, 0)), 2 * MIB)
 
 
+def check_stages_have_as_many_pages() -> None:
+    three, two = SimpleNamespace(pages=3), SimpleNamespace(pages=2)
+    scheduler_module.check_stages([three, three])
+    with refused(KVCachedConfigError, "VLLM_PP_LAYER_PARTITION to equal stages"):
+        scheduler_module.check_stages([three, two])
+
+
 def check_whole_blocks() -> None:
     assert block_unit(131072, 2 * MIB) == 16
     assert block_unit(98304, 2 * MIB) == 64
-    assert whole_blocks(43 * MIB, [131072] * 2, 2 * MIB) == 40 * MIB
-    assert whole_blocks(3 * MIB, [131072] * 2, 2 * MIB) == 0
+    assert whole_blocks(43 * MIB, [[131072] * 2], 2 * MIB) == 40 * MIB
+    assert whole_blocks(3 * MIB, [[131072] * 2], 2 * MIB) == 0
+    layers = [131072] * 2
+    assert whole_blocks(43 * MIB, [layers, layers[:1], layers, []], 2 * MIB) == 40 * MIB
 
 
 def main() -> None:

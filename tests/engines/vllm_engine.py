@@ -6,6 +6,7 @@ JSON: {"ok": ...} or {"error": "..."}. Engines come and go in it (start, stop); 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -13,7 +14,47 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
+
+
+@contextlib.contextmanager
+def asynchronous_on_cpus() -> Iterator[None]:
+    """vLLM's platform of CPUs sets async scheduling off, since nothing is gained there; what its model runner
+    asks of CUDA then has nothing to wait for."""
+    import torch  # type: ignore[import-not-found, unused-ignore]
+    from vllm.platforms.cpu import CpuPlatform
+
+    plain = CpuPlatform.check_and_update_config
+
+    def keep(_: Any, config: Any) -> None:
+        plain(config)
+        config.scheduler_config.async_scheduling = True
+
+    torch.cuda.Event = torch.cuda.Stream = Ended
+    torch.cuda.current_stream = Ended
+    torch.cuda.stream = contextlib.nullcontext
+    CpuPlatform.check_and_update_config = classmethod(keep)
+    try:
+        yield
+    finally:
+        CpuPlatform.check_and_update_config = plain
+
+
+class Ended:
+    """A stream or an event of work that has been done."""
+
+    def __init__(self, **options: Any) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait_stream(self, other: Any) -> None:
+        pass
 
 
 class Host:
@@ -30,6 +71,7 @@ class Host:
         os.environ.update(environment)
         self.done = {}
         given = {
+            "model": self.model,
             "max_model_len": 512,
             "max_num_seqs": 16,
             "enforce_eager": True,
@@ -38,7 +80,8 @@ class Host:
             "block_size": 32,
             "disable_log_stats": False,
         }
-        self.llm = LLM(model=self.model, **(given | options))
+        with asynchronous_on_cpus() if options.get("async_scheduling") else contextlib.nullcontext():
+            self.llm = LLM(**(given | options))
         return type(self.llm.llm_engine.engine_core).__name__
 
     def stop(self) -> None:
@@ -100,10 +143,12 @@ class Host:
         pool = self.block_pool
         return {
             "class": type(pool).__name__,
+            "scheduler": type(self.scheduler).__name__,
             "held": pool.held,
             "evictable": pool.evictable,
             "blocks": pool.num_gpu_blocks,
             "free": pool.get_num_free_blocks(),
+            "groups": len(self.scheduler.kv_cache_manager.coordinator.single_type_managers),
         }
 
     def touch(self, offset: int) -> bool:

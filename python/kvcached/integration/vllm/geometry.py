@@ -49,14 +49,15 @@ def block_unit(block_bytes: int, page_size: int) -> int:
     return math.lcm(block_bytes, page_bytes_for(block_bytes, page_size)) // block_bytes
 
 
-def whole_blocks(want_bytes: int, layer_block_bytes: Sequence[int], page_size: int) -> int:
+def whole_blocks(want_bytes: int, groups: Sequence[Sequence[int]], page_size: int) -> int:
     """The most bytes, at most want_bytes, of which vLLM's plan is whole pages, whichever its layout is.
 
-    layer_block_bytes: a block's bytes in each of this worker's layers. 0: not even one page is wanted.
+    groups: for each group of layers, which share the blocks, a block's bytes in each of this worker's layers.
+    0: not even one page is wanted.
     """
-    together = sum(layer_block_bytes)
-    units = [block_unit(n, page_size) for n in {*layer_block_bytes, together}]
-    step = together * math.lcm(*units)
+    together = [sum(layers) for layers in groups]
+    units = [block_unit(n, page_size) for n in {n for layers in groups for n in layers} | {*together} - {0}]
+    step = max(together) * math.lcm(*units)
     return want_bytes // step * step
 
 

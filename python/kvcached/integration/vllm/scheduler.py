@@ -9,7 +9,7 @@ with blocks is a turn of the pool's."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -33,19 +33,31 @@ def blocks_of(tokens: int, block_size: int) -> int:
     return -(-tokens // block_size)
 
 
-class Workers:
-    """The memory of the engine's workers: a Source (see block_pool.py) and what the runtime holds."""
+def check_stages(regions: Sequence[Any]) -> None:
+    """Regions of all workers: blocks of one number are in pages of one number."""
+    pages = sorted({region.pages for region in regions})
+    if len(pages) > 1:
+        raise KVCachedConfigError(
+            f"The stages of this pipeline have {pages} pages for the same blocks, since they have different "
+            "numbers of layers, and a block has all of them together: set VLLM_KV_CACHE_LAYOUT to one that "
+            "has layers apart, such as LBNHC, or VLLM_PP_LAYER_PARTITION to equal stages"
+        )
 
-    def __init__(self, shape: Geometry, n_workers: int) -> None:
+
+class Workers:
+    """The memory of the engine's workers: a Source (see block_pool.py) and what the runtime holds. shape: of
+    the first worker's; others may have more or fewer layers."""
+
+    def __init__(self, shape: Geometry) -> None:
         self._shape = shape
         self._runtime = runtime.get()
-        self.page_bytes = shape.page_bytes * n_workers
+        self.page_bytes = 0  # known when it is open
         self.page_blocks = max(shape.layout.page_bytes // shape.layout.block_bytes, 1)
 
     def open(self) -> KVCacheManager:
         shape = self._shape
         if self._runtime.role.separate:
-            self._runtime.attach_pool(0, shape.layout)
+            check_stages(self._runtime.attach_pool(0, shape.layout).regions)
         manager = KVCacheManager(
             shape.num_blocks,
             block_size=1,
@@ -56,6 +68,7 @@ class Workers:
             layout=shape.layout,
         )
         _ = manager.blocks  # maps block 0
+        self.page_bytes = manager.page_bytes
         return manager
 
     def close(self, memory: KVCacheManager) -> None:
@@ -216,15 +229,14 @@ def _pools_made_by(make: Any) -> Iterator[None]:
         coordinator.BlockPool = plain
 
 
-def _join(vllm_config: Any) -> int:
-    """Of the process that schedules. Returns the number of workers."""
+def _join(vllm_config: Any) -> None:
+    """Of the process that schedules."""
     parallel = vllm_config.parallel_config
     stages = parallel.pipeline_parallel_size
     if runtime.get_or_none() is None:
         interfaces.init_kvcached(
             world_size=parallel.world_size // stages, pp_size=stages, is_worker=False, separate=True
         )
-    return int(parallel.world_size)
 
 
 def elastic_scheduler(**kwargs: Any) -> Any:
@@ -239,7 +251,8 @@ def elastic_scheduler(**kwargs: Any) -> Any:
 
     from kvcached.integration.vllm.block_pool import ElasticBlockPool
 
-    workers = Workers(geometry(kv_cache_config, page_size()), _join(vllm_config))
+    _join(vllm_config)
+    workers = Workers(geometry(kv_cache_config, page_size()))
     tokens = max_cached_tokens(CACHED_TOKENS)
     most = None if tokens is None else tokens // kwargs["block_size"]
     pools: list[ElasticBlockPool] = []

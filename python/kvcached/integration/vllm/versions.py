@@ -107,3 +107,8 @@ def check_worker(worker: type) -> None:
     need_parameters(base, "initialize_from_config", "kv_cache_config")
     for name in ("determine_available_memory", "init_device", "get_kv_cache_spec", "shutdown"):
         need_parameters(base, name)
+
+
+def check_groups(kv_cache_utils: Any) -> None:
+    """Of models whose layers are of several kinds."""
+    need_parameters(kv_cache_utils, "get_kv_cache_groups", "vllm_config", "kv_cache_spec")

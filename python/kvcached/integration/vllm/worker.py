@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from vllm.distributed.parallel_state import get_world_group
+from vllm.v1.core import kv_cache_utils
 
 from kvcached import _native, runtime, tensors
 from kvcached.errors import KVCachedConfigError
@@ -69,12 +71,33 @@ class Elastic:
     def determine_available_memory(self) -> int:
         me: Any = self
         want = me.cache_config.kv_cache_memory_bytes or runtime.get().client().device()["total_bytes"]
-        blocks = [spec.page_size_bytes for spec in me.get_kv_cache_spec().values()]
-        usable = whole_blocks(want, blocks, page_size()) if blocks else want
+        blocks = self._blocks_of_groups()
+        usable = whole_blocks(want, blocks, page_size()) if any(blocks) else want
         if usable == 0:
             raise KVCachedConfigError(f"{want} bytes are not one page of this model's KV cache")
         self._profile(usable)
         return usable
+
+    def _blocks_of_groups(self) -> list[list[int]]:
+        """For each group of layers that vLLM will make: a block's bytes in each of its layers that are here.
+        How layers of several kinds are grouped depends on those of all stages."""
+        me: Any = self
+        mine: dict[str, Any] = me.get_kv_cache_spec()
+        specs = dict(mine)
+        if me.parallel_config.pipeline_parallel_size > 1:
+            group = get_world_group()
+            everyones: list[dict[str, Any]] = [{} for _ in range(group.world_size)]
+            torch.distributed.all_gather_object(everyones, mine, group=group.cpu_group)
+            specs = {name: spec for one in everyones for name, spec in one.items()}
+        if len(set(specs.values())) <= 1:
+            return [[spec.page_size_bytes for spec in mine.values()]]
+        versions.check_groups(kv_cache_utils)
+        blocks = []
+        for group in kv_cache_utils.get_kv_cache_groups(me.vllm_config, specs):
+            each = getattr(group.kv_cache_spec, "kv_cache_specs", {})
+            here = [name for name in group.layer_names if name in mine]
+            blocks.append([each.get(name, group.kv_cache_spec).page_size_bytes for name in here])
+        return blocks
 
     def _profile(self, usable: int) -> None:
         """Runs the model once, as vLLM does before there is a KV cache."""
