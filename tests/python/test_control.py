@@ -80,6 +80,7 @@ def test_managers_of_one_s_own_have_a_share(engine: None) -> None:
     assert second.alloc(1) is not None
     state = control.set_instance_memory_limit(2 * PAGE_BYTES, revision=1)
     assert [pool.limit_bytes for pool in state.pools] == [PAGE_BYTES, PAGE_BYTES]
+    assert second.memory_limit_state().limit_bytes == PAGE_BYTES
 
 
 def test_a_second_manager_of_a_group_is_in_nobody_s_way(engine: None) -> None:

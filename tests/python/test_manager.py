@@ -607,10 +607,14 @@ def test_an_alloc_in_vain_is_forgotten(engine: None, monkeypatch: pytest.MonkeyP
 def test_close_waits_for_nobody(engine: None, send: Callable[[int], None]) -> None:
     """Another thread's alloc() waits for the daemon, and ends when that answers."""
     manager, ended = make(1000), threading.Event()
-    assert manager.alloc(20) is not None
+    ids = manager.alloc(1000)
+    assert ids is not None
+    manager.free([i for i in ids if i < 896])
+    manager.trim()
+    assert manager.status()["mapped_pages"] == 1  # the last one, which has room beyond the tensors
 
     def work() -> None:
-        manager.alloc(980)
+        manager.alloc(30)
         with pytest.raises(RuntimeError, match="closed"):
             manager.alloc(1)
         ended.set()
