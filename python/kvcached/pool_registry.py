@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -36,3 +37,13 @@ def get_kv_cache_pools(*, integration: str | None = None) -> list[KVCacheManager
         known = _pools.items()
         refs = [ref for name, of_name in known if integration in (None, name) for ref in of_name]
     return [manager for manager in (ref() for ref in refs) if manager is not None]
+
+
+def _begin_anew() -> None:
+    """In a forked child: the managers are its parent's, and the lock may be held for ever."""
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

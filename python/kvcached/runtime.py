@@ -13,7 +13,7 @@ KVCACHED_WORKER_GPUS lists one for each rank ("0,1" or UUIDs), or KVCACHED_SOCKE
 there is.
 
 Threads: init(), shutdown() and the pools may be used from any thread. A forked child has nothing of its
-parent's, and may begin anew.
+parent's, and may begin anew; with a GPU only where the parent has used none, which is CUDA's rule.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcached import _native
-from kvcached.errors import DaemonNotFoundError, KVCachedConfigError
+from kvcached import _native, pool_registry
+from kvcached.errors import DaemonNotFoundError, DisconnectedError, KVCachedConfigError
 from kvcached.layout import Layout
 from kvcached.utils import get_kvcached_logger, instance_name, start_log, whole_number
 
 NOT_INITIALIZED = "kvcached is not initialized. Please call init_kvcached() first."
+SHUT_DOWN = "kvcached was shut down by shutdown_kvcached()"
 GROUPS_MAX = 64  # of one process; keeps (group, rank) small
 
 ReclaimFn = Callable[[int, int], object]
@@ -65,6 +66,17 @@ class Role:
     def ranks(self) -> range:
         """Those that a scheduler drives."""
         return range(self.world_size * self.pp_size)
+
+    def differences(self, other: Role) -> list[str]:
+        """What is not as in `other`, in words. Not so where one of them has not said it: the scheduler's side
+        of an engine knows no rank, and may name no device."""
+        names = ["world_size", "pp_size"]
+        if self.is_worker == other.is_worker:
+            names += ["tp_rank", "pp_rank"]
+        if self.device is not None and other.device is not None:
+            names.append("device")
+        both = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        return [f"{name} is {mine}, and was {others}" for name, mine, others in both if mine != others]
 
 
 def parse_device(device: Any) -> tuple[str, int | None]:
@@ -159,6 +171,7 @@ class Runtime:
         self.own_limit: tuple[int | None, int] | None = None  # bytes and revision, of control
         self.manual_page_size = 0  # of vmm_ops; 0 and None: what the settings say
         self.manual_contiguous: bool | None = None
+        self._closed = False
         self._clients: dict[str | None, _native.Client] = {}
         self._reclaimers: list[weakref.WeakMethod[Any]] = []
         # Held for moments only: the library's thread takes it for a reclaim, for which others may wait.
@@ -181,6 +194,7 @@ class Runtime:
 
     def _client_of(self, gpu: str | None) -> _native.Client:
         with self._lock:
+            self.check_open()
             client = self._clients.get(gpu)
         if client is None or client.closed:
             try:
@@ -190,14 +204,49 @@ class Runtime:
             except DaemonNotFoundError as error:
                 error.filename = os.environ.get("KVCACHED_SOCKET") or None
                 raise
-            with self._lock:
-                self._clients[gpu] = client
+            self._keep(self._clients, gpu, client)
             get_kvcached_logger().debug("connected as %s, GPU %s", self.instance, client.device()["uuid"])
         return client
+
+    def check_open(self) -> None:
+        """RuntimeError after close()."""
+        if self._closed:
+            raise RuntimeError(SHUT_DOWN)
+
+    def _keep(self, known: dict[Any, Any], key: Any, opened: _native.Client | Pool) -> None:
+        """Closes it instead where another thread has called close() meanwhile."""
+        with self._lock:
+            if not self._closed:
+                known[key] = opened
+                return
+        opened.close()
+        raise RuntimeError(SHUT_DOWN)
 
     def clients(self) -> list[_native.Client]:
         with self._lock:
             return list(self._clients.values())
+
+    def reconnect(self) -> None:
+        """Where a connection has ended. DisconnectedError: there is memory yet, which came over it."""
+        with self._lock:
+            known = dict(self._clients)
+        dead = {
+            gpu: client for gpu, client in known.items() if client.closed or not client.status()["connected"]
+        }
+        if not dead:
+            return
+        if any(True for _ in self.each_pool()):
+            raise DisconnectedError(
+                "The connection to kvcachedd has ended; call shutdown_kvcached() before init_kvcached()"
+            )
+        with self._lock:
+            for gpu, client in dead.items():
+                if self._clients.get(gpu) is client:
+                    del self._clients[gpu]
+        for client in dead.values():
+            client.close()
+        if self.role.native_role != _native.ROLE_SCHEDULER:
+            self.client()
 
     # ---- Reclaim ----
 
@@ -214,7 +263,7 @@ class Runtime:
         for method in methods:
             try:
                 method(n_bytes, deadline_ms)
-            except Exception:
+            except BaseException:  # sys.exit() keeps no other from being asked, either
                 get_kvcached_logger().exception("An engine that was asked for memory failed")
 
     # ---- Pools ----
@@ -240,8 +289,7 @@ class Runtime:
                 rank=self.role.rank,
             )
             pool = Pool(group_id, layout, [region], client)
-            with self._lock:
-                self.pools[group_id] = pool
+            self._keep(self.pools, group_id, pool)
             return pool
 
     def drop_pool(self, pool: Pool) -> None:
@@ -260,9 +308,25 @@ class Runtime:
             if pool is None:
                 regions = [client.attach(group_id, rank) for rank, client in enumerate(clients)]
                 pool = Pool(group_id, layout, regions, clients[0])
-                with self._lock:
-                    self.pools[group_id] = pool
+                self._keep(self.pools, group_id, pool)
             return pool
+
+    def may_claim(self, pool: Pool, manager: object) -> bool:
+        """Whether no other manager has the group's blocks."""
+        return all(ref() in (None, manager) for ref in pool.managers)
+
+    def claim(self, pool: Pool, manager: object) -> bool:
+        """Has it be the group's only one. False: there is another."""
+        with self._lock:
+            if not self.may_claim(pool, manager):
+                return False
+            pool.managers[:] = [weakref.ref(manager)]
+            return True
+
+    def unclaim(self, manager: object) -> None:
+        with self._lock:
+            for pool in self.pools.values():
+                pool.managers[:] = [ref for ref in pool.managers if ref() not in (None, manager)]
 
     def pool(self, group_id: int) -> Pool | None:
         with self._lock:
@@ -274,7 +338,9 @@ class Runtime:
         return iter(pools)
 
     def close(self) -> None:
+        pool_registry.clear_kv_cache_pools()
         with self._lock:
+            self._closed = True
             pools, clients = list(self.pools.values()), list(self._clients.values())
             self.pools.clear()
             self._clients.clear()
@@ -292,17 +358,22 @@ _runtime: Runtime | None = None
 
 
 def init(role: Role) -> Runtime:
-    """Connects to the daemon. Again with the same role: does nothing; an engine's worker and scheduler
-    sides, in one process, are the same."""
+    """Connects to the daemon. Again with the same role: does nothing, unless the connection has ended: then
+    there is a new one, or DisconnectedError. An engine's worker and scheduler sides, in one process, are the
+    same. RuntimeError: it is another role, device, rank or size."""
     global _runtime
     with _lock:
         if _runtime is None:
             start_log()
             _runtime = Runtime(role)
-        elif _runtime.role.native_role != role.native_role:
+            return _runtime
+        known = _runtime.role
+        differ = ["in another role"] if known.native_role != role.native_role else role.differences(known)
+        if differ:
             raise RuntimeError(
-                "kvcached is initialized already, in another role; call shutdown_kvcached() first"
+                f"kvcached is initialized already, {'; '.join(differ)}; call shutdown_kvcached() first"
             )
+        _runtime.reconnect()
         return _runtime
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from kvcached import control, locks, observability, pool_registry, runtime
+from kvcached import control, locks, observability, pool_registry, runtime, vmm_ops
 from kvcached.integration.sglang import interfaces as sgi
 from kvcached.integration.vllm import interfaces as kvi
+from kvcached.kv_cache_manager import KVCacheManager
 from kvcached.layout import Layout
 
 MIB = 1 << 20
@@ -49,6 +50,58 @@ def test_limit_over_two_pools(engine: None) -> None:
     state = control.set_instance_memory_limit(None, revision=2)
     assert (state.status, state.limit_bytes) == ("applied", None)
     assert large.alloc(200) is not None
+
+
+def test_limit_holds_for_pools_that_are_made_later(engine: None) -> None:
+    small = make(0, 256)
+    assert control.set_instance_memory_limit(2 * PAGE_BYTES, revision=1).status == "applied"
+    large = make(1, 768)
+    assert large.alloc(2 * 128) is None
+    ids = large.alloc(100)
+    state = control.instance_memory_limit_state()
+    assert [pool.limit_bytes for pool in state.pools] == [PAGE_BYTES // 2, 3 * PAGE_BYTES // 2]
+    assert (state.status, state.mapped_bytes, state.overage_bytes) == ("deferred", 2 * PAGE_BYTES, PAGE_BYTES)
+    assert small.alloc(128) is None
+    large.free(ids)
+    assert control.set_instance_memory_limit(4 * PAGE_BYTES, revision=1).status == "conflict"
+    state = control.set_instance_memory_limit(2 * PAGE_BYTES, revision=1)
+    assert [pool.limit_bytes for pool in state.pools] == [PAGE_BYTES // 2, 3 * PAGE_BYTES // 2]
+    assert control.set_instance_memory_limit(4 * PAGE_BYTES, revision=2).status == "applied"
+    assert large.alloc(3 * 128 - 1) is not None
+
+
+def test_managers_of_one_s_own_have_a_share(engine: None) -> None:
+    """Each one, and once, whoever made it and however often it is registered."""
+    first = make(0, 256)
+    pool_registry.register_kv_cache_pool(first, integration="mine")
+    layout = first.layout
+    runtime.get().open_pool(1, layout, layout.pages_for(256))
+    second = KVCacheManager(256, 16, 1024, 2, group_id=1)
+    assert second.alloc(1) is not None
+    state = control.set_instance_memory_limit(2 * PAGE_BYTES, revision=1)
+    assert [pool.limit_bytes for pool in state.pools] == [PAGE_BYTES, PAGE_BYTES]
+    assert second.memory_limit_state().limit_bytes == PAGE_BYTES
+
+
+def test_a_second_manager_of_a_group_is_in_nobody_s_way(engine: None) -> None:
+    first = make(0, 256)
+    assert first.alloc(200) is not None
+    second = kvi.get_kv_cache_manager(256, 16, 1024, 2)
+    state = control.set_instance_memory_limit(PAGE_BYTES, revision=1)
+    assert (state.status, len(state.pools)) == ("deferred", 1)
+    assert not second.is_open
+
+
+def test_wrong_limits_change_nothing(engine: None) -> None:
+    kept = make(0, 256)
+    assert control.set_instance_memory_limit(2 * PAGE_BYTES, revision=1).status == "applied"
+    for limit, revision in ((1.5, 2), ("5G", 2), (PAGE_BYTES, None), (PAGE_BYTES, 2.0)):
+        with pytest.raises(TypeError):
+            control.set_instance_memory_limit(limit, revision=revision)  # type: ignore[arg-type]
+    assert control.instance_memory_limit_state().revision == 1
+    assert control.set_instance_memory_limit(PAGE_BYTES, revision=2).status == "applied"
+    kept.close()
+    assert control.set_instance_memory_limit(PAGE_BYTES, revision=3).status == "unavailable"
 
 
 def test_revisions(engine: None) -> None:
@@ -128,6 +181,13 @@ def test_pool_snapshots(engine: None) -> None:
     del other, manager
     gc.collect()
     assert kvi.kv_cache_pool_snapshots() == []
+
+
+def test_registry_ends_with_the_runtime(engine: None) -> None:
+    manager = make(0, 256)
+    assert pool_registry.get_kv_cache_pools() == [manager]
+    vmm_ops.shutdown_kvcached()
+    assert pool_registry.get_kv_cache_pools() == []
 
 
 def test_registry(engine: None) -> None:

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import random
+import signal
+import sys
 import threading
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import Any, Callable
 
 import pytest
 
+from harness.broker import eventually
 from kvcached import KVCachedConfigError, runtime
 from kvcached.integration.vllm import interfaces as kvi
 from kvcached.kv_cache_manager import KVCacheManager
@@ -104,14 +109,14 @@ def test_blocks_end_with_the_tensors(either: None) -> None:
     assert manager.available_size() == 0
     assert manager.alloc(1) is None
     assert manager.get_page_occupancy([6, 7]) == [128, 104]
-    with pytest.raises(ValueError, match="Block 1000 is not allocated: there are 1000"):
+    with pytest.raises(ValueError, match="not allocated"):
         manager.free([1000])
     manager.free(ids[990:])
     assert manager.available_size() == 10
     again = manager.alloc(10)
     assert again is not None
     assert sorted(again) == sorted(ids[990:])
-    with pytest.raises(ValueError, match="Block 1000 is not allocated: there are 1000"):
+    with pytest.raises(ValueError, match="not allocated"):
         manager.free_after([1000], 1)
     manager.free(ids)
     manager.trim()
@@ -122,6 +127,33 @@ def test_blocks_end_with_the_tensors(either: None) -> None:
     assert manager.status()["used_blocks"] == 0
     manager.trim()
     assert len(manager.alloc(1000) or []) == 1000
+
+
+def test_spare_room_is_no_blocks(either: None) -> None:
+    """33 blocks of 128 to a page, and 31 more that are none: the numbers are exact under every bound."""
+    manager = make(129)
+    assert not manager.try_to_reserve(130)
+    assert manager.try_to_reserve(129)
+    manager.free_reserved()
+    manager.trim()
+    assert manager.set_memory_limit(PAGE_BYTES, revision=1).status == "applied"
+    assert manager.available_size(20) >= 20
+    assert manager.promised_size() >= 20
+    assert manager.status()["total_blocks"] == 128
+    assert len(manager.alloc(20) or []) == 20
+    manager.clear()
+    assert manager.set_memory_limit(0, revision=2).effective_limit_bytes == 0
+    assert (manager.status()["total_blocks"], manager.available_size()) == (0, 0)
+    assert manager.set_memory_limit(None, revision=3).status == "applied"
+    ids = manager.alloc(129)
+    assert ids is not None
+    assert manager.get_page_occupancy([0, 1]) == [128, 1]
+    assert manager.status()["free_blocks"] == 0
+    assert manager.get_page_occupancy(page for page in (1,)) == [1]
+    huge = KVCacheManager(10**30, BLOCK, CELL, LAYERS, group_id=1)
+    make(256, 1)
+    assert huge.alloc(257) is None
+    assert len(huge.alloc(256) or []) == 256
 
 
 def test_null_block(engine: None) -> None:
@@ -208,6 +240,87 @@ def test_limit_of_its_own(engine: None) -> None:
         manager.set_memory_limit(-1, revision=6)
 
 
+def test_resize_and_limit_both_hold(engine: None) -> None:
+    manager = make(1024)
+    assert manager.set_memory_limit(2 * PAGE_BYTES, revision=1).status == "applied"
+    assert manager.resize(8 * 2 * MIB)
+    assert manager.alloc(2 * 128 + 1) is None
+    assert manager.resize(1 * 2 * MIB)
+    state = manager.set_memory_limit(None, revision=2)
+    assert (state.status, state.effective_limit_bytes) == ("applied", PAGE_BYTES)
+    assert manager.alloc(128 + 1) is None
+    assert manager.set_memory_limit(0, revision=3).effective_limit_bytes == 0
+    assert manager.resize(10**30)
+    assert manager.alloc(1) is None
+    assert manager.set_memory_limit(10**30, revision=4).effective_limit_bytes == 8 * PAGE_BYTES
+    assert len(manager.alloc(1024) or []) == 1024
+
+
+def test_wrong_limits_change_nothing(engine: None) -> None:
+    manager = make(1024)
+    assert manager.set_memory_limit(4 * PAGE_BYTES, revision=1).status == "applied"
+    for limit, revision in ((1.5, 2), ("5G", 2), (PAGE_BYTES, None), (PAGE_BYTES, 2.0)):
+        with pytest.raises(TypeError):
+            manager.set_memory_limit(limit, revision=revision)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        manager.resize(4.0 * MIB)  # type: ignore[arg-type]
+    assert manager.memory_limit_state().revision == 1
+    assert manager.set_memory_limit(2 * PAGE_BYTES, revision=2).status == "applied"
+
+
+def test_available_while_more_is_in_use_than_may_be(either: None) -> None:
+    manager = make(1024)
+    ids = manager.alloc(600)
+    assert ids is not None
+    assert manager.set_memory_limit(2 * PAGE_BYTES, revision=1).status == "deferred"
+    assert manager.available_size() == manager.available_size(10) == 0
+    manager.free(ids)
+    assert manager.set_memory_limit(None, revision=2).status == "applied"
+    ids = manager.alloc(600)
+    assert not manager.resize(2 * MIB)
+    assert manager.available_size() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("num_blocks", 1.5, TypeError),
+        ("num_blocks", 0, ValueError),
+        ("num_blocks", "3", TypeError),
+        ("block_size", -16, ValueError),
+        ("cell_size", -64, ValueError),
+        ("num_layers", 0, KVCachedConfigError),
+        ("num_kv_buffers", 0, KVCachedConfigError),
+        ("group_id", None, TypeError),
+    ],
+)
+def test_numbers_that_are_none(engine: None, name: str, value: Any, error: type[Exception]) -> None:
+    given = {"num_blocks": 16, "block_size": 16, "cell_size": 64, "num_layers": 1, name: value}
+    with pytest.raises(
+        error, match="integer" if error is TypeError else f"{name} is {value}, and must be positive"
+    ):
+        KVCacheManager(**given)
+
+
+def test_two_negative_sizes_make_no_positive_one(engine: None) -> None:
+    with pytest.raises(KVCachedConfigError, match="block_size is -16"):
+        KVCacheManager(16, -16, -64, 1)
+
+
+def test_iterators(engine: None, kvcached_environment: Any) -> None:
+    """Blocks to free may come from anywhere, and are looked at once."""
+    for check in ("false", "true"):
+        kvcached_environment.setenv("KVCACHED_SANITY_CHECK", check)
+        manager = make(1000, int(check == "true"))
+        for used in (iter, tuple, lambda ids: (i for i in ids), lambda ids: dict.fromkeys(ids).keys()):
+            ids = manager.alloc(1000)
+            assert ids is not None
+            manager.free(used(ids[:400]))
+            manager.free_after(used(ids[400:]), 1)
+            assert manager.status()["used_blocks"] == 0
+            manager.complete(1)
+
+
 def test_epochs(engine: None) -> None:
     manager = make(256)
     ids = manager.alloc(256)
@@ -271,6 +384,14 @@ def test_two_managers_of_one_group(engine: None) -> None:
         first.alloc(1)
 
 
+def test_the_other_manager_s_group_is_not_ready(engine: None) -> None:
+    first, second = make(), make()
+    assert first.is_ready()
+    assert not second.is_ready()
+    first.close()
+    assert second.is_ready()
+
+
 def test_second_pool_is_a_pool_of_its_own(engine: None, kvctl: Any) -> None:
     """One instance has both; neither takes the other's place."""
     first, second = make(1024, 0), make(1024, 1)
@@ -299,8 +420,53 @@ def test_shutdown_gives_all_back(either: None, kvctl: Any) -> None:
 
 def test_another_role_is_refused(engine: None) -> None:
     kvi.init_kvcached(is_worker=True)
+    kvi.init_kvcached(device="cuda")
+    kvi.init_kvcached(is_worker=True, tp_rank=0, device="cuda:0", separate=False)
     with pytest.raises(RuntimeError, match="in another role"):
         kvi.init_kvcached(tp_size=2, is_worker=True)
+    with pytest.raises(RuntimeError, match="device is 1, and was 0"):
+        kvi.init_kvcached(device="cuda:1")
+    with pytest.raises(RuntimeError, match="world_size is 2, and was 1; pp_size is 3, and was 1"):
+        kvi.init_kvcached(tp_size=2, pp_size=3, separate=False, is_worker=True)
+    with pytest.raises(RuntimeError, match="already, tp_rank is 1, and was 0; call shutdown_kvcached"):
+        kvi.init_kvcached(tp_rank=1)
+    assert runtime.get().role.device == 0
+
+
+def test_the_scheduler_s_side_has_no_rank(kvcached_environment: Any) -> None:
+    """A worker's process may schedule, too, and what that side doesn't know is no difference."""
+    kvi.init_kvcached(tp_rank=1, tp_size=2, is_worker=True, device="cuda:0", separate=False)
+    kvi.init_kvcached(tp_size=2, is_worker=False, separate=False)
+    with pytest.raises(RuntimeError, match="tp_rank is 0, and was 1"):
+        kvi.init_kvcached(tp_size=2, is_worker=True, separate=False)
+
+
+def test_a_second_init_after_the_daemon_s_death(kvcached_environment: Any, daemon: Any) -> None:
+    kvi.init_kvcached()
+    dead = runtime.get().client()
+    daemon.kill()
+    eventually(lambda: not dead.status()["connected"])
+    with pytest.raises(FileNotFoundError):
+        kvi.init_kvcached()
+    kvi.shutdown_kvcached()
+
+
+def test_a_second_init_with_a_new_daemon(kvcached_environment: Any, programs: Any, daemon: Any) -> None:
+    kvi.init_kvcached()
+    current = runtime.get()
+    daemon.kill()
+    eventually(lambda: not current.client().status()["connected"])
+    again = programs.daemon("1G", name="gpu1")
+    kvcached_environment.setenv("KVCACHED_SOCKET", str(again.socket))
+    kvi.init_kvcached()
+    assert runtime.get() is current
+    assert current.client().status()["connected"]
+    assert make().alloc(100) is not None
+    again.kill()
+    eventually(lambda: not current.client().status()["connected"])
+    with pytest.raises(ConnectionError, match="call shutdown_kvcached"):
+        kvi.init_kvcached()
+    kvi.shutdown_kvcached()
 
 
 def test_no_daemon(kvcached_environment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,6 +519,117 @@ def test_lowered_limit_reaches_the_engine(engine: None, kvctl: Any) -> None:
     assert len(engine_.ids) == 5 * 128
 
 
+def test_a_reclaimer_that_exits_keeps_no_other_from_being_asked(engine: None) -> None:
+    asked = []
+
+    class Engine:
+        def exit(self, n_bytes: int, deadline_ms: int) -> None:
+            sys.exit()
+
+        def give(self, n_bytes: int, deadline_ms: int) -> None:
+            asked.append(n_bytes)
+
+    engine_ = Engine()
+    runtime.get().add_reclaimer(engine_.exit)
+    runtime.get().add_reclaimer(engine_.give)
+    runtime.get()._on_reclaim(5, 6)
+    assert asked == [5]
+
+
+@pytest.fixture
+def send(daemon: Any) -> Iterator[Callable[[int], None]]:
+    """send(SIGSTOP): the daemon answers nothing any more, until send(SIGCONT) or the end."""
+    yield daemon.process.send_signal
+    daemon.process.send_signal(signal.SIGCONT)
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    start = time.monotonic()
+    call()
+    return time.monotonic() - start
+
+
+def test_available_size_waits_for_nobody(
+    either: None, kvcached_environment: Any, send: Callable[[int], None]
+) -> None:
+    kvi.shutdown_kvcached()
+    kvcached_environment.setenv("KVCACHED_IPC_TIMEOUT", "3")
+    kvi.init_kvcached()
+    manager = make(4096)
+    assert manager.alloc(40) is not None
+    send(signal.SIGSTOP)
+    for _ in range(3):
+        assert seconds_of(manager.available_size) < 0.5
+    assert manager.available_size() >= 128 - 40
+    assert 2.5 < seconds_of(lambda: manager.available_size(4000)) < 10
+    for _ in range(3):
+        assert seconds_of(lambda: manager.available_size(4000)) < 0.5
+
+
+def test_available_size_of_an_idle_gpu(either: None) -> None:
+    """There is something from the first call on, though nobody has asked for anything yet."""
+    manager = make(4096)
+    assert manager.available_size() > 0
+
+
+def test_waiting_for_available_size_comes_to_an_end(either: None, kvctl: Any) -> None:
+    """while need > available_size(): wait."""
+    manager = make(4096)
+    kvctl("limit", runtime.get().instance, str(30 * PAGE_BYTES))
+    eventually(lambda: manager.available_size() >= 30 * 128)
+    assert len(manager.alloc(30 * 128) or []) == 30 * 128
+    assert manager.available_size() == 0
+
+
+def test_an_alloc_in_vain_is_forgotten(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could never be had is no wish, and what was had is one no more."""
+    manager, asked = make(4096), list[int]()
+
+    def ask(blocks: Any, want: int, wait_ms: int) -> int:
+        asked.append(want)
+        return want
+
+    assert manager.alloc(0) == []
+    monkeypatch.setattr(manager, "_ask", ask)
+    assert manager.alloc(5000) is None
+    for _ in range(4):
+        manager.available_size()
+    assert asked == [1280, 2560, 4096, 4096]
+    assert manager.alloc(1) is not None
+    manager.available_size()
+    assert asked[4:] == [1280]
+    manager.resize(20 * 2 * MIB)
+    assert manager.alloc(2560) is None
+    manager.available_size()
+    assert asked[5:] == [2559]
+
+
+def test_close_waits_for_nobody(engine: None, send: Callable[[int], None]) -> None:
+    """Another thread's alloc() waits for the daemon, and ends when that answers."""
+    manager, ended = make(1000), threading.Event()
+    ids = manager.alloc(1000)
+    assert ids is not None
+    manager.free([i for i in ids if i < 896])
+    manager.trim()
+    assert manager.status()["mapped_pages"] == 1  # the last one, which has room beyond the tensors
+
+    def work() -> None:
+        manager.alloc(30)
+        with pytest.raises(RuntimeError, match="closed"):
+            manager.alloc(1)
+        ended.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    send(signal.SIGSTOP)
+    thread.start()
+    assert not ended.wait(0.3)
+    assert seconds_of(manager.close) < 1
+    send(signal.SIGCONT)
+    assert ended.wait(10)
+    thread.join()
+    assert make(1000).alloc(1000) is not None
+
+
 def test_random_against_a_model(either: None) -> None:
     """Sets of Python against the library, with a seed that is printed."""
     seed = random.randrange(1 << 32)
@@ -393,6 +670,27 @@ def test_sanity_check(engine: None, kvcached_environment: Any) -> None:
         manager.alloc(10)
     manager.clear()
     assert manager.alloc(10) is not None
+
+
+def test_sanity_check_with_a_clear_meanwhile(engine: None, kvcached_environment: Any) -> None:
+    """What another thread's clear() may have freed is no reason for an alarm."""
+    kvcached_environment.setenv("KVCACHED_SANITY_CHECK", "true")
+    manager = make(1000)
+    blocks = manager.blocks
+
+    class Meanwhile:
+        def alloc(self, n: int) -> list[int]:
+            manager._opened = blocks
+            ids = blocks.alloc(n)
+            manager.clear()
+            return ids
+
+    manager._opened = Meanwhile()  # type: ignore[assignment]
+    ids = manager.alloc(10)
+    assert ids is not None
+    assert manager.alloc(10) == ids
+    manager.free(ids)
+    assert manager.alloc(1000) is not None
 
 
 def test_threads(either: None) -> None:

@@ -162,6 +162,63 @@ def test_reclaimers_are_not_kept_alive(kvcached_environment: Any) -> None:
     assert seen() is None
 
 
+def test_what_is_opened_during_shutdown_is_closed(kvcached_environment: Any) -> None:
+    current = runtime.init(runtime.Role())
+    client, opened = current.client(), list[Any]()
+
+    class Meanwhile:
+        def open_region(self, *args: Any, **kwargs: Any) -> Any:
+            opened.append(client.open_region(*args, **kwargs))
+            current.close()
+            return opened[0]
+
+    kvcached_environment.setattr(current, "client", Meanwhile)
+    with pytest.raises(RuntimeError, match="was shut down"):
+        current.open_pool(0, Layout(1, 1, MIB, 2 * MIB, True), 1)
+    assert opened[0].closed
+    assert current.pool(0) is None
+
+
+@pytest.mark.parametrize("module", ["pool_registry", "control"])
+def test_a_forked_child_has_no_managers(run_python: Callable[..., Result], module: str) -> None:
+    """Nor its parent's locks, which another thread may have held."""
+    run_python(
+        f"""
+        import os, sys, threading
+        from kvcached import control, pool_registry, runtime, {module}
+        from kvcached.integration.vllm import interfaces as kvi
+        from kvcached.layout import Layout
+
+        kvi.init_kvcached()
+        layout = Layout(2, 2, 16384, 2 << 20, True)
+        runtime.get().open_pool(0, layout, 4)
+        manager = kvi.get_kv_cache_manager(256, 16, 1024, 2)
+        manager.alloc(1)
+        held, go = threading.Event(), threading.Event()
+
+        def hold():
+            with {module}._lock:
+                held.set()
+                go.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        pid = os.fork()
+        if pid == 0:
+            assert kvi.kv_cache_pool_snapshots() == []
+            assert control.instance_memory_limit_state().status == "unavailable"
+            kvi.init_kvcached(separate=True)
+            assert control.set_instance_memory_limit(1, revision=1).status == "unavailable"
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        go.set()
+        thread.join()
+        assert len(kvi.kv_cache_pool_snapshots()) == 1
+        """
+    )
+
+
 def test_a_forked_child_begins_anew(run_python: Callable[..., Result]) -> None:
     """Here as a scheduler, since its process has used the GPU; the parent goes on."""
     run_python(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -175,6 +176,44 @@ def test_workers_that_don_t_come(start: Any, kvcached_environment: Any) -> None:
     manager = kvi.get_kv_cache_manager(1024, 16, 1024, 2)
     with pytest.raises(DaemonTimeoutError):
         manager.alloc(1)
+
+
+def test_close_does_not_wait_for_workers(start: Any, kvcached_environment: Any) -> None:
+    """Nor does shutdown_kvcached(); who does wait for them is told."""
+    start(1)
+    kvcached_environment.setenv("KVCACHED_IPC_TIMEOUT", "3")
+    kvi.init_kvcached(world_size=2, separate=True)
+    manager, ended = kvi.get_kv_cache_manager(1024, 16, 1024, 2), threading.Event()
+
+    def work() -> None:
+        with pytest.raises((DaemonTimeoutError, RuntimeError)):
+            manager.alloc(1)
+        ended.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert not ended.wait(0.5)
+    begun = time.monotonic()
+    assert not manager.is_ready()
+    manager.close()
+    kvi.shutdown_kvcached()
+    assert time.monotonic() - begun < 1.5
+    assert ended.wait(20)
+    thread.join()
+
+
+def test_nothing_is_opened_after_shutdown(start: Any, kvctl: Any) -> None:
+    start(1)
+    kvi.init_kvcached(separate=True)
+    manager, current = kvi.get_kv_cache_manager(1024, 16, 1024, 2), runtime.get()
+    kvi.shutdown_kvcached()
+    with pytest.raises(RuntimeError, match="was shut down"):
+        manager.alloc(40)
+    with pytest.raises(RuntimeError, match="was shut down"):
+        current.client()
+    assert current.clients() == []
+    (row,) = kvctl("list", "--json").json()
+    assert row["used_bytes"] == 0
 
 
 def test_pages_by_hand(start: Any, kvctl: Any) -> None:

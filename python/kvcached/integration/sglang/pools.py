@@ -36,13 +36,6 @@ def next_group() -> int:
     return next(group for group in range(len(taken) + 1) if group not in taken)
 
 
-def usable_blocks(layout: Layout, blocks: int) -> int:
-    """Of so many, those in whole pages, unless that costs more than a sixteenth. Promises are smaller by what
-    the last page has beyond the buffers, which is nothing then. Pure."""
-    whole = blocks * layout.block_bytes // layout.page_bytes * layout.page_bytes // layout.block_bytes
-    return whole if blocks - whole <= blocks // 16 else blocks
-
-
 class ElasticPool:
     """What both kinds of pools have besides SGLang's."""
 
@@ -54,7 +47,7 @@ class ElasticPool:
         """Of the pool's blocks, each a page of SGLang's; it maps page 0. OutOfMemoryError: it can't."""
         layout = self.kvcached_pool.layout
         manager = interfaces.get_kv_cache_manager(
-            usable_blocks(layout, self.size // self.page_size + 1),
+            self.size // self.page_size + 1,
             self.page_size,
             layout.block_bytes // self.page_size,
             layout.layers,
