@@ -41,8 +41,8 @@ int reserve_empty_region(struct kvc_region *region, struct list *leaving);
  * now, so that trying again makes sense. */
 bool reserve_yield(struct kvc_region *region, bool own_is_used);
 
-/* Waits where refills would bring the region more than its pages can use. 0 where they don't; RESERVE_AWAITED;
- * KVC_E_INTERRUPTED. */
+/* Waits where refills would bring the region more than its pages can use. 0 where they don't;
+ * RESERVE_AWAITED; KVC_E_INTERRUPTED. */
 int reserve_await_excess(struct kvc_region *region);
 
 /* The same, wherever something is under way for the region; until a moment. */

@@ -150,13 +150,13 @@ struct kvc_options {
     /* Since 0.2: for how many ms a report of available blocks holds, see kvc_blocks_available(). 0: 100. */
     unsigned report_ms;
 
-    /* Since 0.2: whether the call of the thread at hand is to end, not 0, or not. Asked every 100 ms on threads
-     * of the host that wait in the library for the daemon, a worker, or a thread that does; without any lock
-     * held: it may call the library, kvc_close() of this client aside. Once it has said yes it must do so until
-     * the call has returned, which may have to wait to undo what it has done. The call then ends with
-     * KVC_E_INTERRUPTED, and for all that it has asked for is as one that ended with KVC_E_TIMEOUT; unless it
-     * has succeeded meanwhile. Who closes something closes it, whatever has been confirmed. NULL: calls end by
-     * themselves. */
+    /* Since 0.2: whether the call of the thread at hand is to end, not 0, or not. Asked every 100 ms on
+     * threads of the host that wait in the library for the daemon, a worker, or a thread that does; without
+     * any lock held: it may call the library, kvc_close() of this client aside. Once it has said yes it must
+     * do so until the call has returned, which may have to wait to undo what it has done. The call then ends
+     * with KVC_E_INTERRUPTED, and for all that it has asked for is as one that ended with KVC_E_TIMEOUT;
+     * unless it has succeeded meanwhile. Who closes something closes it, whatever has been confirmed. NULL:
+     * calls end by themselves. */
     int (*interrupted)(void *data);
     void *interrupted_data;
 };
@@ -404,9 +404,9 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
  * handed out before the worker answers, or is known to be gone. A worker that is gone takes its share of
  * every page along. That is noticed when its daemon answers an order; from then on there is nothing to be had
  * any more: none are available, and alloc, reserve and want are KVC_E_WORKER_GONE. All else works, and what
- * comes free is given back by the other workers at once, the rest when the kvc_blocks is closed. To go on, close
- * it, and attach again. When only the connection to a daemon has ended nobody knows of its worker: mapped
- * pages stay in use, and mapping more is KVC_E_DISCONNECTED.
+ * comes free is given back by the other workers at once, the rest when the kvc_blocks is closed. To go on,
+ * close it, and attach again. When only the connection to a daemon has ended nobody knows of its worker:
+ * mapped pages stay in use, and mapping more is KVC_E_DISCONNECTED.
  */
 
 struct kvc_blocks;
