@@ -44,8 +44,7 @@ static bool next(struct entry *ret)
     return found;
 }
 
-/* An error of the handler is nobody's here. What is none, such as a KeyboardInterrupt, is the main
- * thread's. */
+/* An error of the handler is nobody's here. What is none, as a KeyboardInterrupt, is the main thread's. */
 static int judge_exception(PyObject *to)
 {
     if (!PyErr_ExceptionMatches(PyExc_Exception))

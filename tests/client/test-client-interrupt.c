@@ -191,8 +191,8 @@ TEST(closing)
     fake_stop(fake);
 }
 
-/* The library's thread waits for the daemon to confirm what a notice was given. Who closes the client waits
- * for the thread, and cannot tell it. */
+/* The library's thread waits for the daemon to confirm what a notice was given, and who closes the client
+ * waits for the thread. */
 TEST(closing_while_the_own_thread_waits)
 {
     struct fake *fake = fake_start(&(struct fake_settings){.leases = true});
