@@ -99,12 +99,7 @@ const char *cuda_error_name(const struct cuda_driver *driver, CUresult result)
 static int fail_forked(char *error)
 {
     return fail(error, -ECHILD,
-<<<<<<< HEAD
-                "CUDA does not survive a fork, and a parent of this process has used it: start it anew "
-                "(spawn)");
-=======
                 "CUDA does not survive a fork, and a parent of this process has used it: spawn the process");
->>>>>>> fix-ext
 }
 
 static int start_cuda(const struct cuda_driver *driver, const char *path, char *error)

@@ -1,21 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
-<<<<<<< HEAD
- * Calls that may wait, and signals. Python runs the handler of a signal where its main thread next runs
- * Python, which may be long after: so the library asks now and then whether it should go on, and then
- * handlers run. An exception of theirs ends the call, as a time limit would. It is kept aside until the call
- * has returned, which may use Python meanwhile; a call that has succeeded all the same returns first, and the
- * exception comes behind it, as if the signal had. What is closed on the way of such an exception takes no
- * more time either.
-=======
  * Calls that may wait, and signals. Python runs a signal's handler where its main thread next runs Python,
  * which may be long after: so the library asks now and then whether it should go on, and then handlers run.
  * An exception of theirs ends the call, as a time limit would. It is kept aside until the call has returned,
  * which may use Python meanwhile; a call that has succeeded all the same returns first, and the exception
  * comes behind it, as if the signal had. What is closed on the way of such an exception takes no more time
  * either.
->>>>>>> fix-ext
  */
 
 #include "native.h"
