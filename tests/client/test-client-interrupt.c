@@ -24,7 +24,7 @@
 static _Thread_local bool interruptible;
 static _Thread_local uint64_t began_ns;
 static atomic_uint n_asked;
-static int (*meanwhile)(void); /* by the host, where it is asked */
+static _Thread_local int (*meanwhile)(void); /* by the host, where it is asked */
 
 static int is_interrupted(void *data)
 {
