@@ -428,8 +428,10 @@ def test_another_role_is_refused(engine: None) -> None:
         kvi.init_kvcached(device="cuda:1")
     with pytest.raises(RuntimeError, match="world_size is 2, and was 1; pp_size is 3, and was 1"):
         kvi.init_kvcached(tp_size=2, pp_size=3, separate=False, is_worker=True)
-    with pytest.raises(RuntimeError, match="already, tp_rank is 1, and was 0; call shutdown_kvcached"):
-        kvi.init_kvcached(tp_rank=1)
+    with pytest.raises(
+        RuntimeError, match="already, world_size is 2, and was 1; tp_rank is 1, and was 0; call"
+    ):
+        kvi.init_kvcached(tp_rank=1, tp_size=2, separate=False)
     assert runtime.get().role.device == 0
 
 
