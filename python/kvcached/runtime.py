@@ -67,16 +67,17 @@ class Role:
         """Those that a scheduler drives."""
         return range(self.world_size * self.pp_size)
 
-    def differences(self, other: Role) -> list[str]:
-        """What is not as in `other`, in words. Not so where one of them has not said it: the scheduler's side
-        of an engine knows no rank, and may name no device."""
-        names = ["world_size", "pp_size"]
-        if self.is_worker == other.is_worker:
-            names += ["tp_rank", "pp_rank"]
-        if self.device is not None and other.device is not None:
-            names.append("device")
-        both = ((name, getattr(self, name), getattr(other, name)) for name in names)
-        return [f"{name} is {mine}, and was {others}" for name, mine, others in both if mine != others]
+    def differences(self, first: Role) -> list[str]:
+        """What is not as it was said first, in words. The scheduler's side of an engine knows no rank, and
+        names a device or not; a scheduler in a process of its own has neither."""
+        compared = [("world_size", first.world_size), ("pp_size", first.pp_size)]
+        if first.native_role != _native.ROLE_SCHEDULER:
+            if self.is_worker == first.is_worker:
+                compared += [("tp_rank", first.tp_rank), ("pp_rank", first.pp_rank)]
+            if self.device is not None:
+                compared.append(("device", first.device or 0))
+        now = [(name, getattr(self, name), was) for name, was in compared]
+        return [f"{name} is {new}, and was {was}" for name, new, was in now if new != was]
 
 
 def parse_device(device: Any) -> tuple[str, int | None]:

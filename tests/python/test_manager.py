@@ -424,7 +424,7 @@ def test_another_role_is_refused(engine: None) -> None:
     kvi.init_kvcached(is_worker=True, tp_rank=0, device="cuda:0", separate=False)
     with pytest.raises(RuntimeError, match="in another role"):
         kvi.init_kvcached(tp_size=2, is_worker=True)
-    with pytest.raises(RuntimeError, match="device is 1, and was 0"):
+    with pytest.raises(RuntimeError, match="already, device is 1, and was 0; call shutdown_kvcached"):
         kvi.init_kvcached(device="cuda:1")
     with pytest.raises(RuntimeError, match="world_size is 2, and was 1; pp_size is 3, and was 1"):
         kvi.init_kvcached(tp_size=2, pp_size=3, separate=False, is_worker=True)
@@ -441,6 +441,13 @@ def test_the_scheduler_s_side_has_no_rank(kvcached_environment: Any) -> None:
     kvi.init_kvcached(tp_size=2, is_worker=False, separate=False)
     with pytest.raises(RuntimeError, match="tp_rank is 0, and was 1"):
         kvi.init_kvcached(tp_size=2, is_worker=True, separate=False)
+
+
+def test_who_named_no_device_has_the_first(kvcached_environment: Any) -> None:
+    kvi.init_kvcached()
+    kvi.init_kvcached(device="cuda:0", is_worker=True)
+    with pytest.raises(RuntimeError, match="device is 1, and was 0"):
+        kvi.init_kvcached(device="cuda:1", is_worker=True)
 
 
 def test_a_second_init_after_the_daemon_s_death(kvcached_environment: Any, daemon: Any) -> None:
