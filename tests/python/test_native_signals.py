@@ -306,12 +306,16 @@ parent = os.getpid()
 _native.set_log_handler(lambda level, sentence: os.write(1, b"%d\\n" % (os.getpid() == parent)))
 client = _native.Client(instance="engine")
 def fork():
+    time.sleep(0.2) # the main thread waits
     os.kill(DAEMON, signal.SIGKILL)
     soon(lambda: not client.status()["connected"])
     time.sleep(0.2)
     child = os.fork()
     if child == 0:
-        soon(lambda: sum(range(100)) > 0)
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        for _ in range(5):
+            os.kill(os.getpid(), signal.SIGUSR1) # what is to be done between two steps is done
+            time.sleep(0.02)
         os._exit(0)
     os.waitpid(child, 0)
 thread = threading.Thread(target=fork)
