@@ -417,9 +417,8 @@ struct kvc_blocks_options {
 
     uint64_t block_bytes; /* of a block in one segment of the first region; at most a page's share there */
     int null_block;       /* not 0: block 0 is never handed out, and always mapped: padding points at it */
-    uint64_t max_pages; /* of the region that may be used, the first ones; 0: all. See kvc_blocks_resize() */
-    uint64_t
-        max_blocks; /* numbers from there on are no blocks, also where the last page has room; 0: all are */
+    uint64_t max_pages;  /* of the region that may be used, the first ones; 0: all. See kvc_blocks_resize() */
+    uint64_t max_blocks; /* from this number on there are none, also where the last page has room; 0: all */
 };
 
 /* With several regions, page i of each is mapped and unmapped together with page i of the others: all or none
