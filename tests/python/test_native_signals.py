@@ -19,10 +19,25 @@ from kvcached import _native
 PAGE = 2 << 20
 DAEMON = int(os.environ["DAEMON"])
 
+def count_turns():
+    turns = 0
+    for task in os.listdir(f"/proc/{DAEMON}/task"):
+        with open(f"/proc/{DAEMON}/task/{task}/status") as status:
+            turns += sum(int(line.split()[1]) for line in status if "ctxt_switches" in line)
+    return turns
+
+def stop_daemon():
+    # While it sleeps: the emulated device has a lock that all processes share.
+    before = -1
+    while before != (now := count_turns()):
+        before = now
+        time.sleep(0.05)
+    os.kill(DAEMON, signal.SIGSTOP)
+
 @contextlib.contextmanager
 def interrupted(exception=KeyboardInterrupt):
     # Not before the call waits, and then soon.
-    os.kill(DAEMON, signal.SIGSTOP)
+    stop_daemon()
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     try:
@@ -207,7 +222,7 @@ def test_at_the_end(under_signals: Callable[..., Result]) -> None:
 import atexit
 client, region, blocks = open_all()
 blocks.alloc(100)
-os.kill(DAEMON, signal.SIGSTOP)
+stop_daemon()
 timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
 timer.daemon = True
 timer.start()
@@ -227,7 +242,7 @@ def on_signal(number, frame):
     blocks.available()
     os.kill(DAEMON, signal.SIGCONT)
 signal.signal(signal.SIGINT, on_signal)
-os.kill(DAEMON, signal.SIGSTOP)
+stop_daemon()
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 assert len(blocks.alloc(100)) == 100
 assert heard == [0]
@@ -258,7 +273,7 @@ def test_other_threads_go_on(under_signals: Callable[..., Result]) -> None:
         """
 client, region, blocks = open_all()
 answers = []
-os.kill(DAEMON, signal.SIGSTOP)
+stop_daemon()
 thread = threading.Thread(target=lambda: answers.append(blocks.alloc(100)))
 thread.start()
 with interrupted():
@@ -284,8 +299,8 @@ _native.set_log_handler(handler)
 clients = [_native.Client(instance=name) for name in ("a", "b")]
 unraisable = []
 sys.unraisablehook = unraisable.append
-os.kill(DAEMON, signal.SIGKILL)
 try:
+    os.kill(DAEMON, signal.SIGKILL)
     soon(lambda: len(heard) == 2)
     raise AssertionError("it is lost")
 except KeyboardInterrupt:
