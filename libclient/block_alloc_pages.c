@@ -239,7 +239,8 @@ uint64_t block_alloc_missing(const struct block_alloc *alloc, uint64_t n)
             page = bit_tree_next(&alloc->page_tree, alloc->empty, page + 1);
         }
     } else if (missing > blocks_of_empty(alloc)) {
-        return alloc->n_states[BLOCK_ALLOC_EMPTY] + 1;
+        n_pages = alloc->n_states[BLOCK_ALLOC_EMPTY];
+        missing -= blocks_of_empty(alloc);
     }
     return n_pages + missing / most + (missing % most != 0);
 }

@@ -53,7 +53,8 @@ TEST(geometry_without_straddlers)
     check_eq(block_alloc_missing(alloc, 1), 1);
     check_eq(block_alloc_missing(alloc, 128), 1);
     check_eq(block_alloc_missing(alloc, 129), 2);
-    check(block_alloc_missing(alloc, 40960 * 128 + 1) > 40960);
+    check_eq(block_alloc_missing(alloc, 40960 * 128 + 1), 40961);
+    check_eq(block_alloc_missing(alloc, 40970 * 128), 40970); /* as if there were more of them */
     check(block_alloc_missing(alloc, UINT64_MAX) > 40960);
 }
 
@@ -374,6 +375,31 @@ TEST(clear)
     check_eq(block_alloc_shed(alloc, 0, 3, pages), 0);
     block_alloc_complete(alloc, 5);
     check_eq(block_alloc_shed(alloc, 0, 3, pages), 3);
+}
+
+TEST(the_last_page_is_cut_short)
+{
+    struct block_alloc_config config = {
+        .page_bytes = 40, .block_bytes = 10, .pages = 8, .max_pages = 8, .max_blocks = 9};
+    _cleanup_(block_alloc_freep) struct block_alloc *alloc = NULL;
+    uint64_t pages[3];
+
+    check_eq(block_alloc_new(&config, &alloc), 0);
+    check_eq(count(alloc).empty_pages, 3);
+    check_eq(block_alloc_gain(alloc, 2), 8);
+    check_eq(block_alloc_gain(alloc, 3), 9);
+    check_eq(block_alloc_missing(alloc, 9), 3);
+    check_eq(block_alloc_missing(alloc, 10), 4);
+    check_eq(block_alloc_missing(alloc, 13), 4);
+    check_eq(block_alloc_missing(alloc, 14), 5);
+    check_eq(block_alloc_plan(alloc, 2, pages), 0);
+    check_eq(block_alloc_mapped(alloc, pages, 2), 0);
+    check_eq(block_alloc_missing(alloc, 9), 1);
+    check_eq(block_alloc_missing(alloc, 10), 2);
+    block_alloc_resize(alloc, 2);
+    check_eq(block_alloc_gain(alloc, 1), 0);
+    check_eq(block_alloc_missing(alloc, 9), 1);
+    check_eq(count(alloc).total_blocks, 8);
 }
 
 TEST(host_memory_runs_out)
