@@ -9,6 +9,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/arith.h"
 
@@ -88,4 +89,17 @@ void error_hold(void)
 void error_release(void)
 {
     holds--;
+}
+
+void error_set_aside(struct error_state *ret)
+{
+    memcpy(ret->sentence, last_sentence, sizeof(ret->sentence));
+    ret->holds = holds;
+    holds = 0;
+}
+
+void error_restore(const struct error_state *state)
+{
+    memcpy(last_sentence, state->sentence, sizeof(last_sentence));
+    holds = state->holds;
 }

@@ -24,3 +24,11 @@ bool error_is_unanswered(int error);
  * nest. */
 void error_hold(void);
 void error_release(void);
+
+/* What the thread has of all this, for code in between that has errors of its own. */
+struct error_state {
+    char sentence[ERROR_SENTENCE_MAX];
+    unsigned holds;
+};
+void error_set_aside(struct error_state *ret);
+void error_restore(const struct error_state *state);

@@ -41,8 +41,12 @@ uint64_t interrupt_due_ns(const struct interrupt *interrupt)
 
 int interrupt_ask(const struct interrupt *interrupt)
 {
-    bool wanted = asked(interrupt)->is_wanted(asked(interrupt)->data) != 0;
+    struct error_state errors;
+    bool wanted;
 
+    error_set_aside(&errors);
+    wanted = asked(interrupt)->is_wanted(asked(interrupt)->data) != 0;
+    error_restore(&errors);
     here.wanted = wanted;
     here.due_ns = wanted ? 0 : conn_now_ns() + ASK_EVERY_NS;
     return wanted ? error_set(KVC_E_INTERRUPTED, "The call was interrupted") : 0;

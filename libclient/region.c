@@ -354,11 +354,18 @@ int region_open_store(struct kvc_client *client, const struct kvc_region_options
     return 0;
 }
 
+/* Nothing is awaited after what was not answered in time, but the daemon is told all the same. */
+static int give_up(struct kvc_client *client, uint32_t region_id, int r)
+{
+    int told = client->conn->alive ? region_tell_closed(client, region_id, !error_is_unanswered(r)) : r;
+
+    return error_is_unanswered(r) ? r : told;
+}
+
 void region_close_store(struct kvc_region *store)
 {
     lease_close(store);
-    if (!error_is_unanswered(borrow_settle(store)) && store->client->conn->alive)
-        region_tell_closed(store->client, store->id, true);
+    give_up(store->client, store->id, borrow_settle(store));
     region_forget(store);
 }
 
@@ -559,8 +566,7 @@ int region_close(struct kvc_region *region)
     r = borrow_return(client, &leaving, true);
     if (!error_is_unanswered(r))
         r = borrow_settle(region);
-    if (!error_is_unanswered(r) && client->conn->alive)
-        r = region_tell_closed(client, region->id, true);
+    r = give_up(client, region->id, r);
     free_addresses(region);
     region_forget(region);
     return r;

@@ -133,6 +133,7 @@ class KVCacheManager:
         self._step = 0  # ... by how much that is more than what there was
         self._patience = 0.0
         self._no_wait_until = 0.0
+        self._no_first_wait_until = 0.0
         self._no_ask_until = 0.0
         self._limit: tuple[int | None, int] | None = None
         self._size_pages: int | None = None  # of resize()
@@ -253,9 +254,11 @@ class KVCacheManager:
         with self._lock:
             self._closed = True
             opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.close()
-        self._runtime.unclaim(self)
+        try:
+            if opened is not None:
+                opened.close()
+        finally:
+            self._runtime.unclaim(self)
 
     # ---- Blocks ----
 
@@ -342,7 +345,7 @@ class KVCacheManager:
 
     def _ask(self, blocks: _native.Blocks, want: int, wait_ms: int) -> int:
         now = time.monotonic()
-        if now < self._no_wait_until:
+        if now < self._no_wait_until or (wait_ms > 0 and now < self._no_first_wait_until):
             wait_ms = 0
         if wait_ms == 0 and now < self._no_ask_until:
             return blocks.available()
@@ -352,6 +355,8 @@ class KVCacheManager:
             until = time.monotonic() + self._patience
             if wait_ms == 0:  # some wait all the same: see kvc_blocks_want()
                 self._no_ask_until = until
+            elif wait_ms > 0:  # the daemon may have to ask others first
+                self._no_first_wait_until = until
             else:
                 self._no_wait_until = until
         except Error:
@@ -379,11 +384,13 @@ class KVCacheManager:
 
     def clear(self) -> None:
         """Frees all blocks, and what is reserved."""
-        self.blocks.clear()
-        if self._out is not None:
-            with self._lock:
-                self._clears += 1
-                self._out.clear()
+        try:
+            self.blocks.clear()
+        finally:
+            if self._out is not None:
+                with self._lock:
+                    self._clears += 1
+                    self._out.clear()
 
     def resize(self, new_mem_size: int) -> bool:
         """Only so many bytes of each layer's K or V may be used from now on, and no more than a limit allows.
@@ -394,8 +401,9 @@ class KVCacheManager:
         blocks, pages = self.blocks, size // self.layout.page_bytes
         with self._bounding:
             limit = self._limit[0] if self._limit is not None else None
-            blocks.resize(self._bound(pages, limit))
+            # A signal's exception comes behind the call, which has been made then.
             self._size_pages = pages
+            blocks.resize(self._bound(pages, limit))
         return blocks.status()["mapped_pages"] <= pages
 
     def _bound(self, size_pages: int | None, limit: int | None) -> int:
@@ -412,16 +420,19 @@ class KVCacheManager:
         known = self._limit
         if known is not None and revision == known[1] and limit != known[0]:
             return self._limit_state("conflict", f"revision {revision} has another limit")
+        _ = self.blocks
         return self.set_share(limit, revision)
 
     def set_share(self, limit: int | None, revision: int) -> LimitState:
         """Of kvcached.control's limit, of which a revision's shares change with the number of managers."""
-        blocks = self.blocks
+        blocks = self._opened
+        if blocks is None:  # closed meanwhile
+            return self.memory_limit_state()
         with self._bounding:
             stale = self._limit is not None and revision < self._limit[1]
             if not stale:
-                blocks.resize(self._bound(self._size_pages, limit))
                 self._limit = (limit, revision)
+                blocks.resize(self._bound(self._size_pages, limit))
         if stale:
             assert self._limit is not None
             return self._limit_state("stale", f"revision {self._limit[1]} is in force")

@@ -18,6 +18,7 @@ parent's, and may begin anew; with a GPU only where the parent has used none, wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -158,8 +159,9 @@ class Pool:
         return self.regions[0]
 
     def close(self) -> None:
-        for region in self.regions:
-            region.close()
+        with contextlib.ExitStack() as last:
+            for region in reversed(self.regions):
+                last.callback(region.close)
 
 
 class Runtime:
@@ -339,19 +341,21 @@ class Runtime:
         return iter(pools)
 
     def close(self) -> None:
+        """An exception on the way, such as a KeyboardInterrupt, keeps nothing from being closed."""
         pool_registry.clear_kv_cache_pools()
         with self._lock:
             self._closed = True
             pools, clients = list(self.pools.values()), list(self._clients.values())
             self.pools.clear()
             self._clients.clear()
-        for pool in pools:
-            for manager in (ref() for ref in pool.managers):
-                if manager is not None:
-                    manager.close()
-            pool.close()
-        for client in clients:
-            client.close()
+        with contextlib.ExitStack() as last:
+            for client in clients:
+                last.callback(client.close)
+            for pool in pools:
+                last.callback(pool.close)
+                for manager in (ref() for ref in pool.managers):
+                    if manager is not None:
+                        last.callback(manager.close)
 
 
 _lock = threading.RLock()

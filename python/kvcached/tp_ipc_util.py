@@ -97,11 +97,11 @@ def broadcast_unmap_from_kv_tensors(
 ) -> None:
     """Unmaps pages at all workers of a stage. One that cannot doesn't keep the others from it; its error is
     raised at the end. page_bytes: as for mapping."""
-    failed: Error | None = None
+    failed: BaseException | None = None
     for region, pages in _named(tp_size, offsets, pp_rank, group_id, page_bytes):
         try:
             region.unmap(pages)
-        except Error as error:
-            failed = error
+        except BaseException as error:  # also a KeyboardInterrupt: it is raised when all is done
+            failed = failed or error
     if failed is not None:
         raise failed

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from kvcached._native import E_WORKER
 from kvcached.errors import (
     DaemonTimeoutError,
     DisconnectedError,
+    Error,
     KVCachedConfigError,
     KVCachePoolExhausted,
     OutOfMemoryError,
@@ -214,7 +216,9 @@ def check_a_broken_promise_is_filled_from_the_cache() -> None:
 
 def check_a_daemon_that_is_gone_is_a_shortage() -> None:
     """That is said once until it clears; cached blocks are still to be had."""
-    for error in (DisconnectedError("gone"), DaemonTimeoutError("no answer")):
+    refusal = Error("A worker refused")
+    refusal.code = E_WORKER
+    for error in (DisconnectedError("gone"), DaemonTimeoutError("no answer"), refusal):
         made, source = pool(pages=4)
         old = cached(made, 8)
         said: list[str] = []
@@ -233,6 +237,10 @@ def check_a_daemon_that_is_gone_is_a_shortage() -> None:
             with refused(KVCachePoolExhausted, "Cannot get 1 free blocks"):
                 made.get_new_blocks(1)
             assert len(said) == 2
+    made, source = pool(pages=4)
+    source.error = Error("something else")
+    with refused(Error, "something else"):
+        made.get_new_blocks(1)
 
 
 def check_an_engine_without_hope_ends() -> None:

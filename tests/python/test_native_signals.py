@@ -16,6 +16,7 @@ from harness.broker import Daemon, Result, eventually
 PREAMBLE = """
 import contextlib, os, signal, sys, threading, time
 from kvcached import _native
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell has its background jobs ignore it
 PAGE = 2 << 20
 DAEMON = int(os.environ["DAEMON"])
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from vllm.v1.core.block_pool import BlockPool
 
+from kvcached._native import E_WORKER
 from kvcached.errors import (
     DaemonTimeoutError,
     DisconnectedError,
@@ -222,11 +223,13 @@ class ElasticBlockPool(BlockPool):
         raise KVCachePoolExhausted(f"Cannot get {n} free blocks from the pool")
 
     def _ask(self, memory: Memory, n: int) -> list[int] | None:
-        """A daemon that is gone, or doesn't answer, is a shortage: what is mapped stays usable, and requests
-        go on in that, if need be one after the other."""
+        """A daemon or a worker that is gone, doesn't answer or cannot map is a shortage: what is mapped stays
+        usable, and requests go on in that, if need be one after the other."""
         try:
             ids = memory.alloc(n)
-        except (DisconnectedError, DaemonTimeoutError) as error:
+        except Error as error:
+            if not isinstance(error, (DisconnectedError, DaemonTimeoutError)) and error.code != E_WORKER:
+                raise
             if not self._silent:
                 logger.warning("going on with the memory that is mapped: %s", error)
             self._silent = True
