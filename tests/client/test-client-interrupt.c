@@ -191,6 +191,23 @@ TEST(closing)
     fake_stop(fake);
 }
 
+/* The client goes on, and the daemon is told of the region all the same. */
+TEST(closing_a_region)
+{
+    struct fake *fake = fake_start(NULL);
+    struct kvc_client *client = open_client(fake, KVC_ROLE_ENGINE, 0, 0);
+    struct kvc_region *region = open_region(client, 1, PAGE, PAGES);
+
+    check_ok(map_range(region, 0, 3));
+    fake_lie(fake, FAKE_SILENCE, MESSAGE_RETURN);
+    begin();
+    kvc_region_close(region);
+    end();
+    dispatch_until(client, fake_count(fake).regions == 0);
+    kvc_close(client);
+    fake_stop(fake);
+}
+
 /* The library's thread waits for the daemon to confirm what a notice was given, and who closes the client
  * waits for the thread. */
 TEST(closing_while_the_own_thread_waits)
