@@ -152,11 +152,12 @@ struct kvc_options {
 
     /* Since 0.2: whether the call of the thread at hand is to end, not 0, or not. Asked every 100 ms on
      * threads of the host that wait in the library for the daemon, a worker, or a thread that does; without
-     * any lock held: it may call the library, kvc_close() of this client aside. Once it has said yes it must
-     * do so until the call has returned, which may have to wait to undo what it has done. The call then ends
-     * with KVC_E_INTERRUPTED, and for all that it has asked for is as one that ended with KVC_E_TIMEOUT;
-     * unless it has succeeded meanwhile. Who closes something closes it, whatever has been confirmed. NULL:
-     * calls end by themselves. */
+     * any lock held: it may call the library, but close nothing that waiting calls use, nor return in a
+     * forked child. Once it has said yes it must do so until the call has returned, which may have to wait to
+     * undo what it has done. The call then ends with KVC_E_INTERRUPTED, and for all that it has asked for is
+     * as one that ended with KVC_E_TIMEOUT; unless it has succeeded meanwhile. Who closes something closes
+     * it, whatever has been confirmed; only for threads that are in a call on it is it waited. NULL: calls
+     * end by themselves. */
     int (*interrupted)(void *data);
     void *interrupted_data;
 };
