@@ -156,8 +156,8 @@ struct kvc_options {
      * forked child. Once it has said yes it must do so until the call has returned, which may have to wait to
      * undo what it has done. The call then ends with KVC_E_INTERRUPTED, and for all that it has asked for is
      * as one that ended with KVC_E_TIMEOUT; unless it has succeeded meanwhile. Who closes something closes
-     * it, whatever has been confirmed; only for threads that are in a call on it is it waited. NULL: calls
-     * end by themselves. */
+     * it, whatever has been confirmed, but waits for threads that are in a call on it. NULL: calls end by
+     * themselves. */
     int (*interrupted)(void *data);
     void *interrupted_data;
 };
