@@ -71,16 +71,16 @@ def test_steps_that_are_scheduled_ahead_say_the_same(
     engines: Engines, programs: Programs, daemon: Daemon, kvctl: Kvctl, says: Callable[[str], Said]
 ) -> None:
     said = says("llama")
-    engine = engines.get("alpha")
+    engine = engines.get("ahead")  # of its own: what it stands on is replaced in it
     engine.begin(daemon, async_scheduling=True)
     assert engine.call("pool")["scheduler"] == "ElasticAsyncScheduler"
     run(engine, said, MIXED)
     limit = 3 * PAGE
-    ended = serve(engine, GROWING, lambda: None, lambda: used_bytes(kvctl, "alpha") > limit)
-    assert kvctl("limit", "alpha", str(limit)).rc == 0
+    ended = serve(engine, GROWING, lambda: None, lambda: used_bytes(kvctl, "ahead") > limit)
+    assert kvctl("limit", "ahead", str(limit)).rc == 0
     finish(engine, said, GROWING, ended)
     assert engine.call("metrics")["vllm:num_preemptions"] > 0
-    assert 0 < used_bytes(kvctl, "alpha") <= limit
+    assert 0 < used_bytes(kvctl, "ahead") <= limit
     engine.call("sleep", 1)
     check_all_memory_is_to_be_had(programs, daemon)
     engine.call("wake")

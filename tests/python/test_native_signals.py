@@ -27,12 +27,16 @@ def count_turns():
             turns += sum(int(line.split()[1]) for line in status if "ctxt_switches" in line)
     return turns
 
-def stop_daemon():
-    # While it sleeps: the emulated device has a lock that all processes share.
+def await_rest():
+    # The daemon has done what there was to do.
     before = -1
     while before != (now := count_turns()):
         before = now
         time.sleep(0.05)
+
+def stop_daemon():
+    # While it sleeps: the emulated device has a lock that all processes share.
+    await_rest()
     os.kill(DAEMON, signal.SIGSTOP)
 
 @contextlib.contextmanager
@@ -150,8 +154,8 @@ def test_a_call_that_succeeds_all_the_same(under_signals: Callable[..., Result])
 client, region, blocks = open_all()
 def on_signal(number, frame):
     os.kill(DAEMON, signal.SIGCONT)
-    soon(lambda: client.status()["used_bytes"] > 0)
-    time.sleep(0.2)
+    soon(lambda: client.status()["used_bytes"] >= 13 * PAGE)
+    await_rest()
     raise KeyboardInterrupt
 signal.signal(signal.SIGINT, on_signal)
 with interrupted():
