@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from harness.broker import LIMIT_S, Daemon, Programs, Result, Site, eventually
 
 try:
     from kvcached import _native, runtime
+    from kvcached.integration.vllm import interfaces as kvi
 except ImportError as missing:
     raise pytest.UsageError(f"{missing}; ./dev python builds and installs what these tests test") from None
 
@@ -197,3 +199,24 @@ def torch() -> Any:
     if not imported:
         gc.freeze()
     return torch
+
+
+@pytest.fixture
+def engine(kvcached_environment: Any) -> None:
+    """Without preallocation, so that exactly what is used is mapped."""
+    kvcached_environment.setenv("KVCACHED_PAGE_PREALLOC_ENABLED", "false")
+    kvi.init_kvcached(tp_rank=0, tp_size=1, is_worker=False, device="cuda:0", async_sched=False)
+
+
+@pytest.fixture(params=["true", "false"])
+def either(kvcached_environment: Any, request: Any) -> None:
+    """With preallocation, and without: it changes speed, never what happens."""
+    kvcached_environment.setenv("KVCACHED_PAGE_PREALLOC_ENABLED", request.param)
+    kvi.init_kvcached()
+
+
+@pytest.fixture
+def send(daemon: Any) -> Iterator[Callable[[int], None]]:
+    """send(SIGSTOP): the daemon answers nothing any more, until send(SIGCONT) or the end."""
+    yield daemon.process.send_signal
+    daemon.process.send_signal(signal.SIGCONT)
