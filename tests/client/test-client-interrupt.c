@@ -298,6 +298,27 @@ TEST(the_host_uses_the_library)
     fake_stop(fake);
 }
 
+static int fail_in_between(void *data)
+{
+    error_set(KVC_E_INVALID, "its own");
+    check_str(kvc_last_error(), "its own");
+    return 0;
+}
+
+/* The call's sentence stays, also where it is held; the host sees those of its own calls. */
+TEST(errors_of_its_own)
+{
+    const struct interrupt interrupt = {.is_wanted = fail_in_between};
+
+    error_set(KVC_E_LIMIT, "the call's");
+    check_eq(interrupt_ask(&interrupt), 0);
+    check_str(kvc_last_error(), "the call's");
+    error_hold();
+    check_eq(interrupt_ask(&interrupt), 0);
+    error_release();
+    check_str(kvc_last_error(), "the call's");
+}
+
 /* A call that doesn't wait, or not for long, is not held up by the host. */
 TEST(short_waits)
 {

@@ -13,9 +13,9 @@ import pytest
 
 from harness.broker import eventually
 from harness.managers import BLOCK, CELL, LAYERS, MIB, PAGE_BYTES, make, seconds_of, used_bytes
-from kvcached import KVCachedConfigError, runtime
+from kvcached import DaemonTimeoutError, KVCachedConfigError, runtime
 from kvcached.integration.vllm import interfaces as kvi
-from kvcached.kv_cache_manager import KVCacheManager
+from kvcached.kv_cache_manager import FIRST_WAIT_MS, KVCacheManager
 
 
 def test_alloc_and_free(engine: None) -> None:
@@ -386,6 +386,34 @@ def test_available_size_of_an_idle_gpu(either: None) -> None:
     """There is something from the first call on, though nobody has asked for anything yet."""
     manager = make(4096)
     assert manager.available_size() > 0
+
+
+class Late:
+    """Blocks of a daemon whose answers come too late."""
+
+    def __init__(self) -> None:
+        self.waits: list[int] = []
+
+    def available(self) -> int:
+        return 0
+
+    def status(self) -> dict[str, int]:
+        return {"total_blocks": 1000, "used_blocks": 0}
+
+    def want(self, n: int, timeout_ms: int) -> int:
+        self.waits.append(timeout_ms)
+        raise DaemonTimeoutError("no answer")
+
+
+def test_a_short_wait_in_vain_forbids_no_long_one(engine: None) -> None:
+    """Within a tenth of a second the daemon may not have asked others yet."""
+    manager = make()
+    opened, late = manager.blocks, Late()
+    manager._opened = late  # type: ignore[assignment]
+    assert manager.available_size() == 0
+    assert manager.available_size(10) == manager.available_size(10) == 0
+    assert late.waits == [FIRST_WAIT_MS, -1, 0]
+    manager._opened = opened
 
 
 def test_waiting_for_available_size_comes_to_an_end(either: None, kvctl: Any) -> None:

@@ -362,3 +362,25 @@ def test_log_colours(set_: Callable[[str, str], None]) -> None:
         set_("KVCACHED_LOG_COLOR_CODE", wrong)
         with pytest.raises(KVCachedConfigError, match="no colour such as"):
             utils.log_colour()
+
+
+class Interrupted:
+    """What is closed while a Ctrl-C comes."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_nothing_from_being_closed(kvcached_environment: Any) -> None:
+    current = runtime.init(runtime.Role())
+    client = current.client()
+    regions = [Interrupted(), Interrupted()]
+    for group, region in enumerate(regions):
+        current.pools[group] = runtime.Pool(group, None, [region, region], client)  # type: ignore[list-item]
+    with pytest.raises(KeyboardInterrupt):
+        runtime.shutdown()
+    assert all(region.closed for region in regions)
+    assert client.closed
