@@ -174,12 +174,9 @@ begun.wait()
         tasks.go_on(daemon)
 
 
-def test_a_reclaim_that_comes_too_late(end: Callable[..., Result], site: Site) -> None:
-    """The library's thread waits for the interpreter's lock with it, while the client is closed: the engine
-    is not called any more. From before the limit is lowered until then this thread keeps the lock, so it asks
-    the kernel by functions of the C library that do."""
-    end(
-        """
+# The library's thread waits for the interpreter's lock with a reclaim. From before the limit is lowered until
+# then this thread keeps the lock, so it asks the kernel by functions of the C library that do.
+A_RECLAIM_WAITS = """
 import platform, subprocess
 calls = []
 client = _native.Client(instance="engine", reclaim=lambda *_: calls.append(1))
@@ -201,6 +198,14 @@ sys.setswitchinterval(1000)
 assert libc.write(kvctl.stdin.fileno(), b"\\n", 1) == 1
 while not waits_for_a_lock():
     pass
+"""
+
+
+def test_a_reclaim_that_comes_too_late(end: Callable[..., Result], site: Site) -> None:
+    """The client is closed meanwhile: the engine is not called any more."""
+    end(
+        A_RECLAIM_WAITS
+        + """
 client.close()
 kvctl.stdin.close()
 assert kvctl.wait() == 0
@@ -467,25 +472,16 @@ assert statuses == [0]
 
 
 def test_fork_while_a_reclaim_comes(end: Callable[..., Result], site: Site) -> None:
-    """The library's thread waits for the interpreter's lock when this one forks. The child, which doesn't
-    have that thread, doesn't wait for it at its end."""
+    """The child, which doesn't have the library's thread, doesn't wait for it at its end."""
     end(
-        """
-import subprocess
-client = _native.Client(instance="engine", reclaim=lambda n_bytes, deadline_ms: None)
-region = client.open_region(8, PAGE)
-region.map(range(6))
-sys.setswitchinterval(1000)
-command = [os.environ["KVCTL"], "--socket", os.environ["KVCACHED_SOCKET"], "limit", "engine", "8M"]
-kvctl = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-while not client.status()["over_limit"]:
-    pass
-ctypes.PyDLL(None).usleep(100_000)
+        A_RECLAIM_WAITS
+        + """
 pid = os.fork()
 if pid == 0:
     signal.alarm(10)
     sys.exit()
 assert os.waitpid(pid, 0)[1] == 0
+kvctl.stdin.close()
 assert kvctl.wait() == 0
 """,
         KVCTL=str(site.program("kvctl/kvctl")),
