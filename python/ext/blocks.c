@@ -276,6 +276,7 @@ static PyObject *blocks_alloc(PyObject *object, PyObject *number)
     struct blocks_object *self = self_of(object);
     PyObject *list = NULL;
     struct ids ids;
+    int untidy = 0;
     uint64_t n;
 
     /* The library says it best that there are not so many, and needs no room for that. */
@@ -284,9 +285,9 @@ static PyObject *blocks_alloc(PyObject *object, PyObject *number)
     ids.n = n;
     if (alloc(self, &ids) == 0) {
         list = ids_to_list(&ids);
-        /* Without a list nobody would ever free them. */
+        /* Without a list nobody would ever free them; their pages are looked at with the next free. */
         if (!list && is_open(self))
-            kvc_blocks_free(self->blocks, ids.all, ids.n, 0);
+            kvc_blocks_try_free(self->blocks, ids.all, ids.n, 0, &untidy);
     }
     ids_deinit(&ids);
     return list;
