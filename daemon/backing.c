@@ -43,6 +43,7 @@ struct backing {
     unsigned passes[_BACKING_TYPES];
     struct list done;
     unsigned n_untold; /* of those, since the loop was last woken */
+    struct backing_stats stats;
     bool stopping, ended;
 };
 
@@ -116,10 +117,17 @@ static bool finish(struct backing *backing, struct backing_job *job)
     return true;
 }
 
+static void count(struct backing_stats *stats, const struct backing_job *job, uint64_t took_ns)
+{
+    stats->n_failed[job->type] += job->r != 0 && job->r != -ENOMEM;
+    histogram_add(&stats->times[job->type], took_ns);
+}
+
 static void *run(void *arg)
 {
     struct backing *backing = arg;
     struct backing_job *job;
+    uint64_t begun_ns, took_ns;
     bool tell;
 
     pthread_mutex_lock(&backing->lock);
@@ -133,8 +141,11 @@ static void *run(void *arg)
         }
         list_unlink(&job->link);
         pthread_mutex_unlock(&backing->lock);
+        begun_ns = uv_hrtime();
         carry_out(backing->device, job);
+        took_ns = uv_hrtime() - begun_ns;
         pthread_mutex_lock(&backing->lock);
+        count(&backing->stats, job, took_ns);
         tell = finish(backing, job);
         if (!tell)
             continue;
@@ -273,6 +284,13 @@ void backing_flush(struct backing *backing)
         list_splice(&backing->queues[type], &backing->staged[type]);
     pthread_mutex_unlock(&backing->lock);
     pthread_cond_signal(&backing->changed); /* not before, or the thread would wake up to wait for the lock */
+}
+
+void backing_stats(struct backing *backing, struct backing_stats *ret)
+{
+    pthread_mutex_lock(&backing->lock);
+    *ret = backing->stats;
+    pthread_mutex_unlock(&backing->lock);
 }
 
 struct backing_job *backing_next_done(struct backing *backing)

@@ -16,16 +16,8 @@
 
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "counters.h"
 #include "device.h"
-
-/* By urgency. */
-enum backing_type {
-    BACKING_EXPORT,
-    BACKING_CREATE,
-    BACKING_LOOK,
-    BACKING_RELEASE,
-    _BACKING_TYPES,
-};
 
 struct backing_job {
     struct list link;
@@ -57,6 +49,8 @@ struct backing *backing_free(struct backing *backing);
 /* Jobs begin with the next flush. */
 void backing_submit(struct backing *backing, struct backing_job *job, enum backing_type type);
 void backing_flush(struct backing *backing);
+
+void backing_stats(struct backing *backing, struct backing_stats *ret);
 
 /* The next finished job, or NULL. */
 struct backing_job *backing_next_done(struct backing *backing);

@@ -5,7 +5,8 @@
  * What the parts of the broker share: broker.c (construction, actions and their answers), lending.c (take and
  * return), admission.c (who may have what), leases.c (what is set aside), notices.c (who is asked to give
  * back), members.c (domains, instances, peers, limits), queue.c (requests that wait, and their extents),
- * supply.c (what is ordered from the driver for them) and audit.c (the check of all of it).
+ * supply.c (what is ordered from the driver for them), words.c (what peers say of what they hold) and audit.c
+ * (the check of all of it).
  */
 
 #include "broker.h"
@@ -104,6 +105,7 @@ struct broker {
     uint64_t now_ns;
     uint64_t looked_ns;
     uint64_t active_ns; /* last grant or return */
+    struct broker_counters counters;
 };
 
 static inline struct broker_domain *request_domain(const struct broker_request *request)
@@ -176,12 +178,13 @@ void notices_ask_claims(struct broker *broker, const struct broker_peer *needy_o
 /* The limit has changed: who is over it is asked to meet it. */
 void notices_limit(struct broker *broker, struct broker_instance *instance);
 uint64_t broker_over_limit(const struct broker_instance *instance);
-uint64_t broker_over_budget(const struct broker *broker);
 void notices_returned(struct broker_peer *peer, uint64_t bytes);
 void notices_lose(struct broker_peer *peer);
 bool notices_next(struct broker *broker, struct broker_action *ret);
 void notices_expire(struct broker *broker);
 uint64_t notices_deadline(const struct broker *broker);
+uint64_t notices_cached(struct broker *broker, const struct broker_peer *peer); /* as it says */
+uint64_t notices_pinned(const struct broker_peer *peer);
 
 /* ---- queue.c ---- */
 
@@ -233,6 +236,7 @@ void shelf_empty(struct broker *broker, struct pool_shelf *shelf);
 void request_end(struct broker *broker, struct broker_request *request);
 void broker_settle(struct broker *broker, uint64_t now_ns);
 void broker_note_activity(struct broker *broker); /* something was lent or returned */
+void broker_count_refusal(struct broker *broker, const struct broker_request *request, int error);
 unsigned broker_descriptors_max(const struct broker *broker);
 /* Bytes that are on their way out, and may still be expected to arrive. */
 uint64_t broker_coming(const struct broker *broker);

@@ -295,6 +295,25 @@ void broker_tick(struct broker *broker, uint64_t now_ns)
 
 /* ---- Actions ---- */
 
+/* What was asked for out of courtesy is refused as a matter of course. */
+void broker_count_refusal(struct broker *broker, const struct broker_request *request, int error)
+{
+    if (request->courtesy || error <= 0)
+        return;
+    broker->counters.n_refused[error]++;
+    request->peer->instance->n_refused++;
+}
+
+static void count_grant(struct broker *broker, const struct broker_request *request)
+{
+    struct broker_counters *counters = &broker->counters;
+
+    counters->n_grants++;
+    counters->n_granted_extents += request->n_extents;
+    counters->granted_bytes += request->bytes;
+    histogram_add(&counters->waits, u64_sub_floor(broker->now_ns, request->since_ns));
+}
+
 static void hand_over(struct broker *broker, struct broker_request *request)
 {
     struct broker_peer *peer = request->peer;
@@ -302,6 +321,8 @@ static void hand_over(struct broker *broker, struct broker_request *request)
 
     queue_complete(broker, request);
     broker->n_sending += request->n_extents;
+    if (peer->held_bytes == 0)
+        peer->held_ns = broker->now_ns;
     for (uint32_t i = 0; i < request->n_extents; i++) {
         struct extent *extent = pool_extent_find(&broker->pool, request->extents[i]);
         uint64_t bytes = extent_bytes(&broker->pool, extent);
@@ -317,6 +338,8 @@ static void hand_over(struct broker *broker, struct broker_request *request)
         policy_demand_add(&broker->demand[extent->class_index], bytes, broker->now_ns);
     }
     peer->n_extents += request->n_extents;
+    instance->total_granted_bytes += request->bytes;
+    count_grant(broker, request);
     request->granted = true;
     broker_note_activity(broker);
     instance_touch(broker, instance);
@@ -356,6 +379,8 @@ static bool next_answer(struct broker *broker, struct broker_action *ret)
         .error = request->error,
     };
     request->state = BROKER_REQUEST_ANSWERED;
+    if (ret->type == BROKER_ACTION_REFUSE)
+        broker_count_refusal(broker, request, request->error);
     return true;
 }
 
@@ -521,6 +546,11 @@ void broker_reconfigure(struct broker *broker, const struct broker_config *confi
 uint64_t broker_budget(const struct broker *broker)
 {
     return broker->budget.bytes;
+}
+
+const struct broker_counters *broker_counters(const struct broker *broker)
+{
+    return &broker->counters;
 }
 
 void broker_totals(const struct broker *broker, struct broker_totals *ret)

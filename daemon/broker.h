@@ -23,6 +23,7 @@
 
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "histogram.h"
 #include "ledger.h"
 #include "wire/lease.h"
 
@@ -44,6 +45,7 @@ enum {
     BROKER_E_NOT_FOUND,
     BROKER_E_NOT_LEASED,  /* a lease has not issued so much, or is closed: frozen, or its peer lost */
     BROKER_E_DESCRIPTORS, /* leases hold as many descriptors as they may */
+    _BROKER_E_N,
 };
 
 struct broker_config {
@@ -91,9 +93,11 @@ struct broker_instance {
     uint32_t n_set_aside;     /* extents that leases have or wait for */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
-    uint64_t identity; /* of who opened it; opaque */
-    uint64_t serial;   /* grows; never repeats */
-    bool has_limit[5]; /* by source; BUDGET is always there */
+    uint64_t identity;                                  /* of who opened it; opaque */
+    uint64_t serial;                                    /* grows; never repeats */
+    uint64_t total_granted_bytes, total_returned_bytes; /* since it was made */
+    uint64_t n_refused;                                 /* requests, likewise */
+    bool has_limit[5];                                  /* by source; BUDGET is always there */
     uint64_t limit_of[5];
     struct ledger_account account; /* .bytes[LEDGER_GRANTED] and so on; broker_used() is the sum */
     bool frozen;
@@ -111,6 +115,9 @@ struct broker_peer {
     bool schedules;      /* pages of its instance's workers */
     bool obeys;          /* a worker: what it holds is its scheduler's to give */
     uint64_t held_bytes; /* granted + limbo */
+    uint64_t held_ns;    /* since when there are some */
+    uint64_t issued_ns;  /* the same of its leases */
+    uint64_t lost_ns;    /* when it was lost */
     uint32_t n_extents;
     uint32_t n_issued; /* pages of its leases */
     void *owner;
@@ -198,6 +205,16 @@ struct broker_action {
     bool courtesy;
 };
 
+/* Since the broker was made. */
+struct broker_counters {
+    uint64_t n_grants, n_granted_extents, granted_bytes;
+    uint64_t n_leases, leased_bytes;
+    uint64_t n_returned_extents, returned_bytes;
+    uint64_t n_refused[_BROKER_E_N];    /* by error; but for those out of courtesy */
+    uint64_t n_notices[2], n_missed[2]; /* about limits, and out of courtesy */
+    struct histogram waits;             /* of requests that were satisfied, until they were */
+};
+
 struct broker_totals {
     uint64_t total_bytes, free_bytes, foreign_bytes, budget_bytes, headroom_bytes;
     uint64_t creating_bytes, pool_bytes, warm_bytes, granted_bytes, leased_bytes, limbo_bytes,
@@ -253,6 +270,7 @@ uint64_t broker_limit(const struct broker *broker, const struct broker_instance 
                       enum broker_limit_source *ret_source);
 uint64_t broker_used(const struct broker_instance *instance);
 uint64_t broker_budget(const struct broker *broker);
+uint64_t broker_over_budget(const struct broker *broker); /* used by all instances, and above it */
 
 /* Forgets an instance without peers and its limit. 0 or BROKER_E_HAS_PEERS. Bytes that still are on their way
  * out stay charged to it, unlisted limit aside. */
@@ -346,6 +364,26 @@ void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns);
 void broker_look_failed(struct broker *broker, uint64_t now_ns);
 
 void broker_totals(const struct broker *broker, struct broker_totals *ret);
+const struct broker_counters *broker_counters(const struct broker *broker);
+
+/* What a peer says of what it was granted, as far as that can be true; together no more than it holds. */
+struct broker_words {
+    uint64_t cached_bytes; /* free pages that it keeps */
+    uint64_t pinned_bytes; /* what it cannot return */
+};
+
+/* Of all peers of an instance, begin and then next for each. *spoken_bytes is what its schedulers say of
+ * their workers' memory, and that no worker was told of yet. */
+uint64_t broker_words_begin(struct broker *broker, const struct broker_instance *instance);
+struct broker_words broker_words_next(struct broker *broker, const struct broker_peer *peer,
+                                      uint64_t *spoken_bytes);
+struct broker_words broker_instance_words(struct broker *broker, const struct broker_instance *instance);
+
+/* Set aside for its regions. */
+uint64_t broker_peer_leased(const struct broker_peer *peer);
+
+/* What its undecided requests ask for. */
+uint64_t broker_wanted(const struct broker_instance *instance);
 
 /* Recomputes every sum from the extents and compares: invariants 1, 2, 4, 5. NULL, or a sentence about the
  * first that fails. For tests and fuzzers; O(extents). */

@@ -13,7 +13,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/arith.h"
+#include "base/parse.h"
+#include "chronicle.h"
+#include "explain.h"
 #include "handshake.h"
+#include "instance_status.h"
+#include "reload.h"
 #include "request.h"
 #include "server.h"
 
@@ -81,8 +87,49 @@ int control_info(struct peer *peer, struct message *message)
     reply.emulated_folder = (char *)device->emulated_folder;
     reply.daemon_version = (char *)KVCACHED_VERSION;
     reply.protocol_version = FRAME_VERSION;
+    reply.uptime_ms = (server_now() - peer->server->started_ns) / NSEC_PER_MSEC;
+    reply.life = peer->server->life;
+    reply.config_file = (char *)options_config_file(peer->server->options);
     reply.instance = info;
     peer_send(peer, MESSAGE_INFO_REPLY, message->request, &reply.base, NULL);
+    return 0;
+}
+
+int control_why(struct peer *peer, struct message *message)
+{
+    _cleanup_(explain_freep) Kvcached__WhyReply *reply = NULL;
+    const Kvcached__Why *body = (const Kvcached__Why *)message->body;
+    const struct instance_status *status;
+    struct broker_instance *instance;
+    char reason[SNAPSHOT_REASON_MAX];
+    int r;
+
+    r = snapshot_find(peer->server->broker, body->instance, &instance, reason);
+    if (r > 0)
+        return refuse(peer, message, error_of(r), reason);
+    status = instance->owner;
+    r = explain_instance(peer->server->broker, instance, status ? &status->times : NULL, server_now(),
+                         &reply);
+    if (r < 0)
+        return r;
+    peer_send(peer, MESSAGE_WHY_REPLY, message->request, &reply->base, NULL);
+    return 0;
+}
+
+/* ---- Configuration ---- */
+
+int control_reload(struct peer *peer, struct message *message)
+{
+    Kvcached__Reloaded reply = KVCACHED__RELOADED__INIT;
+    char sentence[CONFIG_ERROR_MAX], *warnings[] = {sentence};
+    int r;
+
+    r = reload(peer->server, sentence);
+    if (r < 0)
+        return refuse(peer, message, KVCACHED__ERROR__ERROR_CONFIG, sentence);
+    reply.n_warnings = r > 0;
+    reply.warnings = warnings;
+    peer_send(peer, MESSAGE_RELOADED, message->request, &reply.base, NULL);
     return 0;
 }
 
@@ -152,6 +199,17 @@ static int answer_limit(struct peer *peer, const struct message *message, const 
     return 0;
 }
 
+static void note_limit(struct server *server, const char *domain, const char *name,
+                       const struct identity *identity)
+{
+    const struct broker_instance *instance = broker_instance_find(server->broker, domain, name);
+    uint64_t bytes = instance->limit_of[BROKER_LIMIT_ADMIN];
+    char limit[FORMAT_SIZE_MAX];
+
+    chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_LIMIT, instance, identity->pid, bytes,
+                   "User %u set its limit to %s", (unsigned)identity->uid, format_size(limit, bytes));
+}
+
 int control_set_limit(struct peer *peer, struct message *message)
 {
     const Kvcached__SetLimit *body = (const Kvcached__SetLimit *)message->body;
@@ -174,6 +232,7 @@ int control_set_limit(struct peer *peer, struct message *message)
     if (r != 0)
         return r < 0 ? r : refuse(peer, message, KVCACHED__ERROR__ERROR_INVALID, "the limit is out of range");
     server_set_config_limit(server, broker_instance_find(server->broker, domain, instance));
+    note_limit(server, domain, instance, &peer->identity);
     return answer_limit(peer, message, domain, instance);
 }
 
@@ -220,6 +279,10 @@ int control_delete(struct peer *peer, struct message *message)
     r = limit_store_change(server->limits, info->domain, info->instance, NULL, error);
     if (r < 0)
         return refuse(peer, message, KVCACHED__ERROR__ERROR_STORAGE, error);
+    chronicle_note(server,
+                   info->n_peers ? KVCACHED__EVENT_KIND__EVENT_FROZEN : KVCACHED__EVENT_KIND__EVENT_DELETED,
+                   instance, peer->identity.pid, info->used_bytes, "User %u deleted it%s",
+                   (unsigned)peer->identity.uid, info->n_peers ? "; its processes are disconnected" : "");
     reply.n_peers = info->n_peers;
     reply.peers = info->peers;
     peer_send(peer, MESSAGE_DELETE_REPLY, message->request, &reply.base, NULL);

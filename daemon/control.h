@@ -7,5 +7,7 @@
 
 int control_list(struct peer *peer, struct message *message);
 int control_info(struct peer *peer, struct message *message);
+int control_why(struct peer *peer, struct message *message);
+int control_reload(struct peer *peer, struct message *message);
 int control_set_limit(struct peer *peer, struct message *message);
 int control_delete(struct peer *peer, struct message *message);

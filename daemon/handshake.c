@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 
 #include "base/arith.h"
+#include "chronicle.h"
 #include "instance_status.h"
 #include "lessor.h"
 #include "request.h"
@@ -25,7 +26,8 @@
 #define HANDSHAKE_NS (10 * NSEC_PER_SEC)
 
 /* What this daemon can do for clients that want it. */
-#define FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS)
+#define ENGINE_FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS)
+#define CONTROL_FEATURES KVCACHED__FEATURE__FEATURE_OPERATIONS
 
 /* ---- Time ---- */
 
@@ -121,9 +123,9 @@ static void keep_hello(struct peer *peer, const struct message *message)
 
     keep_program(peer, body->program);
     hello->request = message->request;
+    hello->features = body->features & (peer->kind == LISTENER_CONTROL ? CONTROL_FEATURES : ENGINE_FEATURES);
     if (peer->kind == LISTENER_CONTROL)
         return;
-    hello->features = body->features;
     hello->limit_ppm = body->limit_ppm;
     strcpy(hello->instance, body->instance);
     hello->role = body->role;
@@ -243,12 +245,23 @@ static int welcome(struct peer *peer, uint32_t request)
     return 0;
 }
 
+static void note_joined(struct peer *peer)
+{
+    static const char *const roles[] = {"", "engine", "worker", "scheduler"};
+
+    peer->server->counters.n_joined++;
+    if (!log_gate_pass(&peer->server->comings, server_now()))
+        return;
+    chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_JOINED, peer->broker_peer->instance,
+                   peer->facts.pid, 0, "%s has joined as %s", peer->facts.program, roles[peer->facts.role]);
+}
+
 static int admit(struct peer *peer)
 {
     int r = 0;
 
     peer->facts.role = peer->hello->role;
-    peer->features = peer->hello->features & FEATURES;
+    peer->features = peer->hello->features;
     if (peer->kind != LISTENER_CONTROL)
         r = join(peer);
     if (r == 0)
@@ -256,6 +269,8 @@ static int admit(struct peer *peer)
     if (r != 0)
         return r;
     peer->state = PEER_READY;
+    if (peer->broker_peer)
+        note_joined(peer);
     handshake_end(peer);
     return 0;
 }

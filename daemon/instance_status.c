@@ -10,6 +10,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/arith.h"
+#include "base/parse.h"
+#include "chronicle.h"
 #include "log.h"
 #include "server.h"
 
@@ -63,6 +66,45 @@ int instance_status_share(const struct instance_status *instance, struct fdset *
     return fdset_dup(fds, instance->page_fd);
 }
 
+/* ---- What began or ended ---- */
+
+static void note_limit(struct server *server, const struct broker_instance *instance, uint64_t now_ns)
+{
+    struct explain_times *times = &((struct instance_status *)instance->owner)->times;
+    uint64_t limit_bytes = broker_limit(server->broker, instance, NULL), used_bytes = broker_used(instance);
+    char used[FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX];
+
+    if (since_note(&times->over_limit, used_bytes > limit_bytes, now_ns)) {
+        if (times->over_limit.holds)
+            chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_OVER_LIMIT, instance, 0,
+                           used_bytes - limit_bytes, "It uses %s, and its limit is %s now",
+                           format_size(used, used_bytes), format_size(limit, limit_bytes));
+        else
+            chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_WITHIN_LIMIT, instance, 0, 0,
+                           "It uses %s, which is within its limit of %s", format_size(used, used_bytes),
+                           format_size(limit, limit_bytes));
+    }
+    if (since_note(&times->missed, instance->missed, now_ns) && instance->missed)
+        chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_MISSED_NOTICE, instance, 0,
+                       u64_sub_floor(used_bytes, limit_bytes),
+                       "It was asked to give memory back, and is still above its limit");
+}
+
+static void note_changes(struct server *server, const struct broker_instance *instance)
+{
+    struct explain_times *times = &((struct instance_status *)instance->owner)->times;
+    const uint64_t *bytes = instance->account.bytes;
+    uint64_t now_ns = uv_now(&server->loop) * NSEC_PER_MSEC;
+
+    note_limit(server, instance, now_ns);
+    since_note(&times->frozen, instance->frozen, now_ns);
+    since_note(&times->destroying, bytes[LEDGER_DESTROYING] > 0, now_ns);
+    if (since_note(&times->gone, bytes[LEDGER_DESTROYING] + bytes[LEDGER_LIMBO] > 0, now_ns) &&
+        !times->gone.holds)
+        chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_FREED, instance, 0, 0,
+                       "All that its lost processes held is free");
+}
+
 void instance_status_write(struct server *server, const struct broker_instance *broker_instance)
 {
     struct instance_status *instance = broker_instance->owner;
@@ -70,6 +112,7 @@ void instance_status_write(struct server *server, const struct broker_instance *
 
     if (!instance)
         return;
+    note_changes(server, broker_instance);
     values = (struct status_values){
         .limit_bytes = broker_limit(server->broker, broker_instance, NULL),
         .used_bytes = broker_used(broker_instance),
@@ -93,6 +136,8 @@ void instance_status_note_refusal(struct server *server, const struct broker_ins
     instance->refused = true;
     if (!log_gate_pass(&server->refusals, server_now()))
         return;
+    chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_REFUSED, broker_instance, 0, 0, "It got no memory: %s",
+                   reason);
     log_info("%s/%s was refused memory: %s", broker_domain_name(broker_instance->domain),
              broker_instance->name, reason);
 }

@@ -342,6 +342,11 @@ void lease_receive(struct broker *broker, struct broker_request *request)
     struct broker_lease *lease = request->lease;
 
     queue_complete(broker, request);
+    if (lease->peer->n_issued == 0)
+        lease->peer->issued_ns = broker->now_ns;
+    broker->counters.n_leases++;
+    broker->counters.leased_bytes += request->bytes;
+    histogram_add(&broker->counters.waits, u64_sub_floor(broker->now_ns, request->since_ns));
     for (uint32_t i = 0; i < request->n_extents; i++)
         receive(broker, lease, pool_extent_find(&broker->pool, request->extents[i]));
     issue(lease, (int)request->pages);

@@ -110,6 +110,7 @@ static int submit(struct broker *broker, struct broker_request *request, struct 
     if (!r)
         r = admission_ask(broker, request);
     if (r) {
+        broker_count_refusal(broker, request, r);
         request_drop(request);
         broker_settle(broker, broker->now_ns);
         return r;
@@ -267,6 +268,9 @@ static void take_back(struct broker *broker, struct broker_peer *peer, struct ex
     list_unlink(&extent->link);
     extent->state = EXTENT_LOOSE;
     peer->held_bytes -= extent_bytes(&broker->pool, extent);
+    peer->instance->total_returned_bytes += extent_bytes(&broker->pool, extent);
+    broker->counters.returned_bytes += extent_bytes(&broker->pool, extent);
+    broker->counters.n_returned_extents++;
     notices_returned(peer, extent_bytes(&broker->pool, extent));
     peer->n_extents--;
     ledger_charge_move(&broker->ledger, &extent->charge, NULL, LEDGER_POOL);

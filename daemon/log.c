@@ -78,8 +78,8 @@ void log_line(enum log_level level, const char *format, ...)
 bool log_gate_pass(struct log_gate *gate, uint64_t now_ns)
 {
     if (gate->n_passed == 0 || now_ns - gate->since_ns > GATE_PERIOD_NS)
-        *gate = (struct log_gate){.since_ns = now_ns};
-    if (gate->n_passed >= GATE_LINES)
+        *gate = (struct log_gate){.since_ns = now_ns, .max = gate->max};
+    if (gate->n_passed >= (gate->max ?: GATE_LINES))
         return false;
     gate->n_passed++;
     return true;

@@ -35,6 +35,7 @@ void log_line(enum log_level level, const char *format, ...) __attribute__((cold
 struct log_gate {
     uint64_t since_ns;
     unsigned n_passed;
+    unsigned max; /* 0: as many as a log can bear */
 };
 
 bool log_gate_pass(struct log_gate *gate, uint64_t now_ns);

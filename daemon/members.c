@@ -391,8 +391,10 @@ static void lose(struct broker *broker, struct broker_peer *peer)
 
 void broker_peer_lost(struct broker *broker, struct broker_peer *peer, uint64_t now_ns)
 {
-    if (!peer->lost)
+    if (!peer->lost) {
+        peer->lost_ns = now_ns;
         lose(broker, peer);
+    }
     broker_settle(broker, now_ns);
 }
 

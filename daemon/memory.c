@@ -9,6 +9,7 @@
 
 #include <errno.h>
 
+#include "chronicle.h"
 #include "grant.h"
 
 void memory_create(struct server *server, uint64_t extent, unsigned class_index)
@@ -51,8 +52,15 @@ static void note_outcome(struct server *server, const struct slot *slot, const c
     unsigned bit = 1u << slot->job.type;
     bool failed = slot->job.r != 0 && slot->job.r != -ENOMEM;
 
-    if (failed && !(server->failing & bit) && log_gate_pass(&server->gate, server_now()))
-        log_warning("The driver did not %s memory: %s", what, slot->job.why);
+    if (failed && !(server->failing & bit)) {
+        if (log_gate_pass(&server->gate, server_now()))
+            log_warning("The driver did not %s memory: %s", what, slot->job.why);
+        chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_DRIVER_FAILED, NULL, 0, 0,
+                       "The driver did not %s memory: %s", what, slot->job.why);
+    }
+    if (!failed && server->failing & bit)
+        chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_DRIVER_RECOVERED, NULL, 0, 0,
+                       "The driver can %s memory again", what);
     server->failing = failed ? server->failing | bit : server->failing & ~bit;
 }
 

@@ -386,6 +386,7 @@ bool notices_next(struct broker *broker, struct broker_action *ret)
     courtesy = peer->limit_bytes == 0;
     peer->noticed = true;
     peer->notice_number++;
+    broker->counters.n_notices[courtesy]++;
     peer->notice_bytes = peer->asked_bytes = u64_max(peer->courtesy_bytes, peer->limit_bytes);
     peer->courtesy_bytes = peer->limit_bytes = 0;
     await(broker, peer, courtesy);
@@ -450,6 +451,7 @@ static void expire(struct broker *broker, struct list *awaited)
            peer->notice_ns <= broker->now_ns) {
         list_unlink(&peer->notice_link);
         peer->missed = true;
+        broker->counters.n_missed[awaited == &broker->awaited[true]]++;
         peer->asked_bytes = 0;
         instance_touch(broker, peer->instance);
     }
@@ -484,4 +486,16 @@ uint64_t notices_deadline(const struct broker *broker)
         deadline =
             u64_min(deadline, list_first(&broker->pressed, struct broker_instance, pressed_link)->pressed_ns);
     return deadline;
+}
+
+/* ---- What is told of it ---- */
+
+uint64_t notices_cached(struct broker *broker, const struct broker_peer *peer)
+{
+    return peer->lost ? 0 : cached_bytes(broker, peer);
+}
+
+uint64_t notices_pinned(const struct broker_peer *peer)
+{
+    return peer->lost ? 0 : pinned_bytes(peer);
 }

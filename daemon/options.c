@@ -234,12 +234,17 @@ static int overlay(const struct options *options, struct config *config)
     return overlay_string(&config->state_dir, options->state_dir);
 }
 
+const char *options_config_file(const struct options *options)
+{
+    return options->config ?: DEFAULT_CONFIG;
+}
+
 int options_load_config(const struct options *options, struct config **ret,
                         char error[static CONFIG_ERROR_MAX])
 {
     _cleanup_(config_freep) struct config *config = NULL;
     _cleanup_free_ char *text = NULL;
-    const char *path = options->config ?: DEFAULT_CONFIG;
+    const char *path = options_config_file(options);
     int r;
 
     snprintf(error, CONFIG_ERROR_MAX, "Out of memory");

@@ -37,6 +37,9 @@ extern const char options_help[];
 /* 0, OPTIONS_E_*, or -EINVAL with one sentence in `error`. */
 int options_parse(int argc, char **argv, struct options *ret, char error[static OPTIONS_ERROR_MAX]);
 
+/* Where it is, or would be. */
+const char *options_config_file(const struct options *options);
+
 /* Reads the configuration file and lays the options over it. 0, or negative with one sentence in `error`. */
 int options_load_config(const struct options *options, struct config **ret,
                         char error[static CONFIG_ERROR_MAX]);

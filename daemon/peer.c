@@ -20,6 +20,8 @@
 #include <unistd.h>
 
 #include "base/arith.h"
+#include "base/parse.h"
+#include "chronicle.h"
 #include "grant.h"
 #include "handshake.h"
 #include "lessor.h"
@@ -150,6 +152,23 @@ void peer_refuse(struct peer *peer, uint32_t request, Kvcached__Error error, con
     send_refusal(peer, request, error, reason);
 }
 
+static struct broker_instance *instance_of(const struct peer *peer)
+{
+    return peer->broker_peer ? peer->broker_peer->instance : NULL;
+}
+
+/* What peers can cause at will must not push everything else out of the chronicle. */
+static void note_violation(struct peer *peer, const char *reason)
+{
+    peer->server->counters.n_violations++;
+    if (!log_gate_pass(&peer->server->gate, server_now()))
+        return;
+    log_warning("Process %d (uid %u) was disconnected: %s", peer->facts.pid, (unsigned)peer->identity.uid,
+                reason);
+    chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_VIOLATION, instance_of(peer), peer->facts.pid, 0,
+                   "A process of user %u was disconnected: %s", (unsigned)peer->identity.uid, reason);
+}
+
 void peer_fail(struct peer *peer, Kvcached__Error error, const char *format, ...)
 {
     char reason[SNAPSHOT_REASON_MAX];
@@ -160,9 +179,8 @@ void peer_fail(struct peer *peer, Kvcached__Error error, const char *format, ...
     va_start(args, format);
     vsnprintf(reason, sizeof(reason), format, args);
     va_end(args);
-    if (error == KVCACHED__ERROR__ERROR_PROTOCOL && log_gate_pass(&peer->server->gate, server_now()))
-        log_warning("Process %d (uid %u) was disconnected: %s", peer->facts.pid, (unsigned)peer->identity.uid,
-                    reason);
+    if (error == KVCACHED__ERROR__ERROR_PROTOCOL)
+        note_violation(peer, reason);
     note_unread(peer);
     send_refusal(peer, 0, error, reason);
     peer_doom(peer);
@@ -275,6 +293,27 @@ static void forget(struct peer *peer)
         uv_close((uv_handle_t *)&peer->death, on_closed);
 }
 
+static void note_loss(const struct peer *peer)
+{
+    uint64_t bytes = peer->broker_peer ? peer->broker_peer->held_bytes : 0;
+    struct server_counters *counters = &peer->server->counters;
+    char held[FORMAT_SIZE_MAX];
+
+    if (!peer->broker_peer)
+        return;
+    counters->n_lost += bytes > 0;
+    counters->n_left += bytes == 0;
+    if (!log_gate_pass(&peer->server->comings, server_now()))
+        return;
+    if (bytes)
+        chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_LOST, peer->broker_peer->instance,
+                       peer->facts.pid, bytes, "%s %s, and held %s", peer->facts.program,
+                       peer->dead ? "has ended" : "has disconnected", format_size(held, bytes));
+    else
+        chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_LEFT, peer->broker_peer->instance,
+                       peer->facts.pid, 0, "%s has left", peer->facts.program);
+}
+
 void peer_disconnect(struct peer *peer)
 {
     struct server *server = peer->server;
@@ -282,6 +321,7 @@ void peer_disconnect(struct peer *peer)
     list_unlink(&peer->queue_link);
     list_unlink(&peer->stall_link);
     list_unlink(&peer->wait_link);
+    list_unlink(&peer->follow_link);
     peer->doomed = false;
     peer->state = PEER_GONE;
     peer->facts.connected = false;
@@ -294,6 +334,7 @@ void peer_disconnect(struct peer *peer)
     for (unsigned i = 0; i < PEER_REGIONS_MAX; i++)
         peer->regions[i] = region_free(peer, peer->regions[i]);
     lessor_end(peer);
+    note_loss(peer);
     if (peer->broker_peer)
         broker_peer_lost(server->broker, peer->broker_peer, server_now());
     if (peer->dead || !peer->broker_peer || has_nothing(peer))
@@ -425,6 +466,7 @@ static struct peer *peer_alloc(struct server *server, const struct listener *lis
     list_init(&peer->hello_link);
     list_init(&peer->stall_link);
     list_init(&peer->wait_link);
+    list_init(&peer->follow_link);
     list_init(&peer->asked);
     list_init(&peer->granted);
     list_init(&peer->attaching);
@@ -519,10 +561,13 @@ void peer_accept(struct server *server, const struct listener *listener, int fd)
         look_at_the_gone(server, identity.uid);
         error = judge(server, listener, &identity, &reason);
     }
-    if (error == KVCACHED__ERROR__ERROR_NONE)
+    if (error == KVCACHED__ERROR__ERROR_NONE) {
+        server->counters.n_connections[listener->kind]++;
         peer_start(server, listener, &identity, fd);
-    else
+    } else {
+        server->counters.n_rejected[listener->kind]++;
         reject(fd, error, reason);
+    }
     identity_deinit(&identity);
 }
 

@@ -73,6 +73,11 @@ struct peer {
     struct list hello_link; /* of server.handshakes */
     struct list stall_link; /* of server.stalled or server.throttled */
     struct list wait_link;  /* of server.keep_waiting */
+
+    struct list follow_link; /* of server.followers, while its request for events waits */
+    uint32_t follow_request;
+    uint64_t follow_after;
+
     struct server *server;
     enum listener_kind kind;
     char *domain;

@@ -12,6 +12,7 @@
 #include "attach.h"
 #include "base/arith.h"
 #include "base/parse.h"
+#include "chronicle.h"
 #include "control.h"
 #include "grant.h"
 #include "handshake.h"
@@ -194,6 +195,7 @@ static int give_back(struct peer *peer, struct message *message)
 #define CONTROL (1u << LISTENER_CONTROL)
 #define LEASES KVCACHED__FEATURE__FEATURE_LEASES
 #define ORDERS KVCACHED__FEATURE__FEATURE_ORDERS
+#define OPERATIONS KVCACHED__FEATURE__FEATURE_OPERATIONS
 
 struct request_rule {
     uint16_t type;
@@ -220,6 +222,9 @@ static const struct request_rule rules[] = {
     {MESSAGE_UNMAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_unmap},
     {MESSAGE_ORDER_DONE, ENGINES, PEER_READY, ORDERS, ROLE(WORKER), false, orders_done},
     {MESSAGE_LIST, CONTROL, PEER_READY, 0, NO_ROLE, false, control_list},
+    {MESSAGE_EVENTS, CONTROL, PEER_READY, OPERATIONS, NO_ROLE, false, chronicle_asked},
+    {MESSAGE_WHY, CONTROL, PEER_READY, OPERATIONS, NO_ROLE, false, control_why},
+    {MESSAGE_RELOAD, CONTROL, PEER_READY, OPERATIONS, NO_ROLE, true, control_reload},
     {MESSAGE_INFO, CONTROL, PEER_READY, 0, NO_ROLE, false, control_info},
     {MESSAGE_SET_LIMIT, CONTROL, PEER_READY, 0, NO_ROLE, true, control_set_limit},
     {MESSAGE_DELETE, CONTROL, PEER_READY, 0, NO_ROLE, true, control_delete},

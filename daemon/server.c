@@ -15,9 +15,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "base/arith.h"
+#include "base/parse.h"
+#include "chronicle.h"
 #include "grant.h"
 #include "handshake.h"
 #include "instance_status.h"
@@ -27,14 +31,15 @@
 #include "notify.h"
 #include "peer.h"
 #include "places.h"
+#include "reload.h"
 #include "sockets.h"
 
 #define LOOK_AGAIN_MS 250
 #define THROTTLE_MS 10
 #define DRAIN_MS 5000
 #define STOP_NS NSEC_PER_SEC
-
-#define DEFAULT_ADMIN_GROUP "kvcached-admin"
+#define COMINGS_MAX                                                                                          \
+    100 /* of peers, and goings, that are noted in ten seconds: less than a tenth of what is kept */
 
 uint64_t server_now(void)
 {
@@ -54,12 +59,18 @@ static void on_look_again(uv_timer_t *timer)
 static void on_looked(struct server *server)
 {
     if (server->look.r == 0) {
+        if (server->look_failed)
+            chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_DRIVER_RECOVERED, NULL, 0, 0,
+                           "The driver says again how much memory is free");
         server->look_failed = false;
         broker_look(server->broker, server->look.bytes, server_now());
         return;
     }
-    if (!server->look_failed)
+    if (!server->look_failed) {
         log_warning("The driver doesn't say how much memory is free: %s", server->look.why);
+        chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_DRIVER_FAILED, NULL, 0, 0,
+                       "The driver doesn't say how much memory is free: %s", server->look.why);
+    }
     server->look_failed = true;
     broker_look_failed(server->broker, server_now());
     uv_timer_start(&server->look_again, on_look_again, LOOK_AGAIN_MS, 0);
@@ -162,6 +173,10 @@ static bool step(struct server *server)
         retry_all(server);
         return true;
     }
+    if (chronicle_budget(server) || server->has_news) {
+        chronicle_tell(server);
+        return true;
+    }
     return false;
 }
 
@@ -216,6 +231,7 @@ static void on_prepare(uv_prepare_t *prepare)
     const struct peer *oldest = list_first(&server->handshakes, struct peer, hello_link);
 
     server->turn++;
+    chronicle_sample(server);
     set_timer(&server->tick, on_tick, broker_deadline(server->broker));
     set_timer(&server->chill, on_chill, grant_chill_due(server));
     set_timer(&server->handshake, on_handshake, oldest ? oldest->hello->deadline_ns : UINT64_MAX);
@@ -251,20 +267,9 @@ void server_set_config_limit(struct server *server, const struct broker_instance
     broker_set_limit(server->broker, domain, instance->name, BROKER_LIMIT_CONFIG, bytes);
 }
 
-/* ---- Reloading ---- */
+/* ---- What the service manager is told ---- */
 
-static void apply_config(struct server *server)
-{
-    const struct config *config = server->config;
-    const char *group = config->admin_group;
-
-    log_set_level(config->log_level != CONFIG_UNSET ? (enum log_level)config->log_level : LOG_LEVEL_NOTICE);
-    server->admin_gid = (gid_t)-1;
-    if (sockets_find_group(group ?: DEFAULT_ADMIN_GROUP, &server->admin_gid) < 0 && group)
-        log_warning("There is no group %s; only root and the daemon's user may change limits", group);
-}
-
-static void say_ready(const struct server *server)
+void server_say_ready(const struct server *server)
 {
     const struct device_info *info = device_info(server->device);
     char status[256];
@@ -272,30 +277,6 @@ static void say_ready(const struct server *server)
     snprintf(status, sizeof(status), "Serving GPU %u, %s%s", info->index, info->name,
              *info->emulated_folder ? " (emulated)" : "");
     notify_ready(status);
-}
-
-static void reload(struct server *server)
-{
-    char error[CONFIG_ERROR_MAX];
-    struct broker_instance *instance = NULL;
-    struct config *config;
-
-    notify_reloading();
-    if (options_load_config(server->options, &config, error) < 0) {
-        log_error("The old configuration stays: %s", error);
-    } else {
-        if (config_needs_restart(server->config, config))
-            log_warning("Other sockets, folders and warm= need a restart of the daemon");
-        config_free(server->config);
-        server->config = config;
-        apply_config(server);
-        settings_reload(&server->settings, config);
-        broker_reconfigure(server->broker, &server->settings.broker, server_now());
-        while ((instance = broker_instance_next(server->broker, instance)))
-            server_set_config_limit(server, instance);
-    }
-    say_ready(server);
-    server_settle(server);
 }
 
 /* ---- Ending ---- */
@@ -314,6 +295,8 @@ static void drain(struct server *server)
     if (server->draining)
         return;
     notify_stopping();
+    chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_STOPPING, NULL, 0, 0, "The daemon is stopping");
+    chronicle_tell(server);
     server->draining = true;
     list_for_each (it, &server->peers) {
         struct peer *peer = container_of(it, struct peer, link);
@@ -332,11 +315,13 @@ static void drain(struct server *server)
 static void on_signal(uv_signal_t *handle, int number)
 {
     struct server *server = handle->data;
+    char sentence[CONFIG_ERROR_MAX];
 
     if (number == SIGHUP)
-        reload(server);
+        reload(server, sentence);
     else
         drain(server);
+    server_settle(server);
 }
 
 static void on_watchdog(uv_timer_t *timer)
@@ -477,7 +462,7 @@ static struct server *server_alloc(const struct options *options, struct config 
     struct server *server = calloc(1, sizeof(*server));
     struct list *lists[] = {&server->listeners,  &server->links,   &server->peers,
                             &server->handshakes, &server->stalled, &server->keep_waiting,
-                            &server->throttled,  &server->doomed};
+                            &server->throttled,  &server->doomed,  &server->followers};
 
     if (!server)
         return NULL;
@@ -488,11 +473,15 @@ static struct server *server_alloc(const struct options *options, struct config 
     server->options = options;
     server->config = config;
     server->device = device;
+    server->started_ns = server_now();
+    server->comings.max = COMINGS_MAX;
+    if (getrandom(&server->life, sizeof(server->life), 0) != sizeof(server->life))
+        server->life = server->started_ns;
     slots_init(&server->slots);
     settings_init(&server->settings, config, info->total_bytes, info->granularity_bytes, info->n_devices,
                   raise_descriptor_limit());
     flight_init(&server->flight, server->settings.in_flight_max);
-    apply_config(server);
+    reload_apply(server);
     return server;
 }
 
@@ -537,8 +526,9 @@ int server_run(struct server *server)
     if (watchdog_ms)
         uv_timer_start(&server->watchdog, on_watchdog, watchdog_ms, watchdog_ms);
     uv_prepare_start(&server->prepare, on_prepare);
+    chronicle_start(server);
     server_settle(server);
-    say_ready(server);
+    server_say_ready(server);
     uv_run(&server->loop, UV_RUN_DEFAULT);
     return 0;
 }
@@ -578,6 +568,7 @@ bool server_free(struct server *server)
     limit_store_free(server->limits);
     slots_deinit(&server->slots);
     flight_deinit(&server->flight);
+    events_deinit(&server->events);
     lock_release(server->device_lock);
     config_free(server->config);
     device_close(server->device);

@@ -12,12 +12,16 @@
 #include "backing.h"
 #include "broker.h"
 #include "config.h"
+#include "counters.h"
 #include "device.h"
+#include "events.h"
 #include "flight.h"
+#include "history.h"
 #include "limit_store.h"
 #include "log.h"
 #include "options.h"
 #include "settings.h"
+#include "since.h"
 #include "slots.h"
 
 #define SERVER_ERROR_MAX 512
@@ -38,6 +42,14 @@ struct server {
     struct lock *device_lock;
     gid_t admin_gid;
 
+    struct events events;
+    bool has_news; /* since the followers were told */
+    struct server_counters counters;
+    struct history history;
+    struct since over_budget;
+    uint64_t life; /* of this daemon: a number that no other one has */
+    uint64_t started_ns;
+
     struct list listeners;
     struct list links;        /* symbolic links that name our sockets by UUID */
     struct list peers;        /* every peer that isn't freed */
@@ -46,6 +58,7 @@ struct server {
     struct list keep_waiting; /* those that keep descriptors waiting, the longest first */
     struct list throttled;    /* those whose packet the kernel refused with ETOOMANYREFS, or still holds */
     struct list doomed;       /* those that server_settle() disconnects */
+    struct list followers;    /* those that wait for events */
     unsigned n_peers;
 
     uint64_t turn; /* of the loop */
@@ -57,12 +70,12 @@ struct server {
     uv_signal_t signals[3];
     bool has_loop;
     bool settling;
-    bool room_grew;    /* in flight, since the stalled were last looked at */
-    unsigned failing;  /* kinds of driver calls, by bit, whose last failure was said */
-    bool look_failed;  /* and it was said */
-    bool draining;     /* a signal has ended it */
-    bool drain_failed; /* the driver still had work when the time was over */
-    struct log_gate gate, refusals;
+    bool room_grew;                          /* in flight, since the stalled were last looked at */
+    unsigned failing;                        /* kinds of driver calls, by bit, whose last failure was said */
+    bool look_failed;                        /* and it was said */
+    bool draining;                           /* a signal has ended it */
+    bool drain_failed;                       /* the driver still had work when the time was over */
+    struct log_gate gate, refusals, comings; /* comings: and goings */
 };
 
 /* Opens sockets and state for a device that is open; takes over config and device, also on failure. 0, or
@@ -75,6 +88,9 @@ int server_run(struct server *server);
 
 /* False: the driver hangs in a call; the process must end without waiting for it. */
 bool server_free(struct server *server);
+
+/* Tells the service manager. */
+void server_say_ready(const struct server *server);
 
 uint64_t server_now(void); /* CLOCK_MONOTONIC, nanoseconds */
 

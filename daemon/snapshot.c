@@ -56,11 +56,12 @@ static int add_peers(const struct broker_instance *instance, Kvcached__InstanceI
     return 0;
 }
 
-int snapshot_instance(const struct broker *broker, const struct broker_instance *instance,
+int snapshot_instance(struct broker *broker, const struct broker_instance *instance,
                       Kvcached__InstanceInfo **ret)
 {
     _cleanup_(snapshot_instance_freep) Kvcached__InstanceInfo *info = malloc(sizeof(*info));
     const uint64_t *bytes = instance->account.bytes;
+    struct broker_words words = broker_instance_words(broker, instance);
     enum broker_limit_source source;
 
     if (!info)
@@ -77,6 +78,13 @@ int snapshot_instance(const struct broker *broker, const struct broker_instance 
     info->leased_bytes = bytes[LEDGER_LEASED];
     info->frozen = instance->frozen;
     info->missed_notice = instance->missed;
+    info->cached_bytes = words.cached_bytes;
+    info->pinned_bytes = words.pinned_bytes;
+    info->wanted_bytes = broker_wanted(instance);
+    info->total_granted_bytes = instance->total_granted_bytes;
+    info->total_returned_bytes = instance->total_returned_bytes;
+    info->refusals = instance->n_refused;
+    info->serial = instance->serial;
     info->over_limit = info->used_bytes > info->limit_bytes;
     if (add_peers(instance, info) < 0)
         return -ENOMEM;
@@ -134,7 +142,7 @@ static bool has_one_of(const struct broker_instance *instance, char *const *name
 }
 
 /* Without peers and bytes, an instance is worth a line only for the limit that somebody has set. */
-static bool is_listed(const struct broker_instance *instance)
+bool snapshot_lists(const struct broker_instance *instance)
 {
     return !list_is_empty(&instance->peers) || broker_used(instance) > 0 ||
            instance->has_limit[BROKER_LIMIT_ADMIN];
@@ -145,7 +153,7 @@ static bool exists(struct broker *broker, const char *name)
     struct broker_instance *instance = NULL;
 
     while ((instance = broker_instance_next(broker, instance))) {
-        if (is_listed(instance) && has_name(instance, name))
+        if (snapshot_lists(instance) && has_name(instance, name))
             return true;
     }
     return false;
@@ -157,7 +165,7 @@ static void name_candidates(struct broker *broker, const char *name, char *reaso
     int used = snprintf(reason, SNAPSHOT_REASON_MAX, "%s exists in several domains:", name);
 
     while ((instance = broker_instance_next(broker, instance)) && used < SNAPSHOT_REASON_MAX) {
-        if (is_listed(instance) && has_name(instance, name))
+        if (snapshot_lists(instance) && has_name(instance, name))
             used += snprintf(reason + used, (size_t)(SNAPSHOT_REASON_MAX - used), " %s/%s",
                              broker_domain_name(instance->domain), instance->name);
     }
@@ -169,7 +177,7 @@ int snapshot_find(struct broker *broker, const char *name, struct broker_instanc
     struct broker_instance *instance = NULL, *found = NULL;
 
     while ((instance = broker_instance_next(broker, instance))) {
-        if (!is_listed(instance) || !has_name(instance, name))
+        if (!snapshot_lists(instance) || !has_name(instance, name))
             continue;
         if (found) {
             name_candidates(broker, name, reason);
@@ -217,7 +225,7 @@ static int fill_page(struct broker *broker, char *const *names, size_t n_names, 
     while ((instance = broker_instance_next(broker, instance))) {
         _cleanup_(snapshot_instance_freep) Kvcached__InstanceInfo *info = NULL;
 
-        if (instance->serial < cursor || !is_listed(instance) || !has_one_of(instance, names, n_names))
+        if (instance->serial < cursor || !snapshot_lists(instance) || !has_one_of(instance, names, n_names))
             continue;
         if (snapshot_instance(broker, instance, &info) < 0)
             return -ENOMEM;
@@ -267,6 +275,7 @@ Kvcached__ListReply *snapshot_list_free(Kvcached__ListReply *reply)
 
 void snapshot_totals(struct broker *broker, Kvcached__InfoReply *reply)
 {
+    struct broker_instance *instance = NULL;
     struct broker_totals totals;
 
     broker_totals(broker, &totals);
@@ -285,4 +294,8 @@ void snapshot_totals(struct broker *broker, Kvcached__InfoReply *reply)
     reply->held_bytes = totals.held_bytes;
     reply->instances = totals.n_instances;
     reply->peers = totals.n_peers;
+    while ((instance = broker_instance_next(broker, instance))) {
+        reply->cached_bytes += broker_instance_words(broker, instance).cached_bytes;
+        reply->wanted_bytes += broker_wanted(instance);
+    }
 }

@@ -34,7 +34,7 @@ struct snapshot_peer {
 };
 
 /* One instance. 0 or -ENOMEM. */
-int snapshot_instance(const struct broker *broker, const struct broker_instance *instance,
+int snapshot_instance(struct broker *broker, const struct broker_instance *instance,
                       Kvcached__InstanceInfo **ret);
 Kvcached__InstanceInfo *snapshot_instance_free(Kvcached__InstanceInfo *info);
 DEFINE_CLEANUP(Kvcached__InstanceInfo *, snapshot_instance_free);
@@ -54,6 +54,9 @@ int snapshot_find(struct broker *broker, const char *name, struct broker_instanc
  * False when a part is too long or empty. */
 bool snapshot_split(const char *name, char ret_domain[static BROKER_DOMAIN_MAX + 1],
                     const char **ret_instance);
+
+/* Whether it is worth a line. */
+bool snapshot_lists(const struct broker_instance *instance);
 
 /* The broker's sums. */
 void snapshot_totals(struct broker *broker, Kvcached__InfoReply *reply);

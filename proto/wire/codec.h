@@ -54,7 +54,13 @@
     X(68, DELETE, Delete, delete)                                                                            \
     X(69, DELETE_REPLY, DeleteReply, delete_reply)                                                           \
     X(70, INFO, Info, info)                                                                                  \
-    X(71, INFO_REPLY, InfoReply, info_reply)
+    X(71, INFO_REPLY, InfoReply, info_reply)                                                                 \
+    X(72, EVENTS, Events, events)                                                                            \
+    X(73, EVENTS_REPLY, EventsReply, events_reply)                                                           \
+    X(74, WHY, Why, why)                                                                                     \
+    X(75, WHY_REPLY, WhyReply, why_reply)                                                                    \
+    X(76, RELOAD, Reload, reload)                                                                            \
+    X(77, RELOADED, Reloaded, reloaded)
 /* clang-format on */
 
 enum message_type {
