@@ -1,49 +1,46 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The configuration file. What a section may hold is one table per kind of section; a key that isn't in it, a
- * key given twice and a value of the wrong form are errors that name file, line, key and what would be
- * accepted.
+ * Reading a configuration file. What a section may hold is a table for each kind of section (config_keys.c);
+ * a key that isn't in it, a key given twice and a value of the wrong form are errors that name file, line,
+ * key and what would be accepted.
  *
- * inih splits the text into sections, keys and values. It tells neither line numbers nor which lines were too
- * long for it; it asks us for every line, so we know both. Leading blanks are taken off on the way, since it
- * would take an indented line for the continuation of the one before.
+ * inih splits lines into keys and values. It tells neither line numbers nor which lines were too long for
+ * it; it asks us for every line, so we know both. Leading blanks are taken off on the way, since it would
+ * take an indented line for the continuation of the one before. Sections are read here: inih cuts their
+ * names after 49 characters or at the first bracket, and says nothing of one without keys.
+ *
+ * What is looked up in the result is in config_lookup.c.
  */
 
 #include "config.h"
 
 #include <errno.h>
-#include <fnmatch.h>
 #include <ini.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/arith.h"
 #include "base/parse.h"
-#include "log.h"
+#include "config_keys.h"
 
-#define PPM_ONE 1000000u
+#define BYTE_ORDER_MARK "\xef\xbb\xbf"
+#define NOT_A_LINE "expected [section] or key=value"
+#define SECTIONS "[daemon], [gpu NUMBER or UUID], [domain NAME] and [instance PATTERN]"
 
-enum section_kind { SECTION_DAEMON, SECTION_DOMAIN, SECTION_INSTANCE };
+enum section_kind { SECTION_DAEMON, SECTION_GPU, SECTION_DOMAIN, SECTION_INSTANCE };
 
 struct parser {
     const char *text;
     const char *file;
     unsigned line;
     struct config *config;
+    enum section_kind kind; /* of the section at hand */
+    char *target;           /* what its keys are fields of; NULL: there was no section yet */
     int r;
     char *error;
-};
-
-/* What reads a value into a field. 0, -EINVAL or -ENOMEM. */
-typedef int (*value_fn)(const char *value, void *field);
-
-struct key {
-    const char *name;
-    value_fn read;
-    size_t offset;
-    const char *accepts;
 };
 
 static int __attribute__((format(printf, 2, 3))) fail(struct parser *parser, const char *format, ...)
@@ -72,179 +69,38 @@ static int fail_memory(struct parser *parser)
     return parser->r;
 }
 
-/* ---- Values ---- */
-
-uint64_t config_part(uint64_t total_bytes, uint32_t ppm)
-{
-    return total_bytes / PPM_ONE * ppm + total_bytes % PPM_ONE * ppm / PPM_ONE;
-}
-
-int config_parse_fraction(const char *text, uint64_t *ret_ppm)
-{
-    double fraction;
-
-    if (parse_decimal(text, &fraction) < 0 || fraction > 1 || fraction * PPM_ONE < 1)
-        return -EINVAL;
-    *ret_ppm = (uint64_t)(fraction * PPM_ONE + 0.5);
-    return 0;
-}
-
-int config_parse_level(const char *text, uint64_t *ret_level)
-{
-    static const struct {
-        const char *name;
-        enum log_level level;
-    } levels[] = {
-        {"error", LOG_LEVEL_ERROR}, {"warning", LOG_LEVEL_WARNING}, {"notice", LOG_LEVEL_NOTICE},
-        {"info", LOG_LEVEL_INFO},   {"debug", LOG_LEVEL_DEBUG},
-    };
-
-    for (size_t i = 0; i < ARRAY_SIZE(levels); i++) {
-        if (strcmp(text, levels[i].name) == 0) {
-            *ret_level = levels[i].level;
-            return 0;
-        }
-    }
-    return -EINVAL;
-}
-
-static int read_string(const char *value, void *field)
-{
-    char **string = field;
-
-    *string = strdup(value);
-    return *string ? 0 : -ENOMEM;
-}
-
-static int read_name(const char *value, void *field)
-{
-    return *value ? read_string(value, field) : -EINVAL;
-}
-
-static int read_path(const char *value, void *field)
-{
-    return *value == '/' ? read_string(value, field) : -EINVAL;
-}
-
-static int read_size(const char *value, void *field)
-{
-    uint64_t bytes;
-
-    if (parse_size(value, &bytes) < 0 || bytes == CONFIG_UNSET)
-        return -EINVAL;
-    *(uint64_t *)field = bytes;
-    return 0;
-}
-
-static int read_positive_size(const char *value, void *field)
-{
-    return strspn(value, "0") == strlen(value) ? -EINVAL : read_size(value, field);
-}
-
-static int read_count(const char *value, void *field)
-{
-    uint64_t count;
-
-    if (parse_u64(value, &count) < 0 || count == 0 || count > UINT32_MAX)
-        return -EINVAL;
-    *(uint64_t *)field = count;
-    return 0;
-}
-
-static int read_fraction(const char *value, void *field)
-{
-    return config_parse_fraction(value, field);
-}
-
-static int read_level(const char *value, void *field)
-{
-    return config_parse_level(value, field);
-}
-
-static int read_seconds(const char *value, void *field)
-{
-    double seconds;
-
-    if (parse_decimal(value, &seconds) < 0 || seconds > 86400)
-        return -EINVAL;
-    *(uint64_t *)field = (uint64_t)(seconds * 1e9);
-    return 0;
-}
-
-static int read_mode(const char *value, void *field)
-{
-    uint64_t mode = 0;
-
-    if (strlen(value) < 3 || strlen(value) > 4 || value[strspn(value, "01234567")])
-        return -EINVAL;
-    for (; *value; value++)
-        mode = mode * 8 + (uint64_t)(*value - '0');
-    if (mode & ~(uint64_t)0666)
-        return -EINVAL;
-    *(uint64_t *)field = mode;
-    return 0;
-}
-
-/* "8G" or "25%" */
-static int read_limit(const char *value, void *field)
-{
-    struct config_limit *limit = field;
-    size_t length = strlen(value);
-    char digits[32];
-    double percent;
-
-    if (length == 0 || value[length - 1] != '%')
-        return read_size(value, &limit->bytes);
-    if (length > sizeof(digits))
-        return -EINVAL;
-    memcpy(digits, value, length - 1);
-    digits[length - 1] = '\0';
-    if (parse_decimal(digits, &percent) < 0 || percent > 100)
-        return -EINVAL;
-    limit->ppm = (uint32_t)(percent * PPM_ONE / 100 + 0.5);
-    return 0;
-}
-
-#define A_PATH "an absolute path"
-#define A_SIZE "a size such as 512M or 40G"
-#define A_GROUP "the name or number of a group"
-
-static const struct key daemon_keys[] = {
-    {"socket", read_path, offsetof(struct config, socket), A_PATH},
-    {"socket-group", read_name, offsetof(struct config, socket_group), A_GROUP},
-    {"admin-group", read_name, offsetof(struct config, admin_group), A_GROUP},
-    {"state-dir", read_path, offsetof(struct config, state_dir), A_PATH},
-    {"budget", read_positive_size, offsetof(struct config, budget_bytes), A_SIZE},
-    {"utilization", read_fraction, offsetof(struct config, utilization_ppm),
-     "a fraction above 0 and at most 1"},
-    {"headroom", read_size, offsetof(struct config, headroom_bytes), A_SIZE},
-    {"reserve", read_size, offsetof(struct config, reserve_bytes), A_SIZE},
-    {"warm", read_count, offsetof(struct config, warm_extents), "a number of extents"},
-    {"idle", read_seconds, offsetof(struct config, idle_ns), "seconds, at most 86400"},
-    {"log-level", read_level, offsetof(struct config, log_level), "error, warning, notice, info or debug"},
-};
-
-static const struct key domain_keys[] = {
-    {"socket", read_path, offsetof(struct config_domain, socket), A_PATH},
-    {"group", read_name, offsetof(struct config_domain, group), A_GROUP},
-    {"mode", read_mode, offsetof(struct config_domain, mode), "an octal mode such as 0660"},
-};
-
-static const struct key instance_keys[] = {
-    {"limit", read_limit, 0, "a size such as 8G or a percentage such as 25%"},
-};
+/* ---- Sections ---- */
 
 static const struct {
     const char *name;
-    const struct key *keys;
-    size_t n_keys;
+    const struct config_keys *keys;
 } section_kinds[] = {
-    [SECTION_DAEMON] = {"daemon", daemon_keys, ARRAY_SIZE(daemon_keys)},
-    [SECTION_DOMAIN] = {"domain", domain_keys, ARRAY_SIZE(domain_keys)},
-    [SECTION_INSTANCE] = {"instance", instance_keys, ARRAY_SIZE(instance_keys)},
+    [SECTION_DAEMON] = {"daemon", &config_daemon_keys},
+    [SECTION_GPU] = {"gpu", &config_daemon_keys},
+    [SECTION_DOMAIN] = {"domain", &config_domain_keys},
+    [SECTION_INSTANCE] = {"instance", &config_instance_keys},
 };
 
-/* ---- Sections ---- */
+static struct config *config_new(void)
+{
+    struct config *config = calloc(1, sizeof(*config));
+
+    if (!config)
+        return NULL;
+    config->budget_bytes = config->utilization_ppm = config->headroom_bytes = CONFIG_UNSET;
+    config->reserve_bytes = config->warm_extents = config->idle_ns = config->log_level = CONFIG_UNSET;
+    return config;
+}
+
+/* Makes room for one more in an array; NULL: out of memory, which is told. */
+static void *grow(struct parser *parser, void *array, size_t n, size_t size)
+{
+    void *grown = reallocarray(array, n + 1, size);
+
+    if (!grown)
+        fail_memory(parser);
+    return grown;
+}
 
 /* A trust domain's name must not look like one that is made from a uid. */
 static bool domain_name_is_valid(const char *name)
@@ -272,13 +128,12 @@ static struct config_domain *domain_of(struct parser *parser, const char *name)
         fail(parser, "[domain %s]: there may be %d domains", name, CONFIG_DOMAINS_MAX);
         return NULL;
     }
-    domains = reallocarray(config->domains, config->n_domains + 1, sizeof(*domains));
-    if (!domains) {
-        fail_memory(parser);
+    domains = grow(parser, config->domains, config->n_domains, sizeof(*domains));
+    if (!domains)
         return NULL;
-    }
     config->domains = domains;
-    domains[config->n_domains] = (struct config_domain){.name = strdup(name), .mode = CONFIG_UNSET};
+    domains[config->n_domains] =
+        (struct config_domain){.name = strdup(name), .mode = CONFIG_UNSET, .line = parser->line};
     if (!domains[config->n_domains].name) {
         fail_memory(parser);
         return NULL;
@@ -293,22 +148,64 @@ static struct config_limit *limit_of(struct parser *parser, const char *pattern)
 
     for (size_t i = 0; i < config->n_limits; i++) {
         if (strcmp(config->limits[i].pattern, pattern) == 0) {
-            fail(parser, "[instance %s]: limit is given twice", pattern);
+            fail(parser, "[instance %s] is given twice", pattern);
             return NULL;
         }
     }
-    limits = reallocarray(config->limits, config->n_limits + 1, sizeof(*limits));
-    if (!limits) {
-        fail_memory(parser);
+    limits = grow(parser, config->limits, config->n_limits, sizeof(*limits));
+    if (!limits)
         return NULL;
-    }
     config->limits = limits;
-    limits[config->n_limits] = (struct config_limit){.pattern = strdup(pattern), .bytes = CONFIG_UNSET};
+    limits[config->n_limits] = (struct config_limit){
+        .pattern = strdup(pattern), .bytes = CONFIG_UNSET, .ppm = CONFIG_PPM_UNSET, .line = parser->line};
     if (!limits[config->n_limits].pattern) {
         fail_memory(parser);
         return NULL;
     }
     return &limits[config->n_limits++];
+}
+
+/* "GPU-" or "MIG-", and 16 bytes in the usual groups. */
+static bool is_uuid(const char *text)
+{
+    static const char form[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+
+    if (strncmp(text, "GPU-", 4) != 0 && strncmp(text, "MIG-", 4) != 0)
+        return false;
+    text += 4;
+    for (size_t i = 0; form[i]; i++) {
+        if (form[i] == '-' ? text[i] != '-' : !text[i] || !strchr("0123456789abcdefABCDEF", text[i]))
+            return false;
+    }
+    return strlen(text) == strlen(form);
+}
+
+static struct config *settings_of(struct parser *parser, const char *which)
+{
+    struct config *config = parser->config;
+    struct config_gpu gpu = {.index = CONFIG_UNSET}, *gpus;
+
+    if (is_uuid(which)) {
+        memcpy(gpu.uuid, which, strlen(which) + 1);
+    } else if (parse_u64(which, &gpu.index) < 0 || gpu.index > UINT16_MAX) {
+        fail(parser, "[gpu %s]: expected the number of a GPU, in PCI order, or its UUID", which);
+        return NULL;
+    }
+    for (size_t i = 0; i < config->n_gpus; i++) {
+        if (config->gpus[i].index == gpu.index && config_uuids_match(config->gpus[i].uuid, gpu.uuid))
+            return config->gpus[i].settings;
+    }
+    gpus = grow(parser, config->gpus, config->n_gpus, sizeof(*gpus));
+    if (!gpus)
+        return NULL;
+    config->gpus = gpus;
+    gpu.settings = config_new();
+    if (!gpu.settings) {
+        fail_memory(parser);
+        return NULL;
+    }
+    gpus[config->n_gpus++] = gpu;
+    return gpu.settings;
 }
 
 /* Splits "domain NAME". The argument is empty where the kind has none. */
@@ -328,36 +225,14 @@ static int section_split(struct parser *parser, const char *section, enum sectio
         *ret_argument = argument;
         return 0;
     }
-    return fail(parser, "[%s] is not a section; there are [daemon], [domain NAME] and [instance PATTERN]",
-                section);
-}
-
-static void list_keys(const struct key *keys, size_t n_keys, char *buf, size_t size)
-{
-    size_t used = 0;
-
-    for (size_t i = 0; i < n_keys && used < size; i++)
-        used += (size_t)snprintf(buf + used, size - used, "%s%s", i ? ", " : "", keys[i].name);
-}
-
-static const struct key *find_key(struct parser *parser, enum section_kind kind, const char *name)
-{
-    const struct key *keys = section_kinds[kind].keys;
-    size_t n_keys = section_kinds[kind].n_keys;
-    char known[160];
-
-    for (size_t i = 0; i < n_keys; i++) {
-        if (strcmp(keys[i].name, name) == 0)
-            return &keys[i];
-    }
-    list_keys(keys, n_keys, known, sizeof(known));
-    fail(parser, "%s is not a key of [%s]; it has %s", name, section_kinds[kind].name, known);
-    return NULL;
+    return fail(parser, "[%s] is not a section; there are " SECTIONS, section);
 }
 
 static void *section_target(struct parser *parser, enum section_kind kind, const char *argument)
 {
     switch (kind) {
+    case SECTION_GPU:
+        return settings_of(parser, argument);
     case SECTION_DOMAIN:
         return domain_of(parser, argument);
     case SECTION_INSTANCE:
@@ -367,36 +242,61 @@ static void *section_target(struct parser *parser, enum section_kind kind, const
     }
 }
 
-/* Fields of one type only are told apart by their unset value: a string's NULL, a number's CONFIG_UNSET. */
-static bool is_given(const struct key *key, const void *field)
+/* The name goes up to the last bracket, since a pattern may have some; behind it there may be a comment. */
+static int open_section(struct parser *parser, const char *line)
 {
-    if (key->read == read_limit)
-        return false; /* limit_of() has seen to that */
-    if (key->read == read_name || key->read == read_path)
-        return *(char *const *)field != NULL;
-    return *(const uint64_t *)field != CONFIG_UNSET;
+    _cleanup_free_ char *name = strdup(line + 1);
+    const char *argument = "";
+    char *comment, *end;
+
+    if (!name)
+        return fail_memory(parser);
+    for (comment = name; (comment = strpbrk(comment, ";#")); comment++) {
+        if (comment > name && strchr(" \t", comment[-1])) {
+            *comment = '\0';
+            break;
+        }
+    }
+    end = strrchr(name, ']');
+    if (!end || end[1 + strspn(end + 1, " \t\r")])
+        return fail(parser, NOT_A_LINE);
+    while (end > name && strchr(" \t", end[-1]))
+        end--;
+    *end = '\0';
+    if (section_split(parser, name + strspn(name, " \t"), &parser->kind, &argument) == 0)
+        parser->target = section_target(parser, parser->kind, argument);
+    return parser->r;
+}
+
+/* ---- Keys ---- */
+
+static const struct config_key *find_key(struct parser *parser, enum section_kind kind, const char *name)
+{
+    const struct config_keys *keys = section_kinds[kind].keys;
+    const struct config_key *key = config_key_find(keys, name);
+    char known[512];
+
+    if (key)
+        return key;
+    config_keys_list(keys, known, sizeof(known));
+    fail(parser, "%s is not a key of [%s]; it has %s", name, section_kinds[kind].name, known);
+    return NULL;
 }
 
 static int on_value(void *user, const char *section, const char *name, const char *value)
 {
     struct parser *parser = user;
-    const struct key *key;
-    enum section_kind kind = SECTION_DAEMON;
-    const char *argument = NULL;
-    char *target;
+    const struct config_key *key;
     int r;
 
-    if (section_split(parser, section, &kind, &argument) < 0)
-        return 0;
-    key = find_key(parser, kind, name);
+    if (!parser->target)
+        return fail(parser, "%s stands before the first section; there are " SECTIONS, name), 0;
+    key = find_key(parser, parser->kind, name);
     if (!key)
         return 0;
-    target = section_target(parser, kind, argument);
-    if (!target)
-        return 0;
-    if (is_given(key, target + key->offset))
+    if (config_key_is_given(key, parser->target + key->offset))
         return fail(parser, "%s is given twice", name), 0;
-    r = key->read(value, target + key->offset);
+    r = key->read(value, parser->target + key->offset);
     if (r == -ENOMEM)
         fail_memory(parser);
     else if (r < 0)
@@ -422,21 +322,12 @@ static char *next_line(char *buf, int size, void *stream)
     memcpy(buf, parser->text, length);
     buf[length] = '\0';
     parser->text += length + (parser->text[length] == '\n');
+    if (*buf == '[' && open_section(parser, buf) < 0)
+        return NULL;
     return buf;
 }
 
 /* ---- The whole ---- */
-
-static struct config *config_new(void)
-{
-    struct config *config = calloc(1, sizeof(*config));
-
-    if (!config)
-        return NULL;
-    config->budget_bytes = config->utilization_ppm = config->headroom_bytes = CONFIG_UNSET;
-    config->reserve_bytes = config->warm_extents = config->idle_ns = config->log_level = CONFIG_UNSET;
-    return config;
-}
 
 struct config *config_free(struct config *config)
 {
@@ -449,6 +340,9 @@ struct config *config_free(struct config *config)
     }
     for (size_t i = 0; i < config->n_limits; i++)
         free(config->limits[i].pattern);
+    for (size_t i = 0; i < config->n_gpus; i++)
+        config_free(config->gpus[i].settings);
+    free(config->gpus);
     free(config->domains);
     free(config->limits);
     free(config->socket);
@@ -464,8 +358,14 @@ static int check_whole(struct parser *parser)
     const struct config *config = parser->config;
 
     for (size_t i = 0; i < config->n_domains; i++) {
+        parser->line = config->domains[i].line;
         if (!config->domains[i].socket)
             return fail(parser, "[domain %s] has no socket", config->domains[i].name);
+    }
+    for (size_t i = 0; i < config->n_limits; i++) {
+        parser->line = config->limits[i].line;
+        if (config->limits[i].bytes == CONFIG_UNSET && config->limits[i].ppm == CONFIG_PPM_UNSET)
+            return fail(parser, "[instance %s] has no limit", config->limits[i].pattern);
     }
     return 0;
 }
@@ -478,10 +378,12 @@ int config_parse(const char *text, const char *file, struct config **ret, char e
 
     if (!config)
         return fail_memory(&parser);
+    if (strncmp(text, BYTE_ORDER_MARK, strlen(BYTE_ORDER_MARK)) == 0)
+        parser.text += strlen(BYTE_ORDER_MARK);
     line = ini_parse_stream(next_line, &parser, on_value, &parser);
     if (line > 0 && parser.r == 0) {
         parser.line = (unsigned)line;
-        fail(&parser, "expected [section] or key=value");
+        fail(&parser, NOT_A_LINE);
     }
     if (parser.r == 0)
         check_whole(&parser);
@@ -489,55 +391,4 @@ int config_parse(const char *text, const char *file, struct config **ret, char e
         return parser.r;
     *ret = steal_pointer(config);
     return 0;
-}
-
-static bool strings_differ(const char *a, const char *b)
-{
-    return a && b ? strcmp(a, b) != 0 : a != b;
-}
-
-static bool domains_differ(const struct config_domain *a, const struct config_domain *b)
-{
-    return strings_differ(a->name, b->name) || strings_differ(a->socket, b->socket) ||
-           strings_differ(a->group, b->group) || a->mode != b->mode;
-}
-
-bool config_needs_restart(const struct config *before, const struct config *after)
-{
-    if (strings_differ(before->socket, after->socket) ||
-        strings_differ(before->state_dir, after->state_dir) ||
-        strings_differ(before->socket_group, after->socket_group) ||
-        before->warm_extents != after->warm_extents || before->n_domains != after->n_domains)
-        return true;
-    for (size_t i = 0; i < before->n_domains; i++) {
-        if (domains_differ(&before->domains[i], &after->domains[i]))
-            return true;
-    }
-    return false;
-}
-
-static bool limit_matches(const struct config_limit *limit, const char *domain, const char *instance)
-{
-    const char *slash = strrchr(limit->pattern, '/');
-    char domain_pattern[256];
-
-    if (!slash)
-        return fnmatch(limit->pattern, instance, 0) == 0;
-    if ((size_t)(slash - limit->pattern) >= sizeof(domain_pattern))
-        return false;
-    memcpy(domain_pattern, limit->pattern, (size_t)(slash - limit->pattern));
-    domain_pattern[slash - limit->pattern] = '\0';
-    return fnmatch(domain_pattern, domain, 0) == 0 && fnmatch(slash + 1, instance, 0) == 0;
-}
-
-uint64_t config_limit(const struct config *config, const char *domain, const char *instance,
-                      uint64_t total_bytes)
-{
-    for (size_t i = 0; i < config->n_limits; i++) {
-        const struct config_limit *limit = &config->limits[i];
-
-        if (limit_matches(limit, domain, instance))
-            return limit->bytes != CONFIG_UNSET ? limit->bytes : config_part(total_bytes, limit->ppm);
-    }
-    return UINT64_MAX;
 }

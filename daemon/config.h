@@ -6,11 +6,15 @@
  * command line is laid over the result (options.h).
  *
  *     [daemon]                 settings of the whole daemon; see config.c for the keys
+ *     [gpu N] or [gpu UUID]    the same keys, for the daemon of that GPU only
  *     [domain NAME]            a trust domain with a socket of its own: socket=PATH group=NAME mode=OCTAL
  *     [instance PATTERN]       limit=SIZE or limit=PERCENT%
  *
  * PATTERN is a shell pattern for instance names; "DOMAIN/PATTERN" keeps it to the domains that the part
  * before the last slash matches. The first section of the file that matches an instance decides its limit.
+ *
+ * One file serves the daemons of all GPUs. Which GPU a daemon's is turns out only when the driver is open, so
+ * parsing keeps what is said of each, and config_for_gpu() makes of it what one daemon goes by.
  */
 
 #include <stdbool.h>
@@ -19,8 +23,10 @@
 
 #include "base/cleanup.h"
 
-#define CONFIG_ERROR_MAX 256
+#define CONFIG_ERROR_MAX 1024
 #define CONFIG_UNSET UINT64_MAX
+#define CONFIG_PPM_UNSET UINT32_MAX
+#define CONFIG_UUID_MAX 48
 #define CONFIG_DOMAINS_MAX 64
 #define CONFIG_DOMAIN_NAME_MAX 64
 
@@ -29,6 +35,7 @@ struct config_domain {
     char *socket;
     char *group;   /* of the socket; NULL: as [daemon] says */
     uint64_t mode; /* of the socket; CONFIG_UNSET: as the main one */
+    unsigned line; /* where the file has it */
 };
 
 /* A limit as people give it: bytes, or a part of the device. */
@@ -36,6 +43,14 @@ struct config_limit {
     char *pattern;
     uint64_t bytes; /* CONFIG_UNSET where ppm is meant */
     uint32_t ppm;   /* millionths of the device's total */
+    unsigned line;  /* where the file has it */
+};
+
+/* What holds for one GPU only. */
+struct config_gpu {
+    uint64_t index;             /* in PCI order; CONFIG_UNSET where the UUID is meant */
+    char uuid[CONFIG_UUID_MAX]; /* "" where the number is meant */
+    struct config *settings;    /* the fields that have keys in [daemon], and no others */
 };
 
 /* Numbers are CONFIG_UNSET and strings NULL where nothing was said. */
@@ -55,6 +70,8 @@ struct config {
     struct config_domain *domains;
     size_t n_limits;
     struct config_limit *limits;
+    size_t n_gpus;
+    struct config_gpu *gpus;
 };
 
 /* Reads the text of a file called `file`. 0, -EINVAL with one sentence in `error` that begins with
@@ -63,6 +80,13 @@ int config_parse(const char *text, const char *file, struct config **ret,
                  char error[static CONFIG_ERROR_MAX]);
 struct config *config_free(struct config *config);
 DEFINE_CLEANUP(struct config *, config_free);
+
+/* Makes it the configuration of one GPU: lays the section with its number over [daemon], then the one with
+ * its UUID, and puts number and UUID into paths. Once. 0 or -ENOMEM. */
+int config_for_gpu(struct config *config, unsigned index, const char *uuid);
+
+/* Whether both name the same device, as whole or as instance, whatever the case of the letters. */
+bool config_uuids_match(const char *a, const char *b);
 
 /* Single values in the forms that the file and the command line share. 0 or -EINVAL. */
 int config_parse_fraction(const char *text, uint64_t *ret_ppm); /* "0.95": above 0, at most 1 */

@@ -57,13 +57,14 @@ static int find_emulated_folder(char ret[static PATH_MAX])
 
 static int load_emulated(struct device *device, const char *sizes, char *error)
 {
-    const char *dir = getenv("KVCACHED_EMULATOR_DIR") ?: EMULATOR_DIR;
+    const char *given = getenv("KVCACHED_EMULATOR_DIR"), *dir = given && *given ? given : EMULATOR_DIR;
     char *folder = device->info.emulated_folder;
     int r;
 
     r = find_emulated_folder(folder);
     if (r < 0) {
-        snprintf(error, CUDA_DRIVER_ERROR_MAX, "KVCACHED_EMULATE_DIR is too long");
+        snprintf(error, CUDA_DRIVER_ERROR_MAX, "KVCACHED_EMULATE_DIR is longer than %d characters",
+                 PATH_MAX - 1);
         return r;
     }
     r = cuda_driver_load_emulated(dir, folder, sizes, &device->cuda, error);

@@ -16,7 +16,8 @@
 
 static int serve(const struct options *options, struct config *config)
 {
-    char error[SERVER_ERROR_MAX];
+    char error[CONFIG_ERROR_MAX];
+    const struct device_info *info;
     struct device *device;
     struct server *server;
     int r;
@@ -24,6 +25,13 @@ static int serve(const struct options *options, struct config *config)
     r = device_open(options->gpu, options->emulate, &device, error);
     if (r < 0) {
         config_free(config);
+        log_error("%s", error);
+        return EXIT_FAILURE;
+    }
+    info = device_info(device);
+    if (options_settle(options, info->index, info->uuid, config, error) < 0) {
+        config_free(config);
+        device_close(device);
         log_error("%s", error);
         return EXIT_FAILURE;
     }

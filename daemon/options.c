@@ -75,7 +75,16 @@ static int __attribute__((format(printf, 2, 3))) fail(char *error, const char *f
     return -EINVAL;
 }
 
-static int parse_sizes(const char *text, char *error)
+/* A variable that is set and not empty, or NULL. */
+static const char *text_of(const char *variable)
+{
+    const char *text = getenv(variable);
+
+    return text && *text ? text : NULL;
+}
+
+/* `origin`: the option or the variable that said it. */
+static int parse_sizes(const char *origin, const char *text, char *error)
 {
     char size[32];
     uint64_t bytes;
@@ -84,11 +93,11 @@ static int parse_sizes(const char *text, char *error)
         size_t length = strcspn(text, ",");
 
         if (length >= sizeof(size))
-            return fail(error, "--emulate: \"%.40s\" is not a size such as 80G", text);
+            return fail(error, "%s: \"%.40s\" is not a size such as 80G", origin, text);
         memcpy(size, text, length);
         size[length] = '\0';
         if (parse_size(size, &bytes) < 0 || bytes == 0)
-            return fail(error, "--emulate: \"%s\" is not a size such as 80G", size);
+            return fail(error, "%s: \"%s\" is not a size such as 80G", origin, size);
         if (text[length] == '\0')
             return 0;
         text += length + 1;
@@ -103,7 +112,7 @@ static int take_option(struct options *options, int option, char *value, char *e
         return *value ? 0 : fail(error, "--gpu needs a number or a UUID");
     case OPTION_EMULATE:
         options->emulate = value;
-        return parse_sizes(value, error);
+        return parse_sizes("--emulate", value, error);
     case OPTION_SOCKET:
         options->socket = value;
         return *value ? 0 : fail(error, "--socket needs a path");
@@ -141,12 +150,11 @@ static int take_option(struct options *options, int option, char *value, char *e
 int options_parse(int argc, char **argv, struct options *ret, char error[static OPTIONS_ERROR_MAX])
 {
     struct options options = {
-        .socket = getenv("KVCACHED_SOCKET"),
+        .socket = text_of("KVCACHED_SOCKET"),
         .budget_bytes = CONFIG_UNSET,
         .utilization_ppm = CONFIG_UNSET,
         .log_level = CONFIG_UNSET,
     };
-    const char *emulate = getenv("KVCACHED_EMULATE");
     int option, r;
 
     opterr = 0;
@@ -161,8 +169,8 @@ int options_parse(int argc, char **argv, struct options *ret, char error[static 
     }
     if (optind < argc)
         return fail(error, "%s is one argument too many; see kvcachedd --help", argv[optind]);
-    if (!options.emulate && emulate && *emulate) {
-        r = take_option(&options, OPTION_EMULATE, (char *)emulate, error);
+    if (!options.emulate && (options.emulate = text_of("KVCACHED_EMULATE"))) {
+        r = parse_sizes("KVCACHED_EMULATE", options.emulate, error);
         if (r < 0)
             return r;
     }
@@ -224,14 +232,21 @@ static void overlay_number(uint64_t *field, uint64_t value)
         *field = value;
 }
 
-static int overlay(const struct options *options, struct config *config)
+int options_settle(const struct options *options, unsigned gpu_index, const char *gpu_uuid,
+                   struct config *config, char error[static CONFIG_ERROR_MAX])
 {
+    int r = config_for_gpu(config, gpu_index, gpu_uuid);
+
+    if (r == 0)
+        r = overlay_string(&config->socket, options->socket);
+    if (r == 0)
+        r = overlay_string(&config->state_dir, options->state_dir);
+    if (r < 0)
+        return snprintf(error, CONFIG_ERROR_MAX, "Out of memory"), r;
     overlay_number(&config->budget_bytes, options->budget_bytes);
     overlay_number(&config->utilization_ppm, options->utilization_ppm);
     overlay_number(&config->log_level, options->log_level);
-    if (overlay_string(&config->socket, options->socket) < 0)
-        return -ENOMEM;
-    return overlay_string(&config->state_dir, options->state_dir);
+    return 0;
 }
 
 const char *options_config_file(const struct options *options)
@@ -251,8 +266,6 @@ int options_load_config(const struct options *options, struct config **ret,
     r = read_config(path, options->config != NULL, &text, error);
     if (r == 0)
         r = config_parse(text, path, &config, error);
-    if (r == 0)
-        r = overlay(options, config);
     if (r < 0)
         return r;
     *ret = steal_pointer(config);

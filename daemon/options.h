@@ -11,7 +11,7 @@
 
 #include "config.h"
 
-#define OPTIONS_ERROR_MAX 256
+#define OPTIONS_ERROR_MAX CONFIG_ERROR_MAX
 
 enum {
     _OPTIONS_E_SUCCESS,
@@ -40,6 +40,11 @@ int options_parse(int argc, char **argv, struct options *ret, char error[static 
 /* Where it is, or would be. */
 const char *options_config_file(const struct options *options);
 
-/* Reads the configuration file and lays the options over it. 0, or negative with one sentence in `error`. */
+/* Reads the configuration file. 0, or negative with one sentence in `error`. */
 int options_load_config(const struct options *options, struct config **ret,
                         char error[static CONFIG_ERROR_MAX]);
+
+/* Makes it what the daemon of that GPU goes by: config_for_gpu(), with the options laid over it. 0 or
+ * -ENOMEM, with a sentence. */
+int options_settle(const struct options *options, unsigned gpu_index, const char *gpu_uuid,
+                   struct config *config, char error[static CONFIG_ERROR_MAX]);

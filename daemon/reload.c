@@ -42,15 +42,19 @@ static void take_effect(struct server *server, struct config *config)
 
 int reload(struct server *server, char sentence[static CONFIG_ERROR_MAX])
 {
-    struct config *config;
+    const struct device_info *info = device_info(server->device);
+    struct config *config = NULL;
     bool needs_restart = false;
     int r;
 
     notify_reloading();
     r = options_load_config(server->options, &config, sentence);
+    if (r == 0)
+        r = options_settle(server->options, info->index, info->uuid, config, sentence);
     server->counters.n_reloads++;
     server->counters.n_reloads_failed += r < 0;
     if (r < 0) {
+        config_free(config);
         log_error("The old configuration stays: %s", sentence);
         chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_RELOAD_FAILED, NULL, 0, 0,
                        "The old configuration stays: %s", sentence);

@@ -22,10 +22,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     memcpy(text, data, size);
     text[size] = '\0';
-    if (config_parse(text, "file", &config, error) == 0)
+    if (config_parse(text, "file", &config, error) == 0) {
         config_limit(config, "uid:1000@/a/b", "llama", UINT64_C(1) << 36);
-    else if (strncmp(error, "file:", 5) != 0)
+        config_for_gpu(config, 1, "GPU-00000000-1111-2222-3333-44444444abcd");
+    } else if (strncmp(error, "file:", 5) != 0) {
         abort();
+    }
     config_free(config);
     free(text);
     return 0;

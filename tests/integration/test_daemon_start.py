@@ -67,7 +67,28 @@ def test_usage(site: Site, arguments: list[str], sentence: str) -> None:
 
 
 def test_sizes_in_the_environment(site: Site) -> None:
-    check_complaint(kvcachedd(site, KVCACHED_EMULATE="80X"), USAGE, '"80X" is not a size')
+    complaint = 'KVCACHED_EMULATE: "80X" is not a size such as 80G'
+    check_complaint(kvcachedd(site, KVCACHED_EMULATE="80X"), USAGE, complaint)
+    check_complaint(kvcachedd(site, "--check-config", KVCACHED_EMULATE="80X"), USAGE, complaint)
+
+
+def test_empty_variables_say_nothing(site: Site) -> None:
+    names = ("KVCACHED_SOCKET", "KVCACHED_EMULATE", "KVCACHED_EMULATE_DIR")
+    assert kvcachedd(site, "--check-config", **dict.fromkeys(names, "")).rc == 0
+
+
+@pytest.mark.emulator
+def test_an_empty_folder_of_the_emulator(site: Site) -> None:
+    """It is looked for where it is installed, not in the root folder."""
+    result = start(site, "--gpu", "7", KVCACHED_EMULATOR_DIR="")
+    assert result.rc == FAILED
+    assert " /libcuda.so.1" not in result.err
+
+
+@pytest.mark.emulator
+def test_a_folder_of_devices_with_too_long_a_name(site: Site) -> None:
+    result = start(site, KVCACHED_EMULATE_DIR=f"/dev/shm/{5000 * 'x'}")
+    check_complaint(result, FAILED, "KVCACHED_EMULATE_DIR is longer than 4095 characters")
 
 
 @pytest.mark.parametrize(

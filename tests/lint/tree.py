@@ -18,6 +18,8 @@ PURE_MODULES = [
     "daemon/audit",
     "daemon/broker",
     "daemon/config",
+    "daemon/config_keys",
+    "daemon/config_lookup",
     "daemon/events",
     "daemon/explain",
     "daemon/flight",

@@ -88,8 +88,8 @@ TEST(errors_name_file_line_key_and_form)
 {
     expect_error("[daemon]\nbudget=12Q\n", "f:2: budget=12Q: expected a size such as");
     expect_error("[daemon]\n\n\nbudgt=1G\n", "f:4: budgt is not a key of [daemon]; it has socket,");
-    expect_error("[deamon]\nbudget=1G\n", "f:2: [deamon] is not a section; there are [daemon],");
-    expect_error("budget=1G\n", "f:1: [] is not a section");
+    expect_error("[deamon]\nbudget=1G\n", "f:1: [deamon] is not a section; there are [daemon],");
+    expect_error("budget=1G\n", "f:1: budget stands before the first section; there are [daemon],");
     expect_error("[daemon]\nbudget\n", "f:2: expected [section] or key=value");
     expect_error("[daemon\n", "f:1: expected [section]");
     expect_error("[daemon]\nbudget=1G\nbudget=2G\n", "f:3: budget is given twice");
@@ -103,12 +103,103 @@ TEST(errors_name_file_line_key_and_form)
     expect_error("[instance]\nlimit=1G\n", "is not a section");
     expect_error("[instance a]\nlimit=120%\n", "f:2: limit=120%: expected a size such as 8G or a percentage");
     expect_error("[instance a]\nlimit=%\n", "expected a size");
-    expect_error("[instance a]\nlimit=1G\n[instance a]\nlimit=2G\n",
-                 "f:4: [instance a]: limit is given twice");
-    expect_error("[domain a]\ngroup=x\n", "[domain a] has no socket");
+    expect_error("[instance a]\nlimit=1G\n[instance a]\nlimit=2G\n", "f:3: [instance a] is given twice");
+    expect_error("[instance a]\nlimit=1G\nlimit=10%\n", "f:3: limit is given twice");
+    expect_error("[instance a]\n", "f:1: [instance a] has no limit");
+    expect_error("\n[domain a]\ngroup=x\n[daemon]\nwarm=1\n", "f:2: [domain a] has no socket");
+    expect_error("[domain a]\n", "f:1: [domain a] has no socket");
     expect_error("[domain uid:5]\nsocket=/x\n", "a domain's name has");
     expect_error("[domain a]\nsocket=/x\nmode=0777\n", "f:3: mode=0777: expected an octal mode");
     expect_error("[domain a]\nsocket=/x\nmode=066x\n", "expected an octal mode");
+}
+
+TEST(sections_without_keys_are_looked_at)
+{
+    expect_error("\n[deamon]\n", "f:2: [deamon] is not a section; there are [daemon], [gpu NUMBER or UUID],");
+    expect_error("[]\n", "f:1: [] is not a section");
+    expect_error("[daemon] budget=1G\n", "f:1: expected [section] or key=value");
+    expect_error("[gpu]\n", "f:1: [gpu] is not a section");
+    expect_error("[gpu first]\n",
+                 "f:1: [gpu first]: expected the number of a GPU, in PCI order, or its UUID");
+    expect_error("[gpu -1]\n", "expected the number of a GPU");
+    expect_error("[gpu 65536]\n", "expected the number of a GPU");
+    expect_error("[gpu GPU-00]\n", "expected the number of a GPU");
+    expect_error("[gpu GPU-00000000-0000-0000-0000-00000000000g]\n", "expected the number of a GPU");
+    expect_error("[gpu 0]\nbudgt=1G\n", "f:2: budgt is not a key of [gpu]; it has socket,");
+    expect_error("[gpu 0]\nbudget=1G\n[gpu 00]\nbudget=1G\n", "f:4: budget is given twice");
+    config_free(parse("\xef\xbb\xbf[daemon] # all\n[gpu 0] ; one\r\n"));
+}
+
+TEST(long_names_and_brackets_are_kept)
+{
+    static const char text[] =
+        "[instance a-name-of-more-than-forty-nine-characters-that-ends-in-[ab]*]\nlimit=1G\n"
+        "[domain tenant-with-a-name-of-more-than-forty-nine-characters-1]\nsocket=/1\n"
+        "[domain tenant-with-a-name-of-more-than-forty-nine-characters-2]\nsocket=/2\n";
+    struct config *config = parse(text);
+
+    check_eq(config->n_domains, 2);
+    check_str(config->domains[1].name, "tenant-with-a-name-of-more-than-forty-nine-characters-2");
+    check(config_limit(config, "d", "a-name-of-more-than-forty-nine-characters-that-ends-in-b7", GIB) == GIB);
+    check(config_limit(config, "d", "a-name-of-more-than-forty-nine-characters-that-ends-in-c7", GIB) ==
+          UINT64_MAX);
+    config_free(config);
+}
+
+TEST(long_file_names_leave_room_for_the_error)
+{
+    char file[600], error[CONFIG_ERROR_MAX] = "";
+    struct config *config = NULL;
+
+    memset(file, 'x', sizeof(file) - 1);
+    file[sizeof(file) - 1] = '\0';
+    check_eq(config_parse("[daemon]\nbudget=much\n", file, &config, error), -EINVAL);
+    check(strstr(error, ":2: budget=much: expected a size such as 512M or 40G"));
+}
+
+#define UUID "GPU-00000000-1111-2222-3333-44444444abcd"
+
+TEST(sections_of_gpus)
+{
+    static const char text[] = "[gpu " UUID "]\nbudget=3G\n"
+                               "[daemon]\nbudget=1G\nreserve=5M\nsocket=/d/gpu%i.sock\nadmin-group=wheel\n"
+                               "[gpu 1]\nbudget=2G\nsocket=/e/100%%/%u\nlog-level=debug\n"
+                               "[gpu 1]\nwarm=7\n"
+                               "[domain d]\nsocket=/t/gpu%i.sock\n";
+    struct config *config = parse(text);
+
+    check(config->budget_bytes == GIB);
+    check_eq(config_for_gpu(config, 0, "GPU-0"), 0);
+    check(config->budget_bytes == GIB);
+    check_str(config->socket, "/d/gpu0.sock");
+    check_str(config->domains[0].socket, "/t/gpu0.sock");
+    config_free(config);
+
+    config = parse(text);
+    check_eq(config_for_gpu(config, 1, "GPU-1"), 0);
+    check(config->budget_bytes == 2 * GIB);
+    check_str(config->socket, "/e/100%/GPU-1");
+    check_str(config->domains[0].socket, "/t/gpu1.sock");
+    check_eq(config->reserve_bytes, 5 * MIB);
+    check_eq(config->warm_extents, 7);
+    check_eq(config->log_level, LOG_LEVEL_DEBUG);
+    check_str(config->admin_group, "wheel");
+    config_free(config);
+
+    config = parse(text);
+    check_eq(config_for_gpu(config, 1, "GPU-00000000-1111-2222-3333-44444444ABCD"), 0);
+    check(config->budget_bytes == 3 * GIB); /* the UUID's section decides, wherever it stands */
+    check_eq(config->warm_extents, 7);
+    config_free(config);
+}
+
+TEST(percent_signs_in_paths)
+{
+    expect_error("[daemon]\nsocket=/%n\n",
+                 "f:2: socket=/%n: expected an absolute path, where %i is the GPU's");
+    expect_error("[daemon]\nstate-dir=/x%\n", "expected an absolute path");
+    expect_error("[domain d]\nsocket=/x%%%\n", "expected an absolute path");
+    expect_error("[daemon]\nsocket-group=\n", "expected the name or number of a group");
 }
 
 TEST(first_error_is_told)
