@@ -43,7 +43,7 @@ static int bad_variable(const char *name, const char *text, const char *wanted)
 /* *ret keeps its value where the variable is not set. */
 static int read_count(const char *name, uint64_t max, const char *wanted, uint64_t *ret)
 {
-    const char *text = secure_getenv(name);
+    const char *text = text_of(name);
     uint64_t value;
 
     if (!text)
@@ -56,7 +56,7 @@ static int read_count(const char *name, uint64_t max, const char *wanted, uint64
 
 static int read_boolean(const char *name, bool *ret)
 {
-    const char *text = secure_getenv(name);
+    const char *text = text_of(name);
 
     if (text && parse_bool(text, ret) < 0)
         return bad_variable(name, text, "true or false");
@@ -75,7 +75,7 @@ static bool ppm_of_fraction(double fraction, uint32_t *ret)
 static int read_utilization(struct settings *s)
 {
     static const char name[] = "KVCACHED_GPU_UTILIZATION";
-    const char *text = secure_getenv(name);
+    const char *text = text_of(name);
     double value;
 
     if (!text)
@@ -190,7 +190,7 @@ static int resolve_limit(double option, struct settings *s)
 static int read_timeout(uint64_t *ret_ns)
 {
     static const char name[] = "KVCACHED_IPC_TIMEOUT";
-    const char *text = secure_getenv(name);
+    const char *text = text_of(name);
     bool negative = text && *text == '-';
     double seconds;
 
@@ -229,7 +229,7 @@ static int resolve_listener(const struct kvc_options *o, struct settings *s)
 static int read_page_size(uint64_t *ret_bytes)
 {
     static const char name[] = "KVCACHED_PAGE_SIZE_MB";
-    const char *text = secure_getenv(name);
+    const char *text = text_of(name);
     uint64_t mib;
 
     if (!text)

@@ -25,7 +25,7 @@ from kvcached.errors import (
     OutOfMemoryError,
 )
 from kvcached.layout import Layout
-from kvcached.utils import contiguous_layout, env_int, page_size, sanity_check
+from kvcached.utils import contiguous_layout, env_int, ipc_timeout, page_size, sanity_check
 
 if TYPE_CHECKING:
     from kvcached.observability import KVCachePoolSnapshot
@@ -218,7 +218,7 @@ class KVCacheManager:
                 f"{self.group_id} have blocks of {layout.block_bytes}"
             )
         comfort = max(COMFORT_PAGES, env_int("KVCACHED_MAX_RESERVED_PAGES", 0))
-        self._patience = max(env_int("KVCACHED_IPC_TIMEOUT", 60), 0) or 60
+        self._patience = ipc_timeout() or 60
         self._max_pages = min(layout.pages_for(self.num_blocks), pool.region.pages)
         self._page_bytes = sum(region.page_bytes for region in pool.regions)
         opened = _native.Blocks(

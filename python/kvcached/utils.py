@@ -39,6 +39,15 @@ def env_int(name: str, default: int) -> int:
         raise KVCachedConfigError(f"{name}={value}: not a whole number") from None
 
 
+def ipc_timeout() -> float | None:
+    """Seconds that an answer may take: KVCACHED_IPC_TIMEOUT, else 60; None: no limit."""
+    value = os.environ.get("KVCACHED_IPC_TIMEOUT", "").strip() or "60"
+    if not re.fullmatch(r"-?\d+(\.\d+)?", value):
+        raise KVCachedConfigError(f"KVCACHED_IPC_TIMEOUT={value}: not a number of seconds")
+    seconds = float(value)
+    return seconds if seconds > 0 else None
+
+
 def page_size() -> int:
     """Bytes of a page of one layer's K or V: KVCACHED_PAGE_SIZE_MB, a multiple of 2, else 2 MiB."""
     megabytes = env_int("KVCACHED_PAGE_SIZE_MB", 2)

@@ -51,6 +51,32 @@ TEST(defaults)
     check_eq(s.report_ns, 100 * NSEC_PER_MSEC);
 }
 
+TEST(empty_variables_say_nothing)
+{
+    static const char *const names[] = {
+        "KVCACHED_SOCKET",
+        "KVCACHED_IPC_NAME",
+        "KVCACHED_IPC_TIMEOUT",
+        "KVCACHED_GPU_UTILIZATION",
+        "KVCACHED_MIN_RESERVED_PAGES",
+        "KVCACHED_MAX_RESERVED_PAGES",
+        "KVCACHED_PAGE_PREALLOC_ENABLED",
+        "KVCACHED_DAEMON_UID",
+        "KVCACHED_EMULATOR_DIR",
+    };
+    struct settings s;
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        setenv(names[i], "", 1);
+    s = resolve((struct kvc_options){.min_reserved_pages = -1, .max_reserved_pages = -1});
+    check(!s.socket && !s.emulator_dir && !s.has_daemon_uid);
+    check_eq(strncmp(s.instance, "kvcached_proc_", 14), 0);
+    check_eq(s.timeout_ns, 60 * NSEC_PER_SEC);
+    check_eq(s.limit_ppm, 0);
+    check_eq(s.min_reserved_pages, 5);
+    check_eq(s.max_reserved_pages, 10);
+}
+
 TEST(options_win)
 {
     struct settings s;
@@ -139,13 +165,11 @@ TEST(bad_variables)
         {"KVCACHED_GPU_UTILIZATION", "0"},
         {"KVCACHED_GPU_UTILIZATION", "1.01"},
         {"KVCACHED_GPU_UTILIZATION", "95%"},
-        {"KVCACHED_GPU_UTILIZATION", ""},
         {"KVCACHED_MIN_RESERVED_PAGES", "-1"},
         {"KVCACHED_MAX_RESERVED_PAGES", "many"},
         {"KVCACHED_MAX_RESERVED_PAGES", "99999999999"},
         {"KVCACHED_PAGE_PREALLOC_ENABLED", "maybe"},
         {"KVCACHED_IPC_TIMEOUT", "soon"},
-        {"KVCACHED_IPC_TIMEOUT", ""},
         {"KVCACHED_DAEMON_UID", "root"},
         {"KVCACHED_DAEMON_UID", "4294967295"},
     };

@@ -127,7 +127,7 @@ static void read_poison(void)
 {
     const char *text = getenv("KVCACHED_EMULATE_POISON");
 
-    if (text && parse_bool(text, &settings.poison) < 0) {
+    if (text && *text && parse_bool(text, &settings.poison) < 0) {
         complain("KVCACHED_EMULATE_POISON: \"%s\" is neither true nor false", text);
         settings.bad = true;
     }

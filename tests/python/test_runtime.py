@@ -71,6 +71,17 @@ def test_numbers(set_: Callable[[str, str], None]) -> None:
         assert utils.max_cached_tokens(5) == expected
 
 
+def test_time_limit(set_: Callable[[str, str], None]) -> None:
+    assert utils.ipc_timeout() == 60
+    for value, expected in (("1.5", 1.5), (" 3 ", 3), ("0", None), ("-1", None), ("", 60)):
+        set_("KVCACHED_IPC_TIMEOUT", value)
+        assert utils.ipc_timeout() == expected
+    for wrong in ("soon", "nan", "1e3", ".5"):
+        set_("KVCACHED_IPC_TIMEOUT", wrong)
+        with pytest.raises(KVCachedConfigError, match="not a number of seconds"):
+            utils.ipc_timeout()
+
+
 def test_holes(set_: Callable[[str, str], None]) -> None:
     assert not utils.holes_zero()
     set_("KVCACHED_HOLES", "Zero")
