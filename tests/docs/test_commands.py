@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.pages import Reader, read_blocks
+from harness.stage import Desk
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["docs/QUICKSTART.md", "docs/TUTORIAL.md"]
@@ -16,8 +17,7 @@ pytestmark = pytest.mark.emulator
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page: str, desk: tuple[Path, dict[str, str]]) -> None:
-    folder, environment = desk
-    reader = Reader(folder, environment)
+def test_page(page: str, desk: Desk) -> None:
+    reader = Reader(desk.folder, desk.environment)
     reader.follow(read_blocks((ROOT / page).read_text(), page))
     assert reader.ran > 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from docs.conftest import Stage
 from docs.sources import ROOT, config_keys
 from harness.broker import Result, run_program
+from harness.stage import Stage
 
 EXAMPLE = ROOT / "docs/examples/kvcachedd.conf"
 

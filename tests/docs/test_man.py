@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from docs.conftest import Stage
 from docs.sources import ROOT, config_keys, daemon_options, public_functions, variables
 from harness.broker import run_program
+from harness.stage import Stage
 
 SOURCES = sorted((ROOT / "docs/man").glob("*.scd"))
 
