@@ -4,7 +4,8 @@
  * The daemon's sockets: the main one for engines, the one for kvctl beside it, and one for each configured
  * domain. Any of them may come from systemd instead, by the names "engine", "control" and the domain's.
  *
- * At the default place the sockets can also be found by the GPU's UUID, through symbolic links.
+ * At the default place the sockets can also be found by the GPU's UUID, through symbolic links; and so can a
+ * domain's that is called as the main one is there, since its folder may be a tenant's /run/kvcached.
  *
  * Everybody who may use a socket is in its group; the mode of a domain's socket is the administrator's
  * business, since what guards it is usually the folder that only that tenant sees.
@@ -161,6 +162,18 @@ static int open_main(struct server *server, const struct listener_access *access
     return link_by_uuid(server, dir, last_opened(server), ".ctl", error);
 }
 
+static int link_domain(struct server *server, const struct listener *listener, char *error)
+{
+    const char *slash = strrchr(listener->path, '/');
+    _cleanup_free_ char *dir = strndup(listener->path, (size_t)(slash - listener->path));
+    char name[32];
+
+    if (!dir)
+        return snprintf(error, SERVER_ERROR_MAX, "Out of memory"), -ENOMEM;
+    snprintf(name, sizeof(name), "gpu%u.sock", device_info(server->device)->index);
+    return strcmp(slash + 1, name) == 0 ? link_by_uuid(server, dir, listener, "", error) : 0;
+}
+
 static int open_domains(struct server *server, char *error)
 {
     const struct config *config = server->config;
@@ -173,6 +186,8 @@ static int open_domains(struct server *server, char *error)
         r = find_access(domain->group ?: config->socket_group, domain->mode, &access, error);
         if (r == 0)
             r = open_one(server, LISTENER_ENGINE, domain->name, domain->socket, domain->name, &access, error);
+        if (r == 0 && !last_opened(server)->inherited)
+            r = link_domain(server, last_opened(server), error);
         if (r < 0)
             return r;
     }

@@ -65,4 +65,27 @@ def test_each_gpu_has_its_own_sockets_of_a_domain(programs: Programs, site: Site
     for gpu, daemon in enumerate(daemons):
         peer = start_raw(programs, daemon)
         peer.socket_path = Path(f"{site.run}/tenant/gpu{gpu}.sock")
-        assert peer.open().number("gpu_index") == gpu
+        welcome = peer.open()
+        assert welcome.number("gpu_index") == gpu
+        peer.close()
+        assert Path(f"{site.run}/tenant/{welcome['gpu_uuid']}.sock").readlink() == Path(f"gpu{gpu}.sock")
+    for daemon in daemons:
+        daemon.stop()
+    assert list(Path(f"{site.run}/tenant").iterdir()) == []
+
+
+def test_a_tenant_finds_its_socket_by_the_gpus_uuid(programs: Programs, site: Site) -> None:
+    """As in a container that has the tenant's folder in place of the usual one."""
+    tenant = site.run / "tenant"
+    daemon = start(programs, 1, f"[domain tenant]\nsocket = {tenant}/gpu%i.sock\n")
+    uuid = start_raw(programs, daemon).open()["gpu_uuid"]
+    environment = {"KVCACHED_SOCKET": "", "RUNTIME_DIRECTORY": str(tenant)}
+    engine = programs.peer(daemon, "llama", environment=environment)
+    assert engine.ask(f"open gpu={uuid}").startswith("ok")
+    listed = programs.kvctl("list", "llama", "--json", daemon=daemon).json()
+    assert [row["domain"] for row in listed] == ["tenant"]
+
+
+def test_sockets_with_other_names_have_no_links(programs: Programs, site: Site) -> None:
+    start(programs, 0, f"[domain tenant]\nsocket = {site.run}/tenant/engine.sock\n")
+    assert {path.name for path in (site.run / "tenant").iterdir()} == {"engine.sock", "engine.sock.lock"}
