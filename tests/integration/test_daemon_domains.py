@@ -105,6 +105,12 @@ def test_a_stranger_to_the_group_stays_outside(programs: Programs, daemon: Daemo
     assert stranger.ask(f"connect {daemon.socket}") == "error Permission denied"
 
 
+def needs(wrapper: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Root of a container, or in a chroot, may make some namespaces and not others."""
+    done = subprocess.run([*wrapper, "true"], capture_output=True, check=False)
+    return pytest.mark.skipif(done.returncode != 0, reason=f"not permitted here: {' '.join(wrapper)}")
+
+
 def tenant_daemon(programs: Programs, **environment: str) -> tuple[Daemon, Path]:
     folder = programs.site.run / "tenants"
     path = folder / "a" / "engine.sock"
@@ -126,6 +132,21 @@ def test_a_configured_domain(programs: Programs) -> None:
     assert "domain=tenant-a" in control.request("Info", instance="tenant-a/llama").text
     daemon.stop()
     assert not path.exists()
+
+
+MOUNT_READ_ONLY = """
+mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && ! touch "$1/x" 2>/dev/null && shift && exec "$@"
+"""
+
+
+@needs(("unshare", "--mount"))
+def test_a_read_only_mount_is_enough(programs: Programs) -> None:
+    """As a tenant's container has its folder."""
+    _, path = tenant_daemon(programs)
+    wrapper = ("unshare", "--mount", "sh", "-c", MOUNT_READ_ONLY, "sh", str(path.parent))
+    tenant = start_stranger(programs, path, "llama", *wrapper)
+    tenant.open()
+    assert tenant.take(tenant.open_region(), 1)
 
 
 @needs_root
@@ -157,12 +178,6 @@ def test_the_overflow_uid_is_nobody(programs: Programs) -> None:
 IN_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child")
 IN_PID_NAMESPACE_WITH_PROC = (*IN_PID_NAMESPACE, "--mount-proc")
 IN_USER_NAMESPACE = ("unshare", "--user", "--map-root-user")
-
-
-def needs(wrapper: tuple[str, ...]) -> pytest.MarkDecorator:
-    """Root of a container, or in a chroot, may make some namespaces and not others."""
-    done = subprocess.run([*wrapper, "true"], capture_output=True, check=False)
-    return pytest.mark.skipif(done.returncode != 0, reason=f"not permitted here: {' '.join(wrapper)}")
 
 
 needs_namespaces = needs(IN_PID_NAMESPACE)
