@@ -90,6 +90,14 @@ def test_message_is_one(message: str) -> None:
     assert said_somewhere(message)
 
 
+def test_messages_that_other_pages_quote() -> None:
+    text = (ROOT / "docs/KUBERNETES.md").read_text().split("## When it does not work")[1]
+    messages = re.findall(r"^- `(.+)`:", text, re.MULTILINE)
+    assert len(messages) == 4
+    for message in messages:
+        assert said_somewhere(re.sub(r"user \d+…", "user …", message).replace("GPU-…", "…")), message
+
+
 def test_what_is_no_message_is_noticed() -> None:
     assert not said_somewhere("There is no kvcachedd: … is on holiday")
     assert not said_somewhere("No daemon listened at …")
