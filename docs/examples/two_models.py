@@ -30,8 +30,8 @@ def serve(name: str, scheduler: Connection) -> None:
     blocks: list[int] = []
     for order in iter(scheduler.recv, "end"):
         if order == "grow":
-            blocks = manager.alloc(num_blocks * 3 // 4) or []
-            for tensor in tensors:
+            blocks = manager.alloc(num_blocks * 3 // 4) or []  # None: there is not so much now
+            for tensor in tensors if blocks else []:
                 tensor[:, blocks[-1]] = 1
         else:
             manager.free(blocks)

@@ -40,6 +40,21 @@ def test_two_models(torch: Any, site: Any, daemon: Any) -> None:
     assert all(megabytes <= 16 for megabytes in mapped[1::2])
 
 
+def test_two_models_that_get_nothing(torch: Any, site: Any, daemon: Any, programs: Any) -> None:
+    """Another engine has all: they say so, and end."""
+    environment = site.environment(KVCACHED_SOCKET=str(daemon.socket), KVCACHED_PAGE_PREALLOC_ENABLED="false")
+    hog = programs.peer(daemon, "hog")
+    assert hog.ask("open").startswith("ok")
+    assert hog.ask("region r page=64M pages=16").startswith("ok"), hog.log()
+    assert hog.ask("map r 0-11").startswith("ok")
+    command = [sys.executable, str(EXAMPLES / "two_models.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1, done.stderr
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == [
+        f"{name}: {order}: 0 blocks" for name in ("first", "second") for order in ("grow", "shrink")
+    ]
+
+
 def test_memory_control(torch: Any, site: Any, daemon: Any) -> None:
     lines = run(site, daemon, "memory_control.py")
     assert lines[0] == "limit 64 MiB: deferred, 64 MiB over"
