@@ -283,6 +283,8 @@ int control_delete(struct peer *peer, struct message *message)
                    info->n_peers ? KVCACHED__EVENT_KIND__EVENT_FROZEN : KVCACHED__EVENT_KIND__EVENT_DELETED,
                    instance, peer->identity.pid, info->used_bytes, "User %u deleted it%s",
                    (unsigned)peer->identity.uid, info->n_peers ? "; its processes are disconnected" : "");
+    for (size_t i = 0; i < info->n_peers; i++)
+        info->peers[i]->connected = false;
     reply.n_peers = info->n_peers;
     reply.peers = info->peers;
     peer_send(peer, MESSAGE_DELETE_REPLY, message->request, &reply.base, NULL);

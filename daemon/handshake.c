@@ -253,7 +253,8 @@ static void note_joined(struct peer *peer)
     if (!log_gate_pass(&peer->server->comings, server_now()))
         return;
     chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_JOINED, peer->broker_peer->instance,
-                   peer->facts.pid, 0, "%s has joined as %s", peer->facts.program, roles[peer->facts.role]);
+                   peer->facts.pid, 0, "%s has joined as %s",
+                   *peer->facts.program ? peer->facts.program : "A process", roles[peer->facts.role]);
 }
 
 static int admit(struct peer *peer)

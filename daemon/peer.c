@@ -297,6 +297,7 @@ static void note_loss(const struct peer *peer)
 {
     uint64_t bytes = peer->broker_peer ? peer->broker_peer->held_bytes : 0;
     struct server_counters *counters = &peer->server->counters;
+    const char *program = *peer->facts.program ? peer->facts.program : "A process";
     char held[FORMAT_SIZE_MAX];
 
     if (!peer->broker_peer)
@@ -307,11 +308,11 @@ static void note_loss(const struct peer *peer)
         return;
     if (bytes)
         chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_LOST, peer->broker_peer->instance,
-                       peer->facts.pid, bytes, "%s %s, and held %s", peer->facts.program,
+                       peer->facts.pid, bytes, "%s %s, and held %s", program,
                        peer->dead ? "has ended" : "has disconnected", format_size(held, bytes));
     else
         chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_LEFT, peer->broker_peer->instance,
-                       peer->facts.pid, 0, "%s has left", peer->facts.program);
+                       peer->facts.pid, 0, "%s has left", program);
 }
 
 void peer_disconnect(struct peer *peer)

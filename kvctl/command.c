@@ -10,11 +10,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/parse.h"
 #include "text.h"
 
+#define INTERVAL_MIN_S 0.1
+#define INTERVAL_MAX_S 86400.0
+
 const struct command *const commands[] = {
-    &command_list, &command_limit, &command_limit_percent, &command_delete, &command_info,
-    &command_help, NULL,
+    &command_list, &command_limit,  &command_limit_percent, &command_watch,   &command_delete, &command_info,
+    &command_why,  &command_events, &command_reload,        &command_version, &command_shell,  &command_help,
+    NULL,
 };
 
 const struct command *command_find(const char *name)
@@ -64,6 +69,26 @@ int command_fail(const struct control *control, int r)
 {
     return command_complain(r == CONTROL_E_NO_DAEMON ? STATUS_NO_DAEMON : STATUS_FAILED, "%s",
                             control_reason(control));
+}
+
+int command_fail_unless_elsewhere(const struct invocation *invocation, const struct control *control, int r)
+{
+    if (invocation->options->given & OPTION_ALL && r == CONTROL_E_REFUSED &&
+        control_refusal(control) == KVCACHED__ERROR__ERROR_NOT_FOUND)
+        return STATUS_DONE;
+    return command_fail(control, r);
+}
+
+int command_read_interval(const struct invocation *invocation, double *ret_seconds)
+{
+    const char *text = invocation->options->interval;
+    double seconds = 1;
+
+    if (text && (parse_decimal(text, &seconds) < 0 || seconds < INTERVAL_MIN_S || seconds > INTERVAL_MAX_S))
+        return command_complain(STATUS_USAGE, "%s is not a number of seconds from %g to %g", text,
+                                INTERVAL_MIN_S, INTERVAL_MAX_S);
+    *ret_seconds = seconds;
+    return STATUS_DONE;
 }
 
 int command_print_json(cJSON *value)

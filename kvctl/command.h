@@ -43,6 +43,12 @@ extern const struct command command_limit;
 extern const struct command command_limit_percent;
 extern const struct command command_delete;
 extern const struct command command_info;
+extern const struct command command_watch;
+extern const struct command command_why;
+extern const struct command command_events;
+extern const struct command command_reload;
+extern const struct command command_version;
+extern const struct command command_shell;
 extern const struct command command_help;
 
 /* The table; the last entry is NULL. */
@@ -62,6 +68,12 @@ int command_connect(const struct invocation *invocation, struct control **ret);
 
 /* Says why a call failed; returns the exit status. */
 int command_fail(const struct control *control, int r);
+
+/* The same; but of several daemons each need not know an instance that one of them has. */
+int command_fail_unless_elsewhere(const struct invocation *invocation, const struct control *control, int r);
+
+/* -n, --refresh: one second where nothing is said. Exit status. */
+int command_read_interval(const struct invocation *invocation, double *ret_seconds);
 
 /* Prints and deletes the value. */
 int command_print_json(cJSON *value);

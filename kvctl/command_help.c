@@ -15,6 +15,9 @@ static const struct {
 } option_help[] = {
     {OPTION_SOCKET, "--socket PATH", "the daemon's socket; kvctl talks to the one called PATH.ctl"},
     {OPTION_GPU, "--gpu N", "the daemon of GPU N, in PCI bus order, or with that UUID"},
+    {OPTION_ALL, "--all", "every daemon that listens in the usual folders"},
+    {OPTION_INTERVAL, "-n, --refresh S", "seconds from one look to the next (1)"},
+    {OPTION_FOLLOW, "-f, --follow", "go on with what happens, until Ctrl-C"},
     {OPTION_JSON, "--json", "print JSON (docs/KVCTL-JSON.md)"},
     {OPTION_FORCE, "--force", "freeze the instance and disconnect its processes"},
     {OPTION_HELP, "--help", "this text"},
@@ -37,16 +40,21 @@ void command_print_help(FILE *out, const struct command *command)
 
 void command_print_overview(FILE *out)
 {
-    fputs("Usage: kvctl [OPTIONS] COMMAND ...\n\n"
+    fputs("Usage: kvctl [OPTIONS] [COMMAND ...]\n\n"
           "Shows and limits how much GPU memory the engines of a kvcached daemon use.\n\nCommands:\n",
           out);
     for (const struct command *const *c = commands; *c; c++) {
         char left[40];
 
         snprintf(left, sizeof(left), "%s %s", (*c)->name, (*c)->arguments);
-        fprintf(out, "  %-28s%s\n", left, (*c)->summary);
+        fprintf(out, "  %-32s%s\n", left, (*c)->summary);
     }
-    print_options(out, OPTIONS_DAEMON | OPTION_JSON | OPTION_HELP | OPTION_VERSION);
+    fputs("\n"
+          "In the shell also:\n"
+          "  !<command>                      run a command of the system\n"
+          "  exit | quit                     end the shell\n",
+          out);
+    print_options(out, OPTIONS_DAEMON | OPTION_ALL | OPTION_JSON | OPTION_HELP | OPTION_VERSION);
     fputs(
         "\n<ipc> is the name of an instance, or <domain>/<ipc> where several trust domains have that name.\n"
         "Without --socket and --gpu: $KVCACHED_SOCKET, else the daemon of GPU 0.\n"

@@ -8,47 +8,79 @@
 
 #include "command.h"
 #include "describe.h"
+#include "fleet.h"
 #include "json.h"
 
-static int print_daemon(const struct control *control, const Kvcached__InfoReply *reply, bool json)
+/* Several daemons' objects make an array. */
+static int print_json(cJSON *object, cJSON *array)
 {
+    if (!array)
+        return command_print_json(object);
+    if (object && cJSON_AddItemToArray(array, object))
+        return STATUS_DONE;
+    cJSON_Delete(object);
+    return command_complain(STATUS_FAILED, "Out of memory");
+}
+
+static int print_daemon(const struct control *control, const Kvcached__InfoReply *reply, bool json,
+                        cJSON *array)
+{
+    const struct json_origin origin = fleet_origin(control);
+
     if (json)
-        return command_print_json(json_daemon(reply, control_path(control)));
+        return print_json(json_daemon(reply, control_path(control), &origin), array);
     describe_daemon(stdout, reply, control_path(control));
     return STATUS_DONE;
 }
 
-static int print_instance(const Kvcached__InstanceInfo *instance, bool json)
+static int print_instance(const struct control *control, const Kvcached__InstanceInfo *instance, bool json,
+                          cJSON *array)
 {
+    const struct json_origin origin = fleet_origin(control);
+
     if (!instance)
         return command_complain(STATUS_FAILED, "The daemon said nothing about the instance");
     if (json)
-        return command_print_json(json_instance(instance));
+        return print_json(json_instance(instance, &origin), array);
     describe_instance(stdout, instance);
     return STATUS_DONE;
 }
 
-static int run(const struct invocation *invocation)
+static int info_of(const struct invocation *invocation, struct control *control, void *userdata)
 {
-    _cleanup_(control_freep) struct control *control = NULL;
     const char *instance = invocation->n_words ? invocation->words[0] : NULL;
     bool json = invocation->options->given & OPTION_JSON;
     const Kvcached__InfoReply *reply;
     struct message message;
     int status, r;
 
-    status = command_connect(invocation, &control);
-    if (status)
-        return status;
     r = control_info(control, instance, &message);
     if (r)
-        return command_fail(control, r);
+        return command_fail_unless_elsewhere(invocation, control, r);
     reply = (const Kvcached__InfoReply *)message.body;
     if (instance)
-        status = print_instance(reply->instance, json);
+        status = print_instance(control, reply->instance, json, userdata);
     else
-        status = print_daemon(control, reply, json);
+        status = print_daemon(control, reply, json, userdata);
     message_deinit(&message);
+    return status;
+}
+
+static int run(const struct invocation *invocation)
+{
+    unsigned given = invocation->options->given;
+    cJSON *array = NULL;
+    int status;
+
+    if ((given & OPTION_ALL) && (given & OPTION_JSON)) {
+        array = cJSON_CreateArray();
+        if (!array)
+            return command_complain(STATUS_FAILED, "Out of memory");
+    }
+    status = fleet_each(invocation, !(given & OPTION_JSON), info_of, array);
+    if (status == STATUS_DONE && array)
+        return command_print_json(array);
+    cJSON_Delete(array);
     return status;
 }
 
@@ -59,7 +91,7 @@ const struct command command_info = {
     .help = "Without a name: the GPU, the daemon, and where the GPU's memory is. With one: the instance's "
             "limit and\n"
             "where that comes from, what it uses, and its processes.\n",
-    .options = OPTIONS_DAEMON | OPTION_JSON,
+    .options = OPTIONS_DAEMON | OPTION_ALL | OPTION_JSON,
     .min_words = 0,
     .max_words = 1,
     .run = run,

@@ -25,7 +25,7 @@ static int run(const struct invocation *invocation)
     r = control_set_limit_bytes(control, instance, bytes, &reply);
     if (r)
         return command_fail(control, r);
-    return limit_report(invocation, bytes, &reply);
+    return limit_report(invocation, control, bytes, &reply);
 }
 
 const struct command command_limit = {

@@ -45,7 +45,7 @@ static int run(const struct invocation *invocation)
     r = control_set_limit_ppm(control, instance, ppm, &reply);
     if (r)
         return command_fail(control, r);
-    return limit_report(invocation, share(control_welcome(control)->total_bytes, ppm), &reply);
+    return limit_report(invocation, control, share(control_welcome(control)->total_bytes, ppm), &reply);
 }
 
 const struct command command_limit_percent = {

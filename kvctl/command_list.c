@@ -5,43 +5,54 @@
  */
 
 #include <stdio.h>
-#include <sys/ioctl.h>
 
 #include "command.h"
+#include "fleet.h"
 #include "json.h"
-#include "table.h"
+#include "listing.h"
 
-static struct table_style terminal_style(void)
+struct list_run {
+    cJSON *array; /* NULL: a table for people */
+    unsigned n_unknown, n_asked;
+};
+
+/* With several daemons, a name need not be known to each. */
+static int list_one(const struct invocation *invocation, struct control *control, void *userdata)
 {
-    const char *no_color = getenv("NO_COLOR");
-    struct table_style style = {0};
-    struct winsize size;
+    _cleanup_(control_listing_deinit) struct control_listing listing = {0};
+    const struct json_origin origin = fleet_origin(control);
+    const struct table_style style = listing_style(stdout);
+    struct list_run *run = userdata;
+    int r;
 
-    if (!isatty(STDOUT_FILENO))
-        return style;
-    style.colour = !no_color || !*no_color;
-    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0)
-        style.width = size.ws_col;
-    return style;
+    run->n_asked++;
+    r = control_list(control, invocation->words, (size_t)invocation->n_words, &listing);
+    if (r == CONTROL_E_REFUSED && control_refusal(control) == KVCACHED__ERROR__ERROR_NOT_FOUND)
+        run->n_unknown++;
+    if (r)
+        return command_fail_unless_elsewhere(invocation, control, r);
+    if (!run->array)
+        table_print(stdout, &style, listing.instances, listing.n);
+    else if (!json_add_instances(run->array, listing.instances, listing.n, &origin))
+        return command_complain(STATUS_FAILED, "Out of memory");
+    return STATUS_DONE;
 }
 
 static int run(const struct invocation *invocation)
 {
-    _cleanup_(control_freep) struct control *control = NULL;
-    _cleanup_(control_listing_deinit) struct control_listing listing = {0};
-    struct table_style style = terminal_style();
-    int status, r;
+    bool json = invocation->options->given & OPTION_JSON;
+    struct list_run run = {.array = json ? cJSON_CreateArray() : NULL};
+    int status;
 
-    status = command_connect(invocation, &control);
-    if (status)
-        return status;
-    r = control_list(control, invocation->words, (size_t)invocation->n_words, &listing);
-    if (r)
-        return command_fail(control, r);
-    if (invocation->options->given & OPTION_JSON)
-        return command_print_json(json_instances(listing.instances, listing.n));
-    table_print(stdout, &style, listing.instances, listing.n);
-    return STATUS_DONE;
+    if (json && !run.array)
+        return command_complain(STATUS_FAILED, "Out of memory");
+    status = fleet_each(invocation, !json, list_one, &run);
+    if (status == STATUS_DONE && run.n_unknown > 0 && run.n_unknown == run.n_asked)
+        status = command_complain(STATUS_FAILED, "No daemon has all of these instances");
+    if (status == STATUS_DONE && json)
+        return command_print_json(run.array);
+    cJSON_Delete(run.array);
+    return status;
 }
 
 const struct command command_list = {
@@ -53,7 +64,7 @@ const struct command command_list = {
         "With names, only those instances. Names that several trust domains have are shown as\n"
         "<domain>/<ipc>. An instance that has neither processes nor memory is listed only while it has a\n"
         "limit that kvctl has set.\n",
-    .options = OPTIONS_DAEMON | OPTION_JSON,
+    .options = OPTIONS_DAEMON | OPTION_ALL | OPTION_JSON,
     .min_words = 0,
     .max_words = -1,
     .run = run,

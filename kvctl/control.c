@@ -11,6 +11,7 @@
 #include "control.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <pwd.h>
 #include <stdarg.h>
@@ -110,7 +111,7 @@ static int wait_ready(struct control *control, uint64_t deadline_ms)
         return fail(control, CONTROL_E_FAILED, "The daemon at %s has not answered for %g s",
                     control->address.sun_path, control->timeout_ms / 1000.0);
     pollfd.events = POLLIN | (link_wants_write(control->link) ? POLLOUT : 0);
-    if (poll(&pollfd, 1, (int)(deadline_ms - now)) < 0 && errno != EINTR)
+    if (poll(&pollfd, 1, (int)u64_min(deadline_ms - now, INT_MAX)) < 0 && errno != EINTR)
         return fail(control, -errno, "Waiting for the daemon failed: %s", strerror(errno));
     return 0;
 }
@@ -365,6 +366,7 @@ static int greet(struct control *control)
 
     hello.min_version = FRAME_VERSION;
     hello.max_version = FRAME_VERSION;
+    hello.features = KVCACHED__FEATURE__FEATURE_OPERATIONS;
     hello.program = program_invocation_short_name;
     r = say(control, MESSAGE_HELLO, request, &hello.base);
     if (r)
@@ -506,6 +508,51 @@ int control_delete(struct control *control, const char *instance, bool force,
     body.instance = (char *)instance;
     body.force = force;
     return ask(control, MESSAGE_DELETE, &body.base, MESSAGE_DELETE_REPLY, ret_delete_reply);
+}
+
+bool control_knows_operations(const struct control *control)
+{
+    return control_welcome(control)->features & KVCACHED__FEATURE__FEATURE_OPERATIONS;
+}
+
+static int ask_operation(struct control *control, uint16_t type, const ProtobufCMessage *body,
+                         uint16_t answer_type, struct message *ret)
+{
+    const Kvcached__Welcome *welcome = control_welcome(control);
+
+    if (!control_knows_operations(control))
+        return fail(control, CONTROL_E_FAILED, "The daemon at %s, version %s, is too old to say that",
+                    control->address.sun_path, welcome->daemon_version);
+    return ask(control, type, body, answer_type, ret);
+}
+
+int control_events(struct control *control, uint64_t after, bool wait, struct message *ret_events_reply)
+{
+    Kvcached__Events body = KVCACHED__EVENTS__INIT;
+    int timeout_ms = control->timeout_ms, r;
+
+    body.after = after;
+    body.wait = wait;
+    if (wait)
+        control->timeout_ms = INT_MAX;
+    r = ask_operation(control, MESSAGE_EVENTS, &body.base, MESSAGE_EVENTS_REPLY, ret_events_reply);
+    control->timeout_ms = timeout_ms;
+    return r;
+}
+
+int control_why(struct control *control, const char *instance, struct message *ret_why_reply)
+{
+    Kvcached__Why body = KVCACHED__WHY__INIT;
+
+    body.instance = (char *)instance;
+    return ask_operation(control, MESSAGE_WHY, &body.base, MESSAGE_WHY_REPLY, ret_why_reply);
+}
+
+int control_reload(struct control *control, struct message *ret_reloaded)
+{
+    Kvcached__Reload body = KVCACHED__RELOAD__INIT;
+
+    return ask_operation(control, MESSAGE_RELOAD, &body.base, MESSAGE_RELOADED, ret_reloaded);
 }
 
 int control_info(struct control *control, const char *instance, struct message *ret_info_reply)

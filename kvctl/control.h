@@ -77,5 +77,14 @@ int control_set_limit_ppm(struct control *control, const char *instance, uint32_
 int control_delete(struct control *control, const char *instance, bool force,
                    struct message *ret_delete_reply);
 
+/* Whether the daemon knows the next three, and fills in what lists have had since. Asked of one that
+ * doesn't, they are CONTROL_E_FAILED. */
+bool control_knows_operations(const struct control *control);
+
+/* With `wait`, where nothing newer than `after` has happened, until something does, however long. */
+int control_events(struct control *control, uint64_t after, bool wait, struct message *ret_events_reply);
+int control_why(struct control *control, const char *instance, struct message *ret_why_reply);
+int control_reload(struct control *control, struct message *ret_reloaded);
+
 /* `instance` NULL: about the daemon. */
 int control_info(struct control *control, const char *instance, struct message *ret_info_reply);

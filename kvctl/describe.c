@@ -133,3 +133,78 @@ void describe_daemon(FILE *out, const Kvcached__InfoReply *info, const char *soc
     fprintf(out, "%" PRIu32 ", with %" PRIu32 " %s\n", info->instances, info->peers,
             info->peers == 1 ? "process" : "processes");
 }
+
+/* ---- Why ---- */
+
+static const char *explain_holding(Kvcached__Holding holding)
+{
+    switch (holding) {
+    case KVCACHED__HOLDING__HOLDING_USED:
+        return "in use";
+    case KVCACHED__HOLDING__HOLDING_CACHED:
+        return "free pages that it keeps ready, as it says";
+    case KVCACHED__HOLDING__HOLDING_PINNED:
+        return "what it says that it cannot return now";
+    case KVCACHED__HOLDING__HOLDING_LEASED:
+        return "set aside for it, not handed over";
+    case KVCACHED__HOLDING__HOLDING_PENDING:
+        return "promised to requests that wait for it";
+    case KVCACHED__HOLDING__HOLDING_LIMBO:
+        return "held by a process that has disconnected and still runs";
+    case KVCACHED__HOLDING__HOLDING_DESTROYING:
+        return "of ended processes, until the driver shows it free";
+    case KVCACHED__HOLDING__HOLDING_WANTED:
+        return "asked for, and not charged: waits until others have given back";
+    default:
+        return "in a state that this kvctl doesn't know";
+    }
+}
+
+static void print_part(FILE *out, const Kvcached__WhyPart *part)
+{
+    char size[FORMAT_SIZE_MAX], age[TEXT_AGE_MAX], peer[TEXT_MAX];
+
+    fprintf(out, "  %-10s%12s  %s", text_holding(part->holding), format_size(size, part->bytes),
+            explain_holding(part->holding));
+    if (part->peer)
+        fprintf(out, "; %s", text_peer(peer, part->peer));
+    fprintf(out, "; for %s\n", text_age(age, part->for_ms));
+}
+
+static void print_limits(FILE *out, const Kvcached__WhyReply *reply)
+{
+    char size[FORMAT_SIZE_MAX];
+
+    for (size_t i = 0; i < reply->n_limits; i++)
+        fprintf(out, "  %-10s%12s  %s\n", text_limit_source(reply->limits[i]->source),
+                format_size(size, reply->limits[i]->bytes),
+                reply->limits[i]->source == KVCACHED__LIMIT_SOURCE__LIMIT_SOURCE_BUDGET
+                    ? "what the daemon may have"
+                    : explain_source(reply->limits[i]->source));
+}
+
+static void print_state(FILE *out, const Kvcached__WhyState *state, const char *sentence)
+{
+    char age[TEXT_AGE_MAX];
+
+    if (state && state->holds)
+        fprintf(out, "%s, for %s\n", sentence, text_age(age, state->for_ms));
+}
+
+void describe_why(FILE *out, const Kvcached__WhyReply *reply)
+{
+    const Kvcached__InstanceInfo *instance = reply->instance;
+    char name[TEXT_MAX], size[FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX];
+
+    fprintf(out, "%s uses %s of %s\n", text_instance(name, instance, true),
+            format_size(size, instance->used_bytes), format_size(limit, instance->limit_bytes));
+    for (size_t i = 0; i < reply->n_parts; i++)
+        print_part(out, reply->parts[i]);
+    fputs("Limits, the first of which holds, but never above the budget\n", out);
+    print_limits(out, reply);
+    print_state(out, reply->over_limit, "It is over its limit, so nothing more is granted to it");
+    print_state(out, reply->missed_notice, "It was asked to return memory, and has let the time pass");
+    print_state(out, reply->frozen, "It is frozen by an administrator");
+    if (reply->pressure_bytes)
+        fprintf(out, "It is asked to return %s now\n", format_size(size, reply->pressure_bytes));
+}

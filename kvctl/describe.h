@@ -10,4 +10,5 @@
 #include "wire/codec.h"
 
 void describe_instance(FILE *out, const Kvcached__InstanceInfo *instance);
+void describe_why(FILE *out, const Kvcached__WhyReply *reply);
 void describe_daemon(FILE *out, const Kvcached__InfoReply *info, const char *socket_path);

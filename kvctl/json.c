@@ -80,13 +80,30 @@ static cJSON *peer_array(Kvcached__PeerInfo *const *peers, size_t n)
     return finish(array, ok);
 }
 
-cJSON *json_instance(const Kvcached__InstanceInfo *instance)
+/* What the daemon is too old to know is null. */
+static bool add_known_u64(cJSON *object, const char *key, uint64_t value, bool known)
+{
+    return known ? add_u64(object, key, value) : cJSON_AddNullToObject(object, key) != NULL;
+}
+
+static bool add_operations(cJSON *object, const Kvcached__InstanceInfo *instance, bool known)
+{
+    return add_known_u64(object, "cached_bytes", instance->cached_bytes, known) &&
+           add_known_u64(object, "pinned_bytes", instance->pinned_bytes, known) &&
+           add_known_u64(object, "wanted_bytes", instance->wanted_bytes, known) &&
+           add_known_u64(object, "total_granted_bytes", instance->total_granted_bytes, known) &&
+           add_known_u64(object, "total_returned_bytes", instance->total_returned_bytes, known) &&
+           add_known_u64(object, "refusals", instance->refusals, known) &&
+           add_known_u64(object, "serial", instance->serial, known);
+}
+
+cJSON *json_instance(const Kvcached__InstanceInfo *instance, const struct json_origin *origin)
 {
     cJSON *object = cJSON_CreateObject();
     bool ok;
 
     ok = object && add_text(object, "ipc", instance->instance) &&
-         add_text(object, "domain", instance->domain) &&
+         add_text(object, "domain", instance->domain) && add_u64(object, "gpu", origin->gpu) &&
          add_u64(object, "limit_bytes", instance->limit_bytes) &&
          add_text(object, "limit_source", text_limit_source(instance->limit_source)) &&
          add_u64(object, "used_bytes", instance->used_bytes) &&
@@ -94,6 +111,7 @@ cJSON *json_instance(const Kvcached__InstanceInfo *instance)
          add_u64(object, "limbo_bytes", instance->limbo_bytes) &&
          add_u64(object, "pending_bytes", instance->pending_bytes) &&
          add_u64(object, "leased_bytes", instance->leased_bytes) &&
+         add_operations(object, instance, origin->operations) &&
          add_bool(object, "over_limit", instance->over_limit) &&
          add_bool(object, "missed_notice", instance->missed_notice) &&
          add_bool(object, "frozen", instance->frozen) &&
@@ -101,14 +119,14 @@ cJSON *json_instance(const Kvcached__InstanceInfo *instance)
     return finish(object, ok);
 }
 
-cJSON *json_instances(Kvcached__InstanceInfo *const *instances, size_t n)
+bool json_add_instances(cJSON *array, Kvcached__InstanceInfo *const *instances, size_t n,
+                        const struct json_origin *origin)
 {
-    cJSON *array = cJSON_CreateArray();
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < n; i++)
-        ok = append_item(array, json_instance(instances[i]));
-    return finish(array, ok);
+        ok = append_item(array, json_instance(instances[i], origin));
+    return ok;
 }
 
 static cJSON *gpu_object(const Kvcached__InfoReply *info)
@@ -140,15 +158,135 @@ static bool add_memory(cJSON *object, const Kvcached__InfoReply *info)
            add_u64(object, "destroying_bytes", info->destroying_bytes);
 }
 
-cJSON *json_daemon(const Kvcached__InfoReply *info, const char *socket_path)
+static bool add_known_text(cJSON *object, const char *key, const char *text, bool known)
+{
+    return known ? add_text(object, key, text) : cJSON_AddNullToObject(object, key) != NULL;
+}
+
+/* A number that JSON's readers would round. */
+static bool add_life(cJSON *object, uint64_t life, bool known)
+{
+    char digits[24];
+
+    snprintf(digits, sizeof(digits), "%016" PRIx64, life);
+    return add_known_text(object, "life", digits, known);
+}
+
+cJSON *json_daemon(const Kvcached__InfoReply *info, const char *socket_path, const struct json_origin *origin)
 {
     cJSON *object = cJSON_CreateObject();
-    bool ok;
+    bool ok, known = origin->operations;
 
     ok = object && add_item(object, "gpu", gpu_object(info)) && add_text(object, "socket", socket_path) &&
          add_text(object, "daemon_version", info->daemon_version) &&
          add_u64(object, "protocol_version", info->protocol_version) && add_memory(object, info) &&
-         add_u64(object, "instances", info->instances) && add_u64(object, "peers", info->peers);
+         add_known_u64(object, "cached_bytes", info->cached_bytes, known) &&
+         add_known_u64(object, "wanted_bytes", info->wanted_bytes, known) &&
+         add_u64(object, "instances", info->instances) && add_u64(object, "peers", info->peers) &&
+         add_known_u64(object, "uptime_ms", info->uptime_ms, known) && add_life(object, info->life, known) &&
+         add_known_text(object, "config_file", info->config_file, known) &&
+         add_known_text(object, "metrics_address", info->metrics_address, known);
+    return finish(object, ok);
+}
+
+cJSON *json_event(const Kvcached__Event *event, const struct json_origin *origin)
+{
+    cJSON *object = cJSON_CreateObject();
+    bool ok;
+
+    ok = object && add_u64(object, "gpu", origin->gpu) && add_u64(object, "number", event->number) &&
+         add_u64(object, "realtime_ms", event->realtime_ms) &&
+         add_text(object, "kind", text_event_kind(event->kind)) && add_text(object, "ipc", event->instance) &&
+         add_text(object, "domain", event->domain) && cJSON_AddNumberToObject(object, "pid", event->pid) &&
+         add_u64(object, "bytes", event->bytes) && add_text(object, "text", event->text);
+    return finish(object, ok);
+}
+
+static cJSON *part_object(const Kvcached__WhyPart *part)
+{
+    cJSON *object = cJSON_CreateObject();
+    bool ok;
+
+    ok = object && add_text(object, "holding", text_holding(part->holding)) &&
+         add_u64(object, "bytes", part->bytes) && add_u64(object, "for_ms", part->for_ms) &&
+         add_item(object, "peer", part->peer ? peer_object(part->peer) : cJSON_CreateNull());
+    return finish(object, ok);
+}
+
+static cJSON *limit_object(const Kvcached__WhyLimit *limit)
+{
+    cJSON *object = cJSON_CreateObject();
+    bool ok;
+
+    ok = object && add_text(object, "source", text_limit_source(limit->source)) &&
+         add_u64(object, "bytes", limit->bytes);
+    return finish(object, ok);
+}
+
+/* Since when, or null where it isn't so. */
+static bool add_state(cJSON *object, const char *key, const Kvcached__WhyState *state)
+{
+    return add_known_u64(object, key, state ? state->for_ms : 0, state && state->holds);
+}
+
+static cJSON *parts_array(const Kvcached__WhyReply *reply)
+{
+    cJSON *array = cJSON_CreateArray();
+    bool ok = array != NULL;
+
+    for (size_t i = 0; ok && i < reply->n_parts; i++)
+        ok = append_item(array, part_object(reply->parts[i]));
+    return finish(array, ok);
+}
+
+static cJSON *limits_array(const Kvcached__WhyReply *reply)
+{
+    cJSON *array = cJSON_CreateArray();
+    bool ok = array != NULL;
+
+    for (size_t i = 0; ok && i < reply->n_limits; i++)
+        ok = append_item(array, limit_object(reply->limits[i]));
+    return finish(array, ok);
+}
+
+cJSON *json_why(const Kvcached__WhyReply *reply, const struct json_origin *origin)
+{
+    cJSON *object = cJSON_CreateObject();
+    bool ok;
+
+    ok = object && add_item(object, "instance", json_instance(reply->instance, origin)) &&
+         add_item(object, "parts", parts_array(reply)) && add_item(object, "limits", limits_array(reply)) &&
+         add_u64(object, "pressure_bytes", reply->pressure_bytes) &&
+         add_state(object, "over_limit_for_ms", reply->over_limit) &&
+         add_state(object, "missed_notice_for_ms", reply->missed_notice) &&
+         add_state(object, "frozen_for_ms", reply->frozen);
+    return finish(object, ok);
+}
+
+cJSON *json_reloaded(const Kvcached__Reloaded *reply, const struct json_origin *origin)
+{
+    cJSON *object = cJSON_CreateObject(), *warnings = cJSON_CreateArray();
+    char clean[TEXT_MAX];
+    bool ok = object && warnings;
+
+    for (size_t i = 0; ok && i < reply->n_warnings; i++)
+        ok = append_item(warnings, cJSON_CreateString(text_clean(clean, reply->warnings[i])));
+    if (!object) {
+        cJSON_Delete(warnings);
+        return NULL;
+    }
+    ok = add_item(object, "warnings", warnings) && ok && add_u64(object, "gpu", origin->gpu);
+    return finish(object, ok);
+}
+
+cJSON *json_version(const char *daemon_version, uint32_t protocol_version, const struct json_origin *origin)
+{
+    cJSON *object = cJSON_CreateObject();
+    bool ok;
+
+    ok = object && add_text(object, "kvctl_version", KVCACHED_VERSION) &&
+         add_u64(object, "gpu", origin->gpu) && add_text(object, "daemon_version", daemon_version) &&
+         add_u64(object, "protocol_version", protocol_version);
     return finish(object, ok);
 }
 

@@ -11,6 +11,7 @@
 #include <stdio.h>
 
 #include "base/parse.h"
+#include "fleet.h"
 #include "json.h"
 #include "text.h"
 
@@ -33,15 +34,17 @@ static void print_report(uint64_t asked_bytes, const Kvcached__InstanceInfo *ins
                format_size(over, instance->used_bytes - instance->limit_bytes));
 }
 
-int limit_report(const struct invocation *invocation, uint64_t asked_bytes, struct message *limit_reply)
+int limit_report(const struct invocation *invocation, const struct control *control, uint64_t asked_bytes,
+                 struct message *limit_reply)
 {
+    const struct json_origin origin = fleet_origin(control);
     const Kvcached__LimitReply *reply = (const Kvcached__LimitReply *)limit_reply->body;
     int status = STATUS_DONE;
 
     if (!reply->instance)
         status = command_complain(STATUS_FAILED, "The daemon didn't say which limit it has set");
     else if (invocation->options->given & OPTION_JSON)
-        status = command_print_json(json_instance(reply->instance));
+        status = command_print_json(json_instance(reply->instance, &origin));
     else
         print_report(asked_bytes, reply->instance);
     message_deinit(limit_reply);

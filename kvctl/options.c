@@ -22,9 +22,16 @@ static const struct option {
     char letter;
     bool takes_value;
 } options[] = {
-    {OPTION_SOCKET, "--socket", 0, true}, {OPTION_GPU, "--gpu", 0, true},
-    {OPTION_JSON, "--json", 0, false},    {OPTION_FORCE, "--force", 0, false},
-    {OPTION_HELP, "--help", 'h', false},  {OPTION_VERSION, "--version", 0, false},
+    {OPTION_SOCKET, "--socket", 0, true},
+    {OPTION_GPU, "--gpu", 0, true},
+    {OPTION_JSON, "--json", 0, false},
+    {OPTION_FORCE, "--force", 0, false},
+    {OPTION_HELP, "--help", 'h', false},
+    {OPTION_VERSION, "--version", 0, false},
+    {OPTION_ALL, "--all", 0, false},
+    {OPTION_FOLLOW, "--follow", 'f', false},
+    {OPTION_INTERVAL, "--interval", 'n', true},
+    {OPTION_INTERVAL, "--refresh", 'r', true},
 };
 
 const char *options_name(unsigned option)
@@ -57,6 +64,8 @@ static void note(struct options *parsed, const struct option *option, const char
         parsed->socket = value;
     if (option->flag == OPTION_GPU)
         parsed->gpu = value;
+    if (option->flag == OPTION_INTERVAL)
+        parsed->interval = value;
 }
 
 /* Reads the option at argv[*i], and moves *i to its last argument. */

@@ -13,6 +13,9 @@ enum {
     OPTION_FORCE = 1 << 3,
     OPTION_HELP = 1 << 4,
     OPTION_VERSION = 1 << 5,
+    OPTION_ALL = 1 << 6,
+    OPTION_FOLLOW = 1 << 7,
+    OPTION_INTERVAL = 1 << 8,
 };
 
 enum {
@@ -26,6 +29,7 @@ struct options {
     unsigned given; /* OPTION_* */
     const char *socket;
     const char *gpu;
+    const char *interval; /* seconds */
     int n_words;
     char **words; /* into argv, which is reordered */
 };

@@ -7,6 +7,7 @@
 
 #include "text.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 
 #include "base/arith.h"
@@ -82,4 +83,43 @@ const char *text_limit_source(Kvcached__LimitSource source)
     };
 
     return (unsigned)source < ARRAY_SIZE(names) && names[source] ? names[source] : "unknown";
+}
+
+const char *text_age(char buf[static TEXT_AGE_MAX], uint64_t ms)
+{
+    uint64_t s = ms / 1000;
+
+    if (s < 1)
+        snprintf(buf, TEXT_AGE_MAX, "%" PRIu64 " ms", ms);
+    else if (s < 120)
+        snprintf(buf, TEXT_AGE_MAX, "%" PRIu64 " s", s);
+    else if (s < 7200)
+        snprintf(buf, TEXT_AGE_MAX, "%" PRIu64 " min", s / 60);
+    else if (s < 172800)
+        snprintf(buf, TEXT_AGE_MAX, "%" PRIu64 " h %" PRIu64 " min", s / 3600, s / 60 % 60);
+    else
+        snprintf(buf, TEXT_AGE_MAX, "%" PRIu64 " d %" PRIu64 " h", s / 86400, s / 3600 % 24);
+    return buf;
+}
+
+const char *text_event_kind(Kvcached__EventKind kind)
+{
+    static const char *const names[] = {
+        "unknown",     "started",       "stopping",   "reloaded",      "reload-failed",
+        "joined",      "left",          "lost",       "freed",         "limit",
+        "deleted",     "frozen",        "over-limit", "within-limit",  "missed-notice",
+        "refused",     "scribbled",     "violation",  "driver-failed", "driver-recovered",
+        "over-budget", "within-budget",
+    };
+
+    return (size_t)kind < ARRAY_SIZE(names) ? names[kind] : names[0];
+}
+
+const char *text_holding(Kvcached__Holding holding)
+{
+    static const char *const names[] = {
+        "unknown", "used", "cached", "pinned", "leased", "pending", "limbo", "destroying", "wanted",
+    };
+
+    return (size_t)holding < ARRAY_SIZE(names) ? names[holding] : names[0];
 }

@@ -30,5 +30,15 @@ const char *text_peer(char buf[static TEXT_MAX], const Kvcached__PeerInfo *peer)
 /* "engine", "worker", "scheduler"; "unknown" for what a newer daemon may say. */
 const char *text_role(Kvcached__Role role);
 
+/* "3 s", "12 min", "5 h 10 min", "2 d 3 h". */
+#define TEXT_AGE_MAX 48
+const char *text_age(char buf[static TEXT_AGE_MAX], uint64_t ms);
+
+/* "joined", "over-limit", …; "unknown" for what a newer daemon may say. */
+const char *text_event_kind(Kvcached__EventKind kind);
+
+/* "used", "cached", …; likewise. */
+const char *text_holding(Kvcached__Holding holding);
+
 /* "admin", "config", "engine", "budget", "unknown". */
 const char *text_limit_source(Kvcached__LimitSource source);

@@ -10,11 +10,11 @@ from harness.raw import Message, RawPeer, start_raw
 ON_THE_WAY = ("creating_bytes", "limbo_bytes", "destroying_bytes")
 
 
-def open_control(programs: Programs, daemon: Daemon) -> RawPeer:
-    """A connection to the control socket, welcomed."""
+def open_control(programs: Programs, daemon: Daemon, features: int = 0) -> RawPeer:
+    """A connection to the control socket, welcomed. features: bits of Feature."""
     peer = start_raw(programs, daemon)
     peer.connect(daemon.control)
-    welcome = peer.request("Hello", min_version=1, max_version=1, program="test")
+    welcome = peer.request("Hello", min_version=1, max_version=1, program="test", features=features)
     assert welcome.name == "Welcome", welcome.text
     assert welcome.number("fds") == 0
     return peer

@@ -20,6 +20,10 @@ from harness.broker import Daemon, Programs, Result, Site, eventually
 from harness.raw import RawPeer, start_raw
 
 DONE, FAILED, USAGE, NO_DAEMON = 0, 1, 2, 3
+COMMANDS = (
+    *("list", "limit", "limit-percent", "watch", "delete", "info", "why", "events", "reload", "version"),
+    *("shell", "help"),
+)
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -43,21 +47,15 @@ def kvctl_command(site: Site, socket_path: Path, *words: str) -> list[str]:
 # ---- Without a daemon ----
 
 
-def test_no_arguments_print_help_to_stderr(programs: Programs) -> None:
-    result = programs.kvctl()
-    assert (result.rc, result.out) == (USAGE, "")
-    assert result.err.startswith("Usage: kvctl [OPTIONS] COMMAND ...\n")
-
-
 @pytest.mark.parametrize("words", [["help"], ["--help"], ["-h"]])
 def test_help(programs: Programs, words: list[str]) -> None:
     result = programs.kvctl(*words)
     assert (result.rc, result.err) == (DONE, "")
-    for command in ("list", "limit", "limit-percent", "delete", "info", "help"):
+    for command in COMMANDS:
         assert f"\n  {command} " in result.out
 
 
-@pytest.mark.parametrize("command", ["list", "limit", "limit-percent", "delete", "info", "help"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_on_a_command(programs: Programs, command: str) -> None:
     by_word, by_option = programs.kvctl("help", command), programs.kvctl(command, "--help")
     assert by_word == by_option
@@ -78,6 +76,11 @@ def test_version(programs: Programs) -> None:
         (["lsit"], "There is no command lsit"),
         (["help", "me"], "There is no command me"),
         (["\033[2Jlist"], "There is no command \\x1b[2Jlist"),
+        (["--json"], "--json needs a command; `kvctl help` lists them"),
+        (["events", "-n", "1"], "`kvctl events` has no option --interval"),
+        (["list", "--follow"], "`kvctl list` has no option --follow"),
+        (["limit", "a", "1G", "--all"], "`kvctl limit` has no option --all"),
+        (["why"], "Usage: kvctl why <ipc>"),
         (["--josn", "list"], "There is no option --josn"),
         (["list", "--force"], "`kvctl list` has no option --force"),
         (["help", "--json"], "`kvctl help` has no option --json"),
@@ -113,7 +116,18 @@ def test_usage(programs: Programs, words: list[str], sentence: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["list"], ["info"], ["info", "a"], ["limit", "a", "1G"], ["limit-percent", "a", "1"], ["delete", "a"]],
+    [
+        ["list"],
+        ["info"],
+        ["info", "a"],
+        ["limit", "a", "1G"],
+        ["limit-percent", "a", "1"],
+        ["delete", "a"],
+        ["watch"],
+        ["why", "a"],
+        ["events"],
+        ["reload"],
+    ],
 )
 def test_no_daemon(programs: Programs, site: Site, words: list[str]) -> None:
     path = site.run / "gpu0.sock"
@@ -234,8 +248,16 @@ def test_list(programs: Programs) -> None:
     result = programs.kvctl("list", daemon=daemon)
     assert result == Result(DONE, f"{HEAD}\n{row('vllm', '512.00 MB', '8.00 MB', '1.6 %')}\n", "")
     (instance,) = programs.kvctl("--json", "list", "vllm", daemon=daemon).json()
+    assert instance.pop("serial") > 0
     assert instance == {
         "ipc": "vllm",
+        "gpu": 0,
+        "cached_bytes": 0,
+        "pinned_bytes": 0,
+        "wanted_bytes": 0,
+        "total_granted_bytes": 8 * MIB,
+        "total_returned_bytes": 0,
+        "refusals": 0,
         "domain": f"uid:{os.getuid()}",
         "limit_bytes": 512 * MIB,
         "limit_source": "budget",
@@ -403,7 +425,7 @@ def test_delete_by_force_as_json(programs: Programs, daemon: Daemon, kvctl: Kvct
     peer = engine(programs, daemon, "a", 4, program="vllm")
     (process,) = kvctl("info", "a", "--json").json()["peers"]
     deletion = kvctl("delete", "a", "--force", "--json").json()
-    assert deletion == {"ipc": "a", "disconnected": [process]}  # as it was
+    assert deletion == {"ipc": "a", "disconnected": [process | {"connected": False}]}
     peer.check_ended("ERROR_FROZEN")
 
 

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * kvctl reload: the daemon reads its configuration again.
+ */
+
+#include <stdio.h>
+
+#include "command.h"
+#include "fleet.h"
+#include "json.h"
+#include "text.h"
+
+static int reload_one(const struct invocation *invocation, struct control *control, void *userdata)
+{
+    const struct json_origin origin = fleet_origin(control);
+    const Kvcached__Reloaded *reply;
+    struct message message;
+    cJSON *array = userdata;
+    char warning[TEXT_MAX];
+    int r;
+
+    r = control_reload(control, &message);
+    if (r)
+        return command_fail(control, r);
+    reply = (const Kvcached__Reloaded *)message.body;
+    if (array) {
+        cJSON_AddItemToArray(array, json_reloaded(reply, &origin));
+    } else {
+        printf("The daemon of GPU %u has read its configuration\n", origin.gpu);
+        for (size_t i = 0; i < reply->n_warnings; i++)
+            printf("%s\n", text_clean(warning, reply->warnings[i]));
+    }
+    message_deinit(&message);
+    return STATUS_DONE;
+}
+
+static int run(const struct invocation *invocation)
+{
+    bool json = invocation->options->given & OPTION_JSON;
+    cJSON *array = json ? cJSON_CreateArray() : NULL;
+    int status;
+
+    if (json && !array)
+        return command_complain(STATUS_FAILED, "Out of memory");
+    status = fleet_each(invocation, false, reload_one, array);
+    if (status == STATUS_DONE && json)
+        return command_print_json(array);
+    cJSON_Delete(array);
+    return status;
+}
+
+const struct command command_reload = {
+    .name = "reload",
+    .arguments = "",
+    .summary = "have the daemon read its configuration again",
+    .help =
+        "The daemon reads its configuration file again, as SIGHUP has it do. An error in the file changes\n"
+        "nothing, and is told with its place. Needs root, the daemon's user or the admin group.\n",
+    .options = OPTIONS_DAEMON | OPTION_ALL | OPTION_JSON,
+    .min_words = 0,
+    .max_words = 0,
+    .run = run,
+};

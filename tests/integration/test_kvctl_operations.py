@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kvctl tells of the past and the reasons: events, why, watch, reload, version; and several GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from harness.broker import Daemon, Programs, Result, Site, eventually
+from harness.control import open_control
+from harness.raw import start_holder, start_raw
+
+DONE, FAILED, USAGE, NO_DAEMON = 0, 1, 2, 3
+MIB = 1 << 20
+
+Kvctl = Callable[..., Result]
+
+
+@pytest.fixture
+def kvctl(programs: Programs, daemon: Daemon) -> Kvctl:
+    def run(*words: str) -> Result:
+        return programs.kvctl(*words, daemon=daemon)
+
+    return run
+
+
+def lines_of(result: Result) -> list[dict[str, Any]]:
+    assert (result.rc, result.err) == (DONE, ""), result
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def kinds(result: Result) -> list[str]:
+    return [line["kind"] for line in lines_of(result)]
+
+
+@pytest.fixture
+def running(site: Site, daemon: Daemon) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """kvctl as it goes on, by its words; ended after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [str(site.program("kvctl/kvctl")), "--socket", str(daemon.socket), *words]
+        program = subprocess.Popen(
+            command, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(program)
+        return program
+
+    yield start
+    for program in started:
+        program.kill()
+        program.communicate()
+
+
+def stream(program: subprocess.Popen[str]) -> IO[str]:
+    assert program.stdout
+    return program.stdout
+
+
+# ---- Events ----
+
+
+def test_a_life_in_events(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
+    engine = start_holder(programs, daemon, "a", pages=4)
+    kvctl("limit", "a", "2M")
+    engine.kill()
+    eventually(lambda: "freed" in kinds(kvctl("events", "--json")))
+    told = lines_of(kvctl("events", "--json", "a"))
+    assert [line["kind"] for line in told] == [
+        "joined",
+        "limit",
+        "over-limit",
+        "lost",
+        "within-limit",
+        "freed",
+    ]
+    assert [line["number"] for line in told] == sorted({line["number"] for line in told})
+    joined, limit, over, lost, _, _ = told
+    assert (joined["pid"], joined["ipc"], joined["gpu"]) == (engine.pid, "a", 0)
+    assert limit["bytes"] == 2 * MIB
+    assert over["bytes"] == 6 * MIB
+    assert (lost["pid"], lost["bytes"]) == (engine.pid, 8 * MIB)
+    assert kinds(kvctl("events", "--json"))[0] == "started"
+    assert kvctl("events", "other").out == ""
+    text = kvctl("events").out
+    assert re.search(
+        rf" lost +uid:{os.getuid()}/a  pid {engine.pid}  A process has \w+, and held 8.00 MB\n", text
+    )
+
+
+def test_names_of_other_domains_are_others(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
+    control = open_control(programs, daemon)
+    control.request("SetLimit", instance="tenant/a", bytes=MIB)
+    control.request("SetLimit", instance="uid:7/a", bytes=MIB)
+    assert len(lines_of(kvctl("events", "--json", "a"))) == 2
+    (line,) = lines_of(kvctl("events", "--json", "tenant/a"))
+    assert line["domain"] == "tenant"
+
+
+def test_events_are_followed(
+    programs: Programs, daemon: Daemon, running: Callable[..., subprocess.Popen[str]]
+) -> None:
+    program = running("events", "--follow", "--json")
+    assert json.loads(stream(program).readline())["kind"] == "started"
+    engine = start_raw(programs, daemon, "a")
+    engine.open()
+    assert json.loads(stream(program).readline())["kind"] == "joined"
+    engine.close()
+    assert json.loads(stream(program).readline())["kind"] == "left"
+    daemon.stop()
+    assert json.loads(stream(program).readline())["kind"] == "stopping"
+    assert program.wait(30) == FAILED
+    assert program.stderr
+    assert program.stderr.read() == "kvctl: the daemon is stopping\n"
+
+
+def test_one_waits_at_a_time(programs: Programs, daemon: Daemon) -> None:
+    control = open_control(programs, daemon, features=4)
+    last = control.request("Events").number("last")
+    control.post("Events", after=last, wait=1)
+    control.request("Events", after=last, wait=1).check_refused("ERROR_INVALID", "waits already")
+    other = open_control(programs, daemon, features=4)
+    other.request("SetLimit", instance="a", bytes=MIB)
+    answer = control.next()
+    assert answer.name == "EventsReply", answer.text
+    assert "EVENT_LIMIT" in answer.text
+    assert answer.number("last") == last + 1
+
+
+def test_numbers_of_another_life(programs: Programs, daemon: Daemon) -> None:
+    """Who follows with a number that this daemon has not come to is told at once."""
+    control = open_control(programs, daemon, features=4)
+    answer = control.request("Events", after=1 << 40, wait=1)
+    assert answer.number("last") == 1
+    assert "events={" not in answer.text
+
+
+def test_who_follows_and_goes(programs: Programs, daemon: Daemon) -> None:
+    control = open_control(programs, daemon, features=4)
+    control.post("Events", after=control.request("Events").number("last"), wait=1)
+    control.kill()
+    other = open_control(programs, daemon, features=4)
+    other.request("SetLimit", instance="a", bytes=MIB)
+    assert other.request("Events").number("last") == 2
+
+
+def test_operations_are_a_feature(programs: Programs, daemon: Daemon) -> None:
+    control = open_control(programs, daemon)
+    assert control.request("Events").name == "Refused"
+    assert control.next().name == "closed"
+
+
+def test_more_events_than_are_kept(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
+    control = open_control(programs, daemon)
+    for i in range(1500):
+        control.request("SetLimit", instance="a", bytes=i)
+    told = lines_of(kvctl("events", "--json"))
+    assert [line["number"] for line in told] == list(range(1501 - 1023, 1502))
+
+
+# ---- Why ----
+
+
+def test_why(programs: Programs, daemon: Daemon, kvctl: Kvctl) -> None:
+    engine = start_holder(programs, daemon, "a", pages=4)
+    kvctl("limit", "a", "2M")
+    reasons = json.loads(kvctl("why", "--json", "a").out)
+    (part,) = reasons["parts"]
+    assert (part["holding"], part["bytes"], part["peer"]["pid"]) == ("used", 8 * MIB, engine.pid)
+    assert reasons["instance"]["used_bytes"] == 8 * MIB
+    assert reasons["limits"][0] == {"source": "admin", "bytes": 2 * MIB}
+    assert reasons["limits"][-1]["source"] == "budget"
+    assert reasons["over_limit_for_ms"] >= 0
+    assert reasons["frozen_for_ms"] is None
+    text = kvctl("why", "a").out
+    assert text.startswith(f"uid:{os.getuid()}/a uses 8.00 MB of 2.00 MB\n")
+    assert f"used           8.00 MB  in use; pid {engine.pid}; for " in text
+    assert "It is over its limit, so nothing more is granted to it, for " in text
+
+
+def test_why_of_nobody(kvctl: Kvctl) -> None:
+    result = kvctl("why", "nobody")
+    assert (result.rc, result.out, result.err) == (FAILED, "", "kvctl: There is no instance nobody\n")
+
+
+# ---- Watch ----
+
+
+def test_watch(programs: Programs, daemon: Daemon, running: Callable[..., subprocess.Popen[str]]) -> None:
+    program = running("watch", "-n", "0.1", "a")
+    assert stream(program).readline() == "There is no instance a\n"
+    programs.kvctl("limit", "a", "512M", daemon=daemon)
+    lines = iter(stream(program).readline, "")
+    line = next(line for line in lines if line.startswith("a "))
+    assert line.split() == ["a", "512.00", "MB", "0", "B", "0.0", "%"]
+    program.send_signal(signal.SIGINT)
+    assert program.wait(30) == -signal.SIGINT
+
+
+def test_watch_json(
+    programs: Programs, daemon: Daemon, running: Callable[..., subprocess.Popen[str]]
+) -> None:
+    programs.kvctl("limit", "a", "1G", daemon=daemon)
+    program = running("watch", "--json")
+    (instance,) = json.loads(stream(program).readline())
+    assert instance["ipc"] == "a"
+    stream(program).close()
+    assert program.wait(30) != DONE
+
+
+@pytest.mark.parametrize("interval", ["0", "0.01", "x", "-1", "1e3", "86401"])
+def test_a_bad_interval(kvctl: Kvctl, interval: str) -> None:
+    result = kvctl("watch", f"--refresh={interval}")
+    assert (result.rc, result.out) == (USAGE, "")
+    assert result.err == f"kvctl: {interval} is not a number of seconds from 0.1 to 86400\n"
+
+
+# ---- Reload, version ----
+
+
+def test_reload(programs: Programs, site: Site) -> None:
+    daemon = programs.daemon(config="[instance a]\nlimit=1M\n")
+    path = site.run / "gpu0.conf"
+    result = programs.kvctl("reload", daemon=daemon)
+    assert result == Result(DONE, "The daemon of GPU 0 has read its configuration\n", "")
+    path.write_text("[instance a]\nlimit=1Q\n")
+    result = programs.kvctl("reload", daemon=daemon)
+    assert (result.rc, result.out) == (FAILED, "")
+    assert result.err.startswith(f"kvctl: {path}:2: limit")
+    path.write_text("[daemon]\nwarm = 64\n")
+    (answer,) = json.loads(programs.kvctl("reload", "--json", daemon=daemon).out)
+    assert answer["warnings"] == ["Other sockets, folders and warm= need a restart of the daemon"]
+    told = kinds(programs.kvctl("events", "--json", daemon=daemon))
+    assert told == ["started", "reloaded", "reload-failed", "reloaded"]
+
+
+def test_version(kvctl: Kvctl, programs: Programs, site: Site) -> None:
+    own = programs.kvctl("--version").out
+    result = kvctl("version")
+    number = own.split()[1]
+    assert (result.rc, result.out) == (DONE, f"{own}kvcachedd {number}, GPU 0, protocol 1\n")
+    (answer,) = json.loads(kvctl("version", "--json").out)
+    assert answer == {"kvctl_version": number, "gpu": 0, "daemon_version": number, "protocol_version": 1}
+    result = programs.kvctl("--socket", str(site.run / "none"), "version")
+    assert (result.rc, result.out) == (NO_DAEMON, own)
+
+
+# ---- Several GPUs ----
+
+
+def test_all(programs: Programs, site: Site) -> None:
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    for gpu in (1, 0):
+        daemon = programs.daemon(
+            "1G,1G", name=f"gpu{gpu}", arguments=("--gpu", str(gpu)), socket_path=folder / f"gpu{gpu}.sock"
+        )
+        programs.kvctl("limit", f"on-{gpu}", "1M", daemon=daemon)
+    (folder / "gpu7.sock.ctl").touch()
+
+    def ask(*words: str) -> Result:
+        return programs.kvctl("--all", *words, XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+
+    told = json.loads(ask("list", "--json").out)
+    assert [(one["gpu"], one["ipc"]) for one in told] == [(0, "on-0"), (1, "on-1")]
+    headings = [line for line in ask("list").out.splitlines() if line.startswith("GPU ")]
+    assert [line[:5] for line in headings] == ["GPU 0", "GPU 1"]
+    assert [one["gpu"]["index"] for one in json.loads(ask("info", "--json").out)] == [0, 1]
+    assert [one["gpu"] for one in json.loads(ask("version", "--json").out)] == [0, 1]
+    assert ask("reload").out.count("has read its configuration") == 2
+    assert [one["ipc"] for one in json.loads(ask("list", "--json", "on-1").out)] == ["on-1"]
+    assert [one["ipc"] for one in json.loads(ask("info", "--json", "on-1").out)] == ["on-1"]
+    result = ask("list", "nowhere")
+    assert (result.rc, result.err) == (FAILED, "kvctl: No daemon has all of these instances\n")
+    result = ask("events", "--follow")
+    assert (result.rc, result.err) == (USAGE, "kvctl: --follow follows one daemon; leave out --all\n")
+
+
+def test_all_of_none(programs: Programs, tmp_path: Path) -> None:
+    result = programs.kvctl("--all", "list", XDG_RUNTIME_DIR=str(tmp_path), RUNTIME_DIRECTORY="")
+    assert (result.rc, result.out) == (NO_DAEMON, "")
+    assert result.err.startswith("kvctl: No daemon is running: nobody listens in ")
