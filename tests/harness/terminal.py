@@ -78,7 +78,7 @@ class Terminal:
         return self.text[before : self._seen]
 
     def takes_keys(self) -> bool:
-        """Whether the program reads keys as they come: what is typed before is echoed by the terminal, too."""
+        """Whether the program reads keys as they come: what is typed before is echoed twice."""
         return not termios.tcgetattr(self._ours)[3] & termios.ICANON
 
     def end(self, within: float = LIMIT_S) -> int:
