@@ -61,17 +61,30 @@ static void read_passed(void)
         n_passed = 0;
 }
 
-int notify_claim_socket(const char *name)
+static int find_passed(const char *name)
 {
     read_passed();
     for (int i = 0; i < n_passed; i++) {
-        if (passed_names[i] && strcmp(passed_names[i], name) == 0) {
-            free(passed_names[i]);
-            passed_names[i] = NULL;
-            return SD_LISTEN_FDS_START + i;
-        }
+        if (passed_names[i] && strcmp(passed_names[i], name) == 0)
+            return i;
     }
     return -1;
+}
+
+bool notify_was_passed(const char *name)
+{
+    return find_passed(name) >= 0;
+}
+
+int notify_claim_socket(const char *name)
+{
+    int i = find_passed(name);
+
+    if (i < 0)
+        return -1;
+    free(passed_names[i]);
+    passed_names[i] = NULL;
+    return SD_LISTEN_FDS_START + i;
 }
 
 const char *notify_unclaimed_socket(void)

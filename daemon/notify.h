@@ -6,6 +6,7 @@
  * does nothing.
  */
 
+#include <stdbool.h>
 #include <stdint.h>
 
 void notify_ready(const char *status);
@@ -16,7 +17,8 @@ void notify_alive(void);
 /* How often notify_alive() is wanted, in milliseconds; 0: never. */
 uint64_t notify_watchdog_ms(void);
 
-/* Descriptors that were passed, by name; -1 for a name that was not passed. To be asked once per name; a name
- * that nobody asked for is told by notify_unclaimed() (NULL: none). */
+/* Descriptors that were passed, by name; -1 for a name that was not passed. To be claimed once per name; one
+ * that nobody claimed is told by notify_unclaimed_socket() (NULL: none). */
+bool notify_was_passed(const char *name);
 int notify_claim_socket(const char *name);
 const char *notify_unclaimed_socket(void);

@@ -5,7 +5,8 @@
  * domain. Any of them may come from systemd instead, by the names "engine", "control" and the domain's.
  *
  * At the default place the sockets can also be found by the GPU's UUID, through symbolic links; and so can a
- * domain's that is called as the main one is there, since its folder may be a tenant's /run/kvcached.
+ * domain's that is called as the main one is there, since its folder may be a tenant's /run/kvcached. Links
+ * to systemd's sockets stay when the daemon goes, as these do.
  *
  * Everybody who may use a socket is in its group; the mode of a domain's socket is the administrator's
  * business, since what guards it is usually the folder that only that tenant sees.
@@ -120,8 +121,18 @@ static int link_by_uuid(struct server *server, const char *dir, const struct lis
         free(named);
         return r;
     }
-    list_append(&server->links, &named->link);
+    if (listener->inherited)
+        free(named);
+    else
+        list_append(&server->links, &named->link);
     return 0;
+}
+
+static bool lies_in(const char *path, const char *dir)
+{
+    size_t length = strlen(dir);
+
+    return strncmp(path, dir, length) == 0 && strrchr(path, '/') == path + length;
 }
 
 static int default_path(const struct server *server, char *dir, char *path, char *error)
@@ -141,23 +152,25 @@ static int default_path(const struct server *server, char *dir, char *path, char
 static int open_main(struct server *server, const struct listener_access *access, char *error)
 {
     const char *given = server->config->socket;
-    char dir[PATH_MAX], path[PATH_MAX], control[PATH_MAX + 8];
+    char dir[PATH_MAX] = "", path[PATH_MAX] = "", control[PATH_MAX + 8];
     struct listener *listener;
+    bool has_links;
     int r;
 
     if (given)
         snprintf(path, sizeof(path), "%s", given);
-    else if ((r = default_path(server, dir, path, error)) < 0)
+    else if ((r = default_path(server, dir, path, error)) < 0 && !notify_was_passed("engine"))
         return r;
     r = open_one(server, LISTENER_ENGINE, "engine", path, NULL, access, error);
     if (r < 0)
         return r;
     listener = last_opened(server);
-    if (!given && !listener->inherited && (r = link_by_uuid(server, dir, listener, "", error)) < 0)
+    has_links = !given && lies_in(listener->path, dir);
+    if (has_links && (r = link_by_uuid(server, dir, listener, "", error)) < 0)
         return r;
     snprintf(control, sizeof(control), "%s.ctl", listener->path);
     r = open_one(server, LISTENER_CONTROL, "control", control, NULL, access, error);
-    if (r < 0 || given || listener->inherited)
+    if (r < 0 || !has_links || !lies_in(last_opened(server)->path, dir))
         return r;
     return link_by_uuid(server, dir, last_opened(server), ".ctl", error);
 }

@@ -181,15 +181,19 @@ def test_no_watchdog_when_nobody_asks(daemon: Daemon) -> None:
 class Activator:
     """Listens, and starts the daemon with the sockets as systemd would."""
 
-    def __init__(self, site: Site, *names: str) -> None:
+    def __init__(self, site: Site, *names: str, files: dict[str, str] | None = None) -> None:
+        """names: of the descriptors; files: how some of the sockets are called, if not NAME.sock."""
         self.site = site
-        self.paths = {name: site.run / f"{name}.sock" for name in names}
+        self.paths = {name: site.run / (files or {}).get(name, f"{name}.sock") for name in names}
         self.sockets = {name: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for name in names}
         for name, listener in self.sockets.items():
             listener.bind(str(self.paths[name]))
             listener.listen()
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, *arguments: str, program: tuple[str, ...] = (), **variables: str
+    ) -> subprocess.Popen[bytes]:
+        """program: another command than the build's, which executes the daemon."""
         names = ":".join(self.sockets)
         descriptors = [listener.fileno() for listener in self.sockets.values()]
 
@@ -199,9 +203,11 @@ class Activator:
             os.environ["LISTEN_PID"] = str(os.getpid())
             os.execve(command[0], command, environment | {"LISTEN_PID": str(os.getpid())})
 
-        command = [str(self.site.program("daemon/kvcachedd")), "--emulate", "1G", *arguments]
+        command = [*(program or [str(self.site.program("daemon/kvcachedd"))]), "--emulate", "1G", *arguments]
         command += ["--state-dir", str(self.site.run / "state")]
-        environment = self.site.environment(LISTEN_FDS=str(len(descriptors)), LISTEN_FDNAMES=names)
+        environment = self.site.environment(
+            LISTEN_FDS=str(len(descriptors)), LISTEN_FDNAMES=names, **variables
+        )
         with (self.site.run / "activated.log").open("ab") as log:
             return subprocess.Popen(command, preexec_fn=place_descriptors, close_fds=False, stderr=log)
 
@@ -264,6 +270,69 @@ def test_activated_daemons_take_turns(programs: Programs, site: Site) -> None:
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
         assert late.hello().name == "Welcome"
+
+
+def test_links_to_activated_sockets(programs: Programs, site: Site) -> None:
+    """Whoever looks for the GPU by UUID finds the sockets at the usual place, also while no daemon runs."""
+    files = {"engine": "gpu0.sock", "control": "gpu0.sock.ctl"}
+    activator = Activator(site, "engine", "control", files=files)
+    with contextlib.ExitStack() as stack:
+        stack.callback(activator.close)
+        for _ in range(2):
+            process = activator.start(RUNTIME_DIRECTORY=str(site.run))
+            peer = RawPeer(site, activator.paths["engine"])
+            programs.peers.append(peer)
+            uuid = peer.open()["gpu_uuid"]
+            process.terminate()
+            assert process.wait(30) == 0
+            assert str((site.run / f"{uuid}.sock").readlink()) == "gpu0.sock"
+            assert str((site.run / f"{uuid}.sock.ctl").readlink()) == "gpu0.sock.ctl"
+        late = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        late.connect(str(site.run / f"{uuid}.sock"))
+
+
+def test_no_links_to_activated_sockets_elsewhere(programs: Programs, site: Site) -> None:
+    activator = Activator(site, "engine")
+    folder = site.run / "folder"
+    folder.mkdir()
+    process = activator.start(RUNTIME_DIRECTORY=str(folder))
+    peer = RawPeer(site, activator.paths["engine"])
+    programs.peers.append(peer)
+    peer.open()
+    assert not [path for path in (*folder.iterdir(), *site.run.iterdir()) if path.is_symlink()]
+    process.terminate()
+    assert process.wait(30) == 0
+    activator.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a daemon of another user")
+def test_activation_needs_no_place_for_sockets(programs: Programs, site: Site) -> None:
+    """A user who has no folder for sockets can serve those that are passed, and not without them."""
+    libraries = [site.publish(f"tests/cuemu/{name}") for name in ("libcuda.so.1", "libnvidia-ml.so.1")]
+    become = ("/usr/bin/setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")
+    program = (*become, str(site.publish("daemon/kvcachedd")))
+    site.run.chmod(0o777)
+    site.emulate_dir.parent.chmod(0o777)
+    nowhere = {
+        "XDG_RUNTIME_DIR": "",
+        "RUNTIME_DIRECTORY": "",
+        "KVCACHED_EMULATOR_DIR": str(libraries[0].parent),
+    }
+
+    activator = Activator(site, "control")
+    assert activator.start(program=program, **nowhere).wait(30) == 1
+    activator.close()
+    assert "There is no place for sockets" in (site.run / "activated.log").read_text()
+
+    activator = Activator(site, "engine", files={"engine": "engine"})
+    activator.paths["engine"].chmod(0o666)
+    process = activator.start(program=program, **nowhere)
+    peer = RawPeer(site, activator.paths["engine"])
+    programs.peers.append(peer)
+    assert peer.open().name == "Welcome"
+    process.terminate()
+    assert process.wait(30) == 0
+    activator.close()
 
 
 def test_activation_with_an_unknown_name(site: Site) -> None:

@@ -13,7 +13,8 @@ from tree import parse_root, report, source_files
 
 SPDX = "SPDX-License-Identifier: Apache-2.0"
 LICENSED = re.compile(
-    r".*\.(c|h|cc|py|sh|proto|def|map|toml|service|socket)"
+    r".*\.(c|h|cc|py|sh|proto|def|map|toml)"
+    r"|.*\.(service|socket|target)(\.in)?|systemd/.*\.conf"
     r"|(.*/)?meson\.build|meson_options\.txt|dev|\.ci/run"
 )
 ESSAY = re.compile(r"/\* SPDX[^\n]*\*/\n\s*/\*")

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual machine for all tests of this folder, and for each a node without a trace of the others."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vm.image import make_image, what_is_missing
+from vm.machine import Machine, has_kvm, limit
+from vm.node import Node
+
+HERE = Path(__file__).parent
+
+
+def pytest_report_header() -> str:
+    return f"virtual machine: {'with KVM' if has_kvm() else 'without KVM, hence slow'}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = what_is_missing()
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(limit(300)))
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = "root"
+    return entry
+
+
+def pack_product(build: Path, folder: Path) -> Path:
+    """An archive of what "meson install" installs, and of an engine for the tests."""
+    installed = folder / "installed"
+    command = ["meson", "install", "-C", str(build), "--no-rebuild", "--destdir", str(installed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    archive = folder / "product.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(installed, ".", filter=as_root)
+        tar.add(build / "tests/harness/kvpeer", "./opt/kvcached-test/kvpeer", filter=as_root)
+    return archive
+
+
+@pytest.fixture(scope="session")
+def machine(build_dir: Path) -> Iterator[Machine]:
+    """It has the product's files, and nothing that was done with them."""
+    image = make_image()
+    with tempfile.TemporaryDirectory(prefix="kvc-vm-", dir="/tmp") as folder:
+        product = pack_product(build_dir, Path(folder))
+        with Machine(image, product, Path(folder)) as running:
+            running.wait_until_up()
+            running.run("tar -C / -xf /dev/vdb --keep-directory-symlink --no-overwrite-dir")
+            yield running
+
+
+@pytest.fixture(scope="session")
+def installed(machine: Machine) -> Node:
+    """It has been made known, too, and there are users."""
+    node = Node(machine)
+    node.install()
+    return node
+
+
+@pytest.fixture
+def node(installed: Node) -> Node:
+    """It is as if nothing had ever been enabled."""
+    installed.reset()
+    return installed
