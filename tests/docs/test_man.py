@@ -81,6 +81,20 @@ def test_options_of_the_daemon(stage: Stage) -> None:
     assert set(re.findall(r"--[\w-]+", asked.out)) == set(daemon_options())
 
 
+def test_commands_of_kvctl(stage: Stage) -> None:
+    """What `kvctl help` lists, and the options that its sources know."""
+    kvctl = str(stage.find("bin/kvctl"))
+    listed = run_program([kvctl, "help"], {}).out.split("Commands:\n")[1].split("\n\n")[0]
+    commands = re.findall(r"^  ([\w-]+)", listed, re.MULTILINE)
+    assert len(commands) > 10
+    section = read("kvctl.1").split("# COMMANDS")[1].split("# OPTIONS")[0]
+    assert re.findall(r"^\*([\w-]+)\*.*\n\t", section, re.MULTILINE) == commands
+    source = (ROOT / "kvctl/options.c").read_text()
+    known = set(re.findall(r'"(--[\w-]+)"', source)) - {"--"}
+    documented = set(re.findall(r"\*(--[\w-]+)\*", read("kvctl.1")))
+    assert documented == known
+
+
 def test_keys_of_the_configuration() -> None:
     text = read("kvcachedd.conf.5")
     sections = dict(re.findall(r"^# \[(\w+)[^\n]*\n(.*?)(?=^# )", text, re.MULTILINE | re.DOTALL))

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Debian packages: what is in them, what lintian says, and what installing, removing and purging does."""
+
+from __future__ import annotations
+
+from packages.conftest import Chroot, Packages, architecture, run
+
+NAMES = ("kvcachedd", "kvcached-tools", "libkvclient0", "libkvclient-dev", "kvcached-emulator")
+
+# A daemon in the chroot, asked by kvctl, and ended: in one script, since nothing may be left running.
+TRIAL = """
+. /etc/os-release
+cd /root
+export KVCACHED_EMULATE_DIR=/dev/shm/kvc-deb
+kvcachedd --emulate 1G --socket /root/gpu0.sock --state-dir /root/state --metrics-listen off &
+daemon=$!
+tries=0
+until kvctl --socket /root/gpu0.sock info >/root/info 2>/root/error; do
+    tries=$((tries + 1))
+    [ $tries -lt 3000 ] || { cat /root/error; exit 1; }
+done
+kvctl --socket /root/gpu0.sock limit llama 512M
+kvctl --socket /root/gpu0.sock list
+kill $daemon
+wait $daemon
+"""
+
+
+def installed(chroot: Chroot) -> set[str]:
+    """Of our packages, those that are there, with whatever is left of them."""
+    listing = chroot.run("dpkg-query -W -f '${Package} ${db:Status-Status}\\n'")
+    return {line for line in listing.splitlines() if line.split()[0] in NAMES}
+
+
+def test_lintian_is_content(packages: Packages) -> None:
+    (changes,) = packages.folder.glob("*.changes")
+    said = run("lintian", "--allow-root", "--fail-on=error,warning", "--profile=debian", str(changes))
+    assert [line for line in said.splitlines() if line[:2] in ("E:", "W:")] == []
+
+
+def test_where_things_are(packages: Packages) -> None:
+    """Where a Debian user looks for them."""
+    library = "/usr/lib/x86_64-linux-gnu" if architecture() == "amd64" else "/usr/lib/aarch64-linux-gnu"
+    expected = {
+        "kvcachedd": [
+            "/usr/bin/kvcachedd",
+            "/lib/systemd/system/kvcachedd@.service",
+            "/lib/systemd/system/kvcachedd@.socket",
+            "/lib/systemd/system/kvcachedd-control@.socket",
+            "/lib/systemd/system/kvcached.target",
+            "/usr/lib/sysusers.d/kvcached.conf",
+            "/usr/lib/tmpfiles.d/kvcached.conf",
+            "/usr/share/man/man8/kvcachedd.8.gz",
+            "/usr/share/man/man5/kvcachedd.conf.5.gz",
+            "/usr/share/doc/kvcachedd/examples/kvcachedd.conf",
+        ],
+        "kvcached-tools": ["/usr/bin/kvctl"],
+        "libkvclient0": [f"{library}/libkvclient.so.0"],
+        "libkvclient-dev": [
+            "/usr/include/kvclient.h",
+            f"{library}/libkvclient.so",
+            f"{library}/pkgconfig/kvclient.pc",
+            "/usr/share/man/man3/kvclient.3.gz",
+        ],
+        "kvcached-emulator": [f"{library}/kvcached/cuemu/libcuda.so.1"],
+    }
+    for name, paths in expected.items():
+        assert set(paths) - packages.contents(name) == set()
+    # The emulated driver must never be found instead of a real one.
+    assert all(
+        "/kvcached/cuemu/" in path or "/usr/share/doc/" in path
+        for path in packages.contents("kvcached-emulator")
+    )
+    assert "libkvclient0" in packages.field("libkvclient-dev", "Depends")
+
+
+def test_a_life(chroot: Chroot) -> None:
+    """Installed, used, removed, installed again, purged: state stays until the purge."""
+    chroot.run("apt-get install -qq -y /packages/kvcachedd_*.deb /packages/kvcached-tools_*.deb")
+    chroot.run("apt-get install -qq -y /packages/kvcached-emulator_*.deb")
+    assert "kvcached:" in chroot.run("getent passwd kvcached")
+    chroot.run("getent group kvcached-admin")
+    assert "llama" in chroot.run(TRIAL)
+
+    # What the daemon leaves where systemd has it run.
+    chroot.run("mkdir -p /var/lib/kvcached/GPU-1 && echo '{}' >/var/lib/kvcached/GPU-1/limits.json")
+    chroot.run("apt-get remove -qq -y kvcachedd kvcached-tools kvcached-emulator")
+    assert chroot.path("/var/lib/kvcached/GPU-1/limits.json").exists()
+    assert not chroot.path("/usr/bin/kvcachedd").exists()
+
+    chroot.run("apt-get install -qq -y /packages/kvcachedd_*.deb /packages/kvcached-tools_*.deb")
+    chroot.run("apt-get install -qq -y /packages/kvcached-emulator_*.deb")
+    assert "llama" in chroot.run(TRIAL)
+    chroot.run("apt-get purge -qq -y kvcachedd kvcached-tools kvcached-emulator")
+    assert not chroot.path("/var/lib/kvcached").exists()
+    assert installed(chroot) == set()
+
+
+def test_building_against_it(chroot: Chroot) -> None:
+    """A program that is built with what the packages say, and runs."""
+    chroot.run(
+        "apt-get install -qq -y --no-install-recommends gcc libc6-dev pkg-config"
+        " /packages/libkvclient0_*.deb /packages/libkvclient-dev_*.deb"
+    )
+    source = (
+        "#include <kvclient.h>\n#include <stdio.h>\nint main(void) { puts(kvc_strerror(KVC_E_LIMIT)); }\n"
+    )
+    chroot.path("/root/t.c").write_text(source)
+    said = chroot.run("cd /root && gcc t.c $(pkg-config --cflags --libs kvclient) -o t && ./t")
+    assert said.strip()
+    chroot.run("apt-get purge -qq -y libkvclient-dev libkvclient0")
