@@ -4,8 +4,10 @@
  * What there is to say is in tables: name, unit, kind, meaning, and where the number is. A counter's name
  * stands there without its "_total", which OpenMetrics wants in samples only and the older format in both.
  *
- * Series are bounded: beyond METRICS_INSTANCES_MAX, the instances that use least are one, "_other", which no
- * instance can be called. It has no counters, since a sum over others each time would not only grow.
+ * What names an instance is called "ipc", as in kvctl's output: "instance" is what Prometheus calls the place
+ * that it scrapes. Series are bounded: beyond METRICS_INSTANCES_MAX, the instances that use least are one,
+ * "_other", which no instance can be called. It has no counters, since a sum over others each time would not
+ * only grow.
  */
 
 #include "metrics_text.h"
@@ -344,7 +346,7 @@ static int choose(struct instances *instances, const struct state *state)
         qsort(instances->shown, instances->n_all, sizeof(*instances->shown), by_use);
     for (size_t i = 0; i < instances->n_shown; i++) {
         put_label(&instances->labels, "{", "domain", instances->shown[i]->domain);
-        put_label(&instances->labels, ",", "instance", instances->shown[i]->name);
+        put_label(&instances->labels, ",", "ipc", instances->shown[i]->name);
         text_buffer_add_n(&instances->labels, "}", 2);
     }
     return instances->labels.failed ? -ENOMEM : 0;
@@ -361,7 +363,7 @@ static void put_instance_row(struct writer *writer, const struct row *row, const
     for (size_t i = instances->n_shown; i < instances->n_all; i++)
         others += number(instances->shown[i], row->field);
     if (instances->n_all > instances->n_shown && row->family.kind == GAUGE)
-        put_sample(writer, &row->family, "{domain=\"\",instance=\"" OTHER "\"}", others);
+        put_sample(writer, &row->family, "{domain=\"\",ipc=\"" OTHER "\"}", others);
 }
 
 static int put_instances(struct writer *writer, const struct state *state)

@@ -310,7 +310,7 @@ def test_metrics_are_the_daemons_numbers(programs: Programs) -> None:
     told = info(control)
     metrics = web.get("/metrics")
     domain = next(dict(labels)["domain"] for name, labels in metrics.samples() if "instance_used" in name)
-    of = {"domain": domain, "instance": "holder"}
+    of = {"domain": domain, "ipc": "holder"}
     assert metrics.sample("kvcached_budget_bytes") == 512 * MIB
     assert metrics.sample("kvcached_gpu_memory_size_bytes") == told.number("total_bytes")
     assert metrics.sample("kvcached_memory_bytes", state="granted") == 100 * MIB

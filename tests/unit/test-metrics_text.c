@@ -148,8 +148,8 @@ TEST(hostile_names)
     state->instances[1].used_bytes = 9;
     text = text_of(state, false);
     expect(text, "kvcached_instance_used_bytes{domain=\"a\\\"} "
-                 "1\\\\x0akvcached_x{y=\\\"\\\\xff\\\\x09\\\\x5c\",instance=\"i\"} 0\n"
-                 "kvcached_instance_used_bytes{domain=\"\\\\x5cxff\",instance=\"i\"} 9\n");
+                 "1\\\\x0akvcached_x{y=\\\"\\\\xff\\\\x09\\\\x5c\",ipc=\"i\"} 0\n"
+                 "kvcached_instance_used_bytes{domain=\"\\\\x5cxff\",ipc=\"i\"} 9\n");
 }
 
 /* Those that use least are put together, and only what can be added up. */
@@ -170,12 +170,11 @@ TEST(bounded)
     text = text_of(state, false);
     check_eq(count(text, "\nkvcached_instance_used_bytes{"), METRICS_INSTANCES_MAX + 1);
     check_eq(count(text, "\nkvcached_instance_refusals_total{"), METRICS_INSTANCES_MAX);
-    snprintf(line, sizeof(line), "\nkvcached_instance_used_bytes{domain=\"\",instance=\"_other\"} %u\n",
-             7 * MORE);
+    snprintf(line, sizeof(line), "\nkvcached_instance_used_bytes{domain=\"\",ipc=\"_other\"} %u\n", 7 * MORE);
     expect(text, line);
-    expect(text, "\nkvcached_instance_over_limit{domain=\"\",instance=\"_other\"} 10\n");
-    expect(text, "\nkvcached_instance_used_bytes{domain=\"d\",instance=\"n5\"} 105\n");
-    check_eq(count(text, "instance=\"n0\""), 0);
+    expect(text, "\nkvcached_instance_over_limit{domain=\"\",ipc=\"_other\"} 10\n");
+    expect(text, "\nkvcached_instance_used_bytes{domain=\"d\",ipc=\"n5\"} 105\n");
+    check_eq(count(text, "ipc=\"n0\""), 0);
 }
 
 TEST(as_many_as_may_be)
