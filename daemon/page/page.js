@@ -94,7 +94,7 @@ function showGpu(s) {
     const share = part.bytes / s.total_bytes;
     const span = make("span", `${part.color}${share < 0.07 || part.color === "c-free" ? " tiny" : ""}`, part.name);
     span.title = `${part.name}: ${bytes(part.bytes)}`;
-    span.style.flex = `${part.bytes} 0 0px`;
+    span.style.width = `${100 * share}%`;
     return span;
   }));
   bar.setAttribute("aria-label", list.map((part) => `${part.name} ${bytes(part.bytes)}`).join(", "));
@@ -148,7 +148,7 @@ function meter(i) {
   const box = make("div", `meter${i.over_limit ? " over" : ""}`);
   const add = (n, color) => {
     const span = make("span", color);
-    span.style.flex = `${n} 0 0px`;
+    span.style.width = `${(100 * n) / (Math.max(i.limit_bytes, i.used_bytes) || 1)}%`;
     if (n > 0) box.append(span);
   };
   const busy = Math.max(0, i.granted_bytes - i.cached_bytes);
@@ -156,7 +156,6 @@ function meter(i) {
   add(i.granted_bytes - busy, "c-cached");
   add(i.leased_bytes + i.pending_bytes, "c-leased");
   add(i.limbo_bytes, "c-leaving");
-  add(Math.max(0, i.limit_bytes - i.used_bytes), "c-free");
   box.title = `in use ${bytes(busy)}, cached ${bytes(i.cached_bytes)}, set aside ${bytes(i.leased_bytes)}`;
   box.setAttribute("role", "img");
   box.setAttribute("aria-label", `${bytes(i.used_bytes)} of ${bytes(i.limit_bytes)}: ${box.title}`);

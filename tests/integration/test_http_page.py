@@ -124,8 +124,8 @@ def test_it_shows_what_is_so(programs: Programs, browser: webdriver.Chrome) -> N
         "return [...document.querySelectorAll('#bar span')].map(e => e.getBoundingClientRect().width)"
     )
     whole = page["bar"].rect["width"]
-    assert abs(shown[0] / whole - 3 / 24) < 0.01
-    assert abs(sum(shown) / whole - 1) < 0.02
+    assert abs(shown[0] / whole - 3 / 24) < 0.001
+    assert abs(sum(shown) / whole - 1) < 0.01
     assert page.complaints() == []
 
 

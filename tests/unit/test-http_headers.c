@@ -51,8 +51,8 @@ TEST(who_wants_openmetrics)
         "application/openmetrics-text",
         "application/openmetrics-text; version=1.0.0",
         "text/plain;q=0.5,application/openmetrics-text;version=\"1.0.0\";q=0.5",
-        "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
-        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "application/openmetrics-text;version=1.0.0;q=0.9,application/openmetrics-text;version=0.0.1;q=0.75",
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
         " Application/OpenMetrics-Text ; Q=0.9 ; VERSION=1.0.0 , text/plain ; q=0.899",
         ",,application/openmetrics-text;;",
         "application/openmetrics-text;escaping=allow-utf-8;version=1.0.0;q=0.6,text/plain;q=0.2",
