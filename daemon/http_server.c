@@ -44,7 +44,8 @@ struct client {
     struct list wait_link;             /* while suspended */
     struct MHD_Connection *connection; /* NULL: a free place */
     uint64_t deadline_ns;
-    bool overdue; /* waited for a state in vain */
+    bool has_waited; /* for a state: it takes the one that there is */
+    bool overdue;    /* it has waited in vain */
 };
 
 struct http_server {
@@ -157,7 +158,7 @@ static enum MHD_Result on_request(void *userdata, struct MHD_Connection *connect
         return MHD_NO;
     if (client->overdue)
         return queue(connection, http_site_refuse(server->site, HTTP_REFUSE_SILENCE));
-    if (needs_state && !has_fresh_state(server)) {
+    if (needs_state && !client->has_waited && !has_fresh_state(server)) {
         wait_for_state(server, client);
         return MHD_YES;
     }
@@ -181,7 +182,7 @@ static void on_completed(void *userdata, struct MHD_Connection *connection, void
         return;
     server->stats.n_requests++;
     client->deadline_ns = now() + HTTP_REQUEST_MS * NSEC_PER_MSEC;
-    client->overdue = false;
+    client->has_waited = client->overdue = false;
 }
 
 static void resume_all(struct http_server *server, bool overdue)
@@ -190,6 +191,7 @@ static void resume_all(struct http_server *server, bool overdue)
 
     while ((client = list_first(&server->waiting, struct client, wait_link))) {
         list_unlink(&client->wait_link);
+        client->has_waited = true;
         client->overdue = overdue;
         MHD_resume_connection(client->connection);
     }

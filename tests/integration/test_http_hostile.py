@@ -131,6 +131,17 @@ def test_more_connections_than_there_may_be(programs: Programs) -> None:
     eventually(lambda: open_fds(daemon) <= before + 3)
 
 
+def test_one_address_does_not_have_all(programs: Programs) -> None:
+    """Where others than this machine can come, each of them may have half of the connections."""
+    daemon, web = start_web(programs, metrics="0.0.0.0:0")
+    before = open_fds(daemon)
+    with connections(web, CLIENTS_MAX // 2) as half, web.connect() as one_more:
+        assert end_of(one_more, LIMIT_S) < REQUEST_S - 2
+        assert open_fds(daemon) == before + len(half)
+        half[0].sendall(ASKS)
+        assert half[0].recv(15) == b"HTTP/1.1 200 OK"
+
+
 def test_a_storm_of_scrapes(programs: Programs) -> None:
     """The broker is asked for its state ten times a second at most, however many ask for metrics."""
     daemon, web = start_web(programs)
