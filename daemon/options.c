@@ -33,8 +33,8 @@ const char options_help[] =
     "  --state-dir DIR        where limits are kept over a restart\n"
     "  --budget SIZE          what may be taken from the GPU, such as 40G\n"
     "  --utilization F        without --budget: this part of the GPU less what others use (default 0.95)\n"
-    "  --metrics-listen A:P   where the status page and the metrics are, or off (default 127.0.0.1:9470 for GPU 0,\n"
-    "                         9471 for GPU 1, …)\n"
+    "  --metrics-listen A:P   where status page and metrics are, or off (default: port 9470 and the GPU's\n"
+    "                         number, at 127.0.0.1)\n"
     "  --log-level L          error, warning, notice (default), info or debug\n"
     "  --check-config         only check options and configuration\n"
     "  --version, --help\n";

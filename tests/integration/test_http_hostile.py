@@ -74,18 +74,19 @@ def test_who_is_slow_is_sent_away(programs: Programs) -> None:
     reads nothing: each has its time, and is reset then. Others are answered meanwhile."""
     daemon, web = start_web(programs)
     fds = open_fds(daemon)
-    with connections(web, 4) as (silent, slow, deaf, next_one):
+    with connections(web, 3) as (silent, slow, next_one), small_window(web) as deaf:
         begun = time.monotonic()
         next_one.sendall(ASKS)
         assert next_one.recv(15) == b"HTTP/1.1 200 OK"
         dripping = threading.Thread(target=drip, args=(slow, begun + REQUEST_S + LIMIT_S))
         dripping.start()
-        deaf.settimeout(0.2)
+        deaf.settimeout(2)
         with contextlib.suppress(TimeoutError):
             while True:
                 deaf.sendall(ASKS * 100)
         assert web.get("/healthz").status == 200
-        assert REQUEST_S - 2 < end_of(silent, LIMIT_S) < LIMIT_S
+        end_of(silent, LIMIT_S)
+        assert REQUEST_S - 1 < time.monotonic() - begun < LIMIT_S
         dripping.join()
         assert REQUEST_S - 1 < time.monotonic() - begun < LIMIT_S
         next_one.settimeout(LIMIT_S)
@@ -93,6 +94,14 @@ def test_who_is_slow_is_sent_away(programs: Programs) -> None:
         eventually(lambda: open_fds(daemon) <= fds)
         assert time.monotonic() - begun > ANSWER_S - 2
     assert web.get("/healthz").status == 200
+
+
+def small_window(web: Web) -> socket.socket:
+    """A connection of which the system keeps little that nobody has read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((web.host, web.port))
+    return connection
 
 
 def drip(connection: socket.socket, until: float) -> None:
@@ -137,7 +146,7 @@ def test_one_address_does_not_have_all(programs: Programs) -> None:
     before = open_fds(daemon)
     with connections(web, CLIENTS_MAX // 2) as half, web.connect() as one_more:
         assert end_of(one_more, LIMIT_S) < REQUEST_S - 2
-        assert open_fds(daemon) == before + len(half)
+        eventually(lambda: open_fds(daemon) == before + len(half))
         half[0].sendall(ASKS)
         assert half[0].recv(15) == b"HTTP/1.1 200 OK"
 
