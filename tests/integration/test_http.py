@@ -230,7 +230,9 @@ def test_ipv6(programs: Programs) -> None:
 
 def test_configuration(programs: Programs) -> None:
     daemon = programs.daemon(metrics=None, config=f"[daemon]\nmetrics-listen={ANY_PORT}\n")
-    assert Web(programs, daemon).get("/readyz").text == "ready\n"
+    web = Web(programs, daemon)
+    assert web.get("/readyz").text == "ready\n"
+    assert programs.kvctl("info", "--json", daemon=daemon).json()["metrics_address"] == web.address
 
 
 def test_the_command_line_wins(programs: Programs) -> None:
