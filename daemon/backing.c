@@ -44,6 +44,7 @@ struct backing {
     struct list done;
     unsigned n_untold; /* of those, since the loop was last woken */
     struct backing_stats stats;
+    uint64_t begun_ns; /* the call that is being made; 0: there is none */
     bool stopping, ended;
 };
 
@@ -127,7 +128,7 @@ static void *run(void *arg)
 {
     struct backing *backing = arg;
     struct backing_job *job;
-    uint64_t begun_ns, took_ns;
+    uint64_t took_ns;
     bool tell;
 
     pthread_mutex_lock(&backing->lock);
@@ -140,11 +141,12 @@ static void *run(void *arg)
             continue;
         }
         list_unlink(&job->link);
+        backing->begun_ns = uv_hrtime();
         pthread_mutex_unlock(&backing->lock);
-        begun_ns = uv_hrtime();
         carry_out(backing->device, job);
-        took_ns = uv_hrtime() - begun_ns;
+        took_ns = uv_hrtime() - backing->begun_ns;
         pthread_mutex_lock(&backing->lock);
+        backing->begun_ns = 0;
         count(&backing->stats, job, took_ns);
         tell = finish(backing, job);
         if (!tell)
@@ -290,6 +292,8 @@ void backing_stats(struct backing *backing, struct backing_stats *ret)
 {
     pthread_mutex_lock(&backing->lock);
     *ret = backing->stats;
+    if (backing->begun_ns)
+        ret->busy_ns = uv_hrtime() - backing->begun_ns;
     pthread_mutex_unlock(&backing->lock);
 }
 

@@ -349,6 +349,7 @@ struct config *config_free(struct config *config)
     free(config->state_dir);
     free(config->socket_group);
     free(config->admin_group);
+    free(config->metrics_listen);
     free(config);
     return NULL;
 }

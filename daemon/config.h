@@ -59,6 +59,7 @@ struct config {
     char *state_dir;
     char *socket_group;
     char *admin_group;
+    char *metrics_listen; /* http_address.h */
     uint64_t budget_bytes;
     uint64_t utilization_ppm;
     uint64_t headroom_bytes;

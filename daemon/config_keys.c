@@ -14,6 +14,7 @@
 
 #include "base/arith.h"
 #include "base/parse.h"
+#include "http_address.h"
 #include "log.h"
 
 #define PPM_ONE 1000000u
@@ -70,6 +71,13 @@ static int read_path(const char *value, void *field)
             return -EINVAL;
     }
     return read_string(value, field);
+}
+
+static int read_address(const char *value, void *field)
+{
+    struct http_address address;
+
+    return http_address_parse(value, &address) < 0 ? -EINVAL : read_string(value, field);
 }
 
 static int read_size(const char *value, void *field)
@@ -167,6 +175,7 @@ static const struct config_key daemon_keys[] = {
     {"reserve", read_size, offsetof(struct config, reserve_bytes), A_SIZE},
     {"warm", read_count, offsetof(struct config, warm_extents), "a number of extents"},
     {"idle", read_seconds, offsetof(struct config, idle_ns), "seconds, at most 86400"},
+    {"metrics-listen", read_address, offsetof(struct config, metrics_listen), HTTP_ADDRESS_ACCEPTS},
     {"log-level", read_level, offsetof(struct config, log_level), "error, warning, notice, info or debug"},
 };
 
@@ -203,7 +212,7 @@ void config_keys_list(const struct config_keys *keys, char *buf, size_t size)
 
 static bool is_text(const struct config_key *key)
 {
-    return key->read == read_name || key->read == read_path;
+    return key->read == read_name || key->read == read_path || key->read == read_address;
 }
 
 /* Fields of one type only are told apart by their unset value: a string's NULL, a number's CONFIG_UNSET. */

@@ -39,6 +39,7 @@ bool config_needs_restart(const struct config *before, const struct config *afte
     if (strings_differ(before->socket, after->socket) ||
         strings_differ(before->state_dir, after->state_dir) ||
         strings_differ(before->socket_group, after->socket_group) ||
+        strings_differ(before->metrics_listen, after->metrics_listen) ||
         before->warm_extents != after->warm_extents || before->n_domains != after->n_domains)
         return true;
     for (size_t i = 0; i < before->n_domains; i++) {

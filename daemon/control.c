@@ -18,6 +18,7 @@
 #include "chronicle.h"
 #include "explain.h"
 #include "handshake.h"
+#include "http.h"
 #include "instance_status.h"
 #include "reload.h"
 #include "request.h"
@@ -90,6 +91,7 @@ int control_info(struct peer *peer, struct message *message)
     reply.uptime_ms = (server_now() - peer->server->started_ns) / NSEC_PER_MSEC;
     reply.life = peer->server->life;
     reply.config_file = (char *)options_config_file(peer->server->options);
+    reply.metrics_address = (char *)http_address(peer->server);
     reply.instance = info;
     peer_send(peer, MESSAGE_INFO_REPLY, message->request, &reply.base, NULL);
     return 0;

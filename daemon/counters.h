@@ -18,6 +18,7 @@ enum backing_type {
 struct backing_stats {
     uint64_t n_failed[_BACKING_TYPES]; /* a full device is no failure */
     struct histogram times[_BACKING_TYPES];
+    uint64_t busy_ns; /* how long the call that is being made has taken so far; 0: there is none */
 };
 
 /* Since the daemon's start. */

@@ -16,6 +16,7 @@
 
 #include "base/arith.h"
 #include "base/parse.h"
+#include "http_address.h"
 
 #define DEFAULT_CONFIG "/etc/kvcached/kvcachedd.conf"
 #define CONFIG_FILE_MAX (1024 * 1024)
@@ -32,6 +33,8 @@ const char options_help[] =
     "  --state-dir DIR        where limits are kept over a restart\n"
     "  --budget SIZE          what may be taken from the GPU, such as 40G\n"
     "  --utilization F        without --budget: this part of the GPU less what others use (default 0.95)\n"
+    "  --metrics-listen A:P   where status page and metrics are, or off (default: port 9470 and the GPU's\n"
+    "                         number, at 127.0.0.1)\n"
     "  --log-level L          error, warning, notice (default), info or debug\n"
     "  --check-config         only check options and configuration\n"
     "  --version, --help\n";
@@ -44,6 +47,7 @@ enum {
     OPTION_STATE_DIR,
     OPTION_BUDGET,
     OPTION_UTILIZATION,
+    OPTION_METRICS_LISTEN,
     OPTION_LOG_LEVEL,
     OPTION_CHECK_CONFIG,
     OPTION_VERSION,
@@ -58,6 +62,7 @@ static const struct option long_options[] = {
     {"state-dir", required_argument, NULL, OPTION_STATE_DIR},
     {"budget", required_argument, NULL, OPTION_BUDGET},
     {"utilization", required_argument, NULL, OPTION_UTILIZATION},
+    {"metrics-listen", required_argument, NULL, OPTION_METRICS_LISTEN},
     {"log-level", required_argument, NULL, OPTION_LOG_LEVEL},
     {"check-config", no_argument, NULL, OPTION_CHECK_CONFIG},
     {"version", no_argument, NULL, OPTION_VERSION},
@@ -131,6 +136,11 @@ static int take_option(struct options *options, int option, char *value, char *e
         if (config_parse_fraction(value, &options->utilization_ppm) == 0)
             return 0;
         return fail(error, "--utilization: \"%s\" is not above 0 and at most 1", value);
+    case OPTION_METRICS_LISTEN:
+        options->metrics_listen = value;
+        if (http_address_parse(value, &(struct http_address){0}) == 0)
+            return 0;
+        return fail(error, "--metrics-listen: \"%s\" is not " HTTP_ADDRESS_ACCEPTS, value);
     case OPTION_LOG_LEVEL:
         if (config_parse_level(value, &options->log_level) == 0)
             return 0;
@@ -241,6 +251,8 @@ int options_settle(const struct options *options, unsigned gpu_index, const char
         r = overlay_string(&config->socket, options->socket);
     if (r == 0)
         r = overlay_string(&config->state_dir, options->state_dir);
+    if (r == 0)
+        r = overlay_string(&config->metrics_listen, options->metrics_listen);
     if (r < 0)
         return snprintf(error, CONFIG_ERROR_MAX, "Out of memory"), r;
     overlay_number(&config->budget_bytes, options->budget_bytes);

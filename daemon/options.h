@@ -26,6 +26,7 @@ struct options {
     const char *socket;
     const char *config; /* NULL: the default file, if there is one */
     const char *state_dir;
+    const char *metrics_listen;
     uint64_t budget_bytes;    /* CONFIG_UNSET: not given */
     uint64_t utilization_ppm; /* CONFIG_UNSET: not given */
     uint64_t log_level;       /* CONFIG_UNSET: not given */

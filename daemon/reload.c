@@ -14,7 +14,7 @@
 #include "sockets.h"
 
 #define DEFAULT_ADMIN_GROUP "kvcached-admin"
-#define NEEDS_RESTART "Other sockets, folders and warm= need a restart of the daemon"
+#define NEEDS_RESTART "Other sockets and addresses, folders and warm= need a restart of the daemon"
 
 void reload_apply(struct server *server)
 {
@@ -63,9 +63,9 @@ int reload(struct server *server, char sentence[static CONFIG_ERROR_MAX])
         if (needs_restart)
             log_warning("%s", NEEDS_RESTART);
         take_effect(server, config);
-        chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_RELOADED, NULL, 0, 0,
-                       "The configuration was read%s",
-                       needs_restart ? "; other sockets, folders and warm= need a restart" : "");
+        chronicle_note(
+            server, KVCACHED__EVENT_KIND__EVENT_RELOADED, NULL, 0, 0, "The configuration was read%s",
+            needs_restart ? "; other sockets and addresses, folders and warm= need a restart" : "");
     }
     if (needs_restart)
         snprintf(sentence, CONFIG_ERROR_MAX, "%s", NEEDS_RESTART);

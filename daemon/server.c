@@ -24,6 +24,7 @@
 #include "chronicle.h"
 #include "grant.h"
 #include "handshake.h"
+#include "http.h"
 #include "instance_status.h"
 #include "lessor.h"
 #include "lock.h"
@@ -505,6 +506,8 @@ int server_new(const struct options *options, struct config *config, struct devi
         r = sockets_open(server, error);
     if (r == 0)
         r = start_broker(server, error);
+    if (r == 0)
+        r = http_open(server, error);
     if (r < 0) {
         server_free(server);
         return r;
@@ -553,6 +556,7 @@ static void free_broker(struct server *server)
 
 bool server_free(struct server *server)
 {
+    http_close(server);
     sockets_close(server);
     if (server->drain_failed ||
         (server->backing && backing_stop(server->backing, server_now() + STOP_NS) < 0))

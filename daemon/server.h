@@ -26,6 +26,8 @@
 
 #define SERVER_ERROR_MAX 512
 
+struct http;
+
 struct server {
     uv_loop_t loop;
     const struct options *options;
@@ -35,6 +37,7 @@ struct server {
     struct broker *broker;
     struct backing *backing;
     struct backing_job look;
+    struct http *http; /* NULL: there is none */
     struct slots slots;
     unsigned n_slots;
     struct flight flight;

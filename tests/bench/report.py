@@ -144,6 +144,8 @@ def series_bounds(series: Series) -> Iterator[Bound]:
     elif series.what == "crowd":
         yield bound("one page, as a part of that without a crowd", p50["many"] / p50["few"], 1.3)
         yield bound("kvctl list", p50["list"] / 1e6, 10, "ms")
+        yield bound("GET /metrics", p50["metrics"] / 1e6, 50, "ms")
+        yield bound("GET /api/v1/state", p50["state"] / 1e6, 50, "ms")
 
 
 # What must not speak to anybody, or not even to the kernel.

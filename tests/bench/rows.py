@@ -20,7 +20,8 @@ from pathlib import Path
 
 from bench import report as reports
 from bench.rig import Rig, pinned
-from harness.broker import Daemon, Site, eventually, run_program
+from harness.broker import Daemon, Programs, Site, eventually, run_program
+from harness.web import ANY_PORT, Web, ask
 
 # Of bench-blocks: what must not make a system call, and what must not send anything.
 SILENT_SIDES = ("small", "large", "available", "remap")
@@ -34,6 +35,7 @@ RANKS = 4
 CROWD_PEERS = 1000
 CROWD_EXTENTS = 100_000
 LISTINGS = 20
+STATE_LASTS_S = 0.12  # with a margin
 
 # Two engines in real time (the driver's costs don't scale), which never need more than the half each.
 LIVE_DEVICE = "24G"
@@ -168,6 +170,31 @@ def time_listing(site: Site, daemon: Daemon) -> float:
     return elapsed
 
 
+def time_answers(web: Web, path: str) -> list[float]:
+    """Of requests that each get a state of their own, over one connection."""
+    client = web.client()
+    elapsed = []
+    for _ in range(LISTINGS):
+        time.sleep(STATE_LASTS_S)  # until the last one's state serves no other
+        start = time.perf_counter_ns()
+        answer = ask(client, "GET", path)
+        elapsed.append(float(time.perf_counter_ns() - start))
+        if answer.status != 200:
+            raise RuntimeError(f"{path}: status {answer.status}")
+    client.close()
+    return elapsed
+
+
+def time_looks(site: Site, daemon: Daemon) -> dict[str, list[float]]:
+    """What it costs to look at a daemon, in nanoseconds: with kvctl, and over HTTP."""
+    web = Web(Programs(site), daemon)
+    return {
+        "list": [time_listing(site, daemon) for _ in range(LISTINGS)],
+        "metrics": time_answers(web, "/metrics"),
+        "state": time_answers(web, "/api/v1/state"),
+    }
+
+
 def converse(site: Site, few: Daemon, many: Daemon, processor: int, rounds: int) -> reports.Series:
     words = [str(site.program("tests/bench/bench-crowd")), "--few", str(few.socket)]
     words += ["--many", str(many.socket), "--peers", str(CROWD_PEERS), "--extents", str(CROWD_EXTENTS)]
@@ -181,12 +208,13 @@ def converse(site: Site, few: Daemon, many: Daemon, processor: int, rounds: int)
             if line == "ready\n":
                 break
             lines.append(line)
-        listings = [time_listing(site, many) for _ in range(LISTINGS)] if crowd.poll() is None else []
+        looks = time_looks(site, many) if crowd.poll() is None else {}
         crowd.communicate()
     if crowd.returncode != 0:
         raise RuntimeError(f"{words[0]}: status {crowd.returncode}")
     series = parse_series("crowd", f"{CROWD_PEERS} peers, {CROWD_EXTENTS} extents", lines)
-    series.timings["list"] = reports.Timing.of(listings)
+    for name, elapsed in looks.items():
+        series.timings[name] = reports.Timing.of(elapsed)
     return series
 
 
@@ -196,7 +224,7 @@ def crowd(site: Site, processor: int, rounds: int) -> tuple[reports.Series, int]
     try:
         started.append(Daemon(site, "256G", name="few"))
         others = replace(site, emulate_dir=site.emulate_dir.with_name("crowd"))
-        started.append(Daemon(others, "256G", name="many"))
+        started.append(Daemon(others, "256G", name="many", metrics=ANY_PORT))
         series = converse(site, started[0], started[1], processor, rounds)
     finally:
         for daemon in started:

@@ -174,6 +174,7 @@ class Daemon:
         *,
         name: str = "gpu0",
         budget: str | None = None,
+        metrics: str | None = "off",
         config: str | None = None,
         arguments: tuple[str, ...] = (),
         prefix: tuple[str, ...] = (),
@@ -182,8 +183,9 @@ class Daemon:
         state_dir: Path | None = None,
     ) -> None:
         """size: of the emulated devices, as --emulate takes it (a GPU has the size it has). name: tells
-        several daemons of one site apart. config: text of the configuration file. prefix: a command that
-        executes the daemon under other circumstances. environment: added to the site's."""
+        several daemons of one site apart. metrics: where it serves them; None: where it wants
+        to. config: text of the configuration file. prefix: a command that executes the daemon under other
+        circumstances. environment: added to the site's."""
         self.site = site
         self.name = name
         self.socket = socket_path or site.run / f"{name}.sock"
@@ -198,6 +200,8 @@ class Daemon:
             command += ["--emulate", size]
         if budget is not None:
             command += ["--budget", budget]
+        if metrics is not None:
+            command += ["--metrics-listen", metrics]
         if config is not None:
             config_path = site.run / f"{name}.conf"
             config_path.write_text(config)

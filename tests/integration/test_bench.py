@@ -107,7 +107,8 @@ def test_series_bounds() -> None:
         (90, 100, "ns"),
     ]
     assert series_values("group", group=300, chain=200) == [(1.5, 2, "")]
-    assert series_values("crowd", few=100, many=130, list=5e6) == [(1.3, 1.3, ""), (5, 10, "ms")]
+    crowd = series_values("crowd", few=100, many=130, list=5e6, metrics=6e6, state=7e6)
+    assert crowd == [(1.3, 1.3, ""), (5, 10, "ms"), (6, 50, "ms"), (7, 50, "ms")]
 
 
 def test_missed_nanoseconds_say_what_the_machine_needs() -> None:

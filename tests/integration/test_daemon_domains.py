@@ -232,6 +232,7 @@ def test_a_daemon_in_a_container_cannot_see_outside(programs: Programs, site: Si
     config.write_text(f"[domain a]\nsocket={path}\n")
     command = [*IN_PID_NAMESPACE_WITH_PROC, str(site.program("daemon/kvcachedd")), "--emulate", "1G"]
     command += ["--socket", str(site.run / "x.sock"), "--state-dir", str(site.run), "--config", str(config)]
+    command += ["--metrics-listen", "off"]
     process = subprocess.Popen(command, env=site.environment(), stderr=subprocess.PIPE)
     try:
         eventually(path.is_socket)

@@ -4,37 +4,22 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import resource
 import select
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from harness.broker import Daemon, Programs, Site, eventually
 from harness.control import info, open_control
 from harness.observer import descriptors
+from harness.quiet import IDLE_S, full_descriptor_table, is_quiet
 from harness.raw import LEASES, RawPeer, start_holder, start_raw
-from harness.tasks import switches
 
 MIB = 1 << 20
-IDLE_S = 10
-
-
-def is_quiet(daemon: Daemon, seconds: float = 0.5) -> bool:
-    """No thread of the daemon runs in this time.
-
-    Time that passes is the subject: whatever told us that a timer has not run out would itself wake threads.
-    """
-    before = switches(daemon)
-    time.sleep(seconds)
-    return switches(daemon) == before
 
 
 def test_idle_costs_nothing(programs: Programs) -> None:
@@ -204,6 +189,7 @@ class Activator:
             os.execve(command[0], command, environment | {"LISTEN_PID": str(os.getpid())})
 
         command = [*(program or [str(self.site.program("daemon/kvcachedd"))]), "--emulate", "1G", *arguments]
+        command += ["--metrics-listen", "off"]
         command += ["--state-dir", str(self.site.run / "state")]
         environment = self.site.environment(
             LISTEN_FDS=str(len(descriptors)), LISTEN_FDNAMES=names, **variables
@@ -344,23 +330,6 @@ def test_activation_with_an_unknown_name(site: Site) -> None:
 
 
 # ---- A full descriptor table ----
-
-
-@contextlib.contextmanager
-def full_descriptor_table(daemon: Daemon, room: int = 0) -> Iterator[None]:
-    """The daemon cannot open one descriptor more, or so many.
-
-    It has to be quiet first: what starting opens for a moment would leave a place when it is closed.
-    """
-    eventually(lambda: is_quiet(daemon))
-    used = {int(fd.name) for fd in Path(f"/proc/{daemon.pid}/fd").iterdir()}
-    first_beyond = next(itertools.islice((fd for fd in itertools.count() if fd not in used), room, None))
-    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (first_beyond, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
 
 
 def test_a_full_descriptor_table(programs: Programs) -> None:

@@ -60,6 +60,13 @@ def test_help_and_version(site: Site) -> None:
         (["--utilization", "0"], "is not above 0 and at most 1"),
         (["--log-level", "loud"], "is none of error, warning, notice, info, debug"),
         (["--gpu", ""], "--gpu needs a number or a UUID"),
+        (["--metrics-listen", "9470"], '--metrics-listen: "9470" is not an address and a port such as'),
+        (
+            ["--metrics-listen", "localhost:9470"],
+            "is not an address and a port such as 127.0.0.1:9470 or [::1]",
+        ),
+        (["--metrics-listen", "[::1]"], "is not an address and a port such as"),
+        (["--metrics-listen", "127.0.0.1:65536"], "is not an address and a port such as"),
     ],
 )
 def test_usage(site: Site, arguments: list[str], sentence: str) -> None:
@@ -97,6 +104,10 @@ def test_a_folder_of_devices_with_too_long_a_name(site: Site) -> None:
         ("[daemon]\nbudget=much\n", "x.conf:2: budget=much: expected a size such as 512M or 40G"),
         ("[daemon]\n\ncolour=red\n", "x.conf:3: colour is not a key of [daemon]"),
         ("[domain a]\ngroup=x\n", "[domain a] has no socket"),
+        (
+            "[daemon]\nmetrics-listen=on\n",
+            "x.conf:2: metrics-listen=on: expected an address and a port such as",
+        ),
         ("what\n", "x.conf:1: expected [section] or key=value"),
     ],
 )
@@ -228,6 +239,7 @@ def test_default_places(programs: Programs, site: Site) -> None:
     run, state = site.run / "runtime", site.run / "state"
     environment = site.environment(RUNTIME_DIRECTORY=str(run), STATE_DIRECTORY=str(state))
     command = [str(site.program("daemon/kvcachedd")), "--emulate", "1G,1G", "--gpu", "1"]
+    command += ["--metrics-listen", "off"]
     notify = site.run / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(notify))

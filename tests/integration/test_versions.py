@@ -99,7 +99,7 @@ def test_old_library_new_daemon(programs: Programs, old: Site, start: Callable[.
 
 
 def test_new_library_old_daemon(programs: Programs, old: Site, start: Callable[..., Peer]) -> None:
-    daemon = Daemon(old)
+    daemon = Daemon(old, metrics=None)  # it knows no such option
     programs.daemons.append(daemon)
     borrow_and_return(programs, daemon, start(programs.site, daemon))
 
@@ -126,7 +126,7 @@ def test_old_kvctl_new_daemon(programs: Programs, old: Site, start: Callable[...
 
 
 def test_new_kvctl_old_daemon(programs: Programs, old: Site, start: Callable[..., Peer]) -> None:
-    daemon = Daemon(old)
+    daemon = Daemon(old, metrics=None)  # it knows no such option
     programs.daemons.append(daemon)
     start(old, daemon).do("open")
     assert [row["ipc"] for row in programs.kvctl("list", "--json", daemon=daemon).json()] == ["engine"]

@@ -34,6 +34,7 @@ LIBRARIES = {
     r"uv\.h": {"daemon"},
     r"(cjson/)?cJSON\.h": {"daemon", "kvctl"},
     r"ini\.h": {"daemon"},
+    r"microhttpd\.h": {"daemon"},
     r"systemd/.*": {"daemon"},
     r"(protobuf-c/)?protobuf-c\.h": {"wire"},
     r"(n?curses|ncursesw/.*)\.h": {"kvctl"},
@@ -49,7 +50,15 @@ GENERATED = {"kvcached.pb-c.h": "wire"}
 PURE_HEADERS = {
     *("assert.h", "ctype.h", "errno.h", "float.h", "fnmatch.h", "inttypes.h", "limits.h", "math.h"),
     *("stdalign.h", "stdarg.h", "stdatomic.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h", "stdlib.h"),
-    *("string.h", "strings.h", "sys/types.h", "ini.h", "protobuf-c/protobuf-c.h"),
+    *(
+        "protobuf-c/protobuf-c.h",
+        "string.h",
+        "strings.h",
+        "sys/types.h",
+        "arpa/inet.h",
+        "cjson/cJSON.h",
+        "ini.h",
+    ),
 }
 
 # Its close() is for the owners of descriptors; a pure module takes the rest.

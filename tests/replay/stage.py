@@ -172,6 +172,7 @@ class Stage:
         place.mkdir()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHED_")}
         arguments = ["--socket", str(place / "gpu0.sock"), "--state-dir", str(place), "--budget", budget]
+        arguments += ["--metrics-listen", "off"]
         if emulate is not None:
             # Two emulated devices are as good as two GPUs, though they have the same name.
             environment["KVCACHED_EMULATE_DIR"] = str(self.folder(Path("/dev/shm")) / "devices")

@@ -56,6 +56,7 @@ TEST(all_keys)
                                   "reserve=1G\n"
                                   "warm=100\n"
                                   "idle=0.25\n"
+                                  "metrics-listen=[::1]:0\n"
                                   "log-level=debug\n"
                                   "[domain tenant-a]\n"
                                   "socket=/run/a/s\n"
