@@ -10,17 +10,17 @@ NAMES = ("kvcachedd", "kvcached-tools", "libkvclient0", "libkvclient-dev", "kvca
 # A daemon in the chroot, asked by kvctl, and ended: in one script, since nothing may be left running.
 TRIAL = """
 . /etc/os-release
-cd /root
+cd /srv
 export KVCACHED_EMULATE_DIR=/dev/shm/kvc-deb
-kvcachedd --emulate 1G --socket /root/gpu0.sock --state-dir /root/state --metrics-listen off &
+kvcachedd --emulate 1G --socket /srv/gpu0.sock --state-dir /srv/state --metrics-listen off &
 daemon=$!
 tries=0
-until kvctl --socket /root/gpu0.sock info >/root/info 2>/root/error; do
+until kvctl --socket /srv/gpu0.sock info >/srv/info 2>/srv/error; do
     tries=$((tries + 1))
-    [ $tries -lt 3000 ] || { cat /root/error; exit 1; }
+    [ $tries -lt 3000 ] || { cat /srv/error; exit 1; }
 done
-kvctl --socket /root/gpu0.sock limit llama 512M
-kvctl --socket /root/gpu0.sock list
+kvctl --socket /srv/gpu0.sock limit llama 512M
+kvctl --socket /srv/gpu0.sock list
 kill $daemon
 wait $daemon
 """
@@ -105,7 +105,7 @@ def test_building_against_it(chroot: Chroot) -> None:
     source = (
         "#include <kvclient.h>\n#include <stdio.h>\nint main(void) { puts(kvc_strerror(KVC_E_LIMIT)); }\n"
     )
-    chroot.path("/root/t.c").write_text(source)
-    said = chroot.run("cd /root && gcc t.c $(pkg-config --cflags --libs kvclient) -o t && ./t")
+    chroot.path("/srv/t.c").write_text(source)
+    said = chroot.run("cd /srv && gcc t.c $(pkg-config --cflags --libs kvclient) -o t && ./t")
     assert said.strip()
     chroot.run("apt-get purge -qq -y libkvclient-dev libkvclient0")
