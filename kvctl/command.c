@@ -17,9 +17,9 @@
 #define INTERVAL_MAX_S 86400.0
 
 const struct command *const commands[] = {
-    &command_list, &command_limit,  &command_limit_percent, &command_watch,   &command_delete, &command_info,
-    &command_why,  &command_events, &command_reload,        &command_version, &command_shell,  &command_help,
-    NULL,
+    &command_list, &command_limit, &command_limit_percent, &command_watch,  &command_kvtop,   &command_delete,
+    &command_info, &command_why,   &command_events,        &command_reload, &command_version, &command_shell,
+    &command_help, NULL,
 };
 
 const struct command *command_find(const char *name)

@@ -6,6 +6,7 @@
  * its mask accepts and as many words as it says, and returns the exit status.
  */
 
+#include <stdbool.h>
 #include <stdio.h>
 
 #include <cjson/cJSON.h>
@@ -33,6 +34,7 @@ struct command {
     const char *help;         /* paragraphs */
     unsigned options;         /* OPTION_* beside --help */
     int min_words, max_words; /* -1: any number */
+    bool is_program;          /* kvctl, called by its name, is it */
     int (*run)(const struct invocation *invocation);
 };
 
@@ -44,6 +46,7 @@ extern const struct command command_limit_percent;
 extern const struct command command_delete;
 extern const struct command command_info;
 extern const struct command command_watch;
+extern const struct command command_kvtop;
 extern const struct command command_why;
 extern const struct command command_events;
 extern const struct command command_reload;

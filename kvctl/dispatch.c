@@ -8,6 +8,7 @@
 #include "dispatch.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "command.h"
 
@@ -75,6 +76,19 @@ static int run_command(const struct options *options)
     return command->run(&invocation);
 }
 
+/* Some commands are programs of their own, too: kvctl by another name. */
+static void heed_program(char **argv, struct options *options)
+{
+    const char *slash = strrchr(argv[0], '/');
+    const struct command *command = command_find(slash ? slash + 1 : argv[0]);
+
+    if (!command || !command->is_program)
+        return;
+    options->words = argv; /* the words stand from argv[1] on */
+    options->words[0] = (char *)command->name;
+    options->n_words++;
+}
+
 int dispatch(int argc, char **argv)
 {
     struct options options;
@@ -89,6 +103,8 @@ int dispatch(int argc, char **argv)
         puts("kvctl " KVCACHED_VERSION);
         return STATUS_DONE;
     }
+    if (argc > 0)
+        heed_program(argv, &options);
     if (options.n_words > 0)
         return run_command(&options);
     if (options.given & OPTION_HELP) {

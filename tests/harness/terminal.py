@@ -13,6 +13,7 @@ import struct
 import subprocess
 import termios
 import time
+from typing import Self
 
 from harness.broker import LIMIT_S
 
@@ -41,7 +42,7 @@ class Terminal:
         )
         os.close(theirs)
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

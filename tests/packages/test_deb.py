@@ -54,7 +54,7 @@ def test_where_things_are(packages: Packages) -> None:
             "/usr/share/man/man5/kvcachedd.conf.5.gz",
             "/usr/share/doc/kvcachedd/examples/kvcachedd.conf",
         ],
-        "kvcached-tools": ["/usr/bin/kvctl"],
+        "kvcached-tools": ["/usr/bin/kvctl", "/usr/bin/kvtop"],
         "libkvclient0": [f"{library}/libkvclient.so.0"],
         "libkvclient-dev": [
             "/usr/include/kvclient.h",

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kvtop in a terminal: its screens, keys, sizes, and a daemon that goes and comes back."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.broker import Daemon, Programs, Site
+from harness.raw import start_holder
+from harness.screen import Screen
+
+DONE, FAILED, USAGE, NO_DAEMON = 0, 1, 2, 3
+
+
+def command_of(site: Site, daemon: Daemon) -> list[str]:
+    return [str(site.program("kvctl/kvctl")), "--socket", str(daemon.socket), "kvtop", "--refresh", "0.1"]
+
+
+@pytest.fixture
+def top(site: Site, daemon: Daemon) -> Iterator[Screen]:
+    with Screen(command_of(site, daemon), site.environment()) as screen:
+        yield screen
+
+
+def shows(text: str) -> Callable[[list[str]], bool]:
+    return lambda lines: any(text in line for line in lines)
+
+
+def test_screen_of_an_instance(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    programs.kvctl("limit", "a", "16M", daemon=daemon)
+    start_holder(programs, daemon, "a", pages=4)
+    expected = [
+        "IPC: a",
+        "[" + 30 * "#" + 30 * "-" + "]",
+        "Prealloc: 0 B | Used: 8.00 MB / 16.00 MB (50.0 %) | Free: 8.00 MB",
+    ]
+    top.await_lines(
+        lambda lines: (
+            lines[0] == "KVCache Memory Usage"
+            and lines[2:5] == expected
+            and lines[7] == "GPU Memory Usage"
+            and lines[23] == "Press 'q' to quit, 'h' for help; sorted by used"
+        )
+    )
+    top.type("q")
+    assert top.end() == DONE
+
+
+def test_keys(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    for name in ("apple", "pear"):
+        programs.kvctl("limit", name, "16M", daemon=daemon)
+    top.await_lines(lambda lines: shows("IPC: apple")(lines) and shows("IPC: pear")(lines))
+    top.type("/pe")
+    top.await_lines(lambda lines: lines[2] == "IPC: pear" and lines[23] == "Filter: pe_")
+    top.type("\r")
+    top.await_lines(lambda lines: lines[23] == "Filter: pe")
+    top.type("\x1b")
+    top.await_lines(lambda lines: lines[2] == "IPC: apple")
+    top.type("n")
+    top.await_lines(lambda lines: lines[23].endswith("sorted by name"))
+    top.type("h")
+    top.await_lines(lambda lines: lines[2] == "q             quit")
+    top.type("h")
+    top.await_lines(lambda lines: lines[2] == "IPC: apple")
+    top.type("\x03")
+    assert top.end() == DONE
+
+
+def test_resizing(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    programs.kvctl("limit", "a", "16M", daemon=daemon)
+    top.await_lines(lambda lines: lines[3] == "[" + 60 * "-" + "]")
+    top.resize(42, 10)
+    top.await_lines(lambda lines: lines[3] == "[" + 40 * "-" + "]" and lines[9].startswith("Press 'q'"))
+    top.resize(30, 5)
+    top.await_lines(lambda lines: lines == ["Too small for kvtop", "", "", "", ""])
+    top.resize(80, 24)
+    top.await_lines(lambda lines: lines[3] == "[" + 60 * "-" + "]")
+
+
+def test_a_daemon_that_goes_and_comes_back(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    top.await_lines(shows("GPU Memory Usage"))
+    daemon.stop()
+    top.await_lines(lambda lines: shows("GPU 0: unknown. ")(lines) and not shows("GPU Memory Usage")(lines))
+    programs.daemon(socket_path=daemon.socket)
+    top.await_lines(shows("GPU Memory Usage"))
+
+
+def test_without_a_terminal(programs: Programs, daemon: Daemon) -> None:
+    done = programs.kvctl("kvtop", daemon=daemon)
+    assert (done.rc, done.err) == (FAILED, "kvctl: kvtop needs a terminal; `kvctl watch` doesn't\n")
+    done = programs.kvctl("kvtop", "--refresh", "x", daemon=daemon)
+    assert (done.rc, done.err) == (USAGE, "kvctl: x is not a number of seconds from 0.1 to 86400\n")
+
+
+def test_unknown_terminals(site: Site, daemon: Daemon) -> None:
+    with Screen(command_of(site, daemon), site.environment(), kind="no-such-kind") as screen:
+        assert screen.end() == FAILED
+        assert "kvtop doesn't know this kind of terminal; look at $TERM" in screen.text
+
+
+def test_a_program_by_itself(site: Site, daemon: Daemon, tmp_path: Path) -> None:
+    program = tmp_path / "kvtop"
+    program.symlink_to(site.program("kvctl/kvctl"))
+    with Screen([str(program), "--socket", str(daemon.socket)], site.environment()) as screen:
+        screen.await_lines(shows("GPU Memory Usage"))
+        screen.type("q")
+        assert screen.end() == DONE
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: kvctl kvtop ")
