@@ -237,7 +237,9 @@ def test_reload(programs: Programs, site: Site) -> None:
     assert result.err.startswith(f"kvctl: {path}:2: limit")
     path.write_text("[daemon]\nwarm = 64\n")
     (answer,) = json.loads(programs.kvctl("reload", "--json", daemon=daemon).out)
-    assert answer["warnings"] == ["Other sockets, folders and warm= need a restart of the daemon"]
+    assert answer["warnings"] == [
+        "Other sockets and addresses, folders and warm= need a restart of the daemon"
+    ]
     told = kinds(programs.kvctl("events", "--json", daemon=daemon))
     assert told == ["started", "reloaded", "reload-failed", "reloaded"]
 
