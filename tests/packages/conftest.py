@@ -97,14 +97,9 @@ class Chroot:
 @pytest.fixture(scope="session")
 def chroot(packages: Packages) -> Iterator[Chroot]:
     """The packages lie in its /packages."""
-    suite = next(
-        line.split("=")[1]
-        for line in Path("/etc/os-release").read_text().splitlines()
-        if line.startswith("VERSION_CODENAME=")
-    )
     with tempfile.TemporaryDirectory(prefix="kvc-chroot-", dir="/tmp") as folder:
         root = Path(folder) / "root"
-        run("mmdebstrap", "--variant=minbase", f"--architectures={architecture()}", suite, str(root))
+        run("mmdebstrap", "--variant=minbase", f"--architectures={architecture()}", suite(), str(root))
         # So that no package starts anything, as policy-rc.d(8) has it.
         (root / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
         (root / "usr/sbin/policy-rc.d").chmod(0o755)
@@ -122,6 +117,14 @@ def chroot(packages: Packages) -> Iterator[Chroot]:
         finally:
             for _, target in reversed(mounts):
                 run("umount", str(target))
+
+
+def suite() -> str:
+    """This machine's release: what was built here runs there."""
+    for line in Path("/etc/os-release").read_text().splitlines():
+        if line.startswith("VERSION_CODENAME="):
+            return line.split("=")[1]
+    raise AssertionError("/etc/os-release names no release")
 
 
 def architecture() -> str:
