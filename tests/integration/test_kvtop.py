@@ -115,7 +115,8 @@ def test_a_daemon_that_hangs_leaves_the_keyboard(daemon: Daemon, top: Screen) ->
     top.await_lines(shows("GPU Memory Usage"))
     daemon.process.send_signal(signal.SIGSTOP)
     try:
-        top.await_lines(shows("has not answered for 1 s; trying again"))
+        lines = top.await_lines(shows("has not answered for "))
+        assert shows("has not answered for 1 s; trying again")(lines), "\n".join(lines)
         top.type("q")
         assert top.end() == DONE
     finally:
@@ -154,6 +155,37 @@ def test_colours(site: Site, daemon: Daemon, no_color: str) -> None:
         screen.await_lines(shows("GPU Memory Usage"))
         coloured = re.search(r"\x1b\[(\d+;)*3[1-7](;\d+)*m", screen.raw)
         assert (coloured is None) == bool(no_color)
+        screen.type("q")
+        assert screen.end() == DONE
+
+
+def test_several_gpus(programs: Programs, site: Site) -> None:
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    daemons = [
+        programs.daemon(
+            "1G,1G", name=f"gpu{gpu}", arguments=("--gpu", str(gpu)), socket_path=folder / f"gpu{gpu}.sock"
+        )
+        for gpu in (0, 1)
+    ]
+    for gpu, daemon in enumerate(daemons):
+        programs.kvctl("limit", f"on-{gpu}", "16M", daemon=daemon)
+    command = [str(site.program("kvctl/kvctl")), "kvtop", "--all", "--refresh", "0.1"]
+    environment = site.environment(XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+    with Screen(command, environment) as screen:
+        screen.await_lines(
+            lambda lines: (
+                [lines[2], lines[7]] == ["IPC: on-0", "GPU 0 Memory Usage"]
+                and [lines[11], lines[16]] == ["IPC: on-1", "GPU 1 Memory Usage"]
+            )
+        )
+        daemons[0].stop()
+        screen.await_lines(
+            lambda lines: (
+                lines[2].startswith("GPU 0: unknown. ")
+                and [lines[4], lines[9]] == ["IPC: on-1", "GPU 1 Memory Usage"]
+            )
+        )
         screen.type("q")
         assert screen.end() == DONE
 
