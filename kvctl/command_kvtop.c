@@ -59,6 +59,7 @@ static void top_deinit(struct top *top)
 
 /* ---- Looking ---- */
 
+/* The connections are made anew at the first look: these are patient, as other commands are. */
 static int remember_sources(struct top *top)
 {
     top->sources = calloc(top->fleet.n, sizeof(*top->sources));
@@ -69,8 +70,36 @@ static int remember_sources(struct top *top)
         top->sources[i].socket = strndup(path, strlen(path) - strlen(SUFFIX));
         if (!top->sources[i].socket)
             return STATUS_FAILED;
+        top->fleet.controls[i] = control_free(top->fleet.controls[i]);
     }
     return top->sources ? STATUS_DONE : STATUS_FAILED;
+}
+
+static bool is_asked_for(const struct invocation *invocation, const Kvcached__InstanceInfo *instance)
+{
+    size_t length = strlen(instance->domain);
+
+    for (int i = 0; i < invocation->n_words; i++) {
+        const char *word = invocation->words[i];
+
+        if (strcmp(word, instance->instance) == 0)
+            return true;
+        if (strncmp(word, instance->domain, length) == 0 && word[length] == '/' &&
+            strcmp(word + length + 1, instance->instance) == 0)
+            return true;
+    }
+    return invocation->n_words == 0;
+}
+
+/* Of all, because a daemon that is asked for several refuses while one of them is missing. */
+static size_t keep_asked_for(const struct invocation *invocation, const struct control_listing *listing)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < listing->n; i++)
+        if (is_asked_for(invocation, listing->instances[i]))
+            listing->instances[kept++] = listing->instances[i];
+    return kept;
 }
 
 static int look_at(struct top *top, struct control *control)
@@ -82,11 +111,11 @@ static int look_at(struct top *top, struct control *control)
     r = control_info(control, NULL, &reply);
     if (r)
         return r;
-    r = control_list(control, top->invocation->words, (size_t)top->invocation->n_words, &listing);
-    if (r && !(r == CONTROL_E_REFUSED && control_refusal(control) == KVCACHED__ERROR__ERROR_NOT_FOUND))
-        return r; /* those that are asked for may come yet */
+    r = control_list(control, NULL, 0, &listing);
+    if (r)
+        return r;
     top_model_look(&top->model, now_ns(), (const Kvcached__InfoReply *)reply.body, listing.instances,
-                   listing.n, control_knows_operations(control));
+                   keep_asked_for(top->invocation, &listing), control_knows_operations(control));
     return 0;
 }
 

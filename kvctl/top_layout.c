@@ -131,8 +131,9 @@ static void instance_lines(struct pen *pen, const struct top_instance *instance)
     bool split = instance->used_bytes.known;
     uint64_t in_use = split ? instance->used_bytes.value : instance->held_bytes;
 
-    line(pen, instance->over_limit || instance->frozen ? TOP_WARNING : TOP_TITLE, "IPC: %s%s%s",
-         instance->name, instance->over_limit ? "  over limit" : "", instance->frozen ? "  frozen" : "");
+    line(pen, instance->over_limit || instance->frozen ? TOP_WARNING : TOP_TITLE, "IPC: %s%s%s%s%s",
+         instance->is_namesake ? instance->domain : "", instance->is_namesake ? "/" : "", instance->name,
+         instance->over_limit ? "  over limit" : "", instance->frozen ? "  frozen" : "");
     bar(pen, split ? instance->prealloc_bytes.value : 0, in_use, instance->limit_bytes);
     /* Without the split, what is held is not what is used. */
     line(pen, TOP_PLAIN, "Prealloc: %s | %s: %s / %s (%s) | Free: %s",
@@ -162,7 +163,7 @@ static bool gpu_lines(struct pen *pen, const struct top_model *model, const stru
     }
     n = top_model_view(model, gpu, instances);
     if (n == 0)
-        line(pen, TOP_DIM, "%s", model->filter[0] ? "No instance has such a name" : "No instances");
+        line(pen, TOP_DIM, "%s", model->filter[0] ? "No instance has such a name" : "No instances to show");
     for (size_t i = 0; i < n; i++)
         instance_lines(pen, instances[i]);
     free(instances);

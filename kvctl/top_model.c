@@ -100,6 +100,14 @@ static int read_instance(const Kvcached__InstanceInfo *info, uint32_t gpu, bool 
     return instance.name && instance.domain ? 0 : -ENOMEM;
 }
 
+/* Sorted: namesakes are neighbours. */
+static void mark_namesakes(struct top_instance *instances, size_t n)
+{
+    for (size_t i = 1; i < n; i++)
+        if (strcmp(instances[i - 1].name, instances[i].name) == 0)
+            instances[i - 1].is_namesake = instances[i].is_namesake = true;
+}
+
 static void follow(struct top_instance *now, const struct top_instance *before, uint64_t elapsed_ns)
 {
     if (before && before->serial == now->serial) {
@@ -133,9 +141,11 @@ int top_model_look(struct top_model *model, uint64_t now_ns, const Kvcached__Inf
         return r;
     }
     qsort(fresh, n, sizeof(*fresh), compare_records);
+    mark_namesakes(fresh, n);
+    /* Another daemon may count its records from the same number on. */
     for (size_t i = 0; i < n; i++)
         follow(&fresh[i],
-               gpu->instances
+               same_life && gpu->instances
                    ? bsearch(&fresh[i], gpu->instances, gpu->n_instances, sizeof(*fresh), compare_records)
                    : NULL,
                elapsed_ns);

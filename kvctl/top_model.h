@@ -31,7 +31,8 @@ struct top_instance {
     struct top_number granted, returned;           /* bytes since its record was made */
     struct top_number granted_rate, returned_rate; /* bytes in a second, between the last two looks */
     bool over_limit, frozen;
-    uint64_t history[TOP_HISTORY]; /* held_bytes, oldest first */
+    bool is_namesake;              /* another trust domain has one of this name */
+    uint64_t history[TOP_HISTORY]; /* held_bytes, oldest first, without a gap */
     unsigned n_history;
 };
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +72,25 @@ def test_keys(programs: Programs, daemon: Daemon, top: Screen) -> None:
     assert top.end() == DONE
 
 
+def test_scrolling(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    for number in range(10):
+        programs.kvctl("limit", f"i{number}", "16M", daemon=daemon)
+    top.type("n")
+    top.await_lines(lambda lines: lines[2] == "IPC: i0" and lines[22] == "IPC: i4")
+    top.type("\x1b[B")
+    top.await_lines(lambda lines: lines[6] == "IPC: i1" and lines[0] == "KVCache Memory Usage")
+    top.type("\x1b[A")
+    top.await_lines(lambda lines: lines[2] == "IPC: i0")
+    top.type("\x1b[6~")
+    top.await_lines(lambda lines: lines[2] == "IPC: i4")
+    top.type("\x1b[6~" * 5)
+    top.await_lines(lambda lines: lines[19] == "GPU Memory Usage")
+    top.type("\x1b[5~" * 5)
+    top.await_lines(lambda lines: lines[2] == "IPC: i0")
+    top.type("q")
+    assert top.end() == DONE
+
+
 def test_resizing(programs: Programs, daemon: Daemon, top: Screen) -> None:
     programs.kvctl("limit", "a", "16M", daemon=daemon)
     top.await_lines(lambda lines: lines[3] == "[" + 60 * "-" + "]")
@@ -87,6 +108,86 @@ def test_a_daemon_that_goes_and_comes_back(programs: Programs, daemon: Daemon, t
     top.await_lines(lambda lines: shows("GPU 0: unknown. ")(lines) and not shows("GPU Memory Usage")(lines))
     programs.daemon(socket_path=daemon.socket)
     top.await_lines(shows("GPU Memory Usage"))
+
+
+def test_a_daemon_that_hangs_leaves_the_keyboard(daemon: Daemon, top: Screen) -> None:
+    top.resize(250, 24)
+    top.await_lines(shows("GPU Memory Usage"))
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        lines = top.await_lines(shows("has not answered for "))
+        assert shows("has not answered for 1 s; trying again")(lines), "\n".join(lines)
+        top.type("q")
+        assert top.end() == DONE
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+
+
+def test_no_daemon(site: Site, tmp_path: Path) -> None:
+    socket = tmp_path / "none.sock"
+    command = [str(site.program("kvctl/kvctl")), "--socket", str(socket), "kvtop"]
+    with Screen(command, site.environment()) as screen:
+        assert screen.end() == NO_DAEMON
+        assert screen.text == f"kvctl: No daemon listens at {socket}.ctl\n"
+
+
+def test_names_of_which_one_is_missing(programs: Programs, site: Site, daemon: Daemon) -> None:
+    for name in ("a", "b"):
+        programs.kvctl("limit", name, "16M", daemon=daemon)
+    with Screen([*command_of(site, daemon), "a", "later"], site.environment()) as screen:
+        screen.await_lines(lambda lines: lines[2] == "IPC: a" and lines[7] == "GPU Memory Usage")
+        programs.kvctl("limit", "later", "16M", daemon=daemon)
+        screen.await_lines(
+            lambda lines: lines[2] == "IPC: a" and lines[7] == "IPC: later" and not shows("IPC: b")(lines)
+        )
+
+
+def test_ctrl_c_does_not_wait_for_the_next_look(site: Site, daemon: Daemon) -> None:
+    with Screen([*command_of(site, daemon)[:-1], "3600"], site.environment()) as screen:
+        screen.await_lines(shows("GPU Memory Usage"))
+        screen.type("\x03")
+        assert screen.end() == DONE
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colours(site: Site, daemon: Daemon, no_color: str) -> None:
+    with Screen(command_of(site, daemon), site.environment(NO_COLOR=no_color)) as screen:
+        screen.await_lines(shows("GPU Memory Usage"))
+        coloured = re.search(r"\x1b\[(\d+;)*3[1-7](;\d+)*m", screen.raw)
+        assert (coloured is None) == bool(no_color)
+        screen.type("q")
+        assert screen.end() == DONE
+
+
+def test_several_gpus(programs: Programs, site: Site) -> None:
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    daemons = [
+        programs.daemon(
+            "1G,1G", name=f"gpu{gpu}", arguments=("--gpu", str(gpu)), socket_path=folder / f"gpu{gpu}.sock"
+        )
+        for gpu in (0, 1)
+    ]
+    for gpu, daemon in enumerate(daemons):
+        programs.kvctl("limit", f"on-{gpu}", "16M", daemon=daemon)
+    command = [str(site.program("kvctl/kvctl")), "kvtop", "--all", "--refresh", "0.1"]
+    environment = site.environment(XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+    with Screen(command, environment) as screen:
+        screen.await_lines(
+            lambda lines: (
+                [lines[2], lines[7]] == ["IPC: on-0", "GPU 0 Memory Usage"]
+                and [lines[11], lines[16]] == ["IPC: on-1", "GPU 1 Memory Usage"]
+            )
+        )
+        daemons[0].stop()
+        screen.await_lines(
+            lambda lines: (
+                lines[2].startswith("GPU 0: unknown. ")
+                and [lines[4], lines[9]] == ["IPC: on-1", "GPU 1 Memory Usage"]
+            )
+        )
+        screen.type("q")
+        assert screen.end() == DONE
 
 
 def test_without_a_terminal(programs: Programs, daemon: Daemon) -> None:

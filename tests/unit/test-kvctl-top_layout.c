@@ -79,6 +79,22 @@ TEST(one_instance)
            "Press 'q' to quit, 'h' for help; sorted by used\n");
 }
 
+TEST(namesakes_are_told_apart)
+{
+    _cleanup_(top_model_deinit) struct top_model model = {.sort = TOP_SORT_NAME};
+    _cleanup_(top_screen_freep) struct top_screen *screen = NULL;
+    Kvcached__InstanceInfo infos[] = {instance("a", GIB, 1), instance("b", GIB, 1), instance("a", GIB, 1)};
+    Kvcached__InstanceInfo *pointers[] = {&infos[0], &infos[1], &infos[2]};
+    Kvcached__InfoReply gpu = KVCACHED__INFO_REPLY__INIT;
+
+    infos[0].domain = (char *)"tenant";
+    check_eq(top_model_look(&model, 1, &gpu, pointers, 3, true), 0);
+    screen = top_layout(&model, &(struct top_view){0}, 80, 24);
+    check(strncmp(screen->text + (size_t)2 * 80, "IPC: tenant/a ", 14) == 0);
+    check(strncmp(screen->text + (size_t)7 * 80, "IPC: uid-0/a ", 13) == 0);
+    check(strncmp(screen->text + (size_t)12 * 80, "IPC: b ", 7) == 0);
+}
+
 TEST(unknown_is_no_number)
 {
     _cleanup_(top_model_deinit) struct top_model model = {0};

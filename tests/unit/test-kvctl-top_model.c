@@ -99,6 +99,26 @@ TEST(no_rate_over_an_outage)
     look(&model, 60, &info, 1, true);
     check(!model.gpus[0].lost);
     check(!model.gpus[0].instances[0].granted_rate.known);
+    check_eq(model.gpus[0].instances[0].n_history, 1);
+}
+
+TEST(a_daemon_started_anew_is_another)
+{
+    _cleanup_(top_model_deinit) struct top_model model = {0};
+    Kvcached__InstanceInfo info = instance("a", GIB, MIB), *pointer = &info;
+    Kvcached__InfoReply gpu = KVCACHED__INFO_REPLY__INIT;
+
+    gpu.life = 1;
+    check_eq(top_model_look(&model, NSEC_PER_SEC, &gpu, &pointer, 1, true), 0);
+    gpu.life = 2;
+    info.total_granted_bytes = MIB;
+    check_eq(top_model_look(&model, 2 * NSEC_PER_SEC, &gpu, &pointer, 1, true), 0);
+    check(!model.gpus[0].instances[0].granted_rate.known);
+    check_eq(model.gpus[0].instances[0].n_history, 1);
+    info.total_granted_bytes = 3 * MIB;
+    check_eq(top_model_look(&model, 3 * NSEC_PER_SEC, &gpu, &pointer, 1, true), 0);
+    check(model.gpus[0].instances[0].granted_rate.known);
+    check_eq(model.gpus[0].instances[0].granted_rate.value, 2 * MIB);
 }
 
 TEST(history_keeps_the_latest)
