@@ -15,7 +15,7 @@ SPDX = "SPDX-License-Identifier: Apache-2.0"
 LICENSED = re.compile(
     r".*\.(c|h|cc|py|sh|proto|def|map|toml)"
     r"|.*\.(service|socket|target)(\.in)?|systemd/.*\.conf"
-    r"|(.*/)?meson\.build|meson_options\.txt|dev|\.ci/run"
+    r"|(.*/)?meson\.build|meson_options\.txt|dev|\.ci/run|kvctl/completions/.*"
 )
 ESSAY = re.compile(r"/\* SPDX[^\n]*\*/\n\s*/\*")
 ESSAY_FOLDERS = (

@@ -54,7 +54,15 @@ def test_where_things_are(packages: Packages) -> None:
             "/usr/share/man/man5/kvcachedd.conf.5.gz",
             "/usr/share/doc/kvcachedd/examples/kvcachedd.conf",
         ],
-        "kvcached-tools": ["/usr/bin/kvctl", "/usr/bin/kvtop"],
+        "kvcached-tools": [
+            "/usr/bin/kvctl",
+            "/usr/bin/kvtop",
+            "/usr/share/bash-completion/completions/kvctl",
+            "/usr/share/bash-completion/completions/kvtop",
+            "/usr/share/zsh/vendor-completions/_kvctl",
+            "/usr/share/fish/vendor_completions.d/kvctl.fish",
+            "/usr/share/fish/vendor_completions.d/kvtop.fish",
+        ],
         "libkvclient0": [f"{library}/libkvclient.so.0"],
         "libkvclient-dev": [
             "/usr/include/kvclient.h",
