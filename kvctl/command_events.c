@@ -103,7 +103,7 @@ static int print_events(const struct invocation *invocation, const Kvcached__Eve
 static int events_of(const struct invocation *invocation, struct control *control, void *userdata)
 {
     const struct json_origin origin = fleet_origin(control);
-    bool follow = invocation->options->given & OPTION_FOLLOW;
+    bool follow = invocation->options->given & OPTION_FOLLOW, first = true;
     int status = STATUS_DONE, r;
     uint64_t after = 0, last;
     struct message message;
@@ -111,7 +111,8 @@ static int events_of(const struct invocation *invocation, struct control *contro
     do {
         const Kvcached__EventsReply *reply;
 
-        r = control_events(control, after, follow && after > 0, &message);
+        r = control_events(control, after, follow && !first, &message);
+        first = false;
         if (r)
             return command_fail(control, r);
         reply = (const Kvcached__EventsReply *)message.body;

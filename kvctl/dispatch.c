@@ -35,6 +35,8 @@ static int check_options(const struct command *command, unsigned given)
                                 options_name(stray & -stray));
     if ((given & OPTIONS_DAEMON) == OPTIONS_DAEMON)
         return command_complain(STATUS_USAGE, "Give either --socket or --gpu");
+    if (given & OPTION_ALL && given & OPTIONS_DAEMON)
+        return command_complain(STATUS_USAGE, "Give either --all or one daemon");
     return STATUS_DONE;
 }
 

@@ -90,6 +90,7 @@ def test_version(programs: Programs) -> None:
         (["list", "--socket", ""], "--socket needs a value"),
         (["--socket=", "list"], "--socket needs a value"),
         (["list", "--socket", "a", "--gpu", "0"], "Give either --socket or --gpu"),
+        (["list", "--all", "--gpu", "0"], "Give either --all or one daemon"),
         (["list", "--gpu", "x"], "x is neither the number of a GPU nor a UUID"),
         (["limit", "a"], "Usage: kvctl limit <ipc> <size>"),
         (["limit", "a", "1G", "b"], "Usage: kvctl limit <ipc> <size>"),
