@@ -318,10 +318,10 @@ static void on_signal(uv_signal_t *handle, int number)
     struct server *server = handle->data;
     char sentence[CONFIG_ERROR_MAX];
 
-    if (number == SIGHUP)
-        reload(server, sentence);
-    else
+    if (number != SIGHUP)
         drain(server);
+    else if (!server->draining)
+        reload(server, sentence);
     server_settle(server);
 }
 
