@@ -359,6 +359,12 @@ void world_check(struct world *w, uint64_t held_before, uint64_t budget_before)
         }
 }
 
+/* Whether one that came in the event in which the other was admitted was judged before it cannot be seen. */
+static bool is_ordered(const struct errand *a, const struct errand *b)
+{
+    return a->step != b->placed_step && b->step != a->placed_step;
+}
+
 static void check_order(struct world *w, const struct errand *errand)
 {
     for (unsigned i = 0; i < REQUESTS; i++) {
@@ -366,7 +372,9 @@ static void check_order(struct world *w, const struct errand *errand)
 
         if (other->request && !other->granted && other->domain == errand->domain && !other->courtesy &&
             !other->undecided && other->request->state != BROKER_REQUEST_UNDECIDED)
-            world_expect(w, other->serial > errand->serial || !same_classes(other, errand),
+            world_expect(w,
+                         other->serial > errand->serial || !same_classes(other, errand) ||
+                             !is_ordered(other, errand),
                          "a request is passed by a later one");
     }
 }
@@ -422,6 +430,7 @@ static void renew_places(struct world *w)
         }
         if (next) {
             next->serial = ++w->serial;
+            next->placed_step = w->step;
             next->undecided = false;
         }
     } while (next);

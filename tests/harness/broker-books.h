@@ -60,6 +60,7 @@ struct errand {
     uint64_t since_ns;
     uint64_t serial;
     uint64_t step;
+    uint64_t placed_step; /* when it was admitted after having been undecided */
     bool lessee; /* asks for pages of its lease */
     bool courtesy;
     uint32_t pages;
