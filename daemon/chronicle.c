@@ -20,6 +20,8 @@
 #include "server.h"
 
 #define TEXT_MAX 512
+#define NOTES_MAX 100                           /* of a domain, in GATES_PERIOD_NS */
+#define LINES_MAX 10                            /* the same, in the log */
 #define REPLY_BYTES_MAX (FRAME_SIZE_MAX - 1024) /* room for what surrounds the events */
 #define REPLY_EVENTS_MAX 256
 
@@ -34,26 +36,95 @@ static uint64_t realtime_ms(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / NSEC_PER_MSEC;
 }
 
+static bool is_at_will(Kvcached__EventKind kind)
+{
+    switch (kind) {
+    case KVCACHED__EVENT_KIND__EVENT_JOINED:
+    case KVCACHED__EVENT_KIND__EVENT_LEFT:
+    case KVCACHED__EVENT_KIND__EVENT_LOST:
+    case KVCACHED__EVENT_KIND__EVENT_FREED:
+    case KVCACHED__EVENT_KIND__EVENT_OVER_LIMIT:
+    case KVCACHED__EVENT_KIND__EVENT_WITHIN_LIMIT:
+    case KVCACHED__EVENT_KIND__EVENT_MISSED_NOTICE:
+    case KVCACHED__EVENT_KIND__EVENT_REFUSED:
+    case KVCACHED__EVENT_KIND__EVENT_SCRIBBLED:
+    case KVCACHED__EVENT_KIND__EVENT_VIOLATION:
+    case KVCACHED__EVENT_KIND__EVENT_DRIVER_FAILED:
+    case KVCACHED__EVENT_KIND__EVENT_DRIVER_RECOVERED:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void add(struct server *server, struct event *event)
+{
+    event->realtime_ms = realtime_ms();
+    events_add(&server->events, event);
+    server->has_news = true;
+}
+
+static bool may_note(struct server *server, const struct event *event)
+{
+    struct event suppressed = {
+        .kind = KVCACHED__EVENT_KIND__EVENT_SUPPRESSED, .domain = event->domain, .instance = ""};
+    enum gate_verdict verdict;
+
+    if (!is_at_will((Kvcached__EventKind)event->kind))
+        return true;
+    verdict = gates_pass(&server->notes, event->domain, NOTES_MAX, server_now());
+    if (verdict == GATE_OPEN)
+        return true;
+    server->counters.n_suppressed++;
+    if (verdict == GATE_CLOSES) {
+        suppressed.text = "More has happened here in ten seconds than is noted";
+        add(server, &suppressed);
+    }
+    return false;
+}
+
+static void note(struct server *server, struct event *event, const char *format, va_list args)
+{
+    char text[TEXT_MAX];
+
+    if (!may_note(server, event))
+        return;
+    vsnprintf(text, sizeof(text), format, args);
+    event->text = text;
+    add(server, event);
+}
+
 void chronicle_note(struct server *server, Kvcached__EventKind kind, const struct broker_instance *instance,
                     int32_t pid, uint64_t bytes, const char *format, ...)
 {
-    char text[TEXT_MAX];
     struct event event = {
-        .realtime_ms = realtime_ms(),
         .kind = (int)kind,
         .pid = pid,
         .bytes = bytes,
         .domain = instance ? broker_domain_name(instance->domain) : "",
         .instance = instance ? instance->name : "",
-        .text = text,
     };
     va_list args;
 
     va_start(args, format);
-    vsnprintf(text, sizeof(text), format, args);
+    note(server, &event, format, args);
     va_end(args);
-    events_add(&server->events, &event);
-    server->has_news = true;
+}
+
+void chronicle_note_stranger(struct server *server, Kvcached__EventKind kind, const char *domain, int32_t pid,
+                             const char *format, ...)
+{
+    struct event event = {.kind = (int)kind, .pid = pid, .domain = domain, .instance = ""};
+    va_list args;
+
+    va_start(args, format);
+    note(server, &event, format, args);
+    va_end(args);
+}
+
+bool chronicle_may_log(struct server *server, const char *domain)
+{
+    return gates_pass(&server->lines, domain, LINES_MAX, server_now()) == GATE_OPEN;
 }
 
 /* ---- What the whole daemon goes through ---- */

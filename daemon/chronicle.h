@@ -16,10 +16,18 @@ struct peer;
 struct server;
 
 /* About the daemon, or an instance (NULL: about none), and a process of it (0: none). Told to everybody who
- * waits when the event that led to it has been settled. */
+ * waits when the event that led to it has been settled. Of what peers can cause at will so much is noted of
+ * each domain in a while, and that there is more. */
 void chronicle_note(struct server *server, Kvcached__EventKind kind, const struct broker_instance *instance,
                     int32_t pid, uint64_t bytes, const char *format, ...)
     __attribute__((cold, format(printf, 6, 7)));
+
+/* The same about a process that has no instance. */
+void chronicle_note_stranger(struct server *server, Kvcached__EventKind kind, const char *domain, int32_t pid,
+                             const char *format, ...) __attribute__((cold, format(printf, 5, 6)));
+
+/* May another line about what a domain's peers have caused go into the log? */
+bool chronicle_may_log(struct server *server, const char *domain);
 
 void chronicle_start(struct server *server);
 

@@ -27,4 +27,5 @@ struct server_counters {
     uint64_t n_violations;                    /* of the protocol */
     uint64_t n_joined, n_left, n_lost;        /* processes; lost: with something in their hands */
     uint64_t n_reloads, n_reloads_failed;
+    uint64_t n_suppressed; /* events that were not noted, for being too many */
 };

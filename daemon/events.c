@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * A ring of records, each in one piece of memory with its strings. The number of a record tells its place, so
- * a reader needs to remember nothing but the last number that it has seen.
+ * Records in order, each in one piece of memory with its strings. A reader needs to remember nothing but the
+ * last number that it has seen.
  */
 
 #include "events.h"
@@ -11,10 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gates.h"
+
 void events_deinit(struct events *events)
 {
-    for (unsigned i = 0; i < EVENTS_MAX; i++)
-        free(events->ring[i]);
+    for (unsigned i = 0; i < events->n; i++)
+        free(events->kept[i]);
     *events = (struct events){0};
 }
 
@@ -43,28 +45,54 @@ static struct event *copy(const struct event *event)
     return ret;
 }
 
+/* The oldest of those who have most: domains are told apart as by their gates. */
+static unsigned find_dispensable(const struct events *events)
+{
+    unsigned n_of[GATES_N] = {0}, most = 0, i = 0;
+
+    for (unsigned k = 0; k < events->n; k++) {
+        unsigned index = gates_index(events->kept[k]->domain);
+
+        if (++n_of[index] > n_of[most])
+            most = index;
+    }
+    while (gates_index(events->kept[i]->domain) != most)
+        i++;
+    return i;
+}
+
+static void drop(struct events *events, unsigned i)
+{
+    free(events->kept[i]);
+    events->n--;
+    memmove(&events->kept[i], &events->kept[i + 1], (events->n - i) * sizeof(*events->kept));
+}
+
 int events_add(struct events *events, const struct event *event)
 {
-    struct event **slot = &events->ring[++events->last % EVENTS_MAX];
+    struct event *kept = copy(event);
 
-    free(*slot);
-    *slot = copy(event);
-    if (!*slot)
+    events->last++;
+    if (!kept)
         return -ENOMEM;
-    (*slot)->number = events->last;
+    kept->number = events->last;
+    if (events->n == EVENTS_MAX)
+        drop(events, find_dispensable(events));
+    events->kept[events->n++] = kept;
     return 0;
 }
 
 const struct event *events_next(const struct events *events, uint64_t after)
 {
-    uint64_t number = events->last > EVENTS_MAX ? events->last - EVENTS_MAX + 1 : 1;
+    unsigned first = 0, end = events->n;
 
-    if (after >= events->last)
-        return NULL;
-    if (number <= after)
-        number = after + 1;
-    for (; number <= events->last; number++)
-        if (events->ring[number % EVENTS_MAX])
-            return events->ring[number % EVENTS_MAX];
-    return NULL;
+    while (first < end) {
+        unsigned middle = first + (end - first) / 2;
+
+        if (events->kept[middle]->number > after)
+            end = middle;
+        else
+            first = middle + 1;
+    }
+    return first < events->n ? events->kept[first] : NULL;
 }

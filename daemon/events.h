@@ -2,7 +2,8 @@
 #pragma once
 
 /*
- * Events: what has happened that is worth a line, the newest EVENTS_MAX of it. Pure.
+ * Events: what has happened that is worth a line, the newest EVENTS_MAX of it, shared fairly by the trust
+ * domains: whoever has most loses its oldest. Pure.
  */
 
 #include <stdint.h>
@@ -10,7 +11,7 @@
 #define EVENTS_MAX 1024
 
 struct event {
-    uint64_t number;      /* from 1, without a gap */
+    uint64_t number;      /* from 1, in order */
     uint64_t realtime_ms; /* since 1970, as the clock said then */
     int kind;             /* Kvcached__EventKind */
     int32_t pid;          /* 0: about no process */
@@ -20,7 +21,8 @@ struct event {
 };
 
 struct events {
-    struct event *ring[EVENTS_MAX];
+    struct event *kept[EVENTS_MAX]; /* by number */
+    unsigned n;
     uint64_t last; /* number of the newest; 0: there is none */
 };
 
@@ -30,6 +32,6 @@ void events_deinit(struct events *events);
  * used up, and it is missing. */
 int events_add(struct events *events, const struct event *event);
 
-/* The oldest that is kept with a number above `after`; NULL: there is none. It lives until EVENTS_MAX more
- * have been added. */
+/* The oldest that is kept with a number above `after`; NULL: there is none. It lives until the next is added.
+ */
 const struct event *events_next(const struct events *events, uint64_t after);

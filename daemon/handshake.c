@@ -250,8 +250,6 @@ static void note_joined(struct peer *peer)
     static const char *const roles[] = {"", "engine", "worker", "scheduler"};
 
     peer->server->counters.n_joined++;
-    if (!log_gate_pass(&peer->server->comings, server_now()))
-        return;
     chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_JOINED, peer->broker_peer->instance,
                    peer->facts.pid, 0, "%s has joined as %s",
                    *peer->facts.program ? peer->facts.program : "A process", roles[peer->facts.role]);

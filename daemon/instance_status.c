@@ -129,17 +129,16 @@ void instance_status_write(struct server *server, const struct broker_instance *
 void instance_status_note_refusal(struct server *server, const struct broker_instance *broker_instance,
                                   const char *reason)
 {
+    const char *domain = broker_domain_name(broker_instance->domain);
     struct instance_status *instance = broker_instance->owner;
 
     if (!instance || instance->refused)
         return;
     instance->refused = true;
-    if (!log_gate_pass(&server->refusals, server_now()))
-        return;
     chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_REFUSED, broker_instance, 0, 0, "It got no memory: %s",
                    reason);
-    log_info("%s/%s was refused memory: %s", broker_domain_name(broker_instance->domain),
-             broker_instance->name, reason);
+    if (chronicle_may_log(server, domain))
+        log_info("%s/%s was refused memory: %s", domain, broker_instance->name, reason);
 }
 
 void instance_status_note_grant(const struct broker_instance *broker_instance)

@@ -170,10 +170,9 @@ void lessor_note_scribble(struct server *server, const struct broker_peer *broke
 {
     const struct broker_instance *instance = broker_peer->instance;
 
-    if (!log_gate_pass(&server->gate, server_now()))
-        return;
     chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_SCRIBBLED, instance, peer_of(broker_peer)->facts.pid,
                    0, "A process has scribbled over a lease, and gets no more for that region");
-    log_warning("Process %d of %s/%s has scribbled over a lease, and gets no more for that region",
-                peer_of(broker_peer)->facts.pid, broker_domain_name(instance->domain), instance->name);
+    if (chronicle_may_log(server, broker_domain_name(instance->domain)))
+        log_warning("Process %d of %s/%s has scribbled over a lease, and gets no more for that region",
+                    peer_of(broker_peer)->facts.pid, broker_domain_name(instance->domain), instance->name);
 }

@@ -14,11 +14,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/arith.h"
-
-#define GATE_PERIOD_NS (10 * NSEC_PER_SEC)
-#define GATE_LINES 10
-
 static enum log_level max_level = LOG_LEVEL_NOTICE;
 static bool for_journal;
 
@@ -73,14 +68,4 @@ void log_line(enum log_level level, const char *format, ...)
         fprintf(stderr, "<%d>%s\n", (int)level, text);
     else
         fprintf(stderr, "kvcachedd: %s%s\n", level_word(level), text);
-}
-
-bool log_gate_pass(struct log_gate *gate, uint64_t now_ns)
-{
-    if (gate->n_passed == 0 || now_ns - gate->since_ns > GATE_PERIOD_NS)
-        *gate = (struct log_gate){.since_ns = now_ns, .max = gate->max};
-    if (gate->n_passed >= (gate->max ?: GATE_LINES))
-        return false;
-    gate->n_passed++;
-    return true;
 }

@@ -30,12 +30,3 @@ void log_line(enum log_level level, const char *format, ...) __attribute__((cold
 #define log_warning(...) log_line(LOG_LEVEL_WARNING, __VA_ARGS__)
 #define log_notice(...) log_line(LOG_LEVEL_NOTICE, __VA_ARGS__)
 #define log_info(...) log_line(LOG_LEVEL_INFO, __VA_ARGS__)
-
-/* Lets through a few lines in ten seconds of what peers can cause at will. */
-struct log_gate {
-    uint64_t since_ns;
-    unsigned n_passed;
-    unsigned max; /* 0: as many as a log can bear */
-};
-
-bool log_gate_pass(struct log_gate *gate, uint64_t now_ns);

@@ -420,6 +420,8 @@ static const struct row count_rows[] = {
     {{"failed_reloads", NULL, COUNTER, "Of those, how many found an error in it."},
      FIELD(struct state, server.n_reloads_failed)},
     {{"events", NULL, COUNTER, "Events that were noted."}, FIELD(struct state, n_events)},
+    {{"suppressed_events", NULL, COUNTER, "Events that were not noted, being too many of a trust domain."},
+     FIELD(struct state, server.n_suppressed)},
 };
 
 /* A family whose series differ in one label, with a number for each. */

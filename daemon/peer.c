@@ -157,16 +157,33 @@ static struct broker_instance *instance_of(const struct peer *peer)
     return peer->broker_peer ? peer->broker_peer->instance : NULL;
 }
 
-/* What peers can cause at will must not push everything else out of the chronicle. */
+/* Also of one that has not said Hello, as far as can be told who it is. */
+static const char *domain_of(const struct peer *peer, char buf[static BROKER_DOMAIN_MAX + 1])
+{
+    const char *reason;
+
+    if (peer->domain)
+        return peer->domain;
+    return identity_domain(&peer->identity, buf, &reason) == 0 ? buf : "";
+}
+
 static void note_violation(struct peer *peer, const char *reason)
 {
+    static const char format[] = "A process of user %u was disconnected: %s";
+    const Kvcached__EventKind kind = KVCACHED__EVENT_KIND__EVENT_VIOLATION;
+    const struct broker_instance *instance = instance_of(peer);
+    unsigned uid = peer->identity.uid;
+    int32_t pid = peer->facts.pid;
+    char its[BROKER_DOMAIN_MAX + 1];
+    const char *domain = domain_of(peer, its);
+
     peer->server->counters.n_violations++;
-    if (!log_gate_pass(&peer->server->gate, server_now()))
-        return;
-    log_warning("Process %d (uid %u) was disconnected: %s", peer->facts.pid, (unsigned)peer->identity.uid,
-                reason);
-    chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_VIOLATION, instance_of(peer), peer->facts.pid, 0,
-                   "A process of user %u was disconnected: %s", (unsigned)peer->identity.uid, reason);
+    if (instance)
+        chronicle_note(peer->server, kind, instance, pid, 0, format, uid, reason);
+    else
+        chronicle_note_stranger(peer->server, kind, domain, pid, format, uid, reason);
+    if (chronicle_may_log(peer->server, domain))
+        log_warning("Process %d (uid %u) was disconnected: %s", pid, uid, reason);
 }
 
 void peer_fail(struct peer *peer, Kvcached__Error error, const char *format, ...)
@@ -304,8 +321,6 @@ static void note_loss(const struct peer *peer)
         return;
     counters->n_lost += bytes > 0;
     counters->n_left += bytes == 0;
-    if (!log_gate_pass(&peer->server->comings, server_now()))
-        return;
     if (bytes)
         chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_LOST, peer->broker_peer->instance,
                        peer->facts.pid, bytes, "%s %s, and held %s", program,

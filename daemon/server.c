@@ -39,8 +39,6 @@
 #define THROTTLE_MS 10
 #define DRAIN_MS 5000
 #define STOP_NS NSEC_PER_SEC
-#define COMINGS_MAX                                                                                          \
-    100 /* of peers, and goings, that are noted in ten seconds: less than a tenth of what is kept */
 
 uint64_t server_now(void)
 {
@@ -475,7 +473,6 @@ static struct server *server_alloc(const struct options *options, struct config 
     server->config = config;
     server->device = device;
     server->started_ns = server_now();
-    server->comings.max = COMINGS_MAX;
     if (getrandom(&server->life, sizeof(server->life), 0) != sizeof(server->life))
         server->life = server->started_ns;
     slots_init(&server->slots);

@@ -16,6 +16,7 @@
 #include "device.h"
 #include "events.h"
 #include "flight.h"
+#include "gates.h"
 #include "history.h"
 #include "limit_store.h"
 #include "log.h"
@@ -73,12 +74,12 @@ struct server {
     uv_signal_t signals[3];
     bool has_loop;
     bool settling;
-    bool room_grew;                          /* in flight, since the stalled were last looked at */
-    unsigned failing;                        /* kinds of driver calls, by bit, whose last failure was said */
-    bool look_failed;                        /* and it was said */
-    bool draining;                           /* a signal has ended it */
-    bool drain_failed;                       /* the driver still had work when the time was over */
-    struct log_gate gate, refusals, comings; /* comings: and goings */
+    bool room_grew;            /* in flight, since the stalled were last looked at */
+    unsigned failing;          /* kinds of driver calls, by bit, whose last failure was said */
+    bool look_failed;          /* and it was said */
+    bool draining;             /* a signal has ended it */
+    bool drain_failed;         /* the driver still had work when the time was over */
+    struct gates notes, lines; /* of what peers can cause at will */
 };
 
 /* Opens sockets and state for a device that is open; takes over config and device, also on failure. 0, or

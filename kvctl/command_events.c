@@ -82,20 +82,27 @@ static int print_event(const struct invocation *invocation, const Kvcached__Even
     return STATUS_DONE;
 }
 
-/* The events of an answer; what was pushed out of the daemon's memory before we asked is told. */
+/* What others pushed out of the daemon's memory before a follower asked for it. */
+static void complain_of_missing(const Kvcached__EventsReply *reply, uint64_t after)
+{
+    uint64_t n = 0;
+
+    for (size_t i = 0; i < reply->n_events; i++) {
+        n += reply->events[i]->number - after - 1;
+        after = reply->events[i]->number;
+    }
+    if (n)
+        command_complain(STATUS_DONE, "%" PRIu64 " events came too fast and are missing here", n);
+}
+
 static int print_events(const struct invocation *invocation, const Kvcached__EventsReply *reply,
                         const struct json_origin *origin, uint64_t *after)
 {
     int status = STATUS_DONE;
 
     for (size_t i = 0; i < reply->n_events && status == STATUS_DONE; i++) {
-        const Kvcached__Event *event = reply->events[i];
-
-        if (*after && event->number > *after + 1)
-            command_complain(STATUS_DONE, "%" PRIu64 " events came too fast and are missing here",
-                             event->number - *after - 1);
-        status = print_event(invocation, event, origin);
-        *after = event->number;
+        status = print_event(invocation, reply->events[i], origin);
+        *after = reply->events[i]->number;
     }
     return status;
 }
@@ -103,7 +110,7 @@ static int print_events(const struct invocation *invocation, const Kvcached__Eve
 static int events_of(const struct invocation *invocation, struct control *control, void *userdata)
 {
     const struct json_origin origin = fleet_origin(control);
-    bool follow = invocation->options->given & OPTION_FOLLOW, first = true;
+    bool follow = invocation->options->given & OPTION_FOLLOW, caught_up = false;
     int status = STATUS_DONE, r;
     uint64_t after = 0, last;
     struct message message;
@@ -111,15 +118,17 @@ static int events_of(const struct invocation *invocation, struct control *contro
     do {
         const Kvcached__EventsReply *reply;
 
-        r = control_events(control, after, follow && !first, &message);
-        first = false;
+        r = control_events(control, after, follow && caught_up, &message);
         if (r)
             return command_fail(control, r);
         reply = (const Kvcached__EventsReply *)message.body;
+        if (caught_up)
+            complain_of_missing(reply, after);
         last = reply->last;
         status = print_events(invocation, reply, &origin, &after);
         if (reply->n_events == 0)
             after = last; /* nothing was kept of them */
+        caught_up |= after >= last;
         message_deinit(&message);
         if (status == STATUS_DONE && (fflush(stdout) != 0 || ferror(stdout)))
             return STATUS_FAILED; /* main() says so */

@@ -109,7 +109,7 @@ const char *text_event_kind(Kvcached__EventKind kind)
         "joined",      "left",          "lost",       "freed",         "limit",
         "deleted",     "frozen",        "over-limit", "within-limit",  "missed-notice",
         "refused",     "scribbled",     "violation",  "driver-failed", "driver-recovered",
-        "over-budget", "within-budget",
+        "over-budget", "within-budget", "suppressed",
     };
 
     return (size_t)kind < ARRAY_SIZE(names) ? names[kind] : names[0];

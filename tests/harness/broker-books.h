@@ -61,7 +61,7 @@ struct errand {
     uint64_t serial;
     uint64_t step;
     uint64_t placed_step; /* when it was admitted after having been undecided */
-    bool lessee; /* asks for pages of its lease */
+    bool lessee;          /* asks for pages of its lease */
     bool courtesy;
     uint32_t pages;
     struct person *lessor; /* whose lease hands them over */

@@ -6,15 +6,17 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.broker import Daemon, Programs, eventually
+from harness.broker import Daemon, Programs, Site, eventually
 from harness.observer import MIB, Observer, descriptors, resident_bytes
 from harness.raw import RawPeer, start_raw
 
 CYCLES = 10_000
+NOISE = 250
 
 
 @pytest.fixture
@@ -51,6 +53,62 @@ def test_log_is_not_flooded_by_refusals(programs: Programs) -> None:
         raw.request("Take", region=region, pages=10).check_refused("ERROR_BUDGET")
         assert raw.give_back(*held).name == "Returned"
     assert 1 <= daemon.log().count("was refused memory") <= 20, daemon.log()
+
+
+def come_and_go(programs: Programs, daemon: Daemon) -> None:
+    noisy = start_raw(programs, daemon, "noisy")
+    for _ in range(NOISE):
+        noisy.open()
+        noisy.do("close")
+
+
+def violate(programs: Programs, daemon: Daemon) -> None:
+    noisy = start_raw(programs, daemon, "noisy")
+    for _ in range(NOISE):
+        noisy.connect()
+        noisy.packet(b"noise")
+        noisy.check_ended("ERROR_PROTOCOL")
+
+
+def scribble(programs: Programs, daemon: Daemon) -> None:
+    noisy = start_raw(programs, daemon, "noisy")
+    noisy.open(features=1)
+    for _ in range(NOISE):
+        region = noisy.open_region()
+        noisy.request("Lease", region=region, pages=4)
+        noisy.scribble(region, 5)
+        noisy.request("Lease", region=region, pages=1)
+        noisy.request("RegionClose", region=region)
+
+
+def cross_the_limit(programs: Programs, daemon: Daemon) -> None:
+    noisy = start_raw(programs, daemon, "noisy")
+    noisy.open()
+    noisy.take(noisy.open_region(), 4)
+    admin = start_raw(programs, daemon, "admin")
+    admin.open(daemon.control)
+    for i in range(NOISE):
+        admin.request("SetLimit", instance="noisy", bytes=8 * MIB if i % 2 else 1)
+
+
+@pytest.mark.parametrize("make_noise", [come_and_go, violate, scribble, cross_the_limit])
+def test_noise_of_one_domain(
+    programs: Programs, site: Site, make_noise: Callable[[Programs, Daemon], None]
+) -> None:
+    """So much of it is noted, that there was more is said, and others are heard. What administrators do is
+    noted always."""
+    socket = site.run / "quiet" / "gpu0.sock"
+    daemon = programs.daemon(config=f"[domain quiet]\nsocket = {socket}\n")
+    make_noise(programs, daemon)
+    quiet = start_raw(programs, daemon, "quiet")
+    quiet.open(socket)
+    told = [json.loads(line) for line in programs.kvctl("events", "--json", daemon=daemon).out.splitlines()]
+    of_noisy = [event["kind"] for event in told if event["domain"] == f"uid:{os.getuid()}"]
+    assert of_noisy.count("suppressed") == 1, of_noisy
+    assert len([kind for kind in of_noisy if kind not in ("limit", "suppressed")]) == 100
+    assert of_noisy.count("limit") in (0, NOISE)
+    assert [event["kind"] for event in told if event["domain"] == "quiet"] == ["joined"]
+    assert daemon.log().count("\n") <= 20, daemon.log()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")

@@ -21,6 +21,7 @@ PURE_MODULES = [
     "daemon/config_keys",
     "daemon/config_lookup",
     "daemon/events",
+    "daemon/gates",
     "daemon/explain",
     "daemon/flight",
     "daemon/history",

@@ -67,3 +67,41 @@ TEST(the_newest_are_kept)
     check(!events_next(&events, N + 5));
     events_deinit(&events);
 }
+
+static void add_of(struct events *events, const char *domain)
+{
+    struct event event = {.domain = domain, .instance = "", .text = ""};
+
+    check_eq(events_add(events, &event), 0);
+}
+
+static unsigned count_of(const struct events *events, const char *domain)
+{
+    const struct event *event;
+    unsigned n = 0;
+
+    for (uint64_t after = 0; (event = events_next(events, after)); after = event->number)
+        n += strcmp(event->domain, domain) == 0;
+    return n;
+}
+
+TEST(nobody_pushes_out_what_others_are_told)
+{
+    struct events events = {0};
+
+    add_of(&events, "");
+    for (unsigned i = 0; i < 100; i++)
+        add_of(&events, "uid:1");
+    for (unsigned i = 0; i < 10 * EVENTS_MAX; i++)
+        add_of(&events, "uid:2");
+    check_eq(count_of(&events, ""), 1);
+    check_eq(count_of(&events, "uid:1"), 100);
+    check_eq(count_of(&events, "uid:2"), EVENTS_MAX - 101);
+    check_eq(events_next(&events, 101)->number, 101 + 10 * EVENTS_MAX - (EVENTS_MAX - 101) + 1);
+    for (unsigned i = 0; i < 2 * EVENTS_MAX; i++)
+        add_of(&events, "uid:3");
+    check_eq(count_of(&events, "uid:1"), 100);
+    check_eq(count_of(&events, "uid:2") + count_of(&events, "uid:3"), EVENTS_MAX - 101);
+    check(count_of(&events, "uid:2") >= (EVENTS_MAX - 101) / 2);
+    events_deinit(&events);
+}
