@@ -44,8 +44,8 @@ struct client {
     struct list wait_link;             /* while suspended */
     struct MHD_Connection *connection; /* NULL: a free place */
     uint64_t deadline_ns;
-    bool has_waited; /* for a state: it takes the one that there is */
-    bool overdue;    /* it has waited in vain */
+    bool has_waited;           /* for a state: it takes the one that there is */
+    enum http_refusal in_vain; /* why it has waited in vain, or _HTTP_REFUSALS */
 };
 
 struct http_server {
@@ -156,8 +156,8 @@ static enum MHD_Result on_request(void *userdata, struct MHD_Connection *connect
     }
     if (*body_size > 0 || !http_site_find(server->site, path, &needs_state))
         return MHD_NO;
-    if (client->overdue)
-        return queue(connection, http_site_refuse(server->site, HTTP_REFUSE_SILENCE));
+    if (client->in_vain != _HTTP_REFUSALS)
+        return queue(connection, http_site_refuse(server->site, client->in_vain));
     if (needs_state && !client->has_waited && !has_fresh_state(server)) {
         wait_for_state(server, client);
         return MHD_YES;
@@ -182,17 +182,18 @@ static void on_completed(void *userdata, struct MHD_Connection *connection, void
         return;
     server->stats.n_requests++;
     client->deadline_ns = now() + HTTP_REQUEST_MS * NSEC_PER_MSEC;
-    client->has_waited = client->overdue = false;
+    client->has_waited = false;
+    client->in_vain = _HTTP_REFUSALS;
 }
 
-static void resume_all(struct http_server *server, bool overdue)
+static void resume_all(struct http_server *server, enum http_refusal in_vain)
 {
     struct client *client;
 
     while ((client = list_first(&server->waiting, struct client, wait_link))) {
         list_unlink(&client->wait_link);
         client->has_waited = true;
-        client->overdue = overdue;
+        client->in_vain = in_vain;
         MHD_resume_connection(client->connection);
     }
 }
@@ -209,8 +210,9 @@ static void on_connection(void *userdata, struct MHD_Connection *connection, voi
         client = server->clients;
         while (client->connection) /* there are as many places as connections may be */
             client++;
-        *client =
-            (struct client){.connection = connection, .deadline_ns = now() + HTTP_REQUEST_MS * NSEC_PER_MSEC};
+        *client = (struct client){.connection = connection,
+                                  .deadline_ns = now() + HTTP_REQUEST_MS * NSEC_PER_MSEC,
+                                  .in_vain = _HTTP_REFUSALS};
         list_init(&client->wait_link);
         *context = client;
         server->stats.n_connections++;
@@ -271,7 +273,7 @@ static void expire(struct http_server *server)
         shutdown(info->connect_fd, SHUT_RDWR);
     }
     if (!list_is_empty(&server->waiting) && server->patience_ns <= now_ns)
-        resume_all(server, true);
+        resume_all(server, HTTP_REFUSE_SILENCE);
 }
 
 /* ---- The loop ---- */
@@ -359,7 +361,7 @@ static void on_answer(uv_poll_t *poll, int status, int events)
         return;
     if (r == 0)
         http_site_set_state(server->site, state, now());
-    resume_all(server, r < 0);
+    resume_all(server, r == 0 ? _HTTP_REFUSALS : HTTP_REFUSE_MEMORY);
     go_on(server);
 }
 
@@ -478,7 +480,7 @@ struct http_server *http_server_free(struct http_server *server)
         uv_loop_close(&server->loop);
     }
     if (server->daemon) {
-        resume_all(server, true); /* none may be suspended at its end */
+        resume_all(server, HTTP_REFUSE_SILENCE); /* none may be suspended at its end */
         MHD_stop_daemon(server->daemon);
     }
     http_site_free(server->site);

@@ -186,6 +186,7 @@ TEST(no_memory_for_a_state)
     world_init(&world);
     world.take_fails_with = -ENOMEM;
     check_eq(get(&world, "/metrics", answer), 503);
+    check_text(answer, "The daemon is out of memory.\n");
     world.take_fails_with = 0;
     check_eq(get(&world, "/metrics", answer), 200);
     world_deinit(&world);
