@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.pages import Reader, read_blocks
 from harness.stage import ROOT, desk, installed
 
 
-def test_tutorial(torch: Any, build_dir: Path, tmp_run: Path) -> None:
-    page = "docs/TUTORIAL.md"
+@pytest.mark.parametrize("page", ["docs/TUTORIAL.md", "docs/examples/README.md"])
+def test_page(torch: Any, build_dir: Path, tmp_run: Path, page: str) -> None:
     blocks = read_blocks((ROOT / page).read_text(), page)
     with installed(build_dir) as stage, desk(stage, build_dir, tmp_run) as place:
         path = f"{Path(sys.executable).parent}:{place.environment['PATH']}"
