@@ -107,6 +107,26 @@ def test_a_driver_that_takes_long_does_not_hold_up_the_end(programs: Programs, s
     assert "has not taken everything back in time" in daemon.log()
 
 
+@pytest.mark.emulator
+def test_nothing_is_reloaded_at_the_end(programs: Programs, site: Site) -> None:
+    """A daemon that waits for its driver stays one that stops: who watches it is not told anything else."""
+    costs = site.run / "costs"
+    costs.write_text("cuMemCreate call:2000000\n")
+    daemon = programs.daemon(environment={"KVCACHED_EMULATE_COSTS": str(costs)})
+    engine = start_raw(programs, daemon)
+    engine.open()
+    engine.post("Take", region=engine.open_region(), pages=1)
+    assert info(open_control(programs, daemon)).number("creating_bytes") > 0
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.wait_for("STOPPING=1")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.process.wait(8)
+    daemon.notifications.receive()
+    received = list(daemon.notifications.received)
+    assert daemon.wait() == 0
+    assert not [line for line in received[received.index("STOPPING=1") + 1 :] if line.startswith("R")]
+
+
 # ---- Reloading ----
 
 
