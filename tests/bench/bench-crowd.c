@@ -4,7 +4,8 @@
  * Measures what a page costs at a daemon that has nothing else to do, and at one that serves a crowd: many
  * peers, each an instance of its own, that hold many extents between them. Prints "few NANOSECONDS" and "many
  * NANOSECONDS" for each round, then "ready", and keeps the crowd there until its input ends, for somebody who
- * looks at that daemon.
+ * looks at that daemon. For each line of its input it measures that daemon again, and prints "LINE
+ * NANOSECONDS" for each round, and "ready".
  *
  * The crowd speaks the protocol itself and imports nothing: what is measured is the daemon. The two daemons
  * serve devices of their own folders, and a process has one driver; so each has a client in a process of its
@@ -238,6 +239,12 @@ static void run(struct bench *bench, unsigned rounds)
     free(samples);
 }
 
+static void run_again(struct bench *bench, unsigned rounds, const char *name)
+{
+    for (unsigned i = 0; i < rounds; i++)
+        printf("%s %" PRIu64 "\n", name, measure(&bench->many));
+}
+
 static struct arguments parse(int argc, char **argv)
 {
     struct arguments arguments = {.peers = 1000, .extents = 100000, .rounds = 1};
@@ -261,6 +268,7 @@ int main(int argc, char **argv)
 {
     struct arguments arguments = parse(argc, argv);
     struct bench *bench = calloc(1, sizeof(*bench));
+    char name[16];
 
     if (!bench)
         die("out of memory");
@@ -273,8 +281,11 @@ int main(int argc, char **argv)
     run(bench, arguments.rounds);
     puts("ready");
     end_output();
-    while (getchar() != EOF)
-        ;
+    while (scanf("%15s", name) == 1) {
+        run_again(bench, arguments.rounds, name);
+        puts("ready");
+        end_output();
+    }
     disperse(bench, arguments.peers);
     client_end(&bench->few);
     client_end(&bench->many);

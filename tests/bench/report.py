@@ -146,6 +146,11 @@ def series_bounds(series: Series) -> Iterator[Bound]:
         yield bound("kvctl list", p50["list"] / 1e6, 10, "ms")
         yield bound("GET /metrics", p50["metrics"] / 1e6, 50, "ms")
         yield bound("GET /api/v1/state", p50["state"] / 1e6, 50, "ms")
+        yield bound("a look of kvtop", p50["kvtop"] / 1e6, 50, "ms")
+        what = "one page while kvtop and a status page look, as a part of that while nobody does"
+        yield bound(what, p50["watched"] / p50["quiet"], 1.15)
+        what = "one page in a storm of scrapes, as a part of that in a storm elsewhere"
+        yield bound(what, p50["storm"] / p50["elsewhere"], 1.15)
 
 
 # What must not speak to anybody, or not even to the kernel.

@@ -11,17 +11,17 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from bench import looks
 from bench import report as reports
 from bench.rig import Rig, pinned
-from harness.broker import Daemon, Programs, Site, eventually, run_program
-from harness.web import ANY_PORT, Web, ask
+from harness.broker import Daemon, Site, eventually, run_program
+from harness.web import ANY_PORT
 
 # Of bench-blocks: what must not make a system call, and what must not send anything.
 SILENT_SIDES = ("small", "large", "available", "remap")
@@ -34,8 +34,6 @@ BATCH = 1000
 RANKS = 4
 CROWD_PEERS = 1000
 CROWD_EXTENTS = 100_000
-LISTINGS = 20
-STATE_LASTS_S = 0.12  # with a margin
 
 # Two engines in real time (the driver's costs don't scale), which never need more than the half each.
 LIVE_DEVICE = "24G"
@@ -157,63 +155,34 @@ def group(site: Site, daemon_processor: int, processor: int, rounds: int) -> rep
 # ---- A crowd ----
 
 
-def time_listing(site: Site, daemon: Daemon) -> float:
-    """Of the program alone, from its start to its end."""
-    command = [str(site.program("kvctl/kvctl")), "--socket", str(daemon.socket), "list"]
-    nowhere = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
-    start = time.perf_counter_ns()
-    pid = os.posix_spawn(command[0], command, site.environment(), file_actions=nowhere)
-    status = os.waitpid(pid, 0)[1]
-    elapsed = time.perf_counter_ns() - start
-    if status != 0:
-        raise RuntimeError(f"kvctl list: status {os.waitstatus_to_exitcode(status)}")
-    return elapsed
-
-
-def time_answers(web: Web, path: str) -> list[float]:
-    """Of requests that each get a state of their own, over one connection."""
-    client = web.client()
-    elapsed = []
-    for _ in range(LISTINGS):
-        time.sleep(STATE_LASTS_S)  # until the last one's state serves no other
-        start = time.perf_counter_ns()
-        answer = ask(client, "GET", path)
-        elapsed.append(float(time.perf_counter_ns() - start))
-        if answer.status != 200:
-            raise RuntimeError(f"{path}: status {answer.status}")
-    client.close()
-    return elapsed
-
-
-def time_looks(site: Site, daemon: Daemon) -> dict[str, list[float]]:
-    """What it costs to look at a daemon, in nanoseconds: with kvctl, and over HTTP."""
-    web = Web(Programs(site), daemon)
-    return {
-        "list": [time_listing(site, daemon) for _ in range(LISTINGS)],
-        "metrics": time_answers(web, "/metrics"),
-        "state": time_answers(web, "/api/v1/state"),
-    }
-
-
 def converse(site: Site, few: Daemon, many: Daemon, processor: int, rounds: int) -> reports.Series:
     words = [str(site.program("tests/bench/bench-crowd")), "--few", str(few.socket)]
     words += ["--many", str(many.socket), "--peers", str(CROWD_PEERS), "--extents", str(CROWD_EXTENTS)]
     words += ["--rounds", str(rounds), "--processor", str(processor)]
     lines: list[str] = []
+    found: dict[str, list[float]] = {}
     with subprocess.Popen(
         words, env=site.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as crowd:
-        assert crowd.stdout is not None
-        for line in crowd.stdout:
-            if line == "ready\n":
-                break
-            lines.append(line)
-        looks = time_looks(site, many) if crowd.poll() is None else {}
+
+        def listen() -> None:
+            """To the lines before the next "ready"."""
+            assert crowd.stdout
+            lines.extend(iter(crowd.stdout.readline, "ready\n"))
+
+        def measure(name: str) -> None:
+            assert crowd.stdin
+            print(name, file=crowd.stdin, flush=True)
+            listen()
+
+        listen()
+        if crowd.poll() is None:
+            found = looks.take(site, few, many, measure)
         crowd.communicate()
     if crowd.returncode != 0:
         raise RuntimeError(f"{words[0]}: status {crowd.returncode}")
     series = parse_series("crowd", f"{CROWD_PEERS} peers, {CROWD_EXTENTS} extents", lines)
-    for name, elapsed in looks.items():
+    for name, elapsed in found.items():
         series.timings[name] = reports.Timing.of(elapsed)
     return series
 
@@ -222,7 +191,7 @@ def crowd(site: Site, processor: int, rounds: int) -> tuple[reports.Series, int]
     """And how many bytes the daemon keeps for each extent."""
     started: list[Daemon] = []
     try:
-        started.append(Daemon(site, "256G", name="few"))
+        started.append(Daemon(site, "256G", name="few", metrics=ANY_PORT))
         others = replace(site, emulate_dir=site.emulate_dir.with_name("crowd"))
         started.append(Daemon(others, "256G", name="many", metrics=ANY_PORT))
         series = converse(site, started[0], started[1], processor, rounds)

@@ -78,6 +78,12 @@ class Terminal:
         before, self._seen = self._seen, at + len(text)
         return self.text[before : self._seen]
 
+    def drop(self, within: float) -> None:
+        """Reads what comes in that time, and keeps nothing: for long runs that nobody reads."""
+        if self._read(within):
+            self.raw = self.text = ""
+            self._seen = 0
+
     def takes_keys(self) -> bool:
         """Whether the program reads keys as they come: what is typed before is echoed twice."""
         return not termios.tcgetattr(self._ours)[3] & termios.ICANON

@@ -107,8 +107,21 @@ def test_series_bounds() -> None:
         (90, 100, "ns"),
     ]
     assert series_values("group", group=300, chain=200) == [(1.5, 2, "")]
-    crowd = series_values("crowd", few=100, many=130, list=5e6, metrics=6e6, state=7e6)
-    assert crowd == [(1.3, 1.3, ""), (5, 10, "ms"), (6, 50, "ms"), (7, 50, "ms")]
+    crowd = series_values(
+        "crowd",
+        few=100,
+        many=130,
+        list=5e6,
+        metrics=6e6,
+        state=7e6,
+        kvtop=8e6,
+        quiet=100,
+        watched=110,
+        elsewhere=200,
+        storm=210,
+    )
+    assert crowd[:5] == [(1.3, 1.3, ""), (5, 10, "ms"), (6, 50, "ms"), (7, 50, "ms"), (8, 50, "ms")]
+    assert crowd[5:] == [(1.1, 1.15, ""), (1.05, 1.15, "")]
 
 
 def test_missed_nanoseconds_say_what_the_machine_needs() -> None:
