@@ -8,19 +8,37 @@ daemon, kvcachedd. This package is the engine's side of it:
     kvcached.kv_cache_manager                                blocks: allocate, free, how many there are
     kvcached.vmm_ops                                         pages: create tensors, map, unmap
     kvcached.control, kvcached.observability                 limits and counters of this process
+
+and, beside the engines, kvcached.controller: one address for many models. The extension is loaded by the
+first who needs it, and the controller needs none.
 """
 
-from kvcached._native import version as __version__
-from kvcached.errors import (
-    DaemonNotFoundError,
-    DaemonTimeoutError,
-    DisconnectedError,
-    Error,
-    InvalidError,
-    KVCachedConfigError,
-    KVCachePoolExhausted,
-    OutOfMemoryError,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvcached._native import version as __version__
+    from kvcached.errors import (
+        DaemonNotFoundError,
+        DaemonTimeoutError,
+        DisconnectedError,
+        Error,
+        InvalidError,
+        KVCachedConfigError,
+        KVCachePoolExhausted,
+        OutOfMemoryError,
+    )
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from kvcached import _native, errors
+
+        globals()[name] = _native.version if name == "__version__" else getattr(errors, name)
+        return globals()[name]
+
 
 __all__ = [
     "DaemonNotFoundError",
