@@ -145,8 +145,10 @@ def test_sleeps_when_idle() -> None:
     life.came(10, "a")
     assert life.due() is None
     assert life.tick(1000) == []  # a request is under way
+    assert not life.is_idle(1000)
     life.ended(1000, "a")
     assert life.due() == 1300
+    assert [life.is_idle(now) for now in (1299, 1300)] == [False, True]
     assert life.tick(1299) == []
     assert life.tick(1300) == [Sleep(2)]
     assert where(life) == (State.DRAINING, Phase.CALLING)
@@ -169,6 +171,7 @@ def test_stays_awake_for_a_while() -> None:
 def test_does_not_sleep_by_itself_unless_told_to() -> None:
     life = awake()
     assert life.due() is None
+    assert life.is_idle(10000)
     assert life.tick(10000) == []
 
 
@@ -176,7 +179,7 @@ def test_admin_overrules_the_time_awake() -> None:
     life = awake()
     assert life.sleep_asked(1, Why.ADMIN, "ask") == [Sleep(2)]
     assert life.slept(2, 2) == [Answer("ask", True, "it is asleep")]
-    assert life.slept_for is Why.ADMIN
+    assert life.why is life.slept_for is Why.ADMIN
 
 
 def test_room_is_not_made_by_who_works() -> None:
@@ -662,6 +665,15 @@ def test_time_asleep_counts_after_a_death() -> None:
     assert (life.state, life.queued, life.due()) == (State.ASLEEP, 1, 160)
 
 
+def test_time_asleep_counts_after_it_was_found_again() -> None:
+    life = awake()
+    put_to_sleep(life, 100)
+    life.probed(101, 100.5, Found.DEAD)
+    assert life.probed(107, 106.5, Found.ASLEEP) == [Adopt(State.ASLEEP)]
+    assert life.came(110, "a") == []
+    assert life.due() == 160
+
+
 def test_asks_while_it_has_failed() -> None:
     life = begin(Found.DEAD)
     assert life.sleep_asked(1, Why.ADMIN, "s") == [Answer("s", False, "it has failed: found dead")]
@@ -714,6 +726,18 @@ def test_woken_by_others_while_there_is_no_room(refused: bool) -> None:
     assert life.probed(3, 2, Found.AWAKE) == [*released, Adopt(State.AWAKE), Forward("a")]
     assert life.room_granted(4, 3) == [Release(3)]
     assert life.state is State.AWAKE
+
+
+def test_slow_news_while_there_is_no_room() -> None:
+    """It is asked for again and again, but nothing else is known of the engine for that."""
+    life = asleep()
+    life.came(0, "a")
+    life.looked(0, 2, Found.ASLEEP)
+    life.room_refused(1, 3)
+    life.tick(2)
+    life.room_refused(2.5, 4)
+    life.tick(3.5)
+    assert forwarded(life.probed(4, 0.5, Found.AWAKE)) == ["a"]
 
 
 @pytest.mark.parametrize("drains", [False, True])

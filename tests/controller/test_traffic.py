@@ -29,6 +29,7 @@ def test_counts() -> None:
 def test_requests_under_way_are_activity() -> None:
     traffic = Traffic(0)
     traffic.came(0)
+    assert traffic.stats(5000, 60, 300).idle_time_seconds == 0
     assert not traffic.stats(5000, 60, 300).is_idle
     assert not traffic.stats(5000, 60, 0).is_idle
     traffic.ended(5000, Outcome.OK, 5000)

@@ -128,11 +128,12 @@ class Lifecycle:
         self.settings = settings
         self.state = State.WAKING
         self.phase = Phase.LOOKING
-        self.changed_at = now
+        self.changed_at = now  # since when that is known of the engine
         self.in_flight: set[Hashable] = set()
         self.awake_since: float | None = None
         self.asleep_since: float | None = None  # None also where nobody knows
         self.slept_for: Why | None = None
+        self.why = Why.IDLE  # it drains, or drained last
         self.idle_since = now  # the last request's beginning or end; meaningless while one is under way
         self.retry_at = now  # of FAILED
         self.failure = ""
@@ -146,7 +147,6 @@ class Lifecycle:
         self._calls = 0
         self._call: int | None = None
         self._reserved: int | None = None  # number of the Reserve that is to be released
-        self._why = Why.IDLE
         self._firm = False
         self._dropped = False  # a drain has been dropped for who waits; the next one is not
         self._drain_deadline: float | None = None
@@ -183,6 +183,10 @@ class Lifecycle:
         if self.state is not State.AWAKE or self.awake_since is None:
             return None
         return max(self.awake_since + self.settings.min_awake_seconds, self._no_sleep_before)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it sleeps by itself, where auto_sleep_enabled, if it is awake."""
+        return self.state is State.AWAKE and not self.in_flight and now >= self._auto_sleep_at()
 
     def due(self) -> float | None:
         """When tick() has something to do, if nothing happens before."""
@@ -237,8 +241,7 @@ class Lifecycle:
     def tick(self, now: float) -> list[Action]:
         """Time has passed. See due()."""
         if self.state is State.AWAKE:
-            auto = self.settings.auto_sleep_enabled and not self.stopping and not self.in_flight
-            if auto and now >= self._auto_sleep_at():
+            if self.settings.auto_sleep_enabled and not self.stopping and self.is_idle(now):
                 self._drain(now, Why.IDLE, firm=False)
         elif self.phase is Phase.EMPTYING:
             if self._drain_deadline is not None and now >= self._drain_deadline:
@@ -249,7 +252,7 @@ class Lifecycle:
         self._expire(now)
         self._wake_if_due(now)
         if self.phase is Phase.WANTING and now >= self._room_retry_at:
-            self._reserve(now)
+            self._reserve()
         return self._take()
 
     def stop(self, now: float) -> list[Action]:
@@ -275,7 +278,7 @@ class Lifecycle:
                 self._drain(now, why, firm)
             else:
                 self._firm = self._firm or firm
-                self._why = why if why is Why.ADMIN else self._why
+                self.why = why if why is Why.ADMIN else self.why
         return self._take()
 
     def wake_asked(self, now: float, ask: Hashable) -> list[Action]:
@@ -320,11 +323,12 @@ class Lifecycle:
             since = self.awake_since if self.state is State.DRAINING else None
             self._awake(now, adopted=self.state is State.WAKING, since=since)
         elif self.state is State.DRAINING:
-            self._asleep(now, self._why)
+            self._asleep(now, self.why)
         else:
+            self.changed_at = now
             self._refuse_if_requests_do_not_wake(now)
             if self._wake_is_due(now):
-                self._reserve(now)
+                self._reserve()
             else:
                 self._back_to_sleep(now)
         return self._take()
@@ -348,7 +352,7 @@ class Lifecycle:
     def room_changed(self, now: float) -> list[Action]:
         """There may be room now: a model has been put to sleep."""
         if self.phase is Phase.WANTING:
-            self._reserve(now)
+            self._reserve()
         return self._take()
 
     def woken(self, now: float, call: int) -> list[Action]:
@@ -365,7 +369,7 @@ class Lifecycle:
     def slept(self, now: float, call: int) -> list[Action]:
         if self.state is State.DRAINING and self._is_over(call, Phase.CALLING):
             self._sleep_failures = 0
-            self._asleep(now, self._why)
+            self._asleep(now, self.why)
         return self._take()
 
     def sleep_failed(self, now: float, call: int, detail: str = "") -> list[Action]:
@@ -511,7 +515,7 @@ class Lifecycle:
 
     def _drain(self, now: float, why: Why, firm: bool) -> None:
         self._enter(now, State.DRAINING, Phase.EMPTYING)
-        self._why, self._firm = why, firm
+        self.why, self._firm = why, firm
         timeout = self.settings.drain_timeout_seconds
         self._drain_deadline = None if timeout is None else now + timeout
         if not self.in_flight:
@@ -534,7 +538,8 @@ class Lifecycle:
         self._enter(now, State.ASLEEP, Phase.NONE)
         self.awake_since, self.asleep_since, self.slept_for = None, now, why
         self._dropped = False
-        self._hold_until = now + (0.0 if found else self.settings.min_sleep_duration)
+        # What is found after a failure may be what we have put to sleep before.
+        self._hold_until = max(self._hold_until, now) if found else now + self.settings.min_sleep_duration
         if found:
             self._do(Adopt(State.ASLEEP))
         self._answer_sleep_asks(True, "it is asleep")
@@ -561,8 +566,8 @@ class Lifecycle:
         self._enter(now, state, Phase.LOOKING)
         self._do(Look(self._new_call()))
 
-    def _reserve(self, now: float) -> None:
-        self._enter(now, State.WAKING, Phase.RESERVING)
+    def _reserve(self) -> None:
+        self.phase = Phase.RESERVING
         deadlines = [deadline for _, deadline in self._wake_asks.values()]
         deadlines += [next(reversed(self._queue.values()))[1]] if self._queue else []
         self._reserved = self._new_call()
@@ -597,6 +602,7 @@ class Lifecycle:
         self._call = None
         self._release()
         self._failures += 1
+        self._dropped = False
         self._enter(now, State.FAILED, Phase.NONE)
         self.retry_at = now + _backoff(self._failures)
         self.failure, self._failure_code = detail, code

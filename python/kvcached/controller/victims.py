@@ -47,7 +47,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Need:
-    """A model that found no room."""
+    """A model that found no room. Where it lacks room on several GPUs, each with books of its own, that is a
+    need for each of them, and candidates' bytes are those on that GPU."""
 
     model: Hashable
     gpus: frozenset[int]
