@@ -20,7 +20,7 @@ import pytest
 from controller.live import Raw, eventually, post, run, serving
 from controller.standins import routes, sources
 from controller.standins.answers import answer_text, chat, completion, events, stream_text, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.server import Behaviour
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 
@@ -505,8 +505,3 @@ def test_a_process_exits_in_the_middle(process: tuple[str, str, subprocess.Popen
         assert started.wait(10) == 3
 
     run(main())
-
-
-def test_bytes_held_follow_the_tags() -> None:
-    stand_in: StandIn = VllmStandIn(behaviour=Behaviour(weight_bytes=5, kv_bytes=7))
-    assert stand_in.held_bytes() == 12

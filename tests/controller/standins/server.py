@@ -119,6 +119,8 @@ class StandIn:
         self.behaviour = behaviour or Behaviour()
         self.api_key = api_key
         self.counters = Counters()
+        self.said: dict[str, list[bytes]] | None = None
+        """Set to {}: bytes of the streams' bodies, by id."""
         self.dies_with_process = False
         self.dead = False
         self.address = ""
@@ -465,7 +467,8 @@ class StandIn:
 
     async def _stream(self, request: web.Request, generation: Generation) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        scissors = Scissors(response, self.behaviour.cuts, generation.identity)
+        said = [] if self.said is None else self.said.setdefault(generation.identity, [])
+        scissors = Scissors(response, self.behaviour.cuts, generation.identity, said)
 
         async def say(choices: list[dict[str, Any]], **more: Any) -> None:
             event = self.envelope(generation, chunk=True) | {"choices": choices} | more
@@ -546,12 +549,16 @@ class StandIn:
 class Scissors:
     """Writes a stream's bytes as they come, or, with a seed, cut anywhere and put together anyhow."""
 
-    def __init__(self, response: web.StreamResponse, seed: int | None, identity: str) -> None:
+    def __init__(
+        self, response: web.StreamResponse, seed: int | None, identity: str, said: list[bytes]
+    ) -> None:
         self._response = response
         self._random = None if seed is None else random.Random(f"{seed} {identity}")
         self._kept = b""
+        self._said = said
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
+        self._said.append(data)
         if self._random is None:
             await self._response.write(data)
             return

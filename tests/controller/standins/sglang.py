@@ -52,6 +52,7 @@ class SglangStandIn(StandIn):
         self.memory_saver, self.cpu_backup = memory_saver, cpu_backup
         self.health_timeout_s = health_timeout_s
         self.starting = False
+        self.fails_to_load = False
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -230,7 +231,8 @@ class SglangStandIn(StandIn):
         body = await self.read_json(request)
         if "model_path" not in body:
             raise RefusedError(400, "Field required: model_path", "Bad Request", "body.model_path")
-        ok = body["model_path"] == f"/models/{self.model}" and "weights" not in self.released
+        found = body["model_path"] == f"/models/{self.model}" and not self.fails_to_load
+        ok = found and "weights" not in self.released
         self.weights_lost = self.weights_lost and not ok
         message = "Succeeded to update model weights." if ok else "Failed to get weights iterator"
         return web.json_response(
