@@ -46,14 +46,14 @@ def driver_of(kind: str, session: aiohttp.ClientSession, url: str, **more: Any) 
 
 def drive(kind: str, act: Act, **more: Any) -> StandIn:
     """Runs `act` with a driver, a stand-in and a session of a client."""
-    stand_in = stand_in_of(kind, **more)
 
-    async def main() -> None:
+    async def main() -> StandIn:
+        stand_in = stand_in_of(kind, **more)
         async with serving(stand_in), connect_session() as own, aiohttp.ClientSession() as session:
             await act(driver_of(kind, own, stand_in.address), stand_in, session)
+        return stand_in
 
-    run(main())
-    return stand_in
+    return run(main())
 
 
 async def ask(session: aiohttp.ClientSession, stand_in: StandIn, identity: str) -> str:

@@ -140,9 +140,10 @@ class SglangStandIn(StandIn):
     async def health(self, request: web.Request) -> web.StreamResponse:
         if self.starting or self.behaviour.health_fails:
             return web.Response(status=503)
-        try:
-            await asyncio.wait_for(self.until(lambda: not self.paused), self.health_timeout_s)
-        except asyncio.TimeoutError:  # noqa: UP041  # another one in Python 3.10
+        resumed = asyncio.ensure_future(self.until(lambda: not self.paused))
+        done, _ = await asyncio.wait([resumed], timeout=self.health_timeout_s)
+        if not done:
+            resumed.cancel()
             self.unhealthy = True
             return web.Response(status=503)
         if self.released:
