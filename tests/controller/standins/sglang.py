@@ -141,9 +141,11 @@ class SglangStandIn(StandIn):
         if self.starting or self.behaviour.health_fails:
             return web.Response(status=503)
         resumed = asyncio.ensure_future(self.until(lambda: not self.paused))
-        done, _ = await asyncio.wait([resumed], timeout=self.health_timeout_s)
-        if not done:
+        try:
+            done, _ = await asyncio.wait([resumed], timeout=self.health_timeout_s)
+        finally:
             resumed.cancel()
+        if not done:
             self.unhealthy = True
             return web.Response(status=503)
         if self.released:
