@@ -286,15 +286,15 @@ def test_sglang_is_not_left_between_two_steps(kind: str) -> None:
     """Whoever asked may be gone: it is released, and it is continued."""
 
     async def act(driver: Engine, stand_in: SglangStandIn, _: aiohttp.ClientSession) -> None:
-        stand_in.behaviour.sleep_s = stand_in.behaviour.wake_s = 0.05
+        stand_in.behaviour.sleep_s = stand_in.behaviour.wake_s = 0.2
         asleep = asyncio.ensure_future(driver.sleep(5))
-        await eventually(lambda: stand_in.paused)
+        await eventually(stand_in.is_at_it)
         asleep.cancel()
         await eventually(lambda: stand_in.held_bytes() == 0)
         await asyncio.wait([asleep])
         await eventually(driver.is_sleeping)
         awake = asyncio.ensure_future(driver.wake(5))
-        await eventually(lambda: stand_in.counters.wakes == 1)
+        await eventually(stand_in.is_at_it)
         awake.cancel()
         await eventually(lambda: not stand_in.paused)
         assert asleep.cancelled()

@@ -290,6 +290,10 @@ class StandIn:
         task.add_done_callback(self._operations.discard)
         return await asyncio.shield(task)
 
+    def is_at_it(self) -> bool:
+        """Falling asleep or waking."""
+        return bool(self._operations)
+
     # HTTP.
 
     @web.middleware
