@@ -40,56 +40,88 @@ class StartError(Exception):
 
 
 class Controller:
-    """What one configuration file makes."""
+    """What one configuration makes. start(), and then stop() or kill(), which run() does for signals."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._arguments = arguments
+    def __init__(
+        self, config: configs.Config, locks: Locks, arguments: argparse.Namespace | None = None
+    ) -> None:
+        """`arguments`: where to read the configuration again, if it shall be."""
+        self._loop = asyncio.get_running_loop()
+        self._config, self._arguments = config, arguments
+        self._requests, self._asks = proxy.connect_session(), aiohttp.ClientSession(trust_env=False)
+        self.node = Node(self._asks, reserver_for(config), Metrics(), version())
+        self.service = Service(self.node, self._requests, config.router, locks)
+        self._discovery = Discovery(self._apply)
         self._runners: list[web.AppRunner] = []
         self._sites: list[web.TCPSite] = []
         self._killed = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
-        self.addresses: list[str] = []
+        self._reload_again = False
+        self.addresses: dict[str, str] = {}  # "user", and "admin" where it is another one
 
-    async def run(self) -> int:
-        """Until a signal ends it. StartError, ConfigError, KeysError: it has not begun."""
-        loop = asyncio.get_running_loop()
-        config, locks = read(self._arguments)
-        self._requests, self._asks = proxy.connect_session(), aiohttp.ClientSession(trust_env=False)
-        self._node = Node(self._asks, reserver_for(config), Metrics(), version())
-        self._service = Service(self._node, self._requests, config.router, locks)
-        self._discovery = Discovery(self._apply)
-        self._config = config
-        stop = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+    async def start(self) -> None:
+        """StartError: it cannot listen; close() is still to be called."""
+        await self._discovery.begin(self._config)
+        self._apply()
+        await self._listen(self._config.router)
+        self.node.start()
+
+    async def stop(self) -> None:
+        """Accepts nothing more, and returns when what was accepted has been answered, or after kill()."""
+        for site in self._sites:
+            await site.stop()
+        self.node.stop()
+        while not self._killed.is_set() and not (self.node.quiet and self.service.n_handlers == 0):
+            try:
+                await asyncio.wait_for(self._killed.wait(), QUIET_SECONDS)
+            except asyncio.TimeoutError:
+                continue
+
+    def kill(self) -> None:
+        self._killed.set()
+
+    async def close(self) -> None:
+        if self._reloading:
+            self._reloading.cancel()
+        for runner in self._runners:
+            await runner.cleanup()
+        await self._discovery.close()
+        await self.node.close()
+        await self._requests.close()
+        await self._asks.close()
+
+    async def run(self) -> None:
+        """Until a signal ends it."""
+        ended = asyncio.Event()
+
+        def end() -> None:
+            """The second signal does not wait."""
+            if ended.is_set():
+                self.kill()
+            ended.set()
+
+        self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop_or_kill, stop)
+            self._loop.add_signal_handler(number, end)
         try:
-            await self._discovery.begin(config)
-            self._apply()
-            await self._listen(config.router)
-            self._node.start()
-            for address in self.addresses:
-                log.info("Listening on %s", address)
+            await self.start()
+            for name, address in self.addresses.items():
+                log.info("Listening on %s (%s)", address, name)
             notify("READY=1")
-            await stop.wait()
-            await self._finish()
+            await ended.wait()
+            notify("STOPPING=1")
+            log.info("Stopping: what was accepted is finished; another signal ends it now")
+            await self.stop()
         finally:
-            await self._close()
-        return DONE
+            await self.close()
 
     def _apply(self) -> None:
-        self._node.apply(self._config, self._discovery.instances, self._discovery.addresses)
-
-    def _stop_or_kill(self, stop: asyncio.Event) -> None:
-        """The second signal does not wait."""
-        if stop.is_set():
-            self._killed.set()
-        stop.set()
+        self.node.apply(self._config, self._discovery.instances, self._discovery.addresses)
 
     # ---- Listening ----
 
     async def _listen(self, router: configs.Router) -> None:
-        service = self._service
+        service = self.service
         routes = [("user", router.router_host, router.router_port, service.user_routes())]
         if router.admin_port is None:
             # Those of administrators first: /health/all is no model's health.
@@ -114,20 +146,28 @@ class Controller:
                 raise StartError(f"Nobody can listen on {host}:{port}: {fault.strerror or fault}") from None
             self._sites.append(site)
             for address in runner.addresses:
-                self.addresses.append(f"http://{_join(address)} ({name})")
+                self.addresses.setdefault(name, f"http://{_join(address)}")
 
     # ---- Changes ----
 
-    def _reload_soon(self) -> None:
+    def reload(self) -> None:
+        """Soon. One that is asked for meanwhile comes after it, for the file may have changed again."""
+        self._reload_again = True
         if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+            self._reloading = self._loop.create_task(self._reload())
 
     async def _reload(self) -> None:
         """All of it, or nothing."""
-        notify("RELOADING=1")
-        metrics = self._node.metrics
+        while self._reload_again and self._arguments is not None:
+            self._reload_again = False
+            notify("RELOADING=1")
+            await self._read(self._arguments)
+            notify("READY=1")
+
+    async def _read(self, arguments: argparse.Namespace) -> None:
+        metrics = self.node.metrics
         try:
-            config, locks = read(self._arguments)
+            config, locks = read(arguments)
         except (StartError, configs.ConfigError, KeysError) as fault:
             log.error("The old configuration stays: %s", fault)
             metrics.reloads.labels("failed").inc()
@@ -135,37 +175,11 @@ class Controller:
             if where(config.router) != where(self._config.router):
                 log.warning("Other addresses and ports need a restart")
             self._config = replace(config, router=replace(config.router, **where(self._config.router)))
-            self._service.router, self._service.locks = self._config.router, locks
+            self.service.router, self.service.locks = self._config.router, locks
             await self._discovery.begin(self._config)
             self._apply()
             metrics.reloads.labels("ok").inc()
             log.info("The configuration was read")
-        notify("READY=1")
-
-    # ---- The end ----
-
-    async def _finish(self) -> None:
-        """Accepts nothing more, and goes on until what was accepted has been answered."""
-        notify("STOPPING=1")
-        log.info("Stopping: what was accepted is finished; another signal ends it now")
-        for site in self._sites:
-            await site.stop()
-        self._node.stop()
-        while not self._killed.is_set() and not (self._node.quiet and self._service.n_handlers == 0):
-            try:
-                await asyncio.wait_for(self._killed.wait(), QUIET_SECONDS)
-            except asyncio.TimeoutError:
-                continue
-
-    async def _close(self) -> None:
-        if self._reloading:
-            self._reloading.cancel()
-        for runner in self._runners:
-            await runner.cleanup()
-        await self._discovery.close()
-        await self._node.close()
-        await self._requests.close()
-        await self._asks.close()
 
 
 def where(router: configs.Router) -> dict[str, Any]:
@@ -248,15 +262,16 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if arguments.check_config:
             read(arguments)
-            return DONE
-        return asyncio.run(_run(arguments))
+        else:
+            asyncio.run(_run(arguments))
     except (StartError, configs.ConfigError, KeysError) as fault:
         print(f"kvcached-controller: {fault}", file=sys.stderr)
         return FAILED
+    return DONE
 
 
-async def _run(arguments: argparse.Namespace) -> int:
-    return await Controller(arguments).run()
+async def _run(arguments: argparse.Namespace) -> None:
+    await Controller(*read(arguments), arguments).run()
 
 
 if __name__ == "__main__":

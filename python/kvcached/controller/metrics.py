@@ -27,7 +27,7 @@ class Metrics:
     """A registry of its own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # series that nobody asked for, as many again
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asked for, as many again
         self.registry = CollectorRegistry()
         self._models: Mapping[str, Model] = {}
         prefix = "kvcached_controller"
