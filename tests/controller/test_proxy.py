@@ -26,6 +26,7 @@ from controller.standins.vllm import VllmStandIn
 from kvcached.controller.proxy import (
     KEEP_ALIVE_S,
     REQUEST_ID,
+    Answer,
     Failed,
     Forwarded,
     Limits,
@@ -76,8 +77,9 @@ class Relay:
                         continue
                     break
                 self.done.append(done)
+                self.gone += done.gone
                 return done.response
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             self.gone += 1
             raise
         code = self.faults[-1].code
@@ -457,6 +459,34 @@ def test_a_client_that_takes_nothing_for_too_long_is_cut_off() -> None:
             client.close()
 
     run(main())
+
+
+def test_a_client_that_is_found_gone_in_writing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the handler is cancelled: nobody's error."""
+
+    async def write(self: Answer, data: Any) -> None:
+        if b"<x:2>" in data:
+            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+        await web.StreamResponse.write(self, data)
+
+    async def main() -> None:
+        stand_in = VllmStandIn(behaviour=Behaviour(hold_at=2))
+        async with relayed(stand_in) as (relay, _):
+            raw = await plain(relay, COMPLETIONS, completion("m", "x"))
+            await raw.reader.readuntil(b"<x:1>")
+            monkeypatch.setattr(Answer, "write", write)
+            stand_in.behaviour.chunk_s = 0.01
+            stand_in.release()
+            assert not (await raw.rest()).endswith(b"0\r\n\r\n")
+            await raw.close()
+            (done,) = relay.done
+            assert (done.gone, done.complete, done.broken) == (True, False, "the client has gone")
+            await eventually(lambda: stand_in.counters.aborted == 1)
+
+    run(main())
+    assert not caplog.records
 
 
 # Engines that are slow, silent or dead.

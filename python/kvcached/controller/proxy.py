@@ -75,6 +75,8 @@ class Forwarded:
     first_byte: float
     n_bytes: int = 0
     complete: bool = False
+    gone: bool = False
+    """The client has gone, which is noticed here when it isn't by the handler's being cancelled."""
     broken: str = ""
 
 
@@ -119,8 +121,8 @@ async def forward(
 ) -> Forwarded:
     """Asks `url` what `request`, whose body has been read, asks, and answers it. `headers` replace the
     client's of these names; None: the engine gets none. NotSent, Failed: nothing has been answered.
-    ConnectionError, CancelledError: the client has gone. What is returned has been answered, in part or in
-    whole, and its `response` is what the handler returns."""
+    CancelledError: the client has gone. What is returned has been answered, in part or in whole, and its
+    `response` is what the handler returns."""
     loop = asyncio.get_running_loop()
     payload = _Body(body, limits.idle)
     try:
@@ -145,9 +147,12 @@ async def forward(
             headers=_passed(upstream.headers.items(), _HOP_BY_HOP, {REQUEST_ID: request_id}),
         )
         done = Forwarded(response, upstream.status, loop.time())
-        with _Stall(loop, request, limits.idle) as stall:
-            await response.prepare(request)
-            await _pass_on(upstream, done, stall)
+        try:
+            with _Stall(loop, request, limits.idle) as stall:
+                await response.prepare(request)
+                await _pass_on(upstream, done, stall)
+        except ConnectionError:
+            done.gone, done.broken = True, "the client has gone"
         if done.broken:
             response.break_off()
         return done
@@ -296,6 +301,7 @@ __all__ = [
     "BUFFER_BYTES",
     "KEEP_ALIVE_S",
     "REQUEST_ID",
+    "Answer",
     "Failed",
     "Forwarded",
     "Limits",
