@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -60,7 +61,7 @@ class Note:
     broken: str | None = None
 
 
-NOTE = "kvcached.note"
+_note: ContextVar[Note] = ContextVar("note")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Service:
     async def _explain(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Gives each request its name and its line in the log, and each refusal its body."""
         note = Note(request_id(request.headers.get(proxy.REQUEST_ID)), self._loop.time())
-        request[NOTE] = note
+        _note.set(note)
         self.n_handlers += 1
         try:
             return await self._answer(request, handler, note)
@@ -164,7 +165,7 @@ class Service:
             )
         except web.HTTPNotFound:
             response = self._refuse(note, "unknown_url", None, method=request.method, path=request.path)
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:
             raise
         except Exception:
             log.exception("A request failed", extra={"fields": {"request_id": note.id}})
@@ -207,7 +208,7 @@ class Service:
     # ---- What goes to engines ----
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        note: Note = request[NOTE]
+        note = _note.get()
         if self.node.stopping:
             raise Problem("shutting_down", 1)
         body = await self._read(request)
@@ -256,7 +257,8 @@ class Service:
             done = await self._forward(request, body, model, note)
             note.first_byte, note.broken = done.first_byte - note.began, done.broken or None
             metrics.first_byte.labels(model.name).observe(note.first_byte)
-            outcome = Outcome.OK if done.complete and done.status < 500 else Outcome.FAILED
+            if not done.gone:
+                outcome = Outcome.OK if done.complete and done.status < 500 else Outcome.FAILED
             return done.response
         except (Refused, proxy.ProxyError) as fault:
             refused, outcome = isinstance(fault, Refused), Outcome.FAILED
@@ -290,7 +292,7 @@ class Service:
                     request_id=note.id,
                     headers=self._authorization(model, str(url)),
                 )
-                result = Result.OK if done.complete else Result.BROKE
+                result = Result.CANCELLED if done.gone else Result.OK if done.complete else Result.BROKE
                 return done
             except proxy.NotSent as not_sent:
                 result, fault = Result.NOT_SENT, not_sent
@@ -500,15 +502,23 @@ class Service:
 
     async def sleep(self, request: web.Request) -> web.Response:
         model = self._named(request)
-        request[NOTE].model = model.name
-        return _done(model, *await model.sleep())
+        _note.get().model = model.name
+        return _done(model, *await model.sleep(self._flag(request, "firm")))
 
     async def wake(self, request: web.Request) -> web.Response:
         model = self._named(request)
-        request[NOTE].model = model.name
+        _note.get().model = model.name
         return _done(model, *await model.wake())
 
     # ---- Parameters ----
+
+    def _flag(self, request: web.Request, name: str) -> bool:
+        text = request.query.get(name, "false").lower()
+        if text not in ("true", "1", "false", "0"):
+            raise Problem(
+                "invalid_parameter", name=name, value=json.dumps(text[:60]), accepted="true or false"
+            )
+        return text in ("true", "1")
 
     def _threshold(self, request: web.Request) -> float:
         default = self.node.config.sleep_manager.idle_threshold_seconds

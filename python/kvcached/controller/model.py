@@ -155,10 +155,11 @@ class Model:
 
     # ---- What administrators, others' needs and probes ask for ----
 
-    async def sleep(self) -> tuple[bool, str]:
-        """Whether it sleeps now, and a sentence."""
+    async def sleep(self, firm: bool) -> tuple[bool, str]:
+        """Whether it sleeps now, and a sentence. firm: requests that come meanwhile wait; else the first one
+        keeps it awake."""
         return await self._ask(
-            lambda ask: self.lifecycle.sleep_asked(self._loop.time(), Why.ADMIN, ask, firm=False)
+            lambda ask: self.lifecycle.sleep_asked(self._loop.time(), Why.ADMIN, ask, firm=firm)
         )
 
     async def wake(self) -> tuple[bool, str]:
