@@ -32,6 +32,7 @@ log = logging.getLogger("kvcached.controller")
 
 DONE, FAILED, USAGE = 0, 1, 2
 QUIET_SECONDS = 0.05
+KILL_SECONDS = 0.001  # aiohttp takes 0 for ever
 HEADERS_BYTES = 1 << 15
 
 
@@ -133,7 +134,7 @@ class Controller:
                 service.application(of_port),
                 handler_cancellation=True,
                 access_log=None,
-                shutdown_timeout=0,
+                shutdown_timeout=KILL_SECONDS,
                 max_field_size=HEADERS_BYTES,
                 max_line_size=HEADERS_BYTES,
             )
@@ -143,7 +144,8 @@ class Controller:
             try:
                 await site.start()
             except OSError as fault:
-                raise StartError(f"Nobody can listen on {host}:{port}: {fault.strerror or fault}") from None
+                reason = os.strerror(fault.errno) if fault.errno and fault.errno > 0 else str(fault)
+                raise StartError(f"Nobody can listen on {host}:{port}: {reason}") from None
             self._sites.append(site)
             for address in runner.addresses:
                 self.addresses.setdefault(name, f"http://{_join(address)}")
