@@ -32,7 +32,6 @@ def test_body() -> None:
     [
         ("invalid_json", 400),
         ("missing_model", 400),
-        ("invalid_config", 400),
         ("invalid_api_key", 401),
         ("model_not_found", 404),
         ("unknown_url", 404),
