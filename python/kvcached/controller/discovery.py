@@ -16,6 +16,8 @@ from kvcached.controller.config import Config, ConfigError, Instance, parse_inst
 
 log = logging.getLogger("kvcached.controller")
 
+# There is no such name; there is one, without addresses, as of a service without engines.
+_NO_ADDRESS = (socket.EAI_NONAME, socket.EAI_NODATA)
 FILE_SECONDS = 1.0
 DNS_SECONDS = 5.0
 
@@ -116,7 +118,7 @@ async def _resolve(name: str, port: int) -> tuple[str, ...] | None:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except socket.gaierror as fault:
-        return () if fault.errno == socket.EAI_NONAME else None
+        return () if fault.errno in _NO_ADDRESS else None
     except OSError:
         return None
     hosts = sorted({str(address[0]) for *_, address in found})
