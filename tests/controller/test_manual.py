@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics import MetricWrapperBase
 
-from kvcached.controller import config, main
+from kvcached.controller import app, config, discovery, errors, lifecycle, main, node
+from kvcached.controller.actions import State
+from kvcached.controller.balance import Balance
+from kvcached.controller.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 MAN = (ROOT / "docs/man/kvcached-controller.1.scd").read_text()
@@ -93,3 +99,103 @@ def test_the_command_is_one() -> None:
     assert script
     module: Any = importlib.import_module(script[1])
     assert getattr(module, script[2]) is main.main
+
+
+# ---- docs/CONTROLLER.md, and the examples ----
+
+PAGE = (ROOT / "docs/CONTROLLER.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """Cells of a section's table, its head left out."""
+    part = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert part, heading
+    rows = [line.strip("|").split("|") for line in part[1].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_metrics() -> None:
+    """Each is in the table, with its type and its labels."""
+    metrics = Metrics()
+    known = {}
+    for collector in vars(metrics).values():
+        if isinstance(collector, MetricWrapperBase):
+            (family,) = collector.describe()
+            known[family.name] = (family.type, list(collector._labelnames))
+    for family in metrics.registry.collect():
+        if isinstance(family, GaugeMetricFamily):
+            known[family.name] = (family.type, list(family._labelnames))
+    assert {family.name for family in metrics.registry.collect()} == set(known)
+    listed = {}
+    for name, kind, labels, meaning in table("Metrics"):
+        assert meaning
+        listed[name.strip("`")] = (kind, re.findall(r"`(\w+)`", labels))
+    assert listed == {
+        name + ("_total" if kind == "counter" else ""): (kind, labels)
+        for name, (kind, labels) in known.items()
+    }
+
+
+def test_errors() -> None:
+    listed = {code.strip("`"): (int(status), retry == "yes") for code, status, retry, _ in table("Errors")}
+    assert listed == {code: (kind.status, kind.retry) for code, kind in errors.KINDS.items()}
+
+
+def test_states() -> None:
+    rows = table("States, and when a model changes them")
+    assert [row[0].strip("`") for row in rows] == [state.value for state in State]
+
+
+def test_fields_of_the_log() -> None:
+    """What the access log may have, of a request."""
+    source = inspect.getsource(app.Service._log)
+    known = re.findall(r'^ +"(\w+)": [^{]', source, re.MULTILINE)
+    assert known[0] == "request_id"
+    assert [name for row in table("Logs") for name in re.findall(r"`(\w+)`", row[0])] == known
+
+
+def test_numbers_that_the_page_names() -> None:
+    for sentence in (
+        f"After {lifecycle.BACKOFF_SECONDS:.0f} seconds, then 10, 20 and\nso on up to "
+        f"{lifecycle.BACKOFF_MAX_SECONDS:.0f},",
+        f"Engines are asked all {node.PROBE_SECONDS:.0f}\nseconds",
+        f"looked up every {discovery.DNS_SECONDS:.0f} seconds",
+        f"a header of more than {main.HEADERS_BYTES >> 10} KiB",
+    ):
+        assert sentence in PAGE
+    assert discovery.FILE_SECONDS == 1
+    assert inspect.signature(Balance).parameters["failures_to_eject"].default == 3
+
+
+def test_keys_that_the_page_names() -> None:
+    """In a sentence: there are such."""
+    known = {word for section, key, _ in config.documented() for word in (section, key)}
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", PAGE))
+    rows = table("Logs") + table("Errors") + table("Metrics")
+    others = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert named & known
+    assert named - known <= others
+
+
+@pytest.mark.parametrize("name", ["two-models", "serverless"])
+def test_examples(name: str) -> None:
+    path = ROOT / f"docs/examples/controller/{name}.yaml"
+    found = config.parse(path.read_text(), path.name)
+    assert len(found.models()) == len(found.instances) > 1
+    assert found.sleep_manager.auto_sleep_enabled
+    for instance in found.instances:
+        assert instance.weight_bytes
+        assert instance.min_kv_bytes
+        # What each engine can't be put to sleep without; see engines.py.
+        if instance.engine == "vllm":
+            assert "--enable-sleep-mode" in instance.engine_args
+            assert instance.engine_env == {"VLLM_SERVER_DEV_MODE": "1"}
+        else:
+            assert "--enable-memory-saver" in instance.engine_args
+    open_to_all = found.router.router_host != "127.0.0.1"
+    assert not open_to_all or (found.router.api_keys_file and found.router.admin_host == "127.0.0.1")
+
+
+def test_all_examples_are_looked_at() -> None:
+    names = sorted(path.name for path in (ROOT / "docs/examples/controller").iterdir())
+    assert names == ["serverless.yaml", "two-models.yaml"]

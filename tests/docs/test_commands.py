@@ -11,16 +11,22 @@ import pytest
 
 from harness.broker import run_program
 from harness.pages import Reader, read_blocks
-from harness.stage import Desk, Stage
+from harness.stage import Desk, Stage, make_controller
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]]
 MANUAL = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/man/*.scd")]
-PAGES = ["README.md", "docs/QUICKSTART.md", "docs/TUTORIAL.md", "docs/examples/README.md"]
+PAGES = [
+    "README.md",
+    "docs/CONTROLLER.md",
+    "docs/QUICKSTART.md",
+    "docs/TUTORIAL.md",
+    "docs/examples/README.md",
+]
 # Of which nothing can be run here: the syntax is checked, and that there are reasons.
 READ_ONLY = ["CONTRIBUTING.md", "docs/CONTAINERS.md", "docs/KUBERNETES.md", "docs/SGLANG.md", "docs/VLLM.md"]
 IN_A_MACHINE = ["docs/SYSTEMD.md"]  # of its own, by tests/vm
-PROGRAMS = ("./dev", "kvcachedd", "kvctl", "kvtop")
+PROGRAMS = ("./dev", "kvcached-controller", "kvcachedd", "kvctl", "kvtop")
 OTHERS = ("apt", "curl", "kubectl", "meson", "pip", "python", "systemctl")
 
 pytestmark = pytest.mark.emulator
@@ -68,9 +74,10 @@ def words_of_help(program: str, *words: str) -> set[str]:
     return {word.strip() for word in re.findall(r"--?[a-z][\w-]*|^  [a-z][\w-]*", asked.out, re.MULTILINE)}
 
 
-def words_that_are_known(stage: Stage) -> dict[str, set[str]]:
+def words_that_are_known(stage: Stage, folder: Path) -> dict[str, set[str]]:
     """What may follow a program's name, of commands and options."""
-    paths = {program: str(stage.find(f"bin/{program}")) for program in PROGRAMS if program != "./dev"}
+    paths = {program: str(stage.find(f"bin/{program}")) for program in ("kvcachedd", "kvctl", "kvtop")}
+    paths["kvcached-controller"] = str(make_controller(folder))
     known = {program: words_of_help(path, "--help") for program, path in paths.items()}
     for command in [word for word in known["kvctl"] if not word.startswith("-") and word != "exit"]:
         known["kvctl"] |= words_of_help(paths["kvctl"], "help", command)
@@ -80,8 +87,8 @@ def words_that_are_known(stage: Stage) -> dict[str, set[str]]:
     return known
 
 
-def test_commands_that_sentences_name(stage: Stage) -> None:
-    known = words_that_are_known(stage)
+def test_commands_that_sentences_name(stage: Stage, tmp_path: Path) -> None:
+    known = words_that_are_known(stage, tmp_path)
     checked = 0
     for page in ALL + MANUAL:
         for program, *words in commands_in((ROOT / page).read_text(), page in MANUAL):

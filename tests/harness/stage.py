@@ -5,8 +5,10 @@ there."""
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +57,16 @@ def installed(build: Path) -> Iterator[Stage]:
         shutil.rmtree(folder)
 
 
+def make_controller(folder: Path) -> Path:
+    """kvcached-controller, as pip would install it, from the source tree and for this Python."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "kvcached-controller"
+    python, tree = shlex.quote(sys.executable), shlex.quote(str(ROOT / "python"))
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={tree} exec {python} -Bm kvcached.controller.main "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
 @dataclass
 class Desk:
     """Where somebody sits who follows a page: in `folder`, which has the source tree's docs; what programs
@@ -70,7 +82,9 @@ def desk(stage: Stage, build: Path, folder: Path) -> Iterator[Desk]:
     site = Site(build=build, run=folder, emulate_dir=memory / "devices")
     (folder / "docs").symlink_to(ROOT / "docs")
     places = {"RUNTIME_DIRECTORY": str(folder / "run"), "STATE_DIRECTORY": str(folder / "state")}
+    programs = stage.environment()
+    programs["PATH"] = f"{make_controller(folder / 'programs').parent}:{programs['PATH']}"
     try:
-        yield Desk(folder, {**site.environment(HOME=str(folder)), **stage.environment(), **places})
+        yield Desk(folder, {**site.environment(HOME=str(folder)), **programs, **places})
     finally:
         shutil.rmtree(memory)
