@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from harness.broker import Site
+from harness.stage import make_controller
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "kvcachedd@0.service"
+CONTROLLER = "kvcached-controller.service"
 EXPOSURE_MAX = 2.0
 
 needs_analyze = pytest.mark.skipif(
@@ -47,8 +49,9 @@ def instance(installed: Path, site: Site, tmp_path: Path) -> Path:
     folder = tmp_path / "units"
     folder.mkdir()
     units = find_one(installed, "kvcachedd@.service").parent
+    controller = make_controller(tmp_path / "programs")
     for unit in units.iterdir():
-        text = unit.read_text()
+        text = re.sub(r"=\S*/kvcached-controller ", f"={controller} ", unit.read_text())
         text = re.sub(r"=\S*/kvcachedd ", f"={site.program('daemon/kvcachedd')} ", text)
         (folder / unit.name.replace("@.", "@0.")).write_text(text)
     return folder
@@ -62,6 +65,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_verify(instance: Path) -> None:
     names = sorted(path.name for path in instance.iterdir())
     assert names == [
+        CONTROLLER,
         "kvcached-devices@0.service",
         "kvcached.target",
         "kvcachedd-control@0.socket",
@@ -84,8 +88,9 @@ def test_verify_notices(instance: Path) -> None:
 
 
 @needs_analyze
-def test_exposure(instance: Path) -> None:
-    done = analyze("security", "--offline=yes", "--no-pager", str(instance / SERVICE))
+@pytest.mark.parametrize("name", [SERVICE, CONTROLLER])
+def test_exposure(instance: Path, name: str) -> None:
+    done = analyze("security", "--offline=yes", "--no-pager", str(instance / name))
     match = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert match, done.stdout + done.stderr
     assert float(match[1]) <= EXPOSURE_MAX, done.stdout
@@ -122,6 +127,50 @@ def test_nobody_special(instance: Path) -> None:
     assert service["CapabilityBoundingSet"] == ""
     assert "AmbientCapabilities" not in service
     assert not any(value.startswith(("+", "!")) for name, value in service.items() if name.startswith("Exec"))
+
+
+def test_not_in_the_way_of_the_controller(instance: Path) -> None:
+    """Engines may be anywhere, and the daemons tell by users who asks them."""
+    service = settings(instance / CONTROLLER)
+    for name in ("IPAddressDeny", "PrivateNetwork", "PrivateUsers", "DynamicUser", "WatchdogSec"):
+        assert name not in service
+    assert {"AF_UNIX", "AF_INET", "AF_INET6"} <= set(service["RestrictAddressFamilies"].split())
+    assert (service["User"], service["SupplementaryGroups"]) == ("kvcached-controller", "kvcached")
+    assert service["CapabilityBoundingSet"] == ""
+    assert "AmbientCapabilities" not in service
+
+
+def test_the_controllers_user_is_made(installed: Path) -> None:
+    text = find_one(find_one(installed, "sysusers.d"), "kvcached.conf").read_text()
+    assert re.search(r"^u kvcached-controller - ", text, re.MULTILINE)
+
+
+def commands(unit: Path, name: str) -> list[list[str]]:
+    """With the configuration elsewhere, and what KVCACHED_CONTROLLER_OPTIONS has."""
+    found = re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
+    config = unit.parent / "controller.yaml"
+    return [
+        line.replace("/etc/kvcached/controller.yaml", str(config))
+        .replace("$KVCACHED_CONTROLLER_OPTIONS", "--log-format json")
+        .split()
+        for line in found
+    ]
+
+
+def test_a_reload_says_what_is_wrong(instance: Path) -> None:
+    """Before the signal, which is not sent then."""
+    check, signal = commands(instance / CONTROLLER, "ExecReload")
+    config = instance / "controller.yaml"
+    config.write_text("instances: [{model: m, engine: vllm, port: 1}]\n")
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{config}:1: instances[0].port is unknown" in done.stderr
+    config.write_text("instances: [{model: m, engine: vllm}]\n")
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert signal == ["/bin/kill", "-HUP", "$MAINPID"]
+    (start,) = commands(instance / CONTROLLER, "ExecStart")
+    assert [word for word in check if word != "--check-config"] == start
 
 
 def test_what_the_sockets_are_called(instance: Path) -> None:
