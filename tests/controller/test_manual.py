@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -199,3 +200,36 @@ def test_examples(name: str) -> None:
 def test_all_examples_are_looked_at() -> None:
     names = sorted(path.name for path in (ROOT / "docs/examples/controller").iterdir())
     assert names == ["serverless.yaml", "two-models.yaml"]
+
+
+def test_manifests_for_kubernetes() -> None:
+    """What is configured there is in order, and where the manifest has it."""
+    found = [*yaml.safe_load_all((ROOT / "packaging/kubernetes/controller.yaml").read_text())]
+    by_kind = {item["kind"]: item for item in found if item["kind"] != "Service"}
+    services = {item["metadata"]["name"]: item for item in found if item["kind"] == "Service"}
+    pod = by_kind["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    arguments = main.parse_arguments(container["args"])
+    ((name, text),) = by_kind["ConfigMap"]["data"].items()
+    assert arguments.config == f"{folders['config']}/{name}"
+    read = config.parse(text, name)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": read.router.router_port, "admin": read.router.admin_port}
+    for file in (read.router.api_keys_file, read.router.admin_keys_file):
+        assert file
+        assert file.startswith(folders["keys"] + "/")
+    for instance in read.instances:
+        assert instance.dns
+        service, namespace, _ = instance.dns[0].split(".")
+        spec = services[service]
+        assert (namespace, spec["spec"]["clusterIP"]) == (spec["metadata"]["namespace"], "None")
+        assert [port["port"] for port in spec["spec"]["ports"]] == [instance.dns[1]]
+    (change,) = yaml.safe_load_all((ROOT / "packaging/kubernetes/engine-sleep.yaml").read_text())
+    (engine,) = change["spec"]["template"]["spec"]["containers"]
+    words = engine["args"]
+    assert words[words.index("--served-model-name") + 1] == read.instances[0].served_model_name
+    assert words[words.index("--model") + 1] == read.instances[0].model
+    assert "--enable-sleep-mode" in words
+    assert {"name": "VLLM_SERVER_DEV_MODE", "value": "1"} in engine["env"]
+    assert pod["terminationGracePeriodSeconds"] >= read.sleep_manager.queue_deadline_seconds

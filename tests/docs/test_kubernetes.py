@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,15 @@ from harness.pages import Block, Reader
 from harness.stage import Desk, Stage
 
 FOLDER = ROOT / "packaging/kubernetes"
-MANIFESTS = ["namespace.yaml", "config.yaml", "daemonset.yaml", "tenant.yaml", "engine.yaml"]
-NOT_MANIFESTS = ["engine-hostpath.yaml", "kustomization.yaml"]
+MANIFESTS = [
+    "namespace.yaml",
+    "config.yaml",
+    "daemonset.yaml",
+    "tenant.yaml",
+    "engine.yaml",
+    "controller.yaml",
+]
+NOT_MANIFESTS = ["engine-hostpath.yaml", "engine-sleep.yaml", "kustomization.yaml"]
 VERSIONS = ["1.28", "1.31", "1.34", "1.37"]
 
 Object = dict[str, Any]
@@ -43,6 +51,7 @@ def pod_of(workload: Object) -> Object:
 
 DAEMON = pod_of(find("daemonset.yaml", "DaemonSet"))
 ENGINE = pod_of(find("engine.yaml", "Deployment"))
+CONTROLLER = pod_of(find("controller.yaml", "Deployment"))
 CONFIG = find("config.yaml", "ConfigMap")["data"]["kvcachedd.conf"]
 
 
@@ -59,6 +68,18 @@ def patched() -> Object:
     return workload
 
 
+def able_to_sleep() -> Object:
+    """engine.yaml with engine-sleep.yaml: containers and variables are merged by name."""
+    (patch,) = load("engine-sleep.yaml")
+    workload = copy.deepcopy(find("engine.yaml", "Deployment"))
+    (container,), (change,) = pod_of(workload)["containers"], pod_of(patch)["containers"]
+    assert change["name"] == container["name"]
+    named = {variable["name"] for variable in change["env"]}
+    kept = [variable for variable in container["env"] if variable["name"] not in named]
+    container.update({**change, "env": kept + change["env"]})
+    return workload
+
+
 def test_all_files_are_looked_at() -> None:
     assert sorted(path.name for path in FOLDER.glob("*.yaml")) == sorted(MANIFESTS + NOT_MANIFESTS)
 
@@ -71,8 +92,9 @@ def test_the_api_knows_every_field(name: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_api_knows_the_patched_engine(version: str) -> None:
-    assert kubernetes_validate.validate(patched(), version, strict=True) == version
+@pytest.mark.parametrize("make", [patched, able_to_sleep])
+def test_the_api_knows_the_patched_engine(make: Callable[[], Object], version: str) -> None:
+    assert kubernetes_validate.validate(make(), version, strict=True) == version
 
 
 def test_what_the_api_does_not_know_is_noticed() -> None:
@@ -95,8 +117,19 @@ def test_kustomization() -> None:
 
 def test_the_engine_is_restricted() -> None:
     assert list(in_restricted(ENGINE)) == []
+    assert list(in_restricted(pod_of(able_to_sleep()))) == []
     namespace = find("tenant.yaml", "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_the_controller_is_restricted_and_has_no_gpu() -> None:
+    assert list(in_restricted(CONTROLLER)) == []
+    assert CONTROLLER["automountServiceAccountToken"] is False
+    assert "runtimeClassName" not in CONTROLLER
+    (container,) = CONTROLLER["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    namespaces = {item["metadata"]["namespace"] for item in load("controller.yaml")}
+    assert namespaces == {find("tenant.yaml", "Namespace")["metadata"]["name"]}
 
 
 def test_a_hostpath_is_all_that_keeps_the_other_engine_from_baseline() -> None:
@@ -178,6 +211,26 @@ def test_the_daemons_user_is_the_one_that_engines_trust() -> None:
     assert variables == {"ENABLE_KVCACHED": "true", "KVCACHED_DAEMON_UID": user}
     command = DAEMON["initContainers"][0]["command"]
     assert command[command.index("-o") + 1] == command[command.index("-g") + 1] == user
+
+
+def test_the_controllers_services_have_pods() -> None:
+    """And so has the policy: only the controller reaches an engine that can be put to sleep."""
+    found = [item for item in load("controller.yaml") if item["kind"] == "Service"]
+    services = {item["metadata"]["name"]: item["spec"] for item in found}
+    workloads = {"e": find("engine.yaml", "Deployment"), "c": find("controller.yaml", "Deployment")}
+    labels = {name: w["spec"]["template"]["metadata"]["labels"] for name, w in workloads.items()}
+    assert services["llama-engines"]["selector"] == labels["e"]
+    assert services["llama-engines"]["clusterIP"] == "None"
+    assert services["kvcached-controller"]["selector"] == labels["c"]
+    (port,) = services["kvcached-controller"]["ports"]
+    (container,) = CONTROLLER["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert (port["targetPort"], port["port"]) == ("http", ports["http"])
+    policy = find("controller.yaml", "NetworkPolicy")["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels["e"]
+    (rule,) = policy["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": labels["c"]}}]
+    assert rule["ports"] == [{"port": p["containerPort"]} for p in ENGINE["containers"][0]["ports"]]
 
 
 def test_the_configuration_is_right(stage: Stage, tmp_path: Path) -> None:
