@@ -57,10 +57,13 @@ static bool is_at_will(Kvcached__EventKind kind)
     }
 }
 
-static void add(struct server *server, struct event *event)
+static void add(struct server *server, const struct event *event, const char *text)
 {
-    event->realtime_ms = realtime_ms();
-    events_add(&server->events, event);
+    struct event complete = *event;
+
+    complete.realtime_ms = realtime_ms();
+    complete.text = text;
+    events_add(&server->events, &complete);
     server->has_news = true;
 }
 
@@ -76,22 +79,19 @@ static bool may_note(struct server *server, const struct event *event)
     if (verdict == GATE_OPEN)
         return true;
     server->counters.n_suppressed++;
-    if (verdict == GATE_CLOSES) {
-        suppressed.text = "More has happened here in ten seconds than is noted";
-        add(server, &suppressed);
-    }
+    if (verdict == GATE_CLOSES)
+        add(server, &suppressed, "More has happened here in ten seconds than is noted");
     return false;
 }
 
-static void note(struct server *server, struct event *event, const char *format, va_list args)
+static void note(struct server *server, const struct event *event, const char *format, va_list args)
 {
     char text[TEXT_MAX];
 
     if (!may_note(server, event))
         return;
     vsnprintf(text, sizeof(text), format, args);
-    event->text = text;
-    add(server, event);
+    add(server, event, text);
 }
 
 void chronicle_note(struct server *server, Kvcached__EventKind kind, const struct broker_instance *instance,
