@@ -283,7 +283,7 @@ function showHistory(s) {
 // ---- Events ----
 
 const BAD = ["reload_failed", "lost", "frozen", "over_limit", "missed_notice", "scribbled", "violation", "driver_failed", "over_budget"];
-const WARN = ["refused", "stopping", "deleted"];
+const WARN = ["refused", "stopping", "deleted", "suppressed"];
 const GOOD = ["freed", "within_limit", "within_budget", "driver_recovered", "started"];
 
 function eventItem(e) {
