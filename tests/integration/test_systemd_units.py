@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.broker import Site
+from harness.broker import Programs, Site, run_program
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "kvcachedd@0.service"
@@ -49,7 +49,8 @@ def instance(installed: Path, site: Site, tmp_path: Path) -> Path:
     units = find_one(installed, "kvcachedd@.service").parent
     for unit in units.iterdir():
         text = unit.read_text()
-        text = re.sub(r"=\S*/kvcachedd ", f"={site.program('daemon/kvcachedd')} ", text)
+        for program in ("daemon/kvcachedd", "kvctl/kvctl"):
+            text = re.sub(rf"=\S*/{Path(program).name} ", f"={site.program(program)} ", text)
         (folder / unit.name.replace("@.", "@0.")).write_text(text)
     return folder
 
@@ -131,6 +132,25 @@ def test_what_the_sockets_are_called(instance: Path) -> None:
     assert engine["ListenSequentialPacket"] == "/run/kvcached/gpu%i.sock"
     assert control["ListenSequentialPacket"] == engine["ListenSequentialPacket"] + ".ctl"
     assert control["Service"] == "kvcachedd@%i.service"
+
+
+def test_reload(instance: Path, programs: Programs, site: Site) -> None:
+    """The unit's command asks the daemon of its own GPU, returns when the configuration holds, and says where
+    it is wrong."""
+    (command,) = re.findall(r"^ExecReload=(.*)$", (instance / SERVICE).read_text(), re.M)
+    socket = settings(instance / "kvcachedd-control@0.socket")["ListenSequentialPacket"].removesuffix(".ctl")
+    assert f" --socket {socket} " in command
+    daemon = programs.daemon(config="[daemon]\nbudget=512M\n")
+    words = command.replace(socket, str(daemon.socket)).split()
+    path = site.run / "gpu0.conf"
+    path.write_text("[daemon]\nbudget=256M\n")
+    assert run_program(words, site.environment()).rc == 0
+    assert programs.kvctl("info", "--json", daemon=daemon).json()["budget_bytes"] == 256 << 20
+    path.write_text("[daemon]\nbudget=lots\n")
+    failed = run_program(words, site.environment())
+    assert failed.rc != 0
+    assert f"{path}:2: budget=lots" in failed.err
+    assert programs.kvctl("info", "--json", daemon=daemon).json()["budget_bytes"] == 256 << 20
 
 
 def test_what_is_installed(installed: Path) -> None:
