@@ -104,6 +104,46 @@ def test_a_life(chroot: Chroot) -> None:
     assert installed(chroot) == set()
 
 
+# In place of the service manager, which must not be there: it notes what it is asked.
+MANAGER = """
+mkdir -p /srv/fakes /run/systemd/system
+printf '#!/bin/sh\\necho "$@" >>/srv/asked\\n' >/srv/fakes/systemctl
+chmod 755 /srv/fakes/systemctl
+"""
+
+
+def what_dpkg_asks(chroot: Chroot, what: str) -> list[str]:
+    """Of the service manager."""
+    chroot.run(f"rm -f /srv/asked; PATH=/srv/fakes:$PATH dpkg {what}")
+    return chroot.path("/srv/asked").read_text().splitlines()
+
+
+def test_what_is_stopped(chroot: Chroot) -> None:
+    """All that runs, with its sockets, by a removal; nothing by an upgrade. Both have systemd look again."""
+    chroot.run("apt-get install -qq -y /packages/kvcachedd_*.deb /packages/kvcached-tools_*.deb")
+    policy = chroot.path("/usr/sbin/policy-rc.d")
+    forbids = policy.read_text()
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    chroot.run(MANAGER)
+    try:
+        asked = what_dpkg_asks(chroot, "--install /packages/kvcachedd_*.deb")
+        assert asked == ["--system daemon-reload"]
+        stop, reload = what_dpkg_asks(chroot, "--remove kvcachedd")
+        assert stop.split()[0] == "stop"
+        assert set(stop.split()[1:]) == {
+            "kvcached.target",
+            "kvcachedd@*.service",
+            "kvcachedd@*.socket",
+            "kvcachedd-control@*.socket",
+            "kvcached-devices@*.service",
+        }
+        assert reload == "--system daemon-reload"
+    finally:
+        policy.write_text(forbids)
+        chroot.run("rm -rf /run/systemd/system /srv/fakes /srv/asked")
+    chroot.run("apt-get purge -qq -y kvcachedd kvcached-tools")
+
+
 def test_building_against_it(chroot: Chroot) -> None:
     """A program that is built with what the packages say, and runs."""
     chroot.run(
