@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -90,6 +91,40 @@ def test_exposure(instance: Path) -> None:
     match = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert match, done.stdout + done.stderr
     assert float(match[1]) <= EXPOSURE_MAX, done.stdout
+
+
+GPUS = {  # by place: the minor number, and whether the driver leaves the GPU out
+    "0000:c1:00.0": (0, "No"),
+    "0000:1b:00.0": (5, "No"),
+    "0000:0a:00.0": (2, "Yes"),
+    "0001:00:00.0": (1, "No"),
+    "0000:43:00.0": (12, "No"),
+}
+
+
+@pytest.mark.parametrize(("gpu", "minor"), [(0, 5), (1, 12), (2, 0), (3, 1)])
+def test_device_files(installed: Path, tmp_path: Path, gpu: int, minor: int) -> None:
+    """They are those of the GPU's minor number, which the kernel module tells once it has been loaded."""
+    tool, tree, asked = tmp_path / "nvidia-modprobe", tmp_path / "gpus", tmp_path / "asked"
+    tool.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n[ -e {tree} ] || mv {tree}-later {tree}\n')
+    tool.chmod(0o755)
+    for place, (number, excluded) in GPUS.items():
+        folder = tmp_path / "gpus-later" / place
+        folder.mkdir(parents=True)
+        folder.joinpath("information").write_text(
+            f"Model: \t\t NVIDIA H200\nGPU UUID: \t GPU-{number}\nBus Location: \t {place}\n"
+            f"Device Minor: \t {number}\nGPU Excluded:\t {excluded}\n"
+        )
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = str(find_one(installed, "kvcached-devices"))
+    assert run_program([script, str(gpu), str(tree)], environment).rc == 0
+    assert asked.read_text().splitlines() == [
+        "--create-nvidia-device-file=255",
+        f"--create-nvidia-device-file={minor}",
+        "--unified-memory --create-nvidia-device-file=0",
+    ]
+    failed = run_program([script, "4", str(tree)], environment)
+    assert (failed.rc, failed.err) == (1, "The driver knows no GPU 4\n")
 
 
 def settings(unit: Path) -> configparser.SectionProxy:
