@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from packages.conftest import ROOT, Chroot, Packages, architecture, run
+from packages.conftest import Chroot, Packages, architecture, build, run
 
 NAMES = ("kvcachedd", "kvcached-tools", "libkvclient0", "libkvclient-dev", "kvcached-emulator")
 
@@ -102,8 +102,8 @@ def test_on_a_newer_release(tmp_path: Path) -> None:
         f'exec {real} "$@"\n'
     )
     tool.chmod(0o755)
-    run(str(ROOT / "packaging/build-deb"), str(tmp_path), PATH=f"{tool.parent}:{os.environ['PATH']}")
-    units = {path for path in Packages(tmp_path).contents("kvcachedd") if "/systemd/system/" in path}
+    packages = build(tmp_path, PATH=f"{tool.parent}:{os.environ['PATH']}")
+    units = {path for path in packages.contents("kvcachedd") if "/systemd/system/" in path}
     assert "/usr/lib/systemd/system/kvcachedd@.service" in units
     assert {str(Path(path).parent) for path in units} == {"/usr/lib/systemd/system"}
 
