@@ -43,6 +43,13 @@ class Screen(Terminal):
         while not condition(self.lines()):
             assert time.monotonic() < deadline, "\n".join(self.lines())
             self._read(deadline - time.monotonic())
-            self._stream.feed(self.raw[self._fed :])
-            self._fed = len(self.raw)
         return self.lines()
+
+    def shows_cursor(self) -> bool:
+        return not self._screen.cursor.hidden
+
+    def _read(self, timeout_s: float) -> bool:
+        came = super()._read(timeout_s)
+        self._stream.feed(self.raw[self._fed :])
+        self._fed = len(self.raw)
+        return came
