@@ -14,12 +14,7 @@
 /* Several daemons' objects make an array. */
 static int print_json(cJSON *object, cJSON *array)
 {
-    if (!array)
-        return command_print_json(object);
-    if (object && cJSON_AddItemToArray(array, object))
-        return STATUS_DONE;
-    cJSON_Delete(object);
-    return command_complain(STATUS_FAILED, "Out of memory");
+    return array ? command_add_json(array, object) : command_print_json(object);
 }
 
 static int print_daemon(const struct control *control, const Kvcached__InfoReply *reply, bool json,

@@ -18,21 +18,21 @@ static int reload_one(const struct invocation *invocation, struct control *contr
     struct message message;
     cJSON *array = userdata;
     char warning[TEXT_MAX];
-    int r;
+    int status = STATUS_DONE, r;
 
     r = control_reload(control, &message);
     if (r)
         return command_fail(control, r);
     reply = (const Kvcached__Reloaded *)message.body;
     if (array) {
-        cJSON_AddItemToArray(array, json_reloaded(reply, &origin));
+        status = command_add_json(array, json_reloaded(reply, &origin));
     } else {
         printf("The daemon of GPU %u has read its configuration\n", origin.gpu);
         for (size_t i = 0; i < reply->n_warnings; i++)
             printf("%s\n", text_clean(warning, reply->warnings[i]));
     }
     message_deinit(&message);
-    return STATUS_DONE;
+    return status;
 }
 
 static int run(const struct invocation *invocation)

@@ -19,10 +19,9 @@ static int print_one(const struct invocation *invocation, struct control *contro
     char version[TEXT_MAX];
 
     if (array)
-        cJSON_AddItemToArray(array, json_version(welcome->daemon_version, welcome->version, &origin));
-    else
-        printf("kvcachedd %s, GPU %u, protocol %u\n", text_clean(version, welcome->daemon_version),
-               origin.gpu, welcome->version);
+        return command_add_json(array, json_version(welcome->daemon_version, welcome->version, &origin));
+    printf("kvcachedd %s, GPU %u, protocol %u\n", text_clean(version, welcome->daemon_version), origin.gpu,
+           welcome->version);
     return STATUS_DONE;
 }
 

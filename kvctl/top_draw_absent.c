@@ -25,7 +25,7 @@ void top_draw_size(unsigned *ret_width, unsigned *ret_height)
 
 void top_draw(const struct top_screen *screen) {}
 
-int top_draw_key(int timeout_ms)
+int top_draw_key(void)
 {
     return TOP_KEY_GONE;
 }

@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define ESCAPE_MS 50 /* for what may follow an Escape: a key can be several bytes */
+
 static SCREEN *terminal;
 static bool colour;
 
@@ -47,7 +49,8 @@ bool top_draw_begin(void)
     cbreak();
     noecho();
     keypad(stdscr, TRUE);
-    set_escdelay(50);
+    nodelay(stdscr, TRUE);
+    set_escdelay(ESCAPE_MS);
     curs_set(0);
     begin_colours();
     return true;
@@ -88,11 +91,10 @@ void top_draw(const struct top_screen *screen)
     refresh();
 }
 
-int top_draw_key(int timeout_ms)
+int top_draw_key(void)
 {
     int key;
 
-    timeout(timeout_ms);
     errno = 0;
     key = getch();
     switch (key) {
@@ -119,6 +121,6 @@ int top_draw_key(int timeout_ms)
     case KEY_RESIZE:
         return TOP_KEY_RESIZED;
     default:
-        return key > ' ' && key < 0x7f ? key : TOP_KEY_NONE;
+        return key > ' ' && key < 0x7f ? key : TOP_KEY_OTHER;
     }
 }

@@ -123,17 +123,24 @@ static const char *number(char buf[static FORMAT_SIZE_MAX], struct top_number by
     return bytes.known ? format_size(buf, bytes.value) : "unknown";
 }
 
+static const char *name_of(char buf[static TEXT_MAX], const struct top_instance *instance)
+{
+    snprintf(buf, TEXT_MAX, "%s%s%s", instance->is_namesake ? instance->domain : "",
+             instance->is_namesake ? "/" : "", instance->name);
+    return buf;
+}
+
 static void instance_lines(struct pen *pen, const struct top_instance *instance)
 {
     char prealloc[FORMAT_SIZE_MAX], used[FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX], left[FORMAT_SIZE_MAX];
     char granted[FORMAT_SIZE_MAX], returned[FORMAT_SIZE_MAX], percent[TEXT_PERCENT_MAX];
-    char history[TOP_HISTORY + 1];
+    char history[TOP_HISTORY + 1], name[TEXT_MAX];
     bool split = instance->used_bytes.known;
     uint64_t in_use = split ? instance->used_bytes.value : instance->held_bytes;
 
-    line(pen, instance->over_limit || instance->frozen ? TOP_WARNING : TOP_TITLE, "IPC: %s%s%s%s%s",
-         instance->is_namesake ? instance->domain : "", instance->is_namesake ? "/" : "", instance->name,
-         instance->over_limit ? "  over limit" : "", instance->frozen ? "  frozen" : "");
+    line(pen, instance->over_limit || instance->frozen ? TOP_WARNING : TOP_TITLE, "IPC: %s%s%s",
+         name_of(name, instance), instance->over_limit ? "  over limit" : "",
+         instance->frozen ? "  frozen" : "");
     bar(pen, split ? instance->prealloc_bytes.value : 0, in_use, instance->limit_bytes);
     /* Without the split, what is held is not what is used. */
     line(pen, TOP_PLAIN, "Prealloc: %s | %s: %s / %s (%s) | Free: %s",
@@ -146,6 +153,19 @@ static void instance_lines(struct pen *pen, const struct top_instance *instance)
     line(pen, TOP_PLAIN, "%s", "");
 }
 
+/* Who was there at the last look; nothing of that look's figures need hold any more. */
+static void lost_lines(struct pen *pen, const struct top_gpu *gpu,
+                       const struct top_instance *const *instances, size_t n)
+{
+    line(pen, TOP_WARNING, "GPU %u: unknown. %s; trying again", gpu->index, gpu->reason);
+    for (size_t i = 0; i < n; i++) {
+        char name[TEXT_MAX];
+
+        line(pen, TOP_DIM, "IPC: %s  unknown", name_of(name, instances[i]));
+    }
+    line(pen, TOP_PLAIN, "%s", "");
+}
+
 static bool gpu_lines(struct pen *pen, const struct top_model *model, const struct top_gpu *gpu)
 {
     const struct top_instance **instances = calloc(gpu->n_instances + 1, sizeof(*instances));
@@ -155,13 +175,12 @@ static bool gpu_lines(struct pen *pen, const struct top_model *model, const stru
 
     if (!instances)
         return false;
+    n = top_model_view(model, gpu, instances);
     if (gpu->lost) {
-        line(pen, TOP_WARNING, "GPU %u: unknown. %s; trying again", gpu->index, gpu->reason);
-        line(pen, TOP_PLAIN, "%s", "");
+        lost_lines(pen, gpu, instances, n);
         free(instances);
         return true;
     }
-    n = top_model_view(model, gpu, instances);
     if (n == 0)
         line(pen, TOP_DIM, "%s", model->filter[0] ? "No instance has such a name" : "No instances to show");
     for (size_t i = 0; i < n; i++)

@@ -244,6 +244,6 @@ size_t top_model_view(const struct top_model *model, const struct top_gpu *gpu,
         if (strstr(gpu->instances[i].name, model->filter))
             ret_instances[n++] = &gpu->instances[i];
     if (n > 1)
-        qsort(ret_instances, n, sizeof(*ret_instances), orders[model->sort]);
+        qsort(ret_instances, n, sizeof(*ret_instances), gpu->lost ? compare_name : orders[model->sort]);
     return n;
 }

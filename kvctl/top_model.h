@@ -39,7 +39,7 @@ struct top_instance {
 struct top_gpu {
     uint32_t index;
     uint64_t life;        /* of its daemon: another one has another */
-    bool lost;            /* what stands below is no longer known */
+    bool lost;            /* of what stands below, no figure is known any more */
     char *reason;         /* of that; a sentence, or NULL */
     uint64_t total_bytes; /* 0: never seen */
     uint64_t free_bytes, seen_ns;
@@ -72,6 +72,7 @@ int top_model_look(struct top_model *model, uint64_t now_ns, const Kvcached__Inf
 /* Its daemon doesn't answer. 0 or -ENOMEM. */
 int top_model_lose(struct top_model *model, uint32_t gpu, const char *reason);
 
-/* Those of a GPU that pass the filter, sorted, into an array that has room for n_instances. How many. */
+/* Those of a GPU that pass the filter, sorted, into an array that has room for n_instances. How many. Of
+ * one that is lost they are who was there last, by name. */
 size_t top_model_view(const struct top_model *model, const struct top_gpu *gpu,
                       const struct top_instance **ret_instances);

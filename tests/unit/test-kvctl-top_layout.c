@@ -120,6 +120,35 @@ TEST(unknown_is_no_number)
            "Press 'q' to quit, 'h' for help; sorted by\n");
 }
 
+TEST(of_a_lost_gpu_only_names_are_left)
+{
+    _cleanup_(top_model_deinit) struct top_model model = {0};
+    Kvcached__InstanceInfo infos[] = {instance("pear", GIB, 1), instance("apple", GIB, 0)};
+    Kvcached__InstanceInfo *pointers[] = {&infos[0], &infos[1]};
+    Kvcached__InfoReply gpu = KVCACHED__INFO_REPLY__INIT;
+
+    gpu.total_bytes = 80 * GIB;
+    infos[0].over_limit = true;
+    check_eq(top_model_look(&model, 1, &gpu, pointers, 2, true), 0);
+    check_eq(top_model_lose(&model, 0, "It is silent"), 0);
+    expect(&model, &(struct top_view){0}, 60, 8,
+           "KVCache Memory Usage\n"
+           "\n"
+           "GPU 0: unknown. It is silent; trying again\n"
+           "IPC: apple  unknown\n"
+           "IPC: pear  unknown\n"
+           "\n"
+           "\n"
+           "Press 'q' to quit, 'h' for help; sorted by used\n");
+    strcpy(model.filter, "ear");
+    expect(&model, &(struct top_view){0}, 40, 6,
+           "KVCache Memory Usage\n\n"
+           "GPU 0: unknown. It is silent; trying aga\n"
+           "IPC: pear  unknown\n"
+           "\n"
+           "Filter: ear\n");
+}
+
 TEST(bars_show_what_is_little_or_too_much)
 {
     _cleanup_(top_model_deinit) struct top_model model = {0};
