@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -11,7 +12,9 @@ from typing import Self
 
 from harness.raw import frame
 
-REFUSED = 5
+HELLO, WELCOME, REFUSED = 1, 4, 5
+LIST, LIST_REPLY = 64, 65
+INSTANCE_FIELD = 2  # of an InstanceInfo
 ERROR_IDENTITY = 3
 
 
@@ -32,29 +35,50 @@ class Silent:
         self.path.unlink(missing_ok=True)
 
 
-class Refusing(Silent):
-    """Every connection is turned away, with this sentence (of less than 128 bytes)."""
+class Answering(Silent):
+    """Each kind of request has its answer: a kind and a body."""
 
-    def __init__(self, path: Path, sentence: str) -> None:
+    def __init__(self, path: Path, answers: dict[int, tuple[int, bytes]]) -> None:
         super().__init__(path)
-        text = sentence.encode()
-        self._answer = bytes([1 << 3, ERROR_IDENTITY, 2 << 3 | 2, len(text)]) + text
+        self._answers = answers
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
     def _serve(self) -> None:
+        """One connection after the other, until the listener is shut down."""
         while True:
             try:
                 connection = self._listener.accept()[0]
             except OSError:
                 return
-            with connection:
-                hello = connection.recv(65536)
-                if hello:
-                    request = struct.unpack("<IHHIIHH", hello[:20])[4]
-                    connection.send(frame(REFUSED, self._answer, request=request))
+            with connection, contextlib.suppress(ConnectionError):
+                while packet := connection.recv(65536):
+                    _, _, kind, _, request, _, _ = struct.unpack("<IHHIIHH", packet[:20])
+                    answer, body = self._answers[kind]
+                    connection.send(frame(answer, body, request=request))
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         super().__exit__()
+
+
+def text(field: int, value: bytes) -> bytes:
+    """A field of a protobuf message, of less than 128 bytes."""
+    return bytes([field << 3 | 2, len(value)]) + value
+
+
+class Refusing(Answering):
+    """Everybody is turned away, with this sentence."""
+
+    def __init__(self, path: Path, sentence: str) -> None:
+        refusal = bytes([1 << 3, ERROR_IDENTITY]) + text(2, sentence.encode())
+        super().__init__(path, {HELLO: (REFUSED, refusal)})
+
+
+class Listing(Answering):
+    """A daemon that has instances of these names, which no real one would take."""
+
+    def __init__(self, path: Path, names: list[bytes]) -> None:
+        instances = b"".join(text(1, text(INSTANCE_FIELD, name)) for name in names)
+        super().__init__(path, {HELLO: (WELCOME, b""), LIST: (LIST_REPLY, instances)})
