@@ -11,12 +11,11 @@
 #include "json.h"
 #include "text.h"
 
-static int reload_one(const struct invocation *invocation, struct control *control, void *userdata)
+static int reload_one(const struct invocation *invocation, struct control *control, void *array)
 {
     const struct json_origin origin = fleet_origin(control);
     const Kvcached__Reloaded *reply;
     struct message message;
-    cJSON *array = userdata;
     char warning[TEXT_MAX];
     int status = STATUS_DONE, r;
 
@@ -37,17 +36,7 @@ static int reload_one(const struct invocation *invocation, struct control *contr
 
 static int run(const struct invocation *invocation)
 {
-    bool json = invocation->options->given & OPTION_JSON;
-    cJSON *array = json ? cJSON_CreateArray() : NULL;
-    int status;
-
-    if (json && !array)
-        return command_complain(STATUS_FAILED, "Out of memory");
-    status = fleet_each(invocation, false, reload_one, array);
-    if (status == STATUS_DONE && json)
-        return command_print_json(array);
-    cJSON_Delete(array);
-    return status;
+    return fleet_report(invocation, false, reload_one);
 }
 
 const struct command command_reload = {

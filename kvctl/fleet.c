@@ -277,3 +277,19 @@ int fleet_each(const struct invocation *invocation, bool headings,
     }
     return status;
 }
+
+int fleet_report(const struct invocation *invocation, bool headings,
+                 int (*run)(const struct invocation *invocation, struct control *control, void *array))
+{
+    bool json = invocation->options->given & OPTION_JSON;
+    cJSON *array = json ? cJSON_CreateArray() : NULL;
+    int status;
+
+    if (json && !array)
+        return command_complain(STATUS_FAILED, "Out of memory");
+    status = fleet_each(invocation, headings && !json, run, array);
+    if (status == STATUS_DONE && json)
+        return command_print_json(array);
+    cJSON_Delete(array);
+    return status;
+}

@@ -45,3 +45,8 @@ struct json_origin fleet_origin(const struct control *control);
 int fleet_each(const struct invocation *invocation, bool headings,
                int (*run)(const struct invocation *invocation, struct control *control, void *userdata),
                void *userdata);
+
+/* The same where --json makes an array of what `run` appends to it: printed whole, if all went well.
+ * `array` is NULL without --json. */
+int fleet_report(const struct invocation *invocation, bool headings,
+                 int (*run)(const struct invocation *invocation, struct control *control, void *array));
