@@ -23,6 +23,8 @@
 #include "top_model.h"
 #include "top_source.h"
 
+#define WHEEL_LINES 3
+
 struct top {
     const struct invocation *invocation;
     struct fleet fleet;
@@ -30,6 +32,7 @@ struct top {
     struct pollfd *pollfds;     /* of the sources, and of the terminal */
     struct top_model model;
     struct top_view view;
+    struct top_screen *screen; /* the last one, which is what a click is at */
     uint64_t period_ns;
 };
 
@@ -50,6 +53,7 @@ static uint64_t now_ns(void)
 
 static void top_deinit(struct top *top)
 {
+    top_screen_free(top->screen);
     for (size_t i = 0; top->sources && i < top->fleet.n; i++)
         top_source_rest(&top->sources[i], 0);
     free(top->sources);
@@ -126,6 +130,26 @@ static void scroll_by(struct top *top, int lines)
         lines < 0 && top->view.scroll < (unsigned)-lines ? 0 : top->view.scroll + (unsigned)lines;
 }
 
+static void click(struct top *top)
+{
+    const struct top_instance *instance;
+    unsigned column, row;
+
+    if (!top->screen)
+        return;
+    top_draw_clicked(&column, &row);
+    switch (top_layout_click(top->screen, column, row, &instance)) {
+    case TOP_ACTION_NONE:
+        break;
+    case TOP_ACTION_MARK:
+        top_model_mark(&top->model, instance);
+        break;
+    case TOP_ACTION_SORT:
+        top->model.sort = (top->model.sort + 1) % _TOP_SORT_MAX;
+        break;
+    }
+}
+
 /* Whether it goes on. */
 static bool heed(struct top *top, int key, int page)
 {
@@ -170,6 +194,15 @@ static bool heed(struct top *top, int key, int page)
     case 'j':
     case TOP_KEY_DOWN:
         scroll_by(top, 1);
+        break;
+    case TOP_KEY_WHEEL_UP:
+        scroll_by(top, -WHEEL_LINES);
+        break;
+    case TOP_KEY_WHEEL_DOWN:
+        scroll_by(top, WHEEL_LINES);
+        break;
+    case TOP_KEY_CLICK:
+        click(top);
         break;
     case TOP_KEY_PAGE_UP:
         scroll_by(top, -page);
@@ -218,11 +251,13 @@ static bool await(struct top *top, const sigset_t *signals)
 
 static void draw(struct top *top, unsigned *ret_height)
 {
-    _cleanup_(top_screen_freep) struct top_screen *screen = NULL;
+    struct top_screen *screen;
     unsigned width;
 
     top_draw_size(&width, ret_height);
     screen = top_layout(&top->model, &top->view, width, *ret_height);
+    top_screen_free(top->screen); /* it speaks of instances that may be gone */
+    top->screen = screen;
     if (!screen)
         return;
     top->view.scroll = screen->scrolled;

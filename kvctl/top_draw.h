@@ -19,6 +19,9 @@ enum top_key {
     TOP_KEY_ESCAPE,
     TOP_KEY_ERASE,
     TOP_KEY_RESIZED,
+    TOP_KEY_CLICK, /* top_draw_clicked() says where */
+    TOP_KEY_WHEEL_UP,
+    TOP_KEY_WHEEL_DOWN,
     TOP_KEY_OTHER, /* that means nothing here */
     TOP_KEY_GONE,  /* the terminal */
 };
@@ -35,3 +38,6 @@ void top_draw(const struct top_screen *screen);
 
 /* A key that has been typed, or what else has happened. Doesn't wait, but for what may follow an Escape. */
 int top_draw_key(void);
+
+/* Where the last click was. */
+void top_draw_clicked(unsigned *ret_column, unsigned *ret_row);

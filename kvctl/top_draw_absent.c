@@ -29,3 +29,8 @@ int top_draw_key(void)
 {
     return TOP_KEY_GONE;
 }
+
+void top_draw_clicked(unsigned *ret_column, unsigned *ret_row)
+{
+    *ret_column = *ret_row = 0;
+}

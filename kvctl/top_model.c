@@ -113,6 +113,7 @@ static void follow(struct top_instance *now, const struct top_instance *before, 
     if (before && before->serial == now->serial) {
         unsigned kept = before->n_history < TOP_HISTORY ? before->n_history : TOP_HISTORY - 1;
 
+        now->marked = before->marked;
         memcpy(now->history, before->history + (before->n_history - kept), kept * sizeof(*now->history));
         now->n_history = kept;
         now->granted_rate = rate(before->granted, now->granted, elapsed_ns);
@@ -179,6 +180,16 @@ int top_model_lose(struct top_model *model, uint32_t index, const char *reason)
 }
 
 /* ---- What is shown ---- */
+
+void top_model_mark(struct top_model *model, const struct top_instance *instance)
+{
+    for (size_t i = 0; i < model->n_gpus; i++)
+        for (size_t j = 0; j < model->gpus[i].n_instances; j++) {
+            struct top_instance *one = &model->gpus[i].instances[j];
+
+            one->marked = one == instance && !one->marked;
+        }
+}
 
 static int by_number(double x, double y)
 {

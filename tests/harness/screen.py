@@ -45,6 +45,10 @@ class Screen(Terminal):
             self._read(deadline - time.monotonic())
         return self.lines()
 
+    def is_reversed(self, row: int) -> bool:
+        """Whether the row begins in reverse video."""
+        return self._screen.buffer[row][0].reverse
+
     def shows_cursor(self) -> bool:
         return not self._screen.cursor.hidden
 

@@ -97,6 +97,39 @@ def test_scrolling(programs: Programs, daemon: Daemon, top: Screen) -> None:
     assert top.end() == DONE
 
 
+def button(number: int, column: int, row: int) -> str:
+    """What a terminal sends when one goes down there, or up."""
+    return "\x1b[M" + "".join(chr(32 + part) for part in (number, column + 1, row + 1))
+
+
+def click(column: int, row: int) -> str:
+    return button(0, column, row) + button(3, column, row)
+
+
+def test_mouse(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    for number in range(10):
+        programs.kvctl("limit", f"i{number}", "16M", daemon=daemon)
+    top.resize(80, 60)
+    top.await_lines(shows("IPC: i9"))
+    top.resize(80, 24)
+    top.await_lines(lambda lines: lines[2] == "IPC: i0" and lines[23].endswith("sorted by used"))
+    for order in ("name", "share", "rate", "used"):
+        top.type(click(40, 23))
+        top.await_lines(shows(f"sorted by {order}"))
+    top.type(button(65, 0, 0))
+    top.await_lines(lambda lines: lines[4] == "IPC: i1")
+    assert not top.is_reversed(4)
+    top.type(click(10, 5))
+    top.await_lines(lambda _: top.is_reversed(4))
+    top.type(button(64, 0, 0))
+    top.await_lines(lambda lines: lines[7] == "IPC: i1" and top.is_reversed(7))
+    top.type(click(10, 7))
+    top.await_lines(lambda _: not top.is_reversed(7))
+    top.type("q")
+    assert top.end() == DONE
+    assert "\x1b[?1000l" in top.raw
+
+
 def test_resizing(programs: Programs, daemon: Daemon, top: Screen) -> None:
     programs.kvctl("limit", "a", "16M", daemon=daemon)
     top.await_lines(lambda lines: lines[3] == "[" + 60 * "-" + "]")
