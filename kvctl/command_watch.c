@@ -2,10 +2,12 @@
 
 /*
  * kvctl watch: the list, again and again. On a terminal each takes the place of the one before; elsewhere
- * they follow each other, so that they can be kept.
+ * they follow each other, so that they can be kept. Where several daemons are watched, one that is lost has
+ * its reason in its place, and is tried again each time.
  */
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,67 +17,100 @@
 #include "fleet.h"
 #include "json.h"
 #include "listing.h"
+#include "text.h"
 
 #define HOME_AND_CLEAR "\033[H\033[J"
+#define TIMEOUT_MS 1000 /* with --all: one that hangs must not hold up the others */
 
-static int print_table(const struct invocation *invocation, struct control *control)
+/* Asks a member; one that is lost stays so. */
+static int ask(const struct invocation *invocation, struct fleet_member *member,
+               struct control_listing *ret_listing)
+{
+    int r = member->r
+                ?: control_list(member->control, invocation->words, (size_t)invocation->n_words, ret_listing);
+
+    if (r != CONTROL_E_REFUSED || control_refusal(member->control) != KVCACHED__ERROR__ERROR_NOT_FOUND)
+        member->r = r;
+    return r;
+}
+
+static int print_table(const struct invocation *invocation, struct fleet_member *member, bool heading)
 {
     _cleanup_(control_listing_deinit) struct control_listing listing = {0};
     const struct table_style style = listing_style(stdout);
+    char reason[TEXT_MAX];
     int r;
 
-    r = control_list(control, invocation->words, (size_t)invocation->n_words, &listing);
-    if (r == CONTROL_E_REFUSED && control_refusal(control) == KVCACHED__ERROR__ERROR_NOT_FOUND) {
-        printf("%s\n", control_reason(control)); /* it may come yet */
-        return STATUS_DONE;
-    }
-    if (r)
-        return command_fail(control, r);
-    table_print(stdout, &style, listing.instances, listing.n);
+    r = ask(invocation, member, &listing);
+    if (member->r && !(invocation->options->given & OPTION_ALL))
+        return command_fail(member->control, r);
+    text_clean(reason, control_reason(member->control));
+    if (member->r)
+        printf("GPU %" PRIu32 ": unknown. %s; trying again\n", member->gpu, reason);
+    else if (heading)
+        printf("GPU %" PRIu32 ":\n", member->gpu);
+    if (r == 0)
+        table_print(stdout, &style, listing.instances, listing.n);
+    else if (!member->r)
+        printf("%s\n", reason); /* there is no such instance; it may come yet */
     return STATUS_DONE;
 }
 
-static int print_json(const struct invocation *invocation, const struct fleet *fleet)
-{
-    cJSON *array = cJSON_CreateArray();
-    char *text;
-
-    for (size_t i = 0; i < fleet->n; i++) {
-        _cleanup_(control_listing_deinit) struct control_listing listing = {0};
-        const struct json_origin origin = fleet_origin(fleet->controls[i]);
-        int r = control_list(fleet->controls[i], invocation->words, (size_t)invocation->n_words, &listing);
-
-        if (r == CONTROL_E_REFUSED && control_refusal(fleet->controls[i]) == KVCACHED__ERROR__ERROR_NOT_FOUND)
-            continue;
-        if (r) {
-            cJSON_Delete(array);
-            return command_fail(fleet->controls[i], r);
-        }
-        if (!json_add_instances(array, listing.instances, listing.n, &origin))
-            break;
-    }
-    text = array ? cJSON_PrintUnformatted(array) : NULL;
-    cJSON_Delete(array);
-    if (!text)
-        return command_complain(STATUS_FAILED, "Out of memory");
-    puts(text);
-    cJSON_free(text);
-    return STATUS_DONE;
-}
-
-static int print_tables(const struct invocation *invocation, const struct fleet *fleet)
+static int print_tables(const struct invocation *invocation, struct fleet *fleet)
 {
     int status = STATUS_DONE;
 
     if (isatty(STDOUT_FILENO))
         fputs(HOME_AND_CLEAR, stdout);
     for (size_t i = 0; i < fleet->n && status == STATUS_DONE; i++) {
-        if (fleet->n > 1)
-            printf("%sGPU %u:\n", i ? "\n" : "", fleet_origin(fleet->controls[i]).gpu);
-        status = print_table(invocation, fleet->controls[i]);
+        if (i > 0)
+            putchar('\n');
+        status = print_table(invocation, &fleet->members[i], fleet->n > 1);
     }
     if (!isatty(STDOUT_FILENO))
         putchar('\n');
+    return status;
+}
+
+/* The array has no place for it: it goes to stderr, once for each time that it is lost. */
+static int complain(const struct invocation *invocation, struct fleet_member *member)
+{
+    if (!(invocation->options->given & OPTION_ALL))
+        return command_fail(member->control, member->r);
+    if (!member->complained)
+        command_complain(STATUS_DONE, "GPU %" PRIu32 ": %s", member->gpu, control_reason(member->control));
+    member->complained = true;
+    return STATUS_DONE;
+}
+
+static int add_instances(const struct invocation *invocation, struct fleet_member *member, cJSON *array)
+{
+    _cleanup_(control_listing_deinit) struct control_listing listing = {0};
+    struct json_origin origin;
+    int r;
+
+    r = ask(invocation, member, &listing);
+    if (member->r)
+        return complain(invocation, member);
+    member->complained = false;
+    if (r)
+        return STATUS_DONE; /* there is no such instance; it may come yet */
+    origin = fleet_origin(member->control);
+    if (!json_add_instances(array, listing.instances, listing.n, &origin))
+        return command_complain(STATUS_FAILED, "Out of memory");
+    return STATUS_DONE;
+}
+
+static int print_json(const struct invocation *invocation, struct fleet *fleet)
+{
+    cJSON *array = cJSON_CreateArray();
+    int status = STATUS_DONE;
+
+    for (size_t i = 0; i < fleet->n && status == STATUS_DONE; i++)
+        status = add_instances(invocation, &fleet->members[i], array);
+    if (status == STATUS_DONE)
+        return command_print_json_line(array);
+    cJSON_Delete(array);
     return status;
 }
 
@@ -97,19 +132,24 @@ static void pause_for(double seconds)
 static int run(const struct invocation *invocation)
 {
     _cleanup_(fleet_deinit) struct fleet fleet = {0};
+    bool all = invocation->options->given & OPTION_ALL;
+    int timeout_ms = all ? TIMEOUT_MS : 0;
     double seconds;
     int status;
 
     status = command_read_interval(invocation, &seconds);
     if (status == STATUS_DONE)
-        status = fleet_connect(invocation, &fleet);
+        status = fleet_connect(invocation, timeout_ms, &fleet);
     while (status == STATUS_DONE) {
         status = invocation->options->given & OPTION_JSON ? print_json(invocation, &fleet)
                                                           : print_tables(invocation, &fleet);
-        if (status == STATUS_DONE && (fflush(stdout) != 0 || ferror(stdout)))
-            return STATUS_FAILED; /* main() says so */
         if (status == STATUS_DONE)
+            status = command_flush();
+        if (status == STATUS_DONE) {
             pause_for(seconds);
+            if (all)
+                fleet_reconnect(&fleet, timeout_ms);
+        }
     }
     return status;
 }

@@ -63,6 +63,11 @@ struct control *control_free(struct control *control)
     return NULL;
 }
 
+void control_set_timeout(struct control *control, int timeout_ms)
+{
+    control->timeout_ms = timeout_ms > 0 ? timeout_ms : CONTROL_TIMEOUT_MS;
+}
+
 const char *control_reason(const struct control *control)
 {
     return control->reason;
@@ -420,7 +425,7 @@ static int reach(struct control *control, const struct control_options *options,
 
     if (!socket_path && !options->gpu)
         socket_path = getenv("KVCACHED_SOCKET");
-    control->timeout_ms = options->timeout_ms > 0 ? options->timeout_ms : CONTROL_TIMEOUT_MS;
+    control_set_timeout(control, options->timeout_ms);
     if (socket_path && *socket_path)
         r = connect_to(control, socket_path, flags);
     else

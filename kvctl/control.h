@@ -51,6 +51,9 @@ DEFINE_CLEANUP(struct control *, control_free);
  */
 int control_connect(struct control *control, const struct control_options *options);
 
+/* For each answer from now on; 0: CONTROL_TIMEOUT_MS. */
+void control_set_timeout(struct control *control, int timeout_ms);
+
 const char *control_reason(const struct control *control);
 Kvcached__Error control_refusal(const struct control *control);
 

@@ -21,6 +21,13 @@
 #define SUFFIX ".ctl"
 #define GPUS_MAX 256
 
+static void member_deinit(struct fleet_member *member)
+{
+    free(member->socket);
+    control_free(member->control);
+    *member = (struct fleet_member){0};
+}
+
 /* ---- Finding ---- */
 
 /* The N of ".../gpuN.sock.ctl". */
@@ -65,60 +72,139 @@ static int search(const char *folder, const char *subfolder, char *paths[static 
     return 0;
 }
 
-static int connect_all(char *const paths[static GPUS_MAX], struct fleet *fleet)
+/* Each that somebody listens at. False: no memory. */
+static bool begin_all(char *paths[static GPUS_MAX], int timeout_ms, struct fleet *fleet)
 {
     for (unsigned i = 0; i < GPUS_MAX; i++) {
-        const struct control_options options = {.socket = paths[i]};
-        _cleanup_(control_freep) struct control *control = NULL;
-        int r;
+        struct fleet_member *member = &fleet->members[fleet->n];
 
         if (!paths[i])
             continue;
-        if (control_new(&control) < 0)
-            return command_complain(STATUS_FAILED, "Out of memory");
-        r = control_connect(control, &options);
-        if (r == 0)
-            fleet->controls[fleet->n++] = steal_pointer(control);
-        else if (r != CONTROL_E_NO_DAEMON)
-            fleet->status = command_fail(control, r);
+        *member = (struct fleet_member){.gpu = i, .socket = steal_pointer(paths[i])};
+        fleet->n++;
+        fleet_member_begin(member, timeout_ms);
+        if (!member->control)
+            return false;
+        if (member->r == CONTROL_E_NO_DAEMON) {
+            member_deinit(member);
+            fleet->n--;
+        }
     }
+    return true;
+}
+
+static bool find_all(int timeout_ms, struct fleet *fleet)
+{
+    char *paths[GPUS_MAX] = {NULL};
+    bool ok;
+
+    fleet->members = calloc(GPUS_MAX, sizeof(*fleet->members));
+    ok = fleet->members && search(getenv("RUNTIME_DIRECTORY"), "", paths) == 0 &&
+         search("/run/kvcached", "", paths) == 0 &&
+         search(getenv("XDG_RUNTIME_DIR"), "/kvcached", paths) == 0 && begin_all(paths, timeout_ms, fleet);
+    for (unsigned i = 0; i < GPUS_MAX; i++)
+        free(paths[i]);
+    return ok;
+}
+
+/* The one that the options name. */
+static int find_one(const struct invocation *invocation, int timeout_ms, struct fleet *fleet)
+{
+    struct fleet_member *member = calloc(1, sizeof(*member));
+    const char *path;
+    int status;
+
+    if (!member)
+        return command_complain(STATUS_FAILED, "Out of memory");
+    fleet->members = member;
+    fleet->n = 1;
+    status = command_connect(invocation, &member->control);
+    if (status)
+        return status;
+    path = control_path(member->control);
+    member->socket = strndup(path, strlen(path) - strlen(SUFFIX));
+    if (!member->socket)
+        return command_complain(STATUS_FAILED, "Out of memory");
+    member->gpu = control_welcome(member->control)->gpu_index;
+    control_set_timeout(member->control, timeout_ms);
     return STATUS_DONE;
 }
 
-static int find_all(struct fleet *fleet)
+/* ---- Connecting ---- */
+
+void fleet_member_begin(struct fleet_member *member, int timeout_ms)
 {
-    char *paths[GPUS_MAX] = {NULL};
+    const struct control_options options = {.socket = member->socket, .timeout_ms = timeout_ms};
+    struct control *control;
+
+    if (control_new(&control) < 0)
+        return; /* it stays as it was */
+    control_free(member->control);
+    member->control = control;
+    member->r = control_connect_begin(control, &options) ?: CONTROL_E_PENDING;
+}
+
+static void note_end(struct fleet_member *member, int r)
+{
+    member->r = r;
+    if (r == 0)
+        member->gpu = control_welcome(member->control)->gpu_index;
+}
+
+void fleet_member_end(struct fleet_member *member)
+{
+    note_end(member, control_connect_end(member->control));
+}
+
+/* All have had their greeting: who waits for one waits for the others as well. */
+static void await_all(struct fleet *fleet)
+{
+    for (size_t i = 0; i < fleet->n; i++)
+        if (fleet->members[i].r == CONTROL_E_PENDING)
+            note_end(&fleet->members[i], control_connect_await(fleet->members[i].control));
+}
+
+void fleet_reconnect(struct fleet *fleet, int timeout_ms)
+{
+    for (size_t i = 0; i < fleet->n; i++)
+        if (fleet->members[i].r)
+            fleet_member_begin(&fleet->members[i], timeout_ms);
+    await_all(fleet);
+}
+
+/* Complains where there is not one to talk to. */
+static int check(const struct fleet *fleet)
+{
     int status = STATUS_DONE;
 
-    fleet->controls = calloc(GPUS_MAX, sizeof(*fleet->controls));
-    if (!fleet->controls || search(getenv("RUNTIME_DIRECTORY"), "", paths) < 0 ||
-        search("/run/kvcached", "", paths) < 0 || search(getenv("XDG_RUNTIME_DIR"), "/kvcached", paths) < 0)
-        status = command_complain(STATUS_FAILED, "Out of memory");
-    else
-        status = connect_all(paths, fleet);
-    for (unsigned i = 0; i < GPUS_MAX; i++)
-        free(paths[i]);
-    if (status == STATUS_DONE && fleet->n == 0)
-        status = fleet->status
-                     ?: command_complain(STATUS_NO_DAEMON,
-                                         "No daemon is running: nobody listens in $RUNTIME_DIRECTORY, "
-                                         "/run/kvcached or $XDG_RUNTIME_DIR/kvcached");
+    if (fleet->n == 0)
+        return command_complain(
+            STATUS_NO_DAEMON, "No daemon is running: nobody listens in $RUNTIME_DIRECTORY, /run/kvcached or "
+                              "$XDG_RUNTIME_DIR/kvcached");
+    for (size_t i = 0; i < fleet->n; i++)
+        if (fleet->members[i].r == 0 || fleet->members[i].r == CONTROL_E_PENDING)
+            return STATUS_DONE;
+    for (size_t i = 0; i < fleet->n; i++) {
+        int one = command_fail(fleet->members[i].control, fleet->members[i].r);
+
+        status = one > status ? one : status;
+    }
     return status;
 }
 
-int fleet_connect(const struct invocation *invocation, struct fleet *ret)
+static int find(const struct invocation *invocation, int timeout_ms, bool wait, struct fleet *ret)
 {
     _cleanup_(fleet_deinit) struct fleet fleet = {0};
     int status;
 
-    if (invocation->options->given & OPTION_ALL) {
-        status = find_all(&fleet);
-    } else {
-        fleet.controls = calloc(1, sizeof(*fleet.controls));
-        if (!fleet.controls)
-            return command_complain(STATUS_FAILED, "Out of memory");
-        status = command_connect(invocation, &fleet.controls[0]);
-        fleet.n = status == STATUS_DONE;
+    if (!(invocation->options->given & OPTION_ALL))
+        status = find_one(invocation, timeout_ms, &fleet);
+    else if (!find_all(timeout_ms, &fleet))
+        status = command_complain(STATUS_FAILED, "Out of memory");
+    else {
+        if (wait)
+            await_all(&fleet);
+        status = check(&fleet);
     }
     if (status != STATUS_DONE)
         return status;
@@ -127,11 +213,21 @@ int fleet_connect(const struct invocation *invocation, struct fleet *ret)
     return STATUS_DONE;
 }
 
+int fleet_connect(const struct invocation *invocation, int timeout_ms, struct fleet *ret)
+{
+    return find(invocation, timeout_ms, true, ret);
+}
+
+int fleet_begin(const struct invocation *invocation, int timeout_ms, struct fleet *ret)
+{
+    return find(invocation, timeout_ms, false, ret);
+}
+
 void fleet_deinit(struct fleet *fleet)
 {
     for (size_t i = 0; i < fleet->n; i++)
-        control_free(fleet->controls[i]);
-    free(fleet->controls);
+        member_deinit(&fleet->members[i]);
+    free(fleet->members);
     *fleet = (struct fleet){0};
 }
 
@@ -159,19 +255,41 @@ int fleet_each(const struct invocation *invocation, bool headings,
                void *userdata)
 {
     _cleanup_(fleet_deinit) struct fleet fleet = {0};
+    bool is_first = true;
     int status;
 
-    status = fleet_connect(invocation, &fleet);
+    status = fleet_connect(invocation, 0, &fleet);
     if (status)
         return status;
-    status = fleet.status;
     for (size_t i = 0; i < fleet.n; i++) {
+        struct fleet_member *member = &fleet.members[i];
         int one;
 
-        if (headings && invocation->options->given & OPTION_ALL)
-            print_heading(fleet.controls[i], i == 0);
-        one = run(invocation, fleet.controls[i], userdata);
+        if (member->r) {
+            one = command_fail(member->control, member->r);
+        } else {
+            if (headings && invocation->options->given & OPTION_ALL)
+                print_heading(member->control, is_first);
+            one = run(invocation, member->control, userdata);
+            is_first = false;
+        }
         status = one > status ? one : status;
     }
+    return status;
+}
+
+int fleet_report(const struct invocation *invocation, bool headings,
+                 int (*run)(const struct invocation *invocation, struct control *control, void *array))
+{
+    bool json = invocation->options->given & OPTION_JSON;
+    cJSON *array = json ? cJSON_CreateArray() : NULL;
+    int status;
+
+    if (json && !array)
+        return command_complain(STATUS_FAILED, "Out of memory");
+    status = fleet_each(invocation, headings && !json, run, array);
+    if (status == STATUS_DONE && json)
+        return command_print_json(array);
+    cJSON_Delete(array);
     return status;
 }

@@ -42,7 +42,7 @@ static bool add_item(cJSON *object, const char *key, cJSON *item)
     return false;
 }
 
-static bool append_item(cJSON *array, cJSON *item)
+bool json_append(cJSON *array, cJSON *item)
 {
     if (item && cJSON_AddItemToArray(array, item))
         return true;
@@ -76,7 +76,7 @@ static cJSON *peer_array(Kvcached__PeerInfo *const *peers, size_t n)
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < n; i++)
-        ok = append_item(array, peer_object(peers[i]));
+        ok = json_append(array, peer_object(peers[i]));
     return finish(array, ok);
 }
 
@@ -125,7 +125,7 @@ bool json_add_instances(cJSON *array, Kvcached__InstanceInfo *const *instances, 
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < n; i++)
-        ok = append_item(array, json_instance(instances[i], origin));
+        ok = json_append(array, json_instance(instances[i], origin));
     return ok;
 }
 
@@ -235,7 +235,7 @@ static cJSON *parts_array(const Kvcached__WhyReply *reply)
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < reply->n_parts; i++)
-        ok = append_item(array, part_object(reply->parts[i]));
+        ok = json_append(array, part_object(reply->parts[i]));
     return finish(array, ok);
 }
 
@@ -245,7 +245,7 @@ static cJSON *limits_array(const Kvcached__WhyReply *reply)
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < reply->n_limits; i++)
-        ok = append_item(array, limit_object(reply->limits[i]));
+        ok = json_append(array, limit_object(reply->limits[i]));
     return finish(array, ok);
 }
 
@@ -270,7 +270,7 @@ cJSON *json_reloaded(const Kvcached__Reloaded *reply, const struct json_origin *
     bool ok = object && warnings;
 
     for (size_t i = 0; ok && i < reply->n_warnings; i++)
-        ok = append_item(warnings, cJSON_CreateString(text_clean(clean, reply->warnings[i])));
+        ok = json_append(warnings, cJSON_CreateString(text_clean(clean, reply->warnings[i])));
     if (!object) {
         cJSON_Delete(warnings);
         return NULL;

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.broker import Daemon, Programs, Result, Site, eventually
+from harness.listeners import Listing
 from harness.screen import Screen
 from harness.terminal import Terminal
 
@@ -164,6 +165,25 @@ def test_completion(shell: Terminal) -> None:
     prompt(shell)
     shell.type("quit\r")
     assert shell.end() == DONE
+
+
+def test_names_that_are_none_complete_nothing(site: Site, home: Path) -> None:
+    """They would go to the terminal, and into the line, as they are."""
+    socket_path = site.run / "odd.sock"
+    command = [str(site.program("kvctl/kvctl")), "--socket", str(socket_path)]
+    names = [b"x-\x1b[2Jevil", b"x-y z", b"x-'q", b"x-llama", b"x-qwen"]
+    with (
+        Listing(socket_path.with_name("odd.sock.ctl"), names),
+        Terminal(command, site.environment(HOME=str(home))) as terminal,
+    ):
+        prompt(terminal)
+        terminal.type("list x\t\t")
+        shown = terminal.expect("x-qwen")
+        assert shown.split("\n")[-1].split() == ["x-llama", "x-qwen"]
+        terminal.type("q\t\r")
+        assert "\\x1b[2Jevil" in terminal.expect("x-qwen  ")  # the list itself shows what there is
+        prompt(terminal)
+        assert "\x1b[2J" not in terminal.raw
 
 
 def test_history(shell: Terminal, site: Site, daemon: Daemon, home: Path) -> None:

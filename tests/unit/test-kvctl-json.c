@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "json.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/arith.h"
@@ -214,29 +215,128 @@ TEST(deletions)
            "\"connected\":false}]}");
 }
 
-static int allowed;
+/* ---- Out of memory ---- */
 
-static void *scarce(size_t size)
+static unsigned n_allocations, fail_at; /* 0: none */
+static int n_live;
+
+static void *allocate(size_t size)
 {
-    return allowed-- > 0 ? malloc(size) : NULL;
+    if (++n_allocations == fail_at)
+        return NULL;
+    n_live++;
+    return malloc(size);
 }
 
-TEST(out_of_memory_is_no_half_object)
+static void release(void *memory)
+{
+    n_live -= memory != NULL;
+    free(memory);
+}
+
+/* Each makes something that needs more than one allocation, below the array. */
+static bool add_instances(cJSON *array)
 {
     Kvcached__PeerInfo peer = KVCACHED__PEER_INFO__INIT, *peers[] = {&peer};
-    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT, *infos[] = {&info};
-    cJSON_Hooks hooks = {.malloc_fn = scarce, .free_fn = free};
-    cJSON *value = NULL;
-    int n;
+    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT, *infos[] = {&info, &info};
 
     info.n_peers = 1;
     info.peers = peers;
-    cJSON_InitHooks(&hooks);
-    for (n = 0; !value && n < 1000; n++) {
-        allowed = n;
-        value = instances_array(infos, 1);
+    return json_add_instances(array, infos, 2, &recent);
+}
+
+static bool add_daemon(cJSON *array)
+{
+    Kvcached__InfoReply info = KVCACHED__INFO_REPLY__INIT;
+
+    return json_append(array, json_daemon(&info, "/run/x", &old));
+}
+
+static bool add_event(cJSON *array)
+{
+    Kvcached__Event event = KVCACHED__EVENT__INIT;
+
+    return json_append(array, json_event(&event, &recent));
+}
+
+static bool add_reasons(cJSON *array)
+{
+    Kvcached__WhyPart part = KVCACHED__WHY_PART__INIT, *parts[] = {&part, &part};
+    Kvcached__WhyLimit limit = KVCACHED__WHY_LIMIT__INIT, *limits[] = {&limit, &limit};
+    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT;
+    Kvcached__WhyReply reply = KVCACHED__WHY_REPLY__INIT;
+
+    reply.instance = &info;
+    reply.n_parts = 2;
+    reply.parts = parts;
+    reply.n_limits = 2;
+    reply.limits = limits;
+    return json_append(array, json_why(&reply, &recent));
+}
+
+static bool add_reloaded(cJSON *array)
+{
+    Kvcached__Reloaded reloaded = KVCACHED__RELOADED__INIT;
+    char *warnings[] = {(char *)"later", (char *)"never"};
+
+    reloaded.n_warnings = 2;
+    reloaded.warnings = warnings;
+    return json_append(array, json_reloaded(&reloaded, &old));
+}
+
+static bool add_version(cJSON *array)
+{
+    return json_append(array, json_version("1.2", 1, &old));
+}
+
+static bool add_deletion(cJSON *array)
+{
+    Kvcached__PeerInfo peer = KVCACHED__PEER_INFO__INIT, *peers[] = {&peer, &peer};
+    Kvcached__DeleteReply reply = KVCACHED__DELETE_REPLY__INIT;
+
+    reply.n_peers = 2;
+    reply.peers = peers;
+    return json_append(array, json_deletion("a", &reply));
+}
+
+/* Whichever allocation fails: either it is said, or nothing is missing. And nothing is left behind. */
+static void fail_each(bool (*add)(cJSON *array))
+{
+    cJSON *whole, *array;
+    unsigned n;
+
+    fail_at = n_allocations = 0;
+    whole = cJSON_CreateArray();
+    check(add(whole));
+    n = n_allocations;
+    check(n > 2);
+    for (unsigned at = 2; at <= n; at++) {
+        int n_before = n_live;
+
+        n_allocations = 0;
+        fail_at = at;
+        array = cJSON_CreateArray();
+        check(array);
+        check(!add(array));
+        cJSON_Delete(array);
+        check_eq(n_live, n_before);
     }
-    check(n > 20 && n < 1000);
-    check(cJSON_GetObjectItem(cJSON_GetArrayItem(value, 0), "peers"));
-    cJSON_Delete(value);
+    cJSON_Delete(whole);
+    check_eq(n_live, 0);
+}
+
+TEST(nothing_is_left_out_for_want_of_memory)
+{
+    cJSON_Hooks hooks = {.malloc_fn = allocate, .free_fn = release};
+
+    cJSON_InitHooks(&hooks);
+    fail_each(add_instances);
+    fail_each(add_daemon);
+    fail_each(add_event);
+    fail_each(add_reasons);
+    fail_each(add_reloaded);
+    fail_each(add_version);
+    fail_each(add_deletion);
+    check(!json_append(NULL, NULL));
+    cJSON_InitHooks(NULL);
 }
