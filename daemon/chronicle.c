@@ -20,8 +20,9 @@
 #include "server.h"
 
 #define TEXT_MAX 512
-#define NOTES_MAX 100                           /* of a domain, in GATES_PERIOD_NS */
-#define LINES_MAX 10                            /* the same, in the log */
+#define NOTES_MAX 100 /* of a domain, in GATES_PERIOD_NS */
+#define LINES_MAX 10  /* the same, in the log */
+#define ALL_LINES_MAX 50
 #define REPLY_BYTES_MAX (FRAME_SIZE_MAX - 1024) /* room for what surrounds the events */
 #define REPLY_EVENTS_MAX 256
 
@@ -49,8 +50,6 @@ static bool is_at_will(Kvcached__EventKind kind)
     case KVCACHED__EVENT_KIND__EVENT_REFUSED:
     case KVCACHED__EVENT_KIND__EVENT_SCRIBBLED:
     case KVCACHED__EVENT_KIND__EVENT_VIOLATION:
-    case KVCACHED__EVENT_KIND__EVENT_DRIVER_FAILED:
-    case KVCACHED__EVENT_KIND__EVENT_DRIVER_RECOVERED:
         return true;
     default:
         return false;
@@ -124,7 +123,13 @@ void chronicle_note_stranger(struct server *server, Kvcached__EventKind kind, co
 
 bool chronicle_may_log(struct server *server, const char *domain)
 {
-    return gates_pass(&server->lines, domain, LINES_MAX, server_now()) == GATE_OPEN;
+    enum gate_verdict verdict = gates_pass(&server->lines, domain, LINES_MAX, server_now());
+
+    if (verdict == GATE_OPEN)
+        verdict = gate_pass(&server->all_lines, ALL_LINES_MAX, server_now());
+    if (verdict == GATE_CLOSES)
+        log_notice("More happens than is logged: kvctl events and the metrics have it");
+    return verdict == GATE_OPEN;
 }
 
 /* ---- What the whole daemon goes through ---- */

@@ -164,7 +164,9 @@ static const char *domain_of(const struct peer *peer, char buf[static BROKER_DOM
 
     if (peer->domain)
         return peer->domain;
-    return identity_domain(&peer->identity, buf, &reason) == 0 ? buf : "";
+    if (identity_domain(&peer->identity, buf, &reason) != 0)
+        snprintf(buf, BROKER_DOMAIN_MAX + 1, "uid:%u@?", (unsigned)peer->identity.uid);
+    return buf;
 }
 
 static void note_violation(struct peer *peer, const char *reason)

@@ -454,6 +454,14 @@ static int start_broker(struct server *server, char *error)
     return r < 0 ? fail(error, r, "Cannot start") : 0;
 }
 
+/* Without randomness at the very start of a machine something must do. */
+static uint64_t random_number(uint64_t instead)
+{
+    uint64_t number;
+
+    return getrandom(&number, sizeof(number), 0) == sizeof(number) ? number : instead;
+}
+
 static struct server *server_alloc(const struct options *options, struct config *config,
                                    struct device *device)
 {
@@ -473,8 +481,8 @@ static struct server *server_alloc(const struct options *options, struct config 
     server->config = config;
     server->device = device;
     server->started_ns = server_now();
-    if (getrandom(&server->life, sizeof(server->life), 0) != sizeof(server->life))
-        server->life = server->started_ns;
+    server->life = random_number(server->started_ns);
+    server->events.secret = server->notes.secret = server->lines.secret = random_number(server->started_ns);
     slots_init(&server->slots);
     settings_init(&server->settings, config, info->total_bytes, info->granularity_bytes, info->n_devices,
                   raise_descriptor_limit());
