@@ -41,6 +41,6 @@ int events_add(struct events *events, const struct event *event);
  */
 const struct event *events_next(const struct events *events, uint64_t after);
 
-/* The newest, at most `max` of them, into `ret`, by number; shared by the domains in the same way. Returns how
- * many. */
+/* The newest, at most `max` of them, into `ret`, by number; shared by the domains in the same way. Returns
+ * how many. */
 unsigned events_recent(const struct events *events, unsigned max, const struct event **ret);

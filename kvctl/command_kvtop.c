@@ -216,7 +216,8 @@ static bool heed(struct top *top, int key, int page)
 
 /* ---- The loop ---- */
 
-/* Signals are let through only while it waits: none can come between a look at what they set and that. */
+/* Signals are let through only while it waits: none can come between a look at what they set and that, or
+ * between ncurses' look at the terminal's size and its wish to hear of another one. */
 static void block_signals(sigset_t *ret_before)
 {
     sigset_t set;
@@ -267,20 +268,18 @@ static void draw(struct top *top, unsigned *ret_height)
 /* One key at a time: how far the next one may scroll depends on what this one has shown. Whatever ends
  * the wait may be a new size, which is a key, too: it comes before the next screen, which would be of
  * the old size. */
-static void loop(struct top *top)
+static void loop(struct top *top, const sigset_t *signals)
 {
-    sigset_t before;
     unsigned height;
     int key;
 
-    block_signals(&before);
     do {
         for (size_t i = 0; i < top->fleet.n; i++)
             look(top, &top->sources[i]);
         draw(top, &height);
         key = top_draw_key();
         if (key == TOP_KEY_NONE)
-            key = await(top, &before) ? top_draw_key() : TOP_KEY_GONE;
+            key = await(top, signals) ? top_draw_key() : TOP_KEY_GONE;
     } while (!ended_by && heed(top, key, height > 4 ? (int)height - 4 : 1));
 }
 
@@ -304,6 +303,7 @@ static int run(const struct invocation *invocation)
 {
     _cleanup_(top_deinit) struct top top = {.invocation = invocation};
     const struct sigaction action = {.sa_handler = note_signal};
+    sigset_t signals;
     double seconds;
     int status;
 
@@ -318,14 +318,18 @@ static int run(const struct invocation *invocation)
     status = begin(&top);
     if (status)
         return status;
-    if (!top_draw_begin())
-        return command_complain(STATUS_FAILED, "kvtop doesn't know this kind of terminal; look at $TERM");
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
-    loop(&top);
-    top_draw_end();
-    return STATUS_DONE;
+    block_signals(&signals);
+    if (top_draw_begin()) {
+        sigaction(SIGINT, &action, NULL);
+        sigaction(SIGTERM, &action, NULL);
+        sigaction(SIGHUP, &action, NULL);
+        loop(&top, &signals);
+        top_draw_end();
+    } else {
+        status = command_complain(STATUS_FAILED, "kvtop doesn't know this kind of terminal; look at $TERM");
+    }
+    sigprocmask(SIG_SETMASK, &signals, NULL);
+    return status;
 }
 
 const struct command command_kvtop = {
