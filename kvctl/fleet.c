@@ -11,6 +11,7 @@
 #include <glob.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,24 +145,40 @@ void fleet_member_begin(struct fleet_member *member, int timeout_ms)
     member->r = control_connect_begin(control, &options) ?: CONTROL_E_PENDING;
 }
 
-static void note_end(struct fleet_member *member, int r)
+void fleet_member_end(struct fleet_member *member)
 {
-    member->r = r;
-    if (r == 0)
+    member->r = control_connect_end(member->control);
+    if (member->r == 0)
         member->gpu = control_welcome(member->control)->gpu_index;
 }
 
-void fleet_member_end(struct fleet_member *member)
-{
-    note_end(member, control_connect_end(member->control));
-}
-
-/* All have had their greeting: who waits for one waits for the others as well. */
+/* Until each has answered or used up its time. All are heard together: one that challenges us waits for the
+ * answer no longer than for a handshake, whoever else is silent. */
 static void await_all(struct fleet *fleet)
 {
-    for (size_t i = 0; i < fleet->n; i++)
-        if (fleet->members[i].r == CONTROL_E_PENDING)
-            note_end(&fleet->members[i], control_connect_await(fleet->members[i].control));
+    struct pollfd pollfds[GPUS_MAX];
+    int timeout_ms;
+    nfds_t n;
+
+    do {
+        n = 0;
+        timeout_ms = INT_MAX;
+        for (size_t i = 0; i < fleet->n; i++) {
+            struct fleet_member *member = &fleet->members[i];
+            int patience_ms;
+
+            if (member->r == CONTROL_E_PENDING)
+                fleet_member_end(member);
+            if (member->r != CONTROL_E_PENDING)
+                continue;
+            pollfds[n++] = (struct pollfd){.fd = control_fd(member->control),
+                                           .events = control_poll_events(member->control)};
+            patience_ms = control_patience_ms(member->control);
+            timeout_ms = patience_ms < timeout_ms ? patience_ms : timeout_ms;
+        }
+        if (n > 0)
+            (void)poll(pollfds, n, timeout_ms);
+    } while (n > 0);
 }
 
 void fleet_reconnect(struct fleet *fleet, int timeout_ms)

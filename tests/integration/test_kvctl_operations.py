@@ -16,7 +16,7 @@ import pytest
 
 from harness.broker import Daemon, Programs, Result, Site, eventually
 from harness.control import open_control
-from harness.listeners import Refusing
+from harness.listeners import CHALLENGE_REPLY, Challenging, Refusing, Silent
 from harness.raw import start_holder, start_raw
 
 DONE, FAILED, USAGE, NO_DAEMON = 0, 1, 2, 3
@@ -388,3 +388,19 @@ def test_all_of_none(programs: Programs, tmp_path: Path) -> None:
     result = programs.kvctl("--all", "list", XDG_RUNTIME_DIR=str(tmp_path), RUNTIME_DIRECTORY="")
     assert (result.rc, result.out) == (NO_DAEMON, "")
     assert result.err.startswith("kvctl: No daemon is running: nobody listens in ")
+
+
+def test_a_challenge_is_answered_while_others_are_silent(site: Site) -> None:
+    """A daemon gives ten seconds for a handshake, which is how long kvctl waits for a silent one."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    command = [str(site.program("kvctl/kvctl")), "--all", "version"]
+    environment = site.environment(XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+    with Silent(folder / "gpu0.sock.ctl"), Challenging(folder / "gpu1.sock.ctl") as challenging:
+        program = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        try:
+            eventually(lambda: CHALLENGE_REPLY in challenging.heard, within=8)
+            assert program.poll() is None
+        finally:
+            program.kill()
+            program.communicate()
