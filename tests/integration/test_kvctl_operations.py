@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -382,6 +383,22 @@ def test_all(programs: Programs, site: Site) -> None:
     assert (result.rc, result.err) == (FAILED, "kvctl: No daemon has all of these instances\n")
     result = ask("events", "--follow")
     assert (result.rc, result.err) == (USAGE, "kvctl: --follow follows one daemon; leave out --all\n")
+
+
+def test_a_leftover_in_an_earlier_folder(programs: Programs, site: Site) -> None:
+    """It hides no daemon that listens in a later one, as little with --all as with --gpu."""
+    early, late = site.run / "early", site.run / "kvcached"
+    for folder in (early, late):
+        folder.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as leftover:
+        leftover.bind(str(early / "gpu0.sock.ctl"))
+    programs.kvctl("limit", "a", "1M", daemon=programs.daemon(socket_path=late / "gpu0.sock"))
+    for where in (("--gpu", "0"), ("--all",)):
+        result = programs.kvctl(
+            *where, "list", "--json", XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY=str(early)
+        )
+        assert (result.rc, result.err) == (DONE, ""), where
+        assert [one["ipc"] for one in result.json()] == ["a"], where
 
 
 def test_all_of_none(programs: Programs, tmp_path: Path) -> None:
