@@ -195,14 +195,6 @@ static void await_all(struct fleet *fleet)
     } while (n > 0);
 }
 
-void fleet_reconnect(struct fleet *fleet, int timeout_ms)
-{
-    for (size_t i = 0; i < fleet->n; i++)
-        if (fleet->members[i].r)
-            fleet_member_begin(&fleet->members[i], timeout_ms);
-    await_all(fleet);
-}
-
 /* Complains where there is not one to talk to. */
 static int check(const struct fleet *fleet)
 {

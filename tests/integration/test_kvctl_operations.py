@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -281,6 +282,46 @@ def test_watch_all(
     assert programs.kvctl("limit", "on-2", "1M", daemon=again).rc == DONE
     assert eventually(lambda: look() == [*refused, "GPU 2:", "on-2", ""])
     assert program.poll() is None
+
+
+def test_watch_all_beside_the_silent(
+    programs: Programs, site: Site, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """They hold up one look, all of them together, and have their reason in their places; later ones come as
+    often as without them."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    daemon = programs.daemon(socket_path=folder / "gpu0.sock")
+    programs.kvctl("limit", "a", "1M", daemon=daemon)
+    with Silent(folder / "gpu1.sock.ctl") as one, Silent(folder / "gpu2.sock.ctl") as two:
+        program = watching()
+
+        def look() -> list[str]:
+            """Until what it says of the last GPU."""
+            shown: list[str] = []
+            while not shown or not shown[-1].startswith("GPU 2: "):
+                shown.append(stream(program).readline().rstrip("\n"))
+            return [line for line in shown if line.startswith(("GPU ", "a "))]
+
+        def silent(path: Path, gpu: int) -> str:
+            return f"GPU {gpu}: unknown. The daemon at {path} has not answered for 1 s; trying again"
+
+        others = [silent(one.path, 1), silent(two.path, 2)]
+        assert look()[0] == "GPU 0:"
+        started = time.monotonic()
+        for _ in range(30):
+            heading, instance, *rest = look()
+            assert (heading, instance.split()[0], rest) == ("GPU 0:", "a", others)
+        # A second more for each look would be 30 s.
+        assert time.monotonic() - started < 15
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            eventually(lambda: look() == [silent(daemon.control, 0), *others])
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        eventually(lambda: look()[0] == "GPU 0:")
+        program.kill()
+        program.wait()
 
 
 def test_watch_all_json(several: list[Daemon], watching: Callable[..., subprocess.Popen[str]]) -> None:
