@@ -18,18 +18,18 @@
 #include "base/arith.h"
 #include "command.h"
 #include "fleet.h"
+#include "source.h"
 #include "top_draw.h"
 #include "top_layout.h"
 #include "top_model.h"
-#include "top_source.h"
 
 #define WHEEL_LINES 3
 
 struct top {
     const struct invocation *invocation;
     struct fleet fleet;
-    struct top_source *sources; /* of the fleet's members */
-    struct pollfd *pollfds;     /* of the sources, and of the terminal */
+    struct source *sources; /* of the fleet's members */
+    struct pollfd *pollfds; /* of the sources, and of the terminal */
     struct top_model model;
     struct top_view view;
     struct top_screen *screen; /* the last one, which is what a click is at */
@@ -55,7 +55,7 @@ static void top_deinit(struct top *top)
 {
     top_screen_free(top->screen);
     for (size_t i = 0; top->sources && i < top->fleet.n; i++)
-        top_source_rest(&top->sources[i], 0);
+        source_rest(&top->sources[i], 0);
     free(top->sources);
     free(top->pollfds);
     fleet_deinit(&top->fleet);
@@ -91,10 +91,10 @@ static size_t keep_asked_for(const struct invocation *invocation, const struct c
     return kept;
 }
 
-static void look(struct top *top, struct top_source *source)
+static void look(struct top *top, struct source *source)
 {
     const struct fleet_member *member = source->member;
-    int r = top_source_turn(source, now_ns());
+    int r = source_turn(source, now_ns());
 
     if (r == CONTROL_E_PENDING)
         return;
@@ -104,7 +104,7 @@ static void look(struct top *top, struct top_source *source)
                        control_knows_operations(member->control));
     else
         top_model_lose(&top->model, member->gpu, control_reason(member->control));
-    top_source_rest(source, top->period_ns);
+    source_rest(source, top->period_ns);
 }
 
 /* ---- Keys ---- */
@@ -238,7 +238,7 @@ static bool await(struct top *top, const sigset_t *signals)
     int timeout_ms = INT_MAX;
 
     for (size_t i = 0; i < top->fleet.n; i++) {
-        int one = top_source_wait(&top->sources[i], now_ns(), &top->pollfds[i]);
+        int one = source_wait(&top->sources[i], now_ns(), &top->pollfds[i]);
 
         timeout_ms = one < timeout_ms ? one : timeout_ms;
     }
@@ -286,7 +286,7 @@ static void loop(struct top *top, const sigset_t *signals)
 /* The connection to a daemon that was named is there already; from now on kvtop is less patient with it. */
 static int begin(struct top *top)
 {
-    int status = fleet_begin(top->invocation, TOP_PATIENCE_MS, &top->fleet);
+    int status = fleet_begin(top->invocation, SOURCE_PATIENCE_MS, &top->fleet);
 
     if (status)
         return status;
@@ -295,7 +295,7 @@ static int begin(struct top *top)
     if (!top->sources || !top->pollfds)
         return command_complain(STATUS_FAILED, "Out of memory");
     for (size_t i = 0; i < top->fleet.n; i++)
-        top->sources[i].member = &top->fleet.members[i];
+        top->sources[i] = (struct source){.member = &top->fleet.members[i], .wants_info = true};
     return STATUS_DONE;
 }
 

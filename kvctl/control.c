@@ -134,7 +134,7 @@ static int take_message(struct control *control, struct message *ret)
         return fail_link(control, r);
     if (now_ms() < control->deadline_ms)
         return CONTROL_E_PENDING;
-    return fail(control, CONTROL_E_FAILED, "The daemon at %s has not answered for %g s",
+    return fail(control, CONTROL_E_SILENT, "The daemon at %s has not answered for %g s",
                 control->address.sun_path, control->timeout_ms / 1000.0);
 }
 
@@ -505,14 +505,14 @@ static int list_begin(struct control *control, char *const *names, size_t n_name
     return begin(control, MESSAGE_LIST, &list.base);
 }
 
-int control_list_begin(struct control *control)
+int control_list_begin(struct control *control, char *const *names, size_t n_names)
 {
-    return list_begin(control, NULL, 0, 0);
+    return list_begin(control, names, n_names, 0);
 }
 
-/* A page, and the request for the next one; the names are to be those of the first. */
-static int list_end(struct control *control, char *const *names, size_t n_names,
-                    struct control_listing *listing)
+/* A page, and the request for the next one. */
+int control_list_end(struct control *control, char *const *names, size_t n_names,
+                     struct control_listing *listing)
 {
     struct message page;
     uint64_t next;
@@ -532,21 +532,16 @@ static int list_end(struct control *control, char *const *names, size_t n_names,
     return list_begin(control, names, n_names, next) ?: CONTROL_E_PENDING;
 }
 
-int control_list_end(struct control *control, struct control_listing *listing)
-{
-    return list_end(control, NULL, 0, listing);
-}
-
 int control_list(struct control *control, char *const *names, size_t n_names, struct control_listing *ret)
 {
     _cleanup_(control_listing_deinit) struct control_listing listing = {0};
     int r;
 
-    r = list_begin(control, names, n_names, 0);
+    r = control_list_begin(control, names, n_names);
     if (r)
         return r;
     do {
-        r = list_end(control, names, n_names, &listing);
+        r = control_list_end(control, names, n_names, &listing);
     } while (r == CONTROL_E_PENDING && (r = wait_ready(control)) == 0);
     if (r)
         return r;

@@ -20,7 +20,8 @@ enum {
     _CONTROL_E_SUCCESS,
     CONTROL_E_NO_DAEMON, /* nobody to talk to, or nobody who may be trusted */
     CONTROL_E_REFUSED,   /* the daemon said no: control_refusal() */
-    CONTROL_E_FAILED,    /* not allowed to connect, no answer in time, the connection broke, nonsense came */
+    CONTROL_E_FAILED,    /* not allowed to connect, the connection broke, nonsense came */
+    CONTROL_E_SILENT,    /* no answer in time */
     CONTROL_E_PENDING,   /* of *_end() only: no answer yet; there is no reason then */
 };
 
@@ -109,5 +110,7 @@ int control_connect_end(struct control *control);
 int control_connect_await(struct control *control); /* the same, and waits after all */
 int control_info_begin(struct control *control, const char *instance);
 int control_info_end(struct control *control, struct message *ret_info_reply);
-int control_list_begin(struct control *control); /* of all instances */
-int control_list_end(struct control *control, struct control_listing *listing);
+int control_list_begin(struct control *control, char *const *names, size_t n_names);
+/* With the same names. */
+int control_list_end(struct control *control, char *const *names, size_t n_names,
+                     struct control_listing *listing);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * With --all, a folder that is searched earlier wins where two have a socket of the same name: it is the
- * one that --gpu would find. A socket nobody listens at is somebody's leftover, and no error.
+ * With --all, of sockets of the same name the first that somebody listens at wins, in the order of the
+ * folders: it is the one that --gpu would find. The others are somebody's leftovers, and no error.
  */
 
 #include "fleet.h"
@@ -11,15 +11,22 @@
 #include <glob.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arith.h"
 #include "base/parse.h"
 #include "text.h"
 
 #define SUFFIX ".ctl"
 #define GPUS_MAX 256
+
+/* Where a GPU's daemon may listen, in the order in which that is tried. NULL: not there. */
+struct candidates {
+    char *sockets[3];
+};
 
 static void member_deinit(struct fleet_member *member)
 {
@@ -44,8 +51,9 @@ static bool read_number(const char *path, uint64_t *ret)
     return parse_u64(digits, ret) == 0 && *ret < GPUS_MAX;
 }
 
-/* Sockets by number; each is the caller's. */
-static int search(const char *folder, const char *subfolder, char *paths[static GPUS_MAX])
+/* Candidates by number, of one place; each is the caller's. */
+static int search(const char *folder, const char *subfolder, unsigned place,
+                  struct candidates candidates[static GPUS_MAX])
 {
     char pattern[PATH_MAX];
     uint64_t number;
@@ -59,11 +67,15 @@ static int search(const char *folder, const char *subfolder, char *paths[static 
         return 0;
     for (size_t i = 0; i < found.gl_pathc; i++) {
         const char *path = found.gl_pathv[i];
+        char **socket;
 
-        if (!read_number(path, &number) || paths[number])
+        if (!read_number(path, &number))
             continue;
-        paths[number] = strndup(path, strlen(path) - strlen(SUFFIX));
-        if (!paths[number]) {
+        socket = &candidates[number].sockets[place];
+        if (*socket)
+            continue; /* "gpu00" is the same number */
+        *socket = strndup(path, strlen(path) - strlen(SUFFIX));
+        if (!*socket) {
             globfree(&found);
             return -ENOMEM;
         }
@@ -72,38 +84,41 @@ static int search(const char *folder, const char *subfolder, char *paths[static 
     return 0;
 }
 
-/* Each that somebody listens at. False: no memory. */
-static bool begin_all(char *paths[static GPUS_MAX], int timeout_ms, struct fleet *fleet)
+/* The first that somebody listens at, if there is one. False: no memory. */
+static bool begin_one(unsigned gpu, struct candidates *candidates, int timeout_ms, struct fleet *fleet)
 {
-    for (unsigned i = 0; i < GPUS_MAX; i++) {
-        struct fleet_member *member = &fleet->members[fleet->n];
+    struct fleet_member *member = &fleet->members[fleet->n];
+    bool has_memory = true;
 
-        if (!paths[i])
+    for (size_t i = 0; i < ARRAY_SIZE(candidates->sockets) && has_memory; i++) {
+        if (!candidates->sockets[i])
             continue;
-        *member = (struct fleet_member){.gpu = i, .socket = steal_pointer(paths[i])};
-        fleet->n++;
+        *member = (struct fleet_member){.gpu = gpu, .socket = steal_pointer(candidates->sockets[i])};
         fleet_member_begin(member, timeout_ms);
-        if (!member->control)
-            return false;
-        if (member->r == CONTROL_E_NO_DAEMON) {
-            member_deinit(member);
-            fleet->n--;
+        has_memory = member->control;
+        if (has_memory && member->r != CONTROL_E_NO_DAEMON) {
+            fleet->n++;
+            return true;
         }
+        member_deinit(member);
     }
-    return true;
+    return has_memory;
 }
 
 static bool find_all(int timeout_ms, struct fleet *fleet)
 {
-    char *paths[GPUS_MAX] = {NULL};
+    struct candidates candidates[GPUS_MAX] = {0};
     bool ok;
 
     fleet->members = calloc(GPUS_MAX, sizeof(*fleet->members));
-    ok = fleet->members && search(getenv("RUNTIME_DIRECTORY"), "", paths) == 0 &&
-         search("/run/kvcached", "", paths) == 0 &&
-         search(getenv("XDG_RUNTIME_DIR"), "/kvcached", paths) == 0 && begin_all(paths, timeout_ms, fleet);
+    ok = fleet->members && search(getenv("RUNTIME_DIRECTORY"), "", 0, candidates) == 0 &&
+         search("/run/kvcached", "", 1, candidates) == 0 &&
+         search(getenv("XDG_RUNTIME_DIR"), "/kvcached", 2, candidates) == 0;
+    for (unsigned i = 0; ok && i < GPUS_MAX; i++)
+        ok = begin_one(i, &candidates[i], timeout_ms, fleet);
     for (unsigned i = 0; i < GPUS_MAX; i++)
-        free(paths[i]);
+        for (size_t k = 0; k < ARRAY_SIZE(candidates[i].sockets); k++)
+            free(candidates[i].sockets[k]);
     return ok;
 }
 
@@ -144,32 +159,40 @@ void fleet_member_begin(struct fleet_member *member, int timeout_ms)
     member->r = control_connect_begin(control, &options) ?: CONTROL_E_PENDING;
 }
 
-static void note_end(struct fleet_member *member, int r)
+void fleet_member_end(struct fleet_member *member)
 {
-    member->r = r;
-    if (r == 0)
+    member->r = control_connect_end(member->control);
+    if (member->r == 0)
         member->gpu = control_welcome(member->control)->gpu_index;
 }
 
-void fleet_member_end(struct fleet_member *member)
-{
-    note_end(member, control_connect_end(member->control));
-}
-
-/* All have had their greeting: who waits for one waits for the others as well. */
+/* Until each has answered or used up its time. All are heard together: one that challenges us waits for the
+ * answer no longer than for a handshake, whoever else is silent. */
 static void await_all(struct fleet *fleet)
 {
-    for (size_t i = 0; i < fleet->n; i++)
-        if (fleet->members[i].r == CONTROL_E_PENDING)
-            note_end(&fleet->members[i], control_connect_await(fleet->members[i].control));
-}
+    struct pollfd pollfds[GPUS_MAX];
+    int timeout_ms;
+    nfds_t n;
 
-void fleet_reconnect(struct fleet *fleet, int timeout_ms)
-{
-    for (size_t i = 0; i < fleet->n; i++)
-        if (fleet->members[i].r)
-            fleet_member_begin(&fleet->members[i], timeout_ms);
-    await_all(fleet);
+    do {
+        n = 0;
+        timeout_ms = INT_MAX;
+        for (size_t i = 0; i < fleet->n; i++) {
+            struct fleet_member *member = &fleet->members[i];
+            int patience_ms;
+
+            if (member->r == CONTROL_E_PENDING)
+                fleet_member_end(member);
+            if (member->r != CONTROL_E_PENDING)
+                continue;
+            pollfds[n++] = (struct pollfd){.fd = control_fd(member->control),
+                                           .events = control_poll_events(member->control)};
+            patience_ms = control_patience_ms(member->control);
+            timeout_ms = patience_ms < timeout_ms ? patience_ms : timeout_ms;
+        }
+        if (n > 0)
+            (void)poll(pollfds, n, timeout_ms);
+    } while (n > 0);
 }
 
 /* Complains where there is not one to talk to. */

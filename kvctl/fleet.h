@@ -13,8 +13,7 @@ struct fleet_member {
     uint32_t gpu; /* as its daemon says; before it has, as its socket is called */
     char *socket;
     struct control *control;
-    int r;           /* 0: connected; CONTROL_E_PENDING: not yet; else control_reason() says why not */
-    bool complained; /* of that; whoever does notes it here */
+    int r; /* 0: connected; CONTROL_E_PENDING: not yet; else control_reason() says why not */
 };
 
 struct fleet {
@@ -30,9 +29,6 @@ struct fleet {
 int fleet_connect(const struct invocation *invocation, int timeout_ms, struct fleet *ret);
 int fleet_begin(const struct invocation *invocation, int timeout_ms, struct fleet *ret);
 void fleet_deinit(struct fleet *fleet);
-
-/* Tries again with all that are not connected, and waits for them together. */
-void fleet_reconnect(struct fleet *fleet, int timeout_ms);
 
 /* For one of them, in two halves, as of control.h. What becomes of it is in member->r. */
 void fleet_member_begin(struct fleet_member *member, int timeout_ms);

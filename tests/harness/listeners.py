@@ -12,7 +12,7 @@ from typing import Self
 
 from harness.raw import frame
 
-HELLO, WELCOME, REFUSED = 1, 4, 5
+HELLO, CHALLENGE, CHALLENGE_REPLY, WELCOME, REFUSED = 1, 2, 3, 4, 5
 LIST, LIST_REPLY = 64, 65
 INSTANCE_FIELD = 2  # of an InstanceInfo
 ERROR_IDENTITY = 3
@@ -36,11 +36,12 @@ class Silent:
 
 
 class Answering(Silent):
-    """Each kind of request has its answer: a kind and a body."""
+    """Each kind of request has its answer: a kind and a body. `heard` are the kinds so far."""
 
     def __init__(self, path: Path, answers: dict[int, tuple[int, bytes]]) -> None:
         super().__init__(path)
         self._answers = answers
+        self.heard: list[int] = []
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -54,6 +55,7 @@ class Answering(Silent):
             with connection, contextlib.suppress(ConnectionError):
                 while packet := connection.recv(65536):
                     _, _, kind, _, request, _, _ = struct.unpack("<IHHIIHH", packet[:20])
+                    self.heard.append(kind)
                     answer, body = self._answers[kind]
                     connection.send(frame(answer, body, request=request))
 
@@ -74,6 +76,13 @@ class Refusing(Answering):
     def __init__(self, path: Path, sentence: str) -> None:
         refusal = bytes([1 << 3, ERROR_IDENTITY]) + text(2, sentence.encode())
         super().__init__(path, {HELLO: (REFUSED, refusal)})
+
+
+class Challenging(Answering):
+    """Wants to know first who it is, as a daemon does on a kernel that doesn't say."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, {HELLO: (CHALLENGE, text(1, bytes(16))), CHALLENGE_REPLY: (WELCOME, b"")})
 
 
 class Listing(Answering):

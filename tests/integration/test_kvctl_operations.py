@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +18,7 @@ import pytest
 
 from harness.broker import Daemon, Programs, Result, Site, eventually
 from harness.control import open_control
-from harness.listeners import Refusing
+from harness.listeners import CHALLENGE_REPLY, Challenging, Refusing, Silent
 from harness.raw import start_holder, start_raw
 
 DONE, FAILED, USAGE, NO_DAEMON = 0, 1, 2, 3
@@ -282,6 +284,46 @@ def test_watch_all(
     assert program.poll() is None
 
 
+def test_watch_all_beside_the_silent(
+    programs: Programs, site: Site, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """They hold up one look, all of them together, and have their reason in their places; later ones come as
+    often as without them."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    daemon = programs.daemon(socket_path=folder / "gpu0.sock")
+    programs.kvctl("limit", "a", "1M", daemon=daemon)
+    with Silent(folder / "gpu1.sock.ctl") as one, Silent(folder / "gpu2.sock.ctl") as two:
+        program = watching()
+
+        def look() -> list[str]:
+            """Until what it says of the last GPU."""
+            shown: list[str] = []
+            while not shown or not shown[-1].startswith("GPU 2: "):
+                shown.append(stream(program).readline().rstrip("\n"))
+            return [line for line in shown if line.startswith(("GPU ", "a "))]
+
+        def silent(path: Path, gpu: int) -> str:
+            return f"GPU {gpu}: unknown. The daemon at {path} has not answered for 1 s; trying again"
+
+        others = [silent(one.path, 1), silent(two.path, 2)]
+        assert look()[0] == "GPU 0:"
+        started = time.monotonic()
+        for _ in range(30):
+            heading, instance, *rest = look()
+            assert (heading, instance.split()[0], rest) == ("GPU 0:", "a", others)
+        # A second more for each look would be 30 s.
+        assert time.monotonic() - started < 15
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            eventually(lambda: look() == [silent(daemon.control, 0), *others])
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        eventually(lambda: look()[0] == "GPU 0:")
+        program.kill()
+        program.wait()
+
+
 def test_watch_all_json(several: list[Daemon], watching: Callable[..., subprocess.Popen[str]]) -> None:
     """There is no place in an array for a reason: it is told once, apart."""
     program = watching("--json")
@@ -384,7 +426,39 @@ def test_all(programs: Programs, site: Site) -> None:
     assert (result.rc, result.err) == (USAGE, "kvctl: --follow follows one daemon; leave out --all\n")
 
 
+def test_a_leftover_in_an_earlier_folder(programs: Programs, site: Site) -> None:
+    """It hides no daemon that listens in a later one, as little with --all as with --gpu."""
+    early, late = site.run / "early", site.run / "kvcached"
+    for folder in (early, late):
+        folder.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as leftover:
+        leftover.bind(str(early / "gpu0.sock.ctl"))
+    programs.kvctl("limit", "a", "1M", daemon=programs.daemon(socket_path=late / "gpu0.sock"))
+    for where in (("--gpu", "0"), ("--all",)):
+        result = programs.kvctl(
+            *where, "list", "--json", XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY=str(early)
+        )
+        assert (result.rc, result.err) == (DONE, ""), where
+        assert [one["ipc"] for one in result.json()] == ["a"], where
+
+
 def test_all_of_none(programs: Programs, tmp_path: Path) -> None:
     result = programs.kvctl("--all", "list", XDG_RUNTIME_DIR=str(tmp_path), RUNTIME_DIRECTORY="")
     assert (result.rc, result.out) == (NO_DAEMON, "")
     assert result.err.startswith("kvctl: No daemon is running: nobody listens in ")
+
+
+def test_a_challenge_is_answered_while_others_are_silent(site: Site) -> None:
+    """A daemon gives ten seconds for a handshake, which is how long kvctl waits for a silent one."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    command = [str(site.program("kvctl/kvctl")), "--all", "version"]
+    environment = site.environment(XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+    with Silent(folder / "gpu0.sock.ctl"), Challenging(folder / "gpu1.sock.ctl") as challenging:
+        program = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        try:
+            eventually(lambda: CHALLENGE_REPLY in challenging.heard, within=8)
+            assert program.poll() is None
+        finally:
+            program.kill()
+            program.communicate()

@@ -235,7 +235,7 @@ TEST(silence)
     char reason[160];
 
     start(&fake);
-    control = connect_expecting(&fake, CONTROL_E_FAILED);
+    control = connect_expecting(&fake, CONTROL_E_SILENT);
     snprintf(reason, sizeof(reason), "The daemon at %s.ctl has not answered for 0.2 s", fake.path);
     check_str(control_reason(control), reason);
     control_free(control);
@@ -260,7 +260,7 @@ TEST(waiting_for_events_has_no_end)
     check_eq(control_events(control, 7, true, &message), 0);
     check_eq(client_timeout_ms, -1);
     message_deinit(&message);
-    check_eq(control_info(control, NULL, &message), CONTROL_E_FAILED); /* nor is everything waited for so */
+    check_eq(control_info(control, NULL, &message), CONTROL_E_SILENT); /* nor is everything waited for so */
     control_free(control);
     stop(&fake);
 }
@@ -297,18 +297,18 @@ TEST(without_waiting)
     check_eq(poll(&pollfd, 1, 10000), 1);
     check_eq(control_info_end(control, &message), 0);
     message_deinit(&message);
-    check_eq(control_list_begin(control), 0);
-    check_eq(control_list_end(control, &listing), CONTROL_E_PENDING);
+    check_eq(control_list_begin(control, NULL, 0), 0);
+    check_eq(control_list_end(control, NULL, 0, &listing), CONTROL_E_PENDING);
     check_eq(poll(&pollfd, 1, 10000), 1);
-    check_eq(control_list_end(control, &listing), CONTROL_E_PENDING); /* the first page */
+    check_eq(control_list_end(control, NULL, 0, &listing), CONTROL_E_PENDING); /* the first page */
     check_eq(poll(&pollfd, 1, 10000), 1);
-    check_eq(control_list_end(control, &listing), 0);
+    check_eq(control_list_end(control, NULL, 0, &listing), 0);
     check_eq(listing.n, 2);
     control_listing_deinit(&listing);
     check_eq(control_info_begin(control, NULL), 0);
     check_eq(poll(&pollfd, 1, control_patience_ms(control) + 1), 0);
     check_eq(control_patience_ms(control), 0);
-    check_eq(control_info_end(control, &message), CONTROL_E_FAILED);
+    check_eq(control_info_end(control, &message), CONTROL_E_SILENT);
     check(strstr(control_reason(control), "has not answered for 0.2 s"));
     control_free(control);
     stop(&fake);
