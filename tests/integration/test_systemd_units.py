@@ -52,6 +52,8 @@ def instance(installed: Path, site: Site, tmp_path: Path) -> Path:
         text = unit.read_text()
         for program in ("daemon/kvcachedd", "kvctl/kvctl"):
             text = re.sub(rf"=\S*/{Path(program).name} ", f"={site.program(program)} ", text)
+        helper = find_one(installed, "kvcached-devices")
+        text = re.sub(r"=\S*/kvcached-devices ", f"={helper} ", text)
         (folder / unit.name.replace("@.", "@0.")).write_text(text)
     return folder
 
