@@ -72,6 +72,10 @@ def test_device_files_are_made_first(node: Node) -> None:
         node.write(tool, "#!/bin/sh", "exit 1")
         node.run("systemctl start kvcachedd@1.service")
         assert node.show("kvcached-devices@1.service", "ExecMainStatus") == "1"
+        assert node.is_active("kvcachedd@1.service")
+        node.write(tool, "#!/bin/sh", "exit 0")
+        node.run("systemctl restart kvcachedd@1.service")
+        assert node.is_active("kvcached-devices@1.service"), "it is not tried again"
     finally:
         node.run(f"rm -f {tool} /run/asked-for; umount /proc/driver")
     node.run("systemctl stop kvcached-devices@1.service; systemctl restart kvcachedd@1.service")
