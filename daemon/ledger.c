@@ -105,7 +105,7 @@ uint64_t ledger_held(const struct ledger *ledger)
     uint64_t held = 0;
 
     for (unsigned state = 0; state < _LEDGER_N; state++)
-        if (state != LEDGER_PENDING)
+        if (state != LEDGER_PENDING && state != LEDGER_RESERVED)
             held += ledger->bytes[state];
     return held;
 }

@@ -121,6 +121,8 @@ static void carry_out(struct server *server, const struct broker_action *action)
     case BROKER_ACTION_SCRIBBLED:
         lessor_note_scribble(server, action->peer);
         break;
+    case BROKER_ACTION_RESERVED:
+        break;
     case BROKER_ACTION_STATUS:
         instance_status_write(server, action->instance);
         break;

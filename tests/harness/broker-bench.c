@@ -118,6 +118,10 @@ static void carry_out(struct bench *b, const struct broker_action *action)
         b->n_leases++;
         broker_request_free(b->broker, action->request);
         break;
+    case BROKER_ACTION_RESERVED:
+        b->n_reservations++;
+        b->reserved = action->request;
+        break;
     case BROKER_ACTION_NOTICE:
         check(b->n_notices < ARRAY_SIZE(b->notices));
         /* Its status page shows the pressure already. */
@@ -231,6 +235,32 @@ void bench_lease_take(struct bench *b, struct broker_lease *lease, struct lease_
     check(b->granted == request);
     if (ret_ids)
         memcpy(ret_ids, request->extents, request->n_extents * sizeof(*ret_ids));
+    broker_request_free(b->broker, request);
+    bench_run(b);
+}
+
+struct broker_peer *bench_control(struct bench *b, const char *domain, const char *name)
+{
+    struct broker_peer *peer = NULL;
+
+    check_eq(broker_controller_new(b->broker, domain, name, bench_no_limits, &peer), 0);
+    bench_run(b);
+    return peer;
+}
+
+int bench_reserve(struct bench *b, struct broker_peer *peer, uint64_t bytes, uint64_t foreign_bytes)
+{
+    struct broker_request *request;
+    int r = broker_reserve(b->broker, peer, bytes, foreign_bytes, b->now_ns, &request);
+
+    b->reserved = NULL;
+    b->error = 0;
+    bench_run(b);
+    return r;
+}
+
+void bench_release(struct bench *b, struct broker_request *request)
+{
     broker_request_free(b->broker, request);
     bench_run(b);
 }
