@@ -269,9 +269,9 @@ void broker_settle(struct broker *broker, uint64_t now_ns)
         go_idle(broker);
     else
         broker_trim(broker, NULL, 0);
-    supply_settle(broker);
     if (!list_is_empty(&broker->preparing))
         reservations_settle(broker);
+    supply_settle(broker);
     if (needs_looks(broker) && broker->now_ns - broker->looked_ns >= broker->config.look_ns)
         broker->look_wanted = true;
 }

@@ -170,10 +170,11 @@ static struct expectation *expectation_free(struct broker *broker, struct expect
     return NULL;
 }
 
-/* What has come for it stays. */
+/* What has come for it stays. It may have been laid to another, who is yet to get his: so it counts as having
+ * got all that it said, as far as so much has come, and the others as having got no more than is left. */
 static void forget(struct broker *broker, struct expectation *expectation)
 {
-    broker->foreign_base_bytes += expectation->foreign_bytes - expectation->bytes;
+    broker->foreign_base_bytes += u64_min(expectation->foreign_bytes, growth(broker));
     expectation_free(broker, expectation);
 }
 
@@ -191,6 +192,7 @@ void reservations_looked(struct broker *broker)
         else if (expectation->ended)
             forget(broker, expectation);
     }
+    attribute(broker);
 }
 
 void reservations_deinit(struct broker *broker)
