@@ -103,7 +103,7 @@ static void become_ready(struct broker *broker, struct broker_request *request)
     list_append(&broker->answers, &request->link);
 }
 
-/* The budget falls before anybody else is judged by it. */
+/* The budget falls before anybody else is judged by it. Only a look lets it rise. */
 static void begin_to_expect(struct broker *broker, struct expectation *expectation)
 {
     expectation->bytes = expectation->foreign_bytes;
@@ -111,7 +111,8 @@ static void begin_to_expect(struct broker *broker, struct expectation *expectati
     broker->expected_bytes += expectation->bytes;
     list_append(&broker->expectations, &expectation->link);
     broker->look_wanted = true;
-    broker_update_budget(broker);
+    if (broker_budget_now(broker) < broker->budget.bytes)
+        broker_update_budget(broker);
 }
 
 void reservation_admit(struct broker *broker, struct broker_request *request)

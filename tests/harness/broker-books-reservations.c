@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The books of reservations. What is reserved of the budget the broker is asked for, like what it has not seen
- * confirmed, and who did nothing must find it unchanged. What is expected of others is kept here: what the
- * broker has seen of foreign memory is laid to those who are held, and what they have really loaded is never
- * more than that leaves them.
+ * The books of reservations. What is reserved of the budget the broker is asked for, and who did nothing must
+ * find it unchanged. What is expected of others is kept here: what the broker has seen of foreign memory is
+ * laid to those who are held, and what they have really loaded is never more than that leaves them.
  */
 
 #include "base/arith.h"

@@ -358,6 +358,28 @@ TEST(what_others_will_take_is_out_of_the_budget_at_once)
     bench_finish(&b);
 }
 
+/* What was free once may not be any more. */
+TEST(only_a_look_lets_a_budget_rise)
+{
+    struct broker_request *request;
+    struct broker_peer *controller;
+    struct bench b;
+
+    begin_derived(&b);
+    b.foreign_bytes = 500 * MIB;
+    look(&b);
+    b.foreign_bytes = 0;
+    look(&b);
+    check_eq(budget(&b), 400 * MIB);
+    b.now_ns += 2 * b.config.budget_rise_ns;
+    controller = bench_control(&b, "d", "a");
+    check_eq(broker_reserve(b.broker, controller, 0, 100 * MIB, b.now_ns, &request), 0);
+    check_eq(budget(&b), 400 * MIB);
+    bench_run(&b);
+    check_eq(budget(&b), 800 * MIB);
+    bench_finish(&b);
+}
+
 TEST(a_fixed_budget_gives_way_as_far_as_it_takes)
 {
     struct broker_peer *controller;
