@@ -33,7 +33,7 @@ static const char *const help_lines[] = {
     "Up Down       scroll; also j and k, Page Up and Page Down",
     "h ?           this help, and back",
     "",
-    "[==##--]      = kept in reserve (cached and leased), # used, - free",
+    "[==##--]      = kept in reserve (cached, leased, reserved), # used, - free",
 };
 
 /* Where the next line of the list goes: the list may begin above the screen and end below it. */

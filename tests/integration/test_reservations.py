@@ -22,10 +22,12 @@ PAGE = 2 * MIB
 HUGE = 2**64 - 1
 
 
-def start_controller(programs: Programs, daemon: Daemon, instance: str = "raw", **fields: object) -> RawPeer:
+def start_controller(
+    programs: Programs, daemon: Daemon, instance: str = "raw", limit_ppm: int = 0
+) -> RawPeer:
     """A controller of that instance."""
     controller = start_raw(programs, daemon, instance)
-    welcome = controller.open(role="ROLE_CONTROLLER", features=RESERVATIONS, **fields)
+    welcome = controller.open(role="ROLE_CONTROLLER", features=RESERVATIONS, limit_ppm=limit_ppm)
     assert welcome.number("features") == RESERVATIONS
     assert welcome.number("fds") == 1
     return controller
@@ -251,6 +253,30 @@ def test_a_daemon_that_stops(programs: Programs, small: Daemon) -> None:
     small.process.send_signal(signal.SIGTERM)
     controller.check_ended("ERROR_SHUTDOWN")
     assert small.wait() == 0
+
+
+def test_as_an_administrator_sees_it(programs: Programs, small: Daemon) -> None:
+    """A column, lines and words of its own, and none of them where nothing is reserved."""
+
+    def kvctl(*words: str) -> str:
+        return programs.kvctl(*words, daemon=small).out
+
+    controller = start_controller(programs, small)
+    own = start_raw(programs, small)
+    own.open()
+    own.take(own.open_region(), 2)
+    assert "Reserved" not in kvctl("list") + kvctl("info")
+    assert reserve(controller, 16 * PAGE, 20 * MIB).name == "Reserved"
+    header, row = kvctl("list").splitlines()
+    assert header.split() == ["IPC", "Limit", "Used", "Reserved", "%"]
+    assert row.split()[1:7] == ["64.00", "MB", "36.00", "MB", "32.00", "MB"]
+    assert "Reserved          32.00 MB" in kvctl("info")
+    assert "Expected          20.00 MB" in kvctl("info")
+    assert "reserved        32.00 MB" in kvctl("info", "raw")
+    assert f"pid {controller.pid}, controller" in kvctl("info", "raw")
+    why = kvctl("why", "raw")
+    assert f"reserved      32.00 MB  promised to what it asks for next; pid {controller.pid}; for " in why
+    assert "joined as controller" in kvctl("events")
 
 
 # ---- What cannot be ----
