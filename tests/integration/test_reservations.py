@@ -396,3 +396,45 @@ def test_a_flood(controller: RawPeer, observer: Observer) -> None:
     observer.is_served()
     controller.do("flood 2000 Release 8", 60)
     observer.is_served()
+
+
+# ---- With the library ----
+
+
+def test_a_model_is_woken(programs: Programs) -> None:
+    """The whole of it: reserved, loaded and mapped while others want everything, and released."""
+    daemon = programs.daemon("1G", config="[daemon]\nutilization=1.0\n")
+    controller = programs.peer(daemon, "model")
+    controller.do("open role=controller")
+    assert controller.do("device").endswith("ordinal=-1 classes=2097152,8388608,33554432,134217728")
+    controller.do(f"reserve {200 * MIB} {500 * MIB}")
+    assert controller.refused(f"reserve {MIB} 0").startswith("KVC_E_INVALID")
+    greedy = start_raw(programs, daemon, "greedy")
+    greedy.open()
+    region = greedy.open_region()
+    while greedy.take_or_none(region, 16):
+        pass
+    model = programs.peer(daemon, "model")
+    model.do("open")
+    for _ in range(5):
+        loaded(model, 100 * MIB)
+        assert greedy.take_or_none(region, 16) is None
+    model.do("region kv page=2M pages=100")
+    model.do("map kv 0-99")
+    controller.do("release")
+    assert controller.refused("release").startswith("KVC_E_INVALID")
+    control = open_control(programs, daemon)
+    assert instance(control, "model").number("used_bytes") == 200 * MIB
+    controller.do("close")
+    eventually(lambda: control.request("Info").number("expected_bytes") == 0)
+
+
+def test_no_room_for_a_model(programs: Programs, small: Daemon) -> None:
+    """The reason names both amounts, and nothing is left of the try."""
+    controller = programs.peer(small, "model")
+    controller.do("open role=controller")
+    refusal = controller.refused(f"reserve {32 * MIB} {1 << 30}")
+    assert refusal.startswith("KVC_E_BUDGET")
+    assert "32.00 MB and 1.00 GB beside it more would exceed the budget" in refusal
+    assert controller.refused(f"reserve {65 * MIB} 0").startswith("KVC_E_BUDGET")
+    controller.do(f"reserve {64 * MIB} 0")
