@@ -11,7 +11,8 @@
 enum ledger_state {
     LEDGER_PENDING,  /* promised to a request that waits; not memory yet */
     LEDGER_RESERVED, /* promised to whatever an instance asks for next; likewise */
-    LEDGER_CREATING,
+    _LEDGER_HELD,
+    LEDGER_CREATING = _LEDGER_HELD, /* from here on: the driver has given it, or is about to */
     LEDGER_POOL,
     LEDGER_LEASED, /* set aside for a region, not handed over */
     LEDGER_GRANTED,

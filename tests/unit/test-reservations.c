@@ -182,6 +182,7 @@ TEST(its_limit_concerns_what_is_reserved_of_the_budget)
     own = bench_join(&b, "d", "a");
     set_limit(&b, "a", 40 * MIB);
     check_eq(bench_reserve(&b, controller, 41 * MIB, 0), BROKER_E_LIMIT);
+    check_eq(bench_reserve(&b, controller, 41 * MIB, 500 * MIB), BROKER_E_LIMIT);
     reserve(&b, controller, 40 * MIB, 500 * MIB);
     check_eq(bench_ask(&b, own, 21, 0), BROKER_E_LIMIT);
     bench_take(&b, own, 10, 0, NULL);
