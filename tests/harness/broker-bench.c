@@ -85,6 +85,15 @@ static void destroy(struct bench *b, const struct broker_action *action)
     broker_destroyed(b->broker, action->extent, freed_bytes, b->now_ns);
 }
 
+/* Where that reservation is noted; NULL: where one can be. */
+static struct broker_request **held_slot(struct bench *b, const struct broker_request *request)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(b->held); i++)
+        if (b->held[i] == request)
+            return &b->held[i];
+    test_fail(__FILE__, __LINE__, "the bench has no such reservation, or no room for it");
+}
+
 static void carry_out(struct bench *b, const struct broker_action *action)
 {
     switch (action->type) {
@@ -121,6 +130,7 @@ static void carry_out(struct bench *b, const struct broker_action *action)
     case BROKER_ACTION_RESERVED:
         b->n_reservations++;
         b->reserved = action->request;
+        *held_slot(b, NULL) = action->request;
         break;
     case BROKER_ACTION_NOTICE:
         check(b->n_notices < ARRAY_SIZE(b->notices));
@@ -259,9 +269,14 @@ int bench_reserve(struct bench *b, struct broker_peer *peer, uint64_t bytes, uin
     return r;
 }
 
+void bench_free_reservation(struct bench *b, struct broker_request *request)
+{
+    *held_slot(b, request) = broker_request_free(b->broker, request);
+}
+
 void bench_release(struct bench *b, struct broker_request *request)
 {
-    broker_request_free(b->broker, request);
+    bench_free_reservation(b, request);
     bench_run(b);
 }
 
@@ -301,6 +316,8 @@ void bench_finish(struct bench *b)
         bench_end(b, peer);
     for (unsigned i = 0; i < ARRAY_SIZE(b->leases); i++)
         b->leases[i] = broker_lease_free(b->broker, b->leases[i]);
+    for (unsigned i = 0; i < ARRAY_SIZE(b->held); i++)
+        b->held[i] = broker_request_free(b->broker, b->held[i]);
     broker_drain(b->broker, b->now_ns);
     bench_pass(b, NSEC_PER_SEC);
     b->broker = broker_free(b->broker);

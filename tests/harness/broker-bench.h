@@ -36,6 +36,7 @@ struct bench {
     uint64_t held_back[64];
     unsigned n_held_back;
     struct broker_lease *leases[16]; /* that are open */
+    struct broker_request *held[8];  /* reservations */
 };
 
 extern const uint64_t bench_no_limits[5];
@@ -78,7 +79,10 @@ struct broker_peer *bench_control(struct bench *b, const char *domain, const cha
 
 /* Reserves, and notes the answer in `reserved` or `error`. */
 int bench_reserve(struct bench *b, struct broker_peer *peer, uint64_t bytes, uint64_t foreign_bytes);
+/* What is still held ends with the bench. bench_free_reservation() doesn't carry out what there is to do
+ * then. */
 void bench_release(struct bench *b, struct broker_request *request);
+void bench_free_reservation(struct bench *b, struct broker_request *request);
 
 /* The peer gives nothing back, and says so. */
 void bench_ack(struct bench *b, struct broker_peer *peer);

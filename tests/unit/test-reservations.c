@@ -482,7 +482,7 @@ TEST(what_came_last_is_not_laid_to_another)
     a = reserve(&b, first, 0, 100 * MIB);
     reserve(&b, second, 0, 200 * MIB);
     b.foreign_bytes += 100 * MIB;
-    broker_request_free(b.broker, a);
+    bench_free_reservation(&b, a);
     check_eq(expected(&b), 300 * MIB);
     bench_run(&b);
     check_eq(expected(&b), 200 * MIB);
