@@ -22,6 +22,7 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "chronicle.h"
+#include "controller.h"
 #include "grant.h"
 #include "handshake.h"
 #include "lessor.h"
@@ -349,6 +350,7 @@ void peer_disconnect(struct peer *peer)
     close_handles(peer);
     orders_end_all(peer);
     grant_end_all(peer);
+    controller_end(peer);
     for (unsigned i = 0; i < PEER_REGIONS_MAX; i++)
         peer->regions[i] = region_free(peer, peer->regions[i]);
     lessor_end(peer);

@@ -22,6 +22,7 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "chronicle.h"
+#include "controller.h"
 #include "grant.h"
 #include "handshake.h"
 #include "http.h"
@@ -110,7 +111,10 @@ static void carry_out(struct server *server, const struct broker_action *action)
         grant_granted(action->request->owner);
         break;
     case BROKER_ACTION_REFUSE:
-        grant_refused(action->request->owner, action->error);
+        if (action->request->reserves)
+            controller_refused(action->request->owner, action->error);
+        else
+            grant_refused(action->request->owner, action->error);
         break;
     case BROKER_ACTION_LEASE:
         lessor_granted(action->request->owner);
@@ -120,6 +124,9 @@ static void carry_out(struct server *server, const struct broker_action *action)
         break;
     case BROKER_ACTION_SCRIBBLED:
         lessor_note_scribble(server, action->peer);
+        break;
+    case BROKER_ACTION_RESERVED:
+        controller_reserved(action->request->owner);
         break;
     case BROKER_ACTION_STATUS:
         instance_status_write(server, action->instance);

@@ -73,6 +73,7 @@ static void copy_instance(struct broker *broker, const struct broker_instance *i
         .limbo_bytes = bytes[LEDGER_LIMBO] + bytes[LEDGER_DESTROYING],
         .pending_bytes = bytes[LEDGER_PENDING],
         .leased_bytes = bytes[LEDGER_LEASED],
+        .reserved_bytes = bytes[LEDGER_RESERVED],
         .cached_bytes = words.cached_bytes,
         .pinned_bytes = words.pinned_bytes,
         .wanted_bytes = broker_wanted(instance),

@@ -338,7 +338,8 @@ const struct command command_kvtop = {
     .summary = "show bars of who holds what, live",
     .help =
         "Shows a bar for each instance and each GPU, every second or as often as --refresh says. In a bar,\n"
-        "= is kept in reserve (cached and leased), # used, - free. q or Ctrl-C ends it, h shows the keys.\n",
+        "= is kept in reserve (cached, leased, reserved), # used, - free. q or Ctrl-C ends it, h shows the\n"
+        "keys.\n",
     .options = OPTIONS_DAEMON | OPTION_ALL | OPTION_INTERVAL,
     .min_words = 0,
     .max_words = -1,

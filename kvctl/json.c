@@ -111,6 +111,7 @@ cJSON *json_instance(const Kvcached__InstanceInfo *instance, const struct json_o
          add_u64(object, "limbo_bytes", instance->limbo_bytes) &&
          add_u64(object, "pending_bytes", instance->pending_bytes) &&
          add_u64(object, "leased_bytes", instance->leased_bytes) &&
+         add_u64(object, "reserved_bytes", instance->reserved_bytes) &&
          add_operations(object, instance, origin->operations) &&
          add_bool(object, "over_limit", instance->over_limit) &&
          add_bool(object, "missed_notice", instance->missed_notice) &&
@@ -155,7 +156,9 @@ static bool add_memory(cJSON *object, const Kvcached__InfoReply *info)
            add_u64(object, "leased_bytes", info->leased_bytes) &&
            add_u64(object, "granted_bytes", info->granted_bytes) &&
            add_u64(object, "limbo_bytes", info->limbo_bytes) &&
-           add_u64(object, "destroying_bytes", info->destroying_bytes);
+           add_u64(object, "destroying_bytes", info->destroying_bytes) &&
+           add_u64(object, "reserved_bytes", info->reserved_bytes) &&
+           add_u64(object, "expected_bytes", info->expected_bytes);
 }
 
 static bool add_known_text(cJSON *object, const char *key, const char *text, bool known)

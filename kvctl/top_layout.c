@@ -34,7 +34,7 @@ static const char *const help_lines[] = {
     "Mouse         the wheel scrolls, a click marks an instance, or changes the order",
     "h ?           this help, and back",
     "",
-    "[==##--]      = kept in reserve (cached and leased), # used, - free",
+    "[==##--]      = kept in reserve (cached, leased, reserved), # used, - free",
 };
 
 /* Where the next line of the list goes: the list may begin above the screen and end below it. */

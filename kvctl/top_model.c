@@ -88,7 +88,8 @@ static int read_instance(const Kvcached__InstanceInfo *info, uint32_t gpu, bool 
     };
 
     if (operations) {
-        uint64_t prealloc = u64_min(u64_add_ceil(info->cached_bytes, info->leased_bytes), info->used_bytes);
+        uint64_t set_aside = u64_add_ceil(info->leased_bytes, info->reserved_bytes);
+        uint64_t prealloc = u64_min(u64_add_ceil(info->cached_bytes, set_aside), info->used_bytes);
 
         instance.serial = info->serial;
         instance.prealloc_bytes = known(prealloc);

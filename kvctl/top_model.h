@@ -26,7 +26,7 @@ struct top_instance {
     uint32_t gpu;
     uint64_t serial;
     uint64_t limit_bytes, held_bytes;              /* held: all that is charged */
-    struct top_number prealloc_bytes;              /* cached and leased */
+    struct top_number prealloc_bytes;              /* cached, leased, reserved */
     struct top_number used_bytes;                  /* held, without prealloc */
     struct top_number granted, returned;           /* bytes since its record was made */
     struct top_number granted_rate, returned_rate; /* bytes in a second, between the last two looks */

@@ -8,6 +8,7 @@ daemon, kvcachedd. This package is the engine's side of it:
     kvcached.kv_cache_manager                                blocks: allocate, free, how many there are
     kvcached.vmm_ops                                         pages: create tensors, map, unmap
     kvcached.control, kvcached.observability                 limits and counters of this process
+    kvcached.Reservation                                     memory for an engine that is about to wake
 """
 
 from kvcached._native import version as __version__
@@ -21,6 +22,7 @@ from kvcached.errors import (
     KVCachePoolExhausted,
     OutOfMemoryError,
 )
+from kvcached.reservation import Reservation
 
 __all__ = [
     "DaemonNotFoundError",
@@ -31,5 +33,6 @@ __all__ = [
     "KVCachePoolExhausted",
     "KVCachedConfigError",
     "OutOfMemoryError",
+    "Reservation",
     "__version__",
 ]

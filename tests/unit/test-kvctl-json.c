@@ -54,12 +54,13 @@ TEST(instances)
     info.limbo_bytes = 2;
     info.pending_bytes = 3;
     info.leased_bytes = 4;
+    info.reserved_bytes = 12;
     info.over_limit = true;
     expect(json_instance(&info, &old),
            "{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"gpu\":3,\"limit_bytes\":8589934592,\"limit_source\":"
            "\"config\","
            "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
-           "\"pending_bytes\":3,\"leased_bytes\":4,"
+           "\"pending_bytes\":3,\"leased_bytes\":4,\"reserved_bytes\":12,"
            "\"cached_bytes\":null,\"pinned_bytes\":null,\"wanted_bytes\":null,\"total_granted_bytes\":null,"
            "\"total_returned_bytes\":null,\"refusals\":null,\"serial\":null,"
            "\"over_limit\":true,\"missed_notice\":false,\"frozen\":false,"
@@ -79,7 +80,7 @@ TEST(instances)
            "[{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"gpu\":3,\"limit_bytes\":8589934592,\"limit_source\":"
            "\"config\","
            "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
-           "\"pending_bytes\":3,\"leased_bytes\":4,"
+           "\"pending_bytes\":3,\"leased_bytes\":4,\"reserved_bytes\":12,"
            "\"cached_bytes\":5,\"pinned_bytes\":6,\"wanted_bytes\":7,\"total_granted_bytes\":8,"
            "\"total_returned_bytes\":9,\"refusals\":10,\"serial\":11,"
            "\"over_limit\":true,\"missed_notice\":true,\"frozen\":true,"
@@ -109,6 +110,8 @@ TEST(daemons)
     info.warm_bytes = 10;
     info.granted_bytes = 11;
     info.leased_bytes = 16;
+    info.reserved_bytes = 20;
+    info.expected_bytes = 21;
     info.limbo_bytes = 12;
     info.destroying_bytes = 13;
     info.instances = 14;
@@ -126,7 +129,8 @@ TEST(daemons)
         "\"daemon_version\":\"0.1.0\",\"protocol_version\":1,\"total_bytes\":2,\"free_bytes\":3,"
         "\"foreign_bytes\":4,\"budget_bytes\":5,\"headroom_bytes\":6,\"held_bytes\":7,\"creating_bytes\":8,"
         "\"pool_bytes\":9,\"warm_bytes\":10,\"leased_bytes\":16,\"granted_bytes\":11,\"limbo_bytes\":12,"
-        "\"destroying_bytes\":13,\"cached_bytes\":17,\"wanted_bytes\":18,"
+        "\"destroying_bytes\":13,\"reserved_bytes\":20,\"expected_bytes\":21,\"cached_bytes\":17,\"wanted_"
+        "bytes\":18,"
         "\"instances\":14,\"peers\":15,\"uptime_ms\":19,\"life\":\"fffffffffffffffe\","
         "\"config_file\":\"/etc/kvcachedd.conf\",\"metrics_address\":\"127.0.0.1:9471\"}");
 }
