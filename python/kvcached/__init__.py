@@ -9,20 +9,44 @@ daemon, kvcachedd. This package is the engine's side of it:
     kvcached.vmm_ops                                         pages: create tensors, map, unmap
     kvcached.control, kvcached.observability                 limits and counters of this process
     kvcached.Reservation                                     memory for an engine that is about to wake
+
+and, beside the engines, kvcached.controller: one address for many models. The extension is loaded by the
+first who needs it, and the controller needs none but to reserve.
 """
 
-from kvcached._native import version as __version__
-from kvcached.errors import (
-    DaemonNotFoundError,
-    DaemonTimeoutError,
-    DisconnectedError,
-    Error,
-    InvalidError,
-    KVCachedConfigError,
-    KVCachePoolExhausted,
-    OutOfMemoryError,
-)
-from kvcached.reservation import Reservation
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvcached._native import version as __version__
+    from kvcached.errors import (
+        DaemonNotFoundError,
+        DaemonTimeoutError,
+        DisconnectedError,
+        Error,
+        InvalidError,
+        KVCachedConfigError,
+        KVCachePoolExhausted,
+        OutOfMemoryError,
+    )
+    from kvcached.reservation import Reservation
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "Reservation":
+            from kvcached.reservation import Reservation as found
+        elif name == "__version__":
+            from kvcached._native import version as found
+        else:
+            from kvcached import errors
+
+            found = getattr(errors, name)
+        globals()[name] = found
+        return found
+
 
 __all__ = [
     "DaemonNotFoundError",

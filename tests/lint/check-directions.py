@@ -6,16 +6,17 @@ base <- {wire, cuda} <- {daemon, libclient}; kvctl uses base and wire; daemon an
 Python extension knows the library's public header alone.
 libclient stays free of the daemon's libraries, and nobody needs the CUDA toolkit to build. A pure module
 includes, directly or through headers, only what cannot reach the outside; what it then calls is checked on
-its object file (test_pure.py).
+its object file (test_pure.py). A pure module of Python imports nothing else either.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
 
-from tree import PURE_MODULES, parse_root, report, source_files
+from tree import PURE_MODULES, PURE_PYTHON, parse_root, report, source_files
 
 # Layer of a folder -> layers it may include.
 MAY_INCLUDE = {
@@ -63,6 +64,12 @@ PURE_HEADERS = {
 
 # Its close() is for the owners of descriptors; a pure module takes the rest.
 PURE_EXCEPT = {"proto/base/cleanup.h"}
+
+PURE_IMPORTS = {
+    *("__future__", "collections", "collections.abc", "dataclasses", "enum", "json", "math", "re", "shlex"),
+    *("typing", "urllib.parse", "yaml"),
+}
+IMPURE_CALLS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 
@@ -133,11 +140,37 @@ class Tree:
         return complaints
 
 
+def check_pure_python(root: Path, path: str) -> list[str]:
+    allowed = PURE_IMPORTS | {
+        pure.removeprefix("python/").removesuffix(".py").replace("/", ".") for pure in PURE_PYTHON
+    }
+    complaints = []
+    for node in ast.walk(ast.parse((root / path).read_text())):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            wrong = [name for name in imported(node, allowed) if name not in allowed]
+            complaints += [f"{path}:{node.lineno}: a pure module must not import {name}" for name in wrong]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS:
+            complaints.append(f"{path}:{node.lineno}: a pure module must not call {node.func.id}()")
+    return complaints
+
+
+def imported(node: ast.Import | ast.ImportFrom, allowed: set[str]) -> list[str]:
+    """Modules; of "from package import name" the package, where it is allowed, else what may be a module of
+    it."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    module = "." * node.level + (node.module or "")
+    return [module] if module in allowed else [f"{module}.{alias.name}" for alias in node.names]
+
+
 def main() -> int:
     tree = Tree(parse_root(__doc__))
     complaints = [c for path in sorted(tree.files) for c in tree.check_file(path)]
     for module in PURE_MODULES:
         complaints += tree.check_pure(module)
+    for path in PURE_PYTHON:
+        if (tree.root / path).exists():
+            complaints += check_pure_python(tree.root, path)
     return report(complaints)
 
 

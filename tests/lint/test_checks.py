@@ -76,8 +76,33 @@ def test_directions_allow(tmp_path: Path) -> None:
         "proto/wire/codec.c": '#include "kvcached.pb-c.h"\n',
         "tests/unit/test-pool.c": '#include "pool.h"\n#include "conn.h"\n',
         "python/ext/region.c": '#include "kvclient.h"\n#include <Python.h>\n',
+        "python/kvcached/controller/app.py": "import time\n",
+        "python/kvcached/controller/config.py": "import yaml\n",
+        "python/kvcached/controller/victims.py": (
+            "from collections.abc import Iterable\nfrom kvcached.controller import config\n"
+            "from kvcached.controller.config import SleepManager\n"
+        ),
     }
     assert run_check(tmp_path, "check-directions.py", HEADERS | right) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("import time", "a pure module must not import time"),
+        ("import json, os.path", "a pure module must not import os.path"),
+        ("from kvcached.controller import app", "a pure module must not import kvcached.controller.app"),
+        ("from . import app", "a pure module must not import ..app"),
+        ("def f():\n    import asyncio", "2: a pure module must not import asyncio"),
+        ("x = open('f')", "a pure module must not call open()"),
+    ],
+)
+def test_pure_python_is_pure(tmp_path: Path, text: str, complaint: str) -> None:
+    status, output = run_check(
+        tmp_path, "check-directions.py", {"python/kvcached/controller/victims.py": text + "\n"}
+    )
+    assert status == 1
+    assert complaint in output
 
 
 @pytest.mark.parametrize(

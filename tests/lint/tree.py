@@ -60,6 +60,17 @@ PURE_MODULES = [
     "tests/replay/virtual",
 ]
 
+# The same of Python: without files, sockets, clock, randomness or event loop.
+PURE_PYTHON = [
+    "python/kvcached/controller/actions.py",
+    "python/kvcached/controller/balance.py",
+    "python/kvcached/controller/config.py",
+    "python/kvcached/controller/errors.py",
+    "python/kvcached/controller/lifecycle.py",
+    "python/kvcached/controller/traffic.py",
+    "python/kvcached/controller/victims.py",
+]
+
 
 def source_files(root: Path) -> list[str]:
     """Paths relative to root: what git tracks or would track; every file where there is no repository, as in

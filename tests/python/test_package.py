@@ -24,6 +24,19 @@ def test_version() -> None:
     assert kvcached.__version__ == _native.version == metadata.version("kvcached")
 
 
+def test_names() -> None:
+    """All are there, and loaded by the first who wants one."""
+    for name in kvcached.__all__:
+        assert getattr(kvcached, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kvcached.nothing  # type: ignore[attr-defined]  # noqa: B018
+    program = (
+        "import sys, kvcached; early = 'kvcached._native' in sys.modules; kvcached.Error; "
+        "sys.exit(early or 'kvcached._native' not in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_tag() -> None:
     wheel = metadata.distribution("kvcached").read_text("WHEEL")
     assert wheel

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of an engine beside requests: whether it lives, what it serves, whether it sleeps; to sleep,
+and to wake. The engine holds the state, and others may change it: nothing here is remembered that an engine
+can be asked.
+
+vLLM (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode) answers /is_sleeping, takes requests while it sleeps and
+begins with them when it wakes. It is asked to sleep with mode=wait, which lets those that run end; releases
+that don't know the mode need a drained engine, as SGLang does.
+
+SGLang has no such question, and its scheduler dies when memory is released under a request, released twice,
+or resumed while it is there. So an engine is paused before its memory is released: requests wait from then
+on, and /ready says 503. That also says so of a server that starts or has failed a health check; /health tells
+these apart, since it answers at once or within a second or two, and of a paused one not at all. Older
+releases (0.5.19) have no /ready: of these only what was done here is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import aiohttp
+
+PROBE_S = 5.0
+PAUSED_AFTER_S = 2.5
+"""SGLang's /health looks once a second whether there was an answer."""
+_REPLY_BYTES = 1 << 24
+_SAID_CHARS = 300
+
+UNREACHABLE = "unreachable"
+TIMEOUT = "timeout"
+UNSUPPORTED = "unsupported"
+REFUSED = "refused"
+NOT_READY = "not_ready"
+
+_NO_SLEEP = {
+    "vllm": "start vLLM with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode",
+    "sglang": "this SGLang cannot release its memory",
+}
+
+
+class EngineError(Exception):
+    """An engine that didn't do what it was asked; its text is one sentence. `kind`: UNREACHABLE (also: broke
+    off), TIMEOUT (it may still do it), UNSUPPORTED, REFUSED (`status` is what it answered), or NOT_READY."""
+
+    def __init__(self, kind: str, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.kind, self.status = kind, status
+
+
+class Engine(ABC):
+    """`url`: http://host:port, without a path. `level`: how vLLM sleeps, 1 (weights in host memory) or 2
+    (weights are loaded again). Time limits are in seconds; None: none. All methods raise EngineError."""
+
+    name = ""
+    _slept = False
+    """Put to sleep by this object, and not seen awake since. Only looked at where the engine cannot be
+    asked."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, *, api_key: str | None = None, level: int = 1
+    ) -> None:
+        self._session = session
+        self.url = url.rstrip("/")
+        self.level = level
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+    @abstractmethod
+    async def health(self, limit: float | None = PROBE_S) -> None:
+        """Returns if the engine can work, asleep or awake. It may be asked at any time."""
+
+    @abstractmethod
+    async def is_sleeping(self, limit: float | None = PROBE_S) -> bool:
+        """Also true of one that is about to sleep, or has woken in part."""
+
+    @abstractmethod
+    async def sleep(self, limit: float | None) -> None:
+        """Of one that is drained. One that sleeps goes on sleeping."""
+
+    @abstractmethod
+    async def wake(self, limit: float | None) -> None:
+        """Returns when it can take requests. One that is awake stays so."""
+
+    async def models(self, limit: float | None = PROBE_S) -> list[str]:
+        """Names that it serves."""
+        reply = await self._call("GET", "/v1/models", limit)
+        try:
+            return [str(card["id"]) for card in reply["data"]]
+        except (KeyError, TypeError):
+            raise self._unintelligible("/v1/models", reply) from None
+
+    # Calls.
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        limit: float | None,
+        params: list[tuple[str, str]] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> tuple[int, bytes]:
+        """Status and body."""
+        headers, data = dict(self._headers), None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            data = json.dumps(body).encode()
+        try:
+            async with self._session.request(
+                method,
+                self.url + path,
+                params=params,
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=limit),
+            ) as response:
+                return response.status, await _read(response)
+        except asyncio.TimeoutError:
+            raise EngineError(TIMEOUT, f"{self.url}{path} did not answer within {limit or 0:.3g} s") from None
+        except (aiohttp.ClientError, OSError) as fault:
+            self._slept = False  # it may be another process that is found next
+            reason = str(fault) or type(fault).__name__
+            raise EngineError(UNREACHABLE, f"{self.url}{path} cannot be asked: {reason}") from fault
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        limit: float | None,
+        params: list[tuple[str, str]] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The reply's JSON; None where there is none. Another status than 200 is an error."""
+        status, said = await self._ask(method, path, limit, params, body)
+        if status in (404, 405):
+            raise EngineError(UNSUPPORTED, f"{self.url} has no {method} {path}", status)
+        if status != 200:
+            raise EngineError(REFUSED, f"{self.url}{path} answered {status}: {_message(said)}", status)
+        if not said:
+            return None
+        try:
+            return json.loads(said)
+        except ValueError:
+            raise self._unintelligible(path, said) from None
+
+    def _unintelligible(self, path: str, reply: Any) -> EngineError:
+        return EngineError(
+            REFUSED, f"{self.url}{path} answered something else: {str(reply)[:_SAID_CHARS]}", 200
+        )
+
+    def _cannot_sleep(self, fault: EngineError) -> EngineError:
+        return EngineError(fault.kind, f"{fault}: {_NO_SLEEP[self.name]}", fault.status)
+
+
+class VllmEngine(Engine):
+    name = "vllm"
+
+    async def health(self, limit: float | None = PROBE_S) -> None:
+        status, _ = await self._ask("GET", "/health", limit)
+        if status != 200:
+            raise EngineError(NOT_READY, f"{self.url}/health answered {status}", status)
+
+    async def is_sleeping(self, limit: float | None = PROBE_S) -> bool:
+        try:
+            reply = await self._call("GET", "/is_sleeping", limit)
+        except EngineError as fault:
+            if fault.kind == UNSUPPORTED:
+                return False
+            raise
+        if not isinstance(reply, dict) or not isinstance(reply.get("is_sleeping"), bool):
+            raise self._unintelligible("/is_sleeping", reply)
+        return bool(reply["is_sleeping"])
+
+    async def sleep(self, limit: float | None) -> None:
+        left = _Left(limit)
+        try:
+            await self._call("POST", "/sleep", left(), [("level", str(self.level)), ("mode", "wait")])
+        except EngineError as fault:
+            if fault.kind == UNSUPPORTED:
+                raise self._cannot_sleep(fault) from None
+            raise
+        if not await self.is_sleeping(left()):
+            raise EngineError(REFUSED, f"{self.url} has answered /sleep, and says that it is awake")
+
+    async def wake(self, limit: float | None) -> None:
+        """By tags: each is looked at by itself, so that an engine that has woken in part is woken in full."""
+        left = _Left(limit)
+        if not await self.is_sleeping(left()):
+            return
+        reload = self.level == 2 or await self._weights_discarded(left())
+        await self._call("POST", "/wake_up", left(), [("tags", "weights")])
+        if reload:
+            await self._call("POST", "/collective_rpc", left(), body={"method": "reload_weights"})
+        await self._call("POST", "/wake_up", left(), [("tags", "kv_cache")])
+        if await self.is_sleeping(left()):
+            raise EngineError(REFUSED, f"{self.url} has answered /wake_up, and says that it sleeps")
+        await self.health(left())
+
+    async def _weights_discarded(self, limit: float | None) -> bool:
+        """Whether somebody has put it to sleep with level 2."""
+        status, said = await self._ask("GET", "/metrics", limit)
+        return status == 200 and _DISCARDED.search(said) is not None
+
+
+class SglangEngine(Engine):
+    name = "sglang"
+
+    async def health(self, limit: float | None = PROBE_S) -> None:
+        """By a question that the scheduler answers; /health would make it generate, which it can't asleep."""
+        await self._server_info(limit)
+
+    async def is_sleeping(self, limit: float | None = PROBE_S) -> bool:
+        left = _Left(limit)
+        status, said = await self._ask("GET", "/ready", left())
+        if status == 200:
+            self._slept = False
+        elif status == 503:
+            self._slept = self._slept or await self._is_paused(left())
+        elif status != 404:
+            raise EngineError(REFUSED, f"{self.url}/ready answered {status}: {_message(said)}", status)
+        return self._slept
+
+    async def _is_paused(self, limit: float | None) -> bool:
+        within = PAUSED_AFTER_S if limit is None else min(PAUSED_AFTER_S, limit)
+        try:
+            status, _ = await self._ask("GET", "/health", within)
+        except EngineError as fault:
+            if fault.kind == TIMEOUT and within == PAUSED_AFTER_S:
+                return True
+            raise
+        if status != 200:
+            raise EngineError(NOT_READY, f"{self.url}/health answered {status}: it starts, or fails", status)
+        return False
+
+    async def sleep(self, limit: float | None) -> None:
+        await _to_the_end(self._sleep(_Left(limit)))
+
+    async def wake(self, limit: float | None) -> None:
+        await _to_the_end(self._wake(_Left(limit)))
+
+    async def _sleep(self, left: _Left) -> None:
+        if await self.is_sleeping(left()):
+            return
+        try:
+            await self._call("POST", "/pause_generation", left(), body={"mode": "retract"})
+        except EngineError as fault:
+            if fault.kind != UNSUPPORTED:
+                raise
+        try:
+            await self._call("POST", "/release_memory_occupation", left(), body={})
+        except EngineError as fault:
+            if fault.kind in (REFUSED, UNSUPPORTED):
+                await self._continue(left())
+            if fault.kind == UNSUPPORTED:
+                raise self._cannot_sleep(fault) from None
+            raise
+        self._slept = True
+
+    async def _wake(self, left: _Left) -> None:
+        if not await self.is_sleeping(left()):
+            return
+        info = await self._server_info(left())
+        await self._call("POST", "/resume_memory_occupation", left(), body={})
+        if info.get("enable_memory_saver") and not info.get("enable_weights_cpu_backup"):
+            await self._load_weights(left)
+        await self._continue(left())
+        self._slept = False
+        # Ready again also for itself: a health check that came while it slept has failed.
+        status, _ = await self._ask("GET", "/health_generate", left())
+        if status != 200:
+            raise EngineError(NOT_READY, f"{self.url}/health_generate answered {status}", status)
+
+    async def _load_weights(self, left: _Left) -> None:
+        """Memory that was released without a backup comes back without its contents."""
+        try:
+            model = await self._first("/model_info", "/get_model_info", left())
+            if not isinstance(model, dict) or "model_path" not in model:
+                raise self._unintelligible("/model_info", model)
+            where = {"model_path": model["model_path"]}
+            await self._call("POST", "/update_weights_from_disk", left(), body=where)
+        except EngineError as fault:
+            if fault.kind != UNREACHABLE:
+                await self._call("POST", "/release_memory_occupation", None, body={})
+            raise
+
+    async def _continue(self, limit: float | None) -> None:
+        try:
+            await self._call("POST", "/continue_generation", limit, body={})
+        except EngineError as fault:
+            if fault.kind != UNSUPPORTED:
+                raise
+
+    async def _server_info(self, limit: float | None) -> dict[str, Any]:
+        reply = await self._first("/server_info", "/get_server_info", limit)
+        if not isinstance(reply, dict):
+            raise self._unintelligible("/server_info", reply)
+        return reply
+
+    async def _first(self, path: str, older: str, limit: float | None) -> Any:
+        left = _Left(limit)
+        try:
+            return await self._call("GET", path, left())
+        except EngineError as fault:
+            if fault.kind != UNSUPPORTED:
+                raise
+            return await self._call("GET", older, left())
+
+
+KINDS: dict[str, type[Engine]] = {"vllm": VllmEngine, "sgl": SglangEngine, "sglang": SglangEngine}
+
+_DISCARDED = re.compile(
+    rb'^vllm:engine_sleep_state\{[^}\n]*sleep_state="discard_all"[^}\n]*\} 1(\.0)?$', re.M
+)
+
+
+_unfinished: set[asyncio.Task[None]] = set()
+
+
+async def _to_the_end(steps: Coroutine[Any, Any, None]) -> None:
+    """Also if the caller is cancelled: an engine that is left between two steps looks like one that sleeps,
+    and dies of being woken."""
+    task = asyncio.ensure_future(steps)
+    _unfinished.add(task)
+    task.add_done_callback(_finish)
+    await asyncio.shield(task)
+
+
+def _finish(task: asyncio.Task[None]) -> None:
+    _unfinished.discard(task)
+    if not task.cancelled():
+        task.exception()  # nobody may be left to be told
+
+
+class _Left:
+    """What is left of a limit over several calls; a moment, once it has passed."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = None if limit is None else self._loop.time() + limit
+
+    def __call__(self) -> float | None:
+        return None if self._end is None else max(self._end - self._loop.time(), 0.001)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """At most so much; what is said beyond that is not looked at."""
+    said = bytearray()
+    while len(said) < _REPLY_BYTES:
+        chunk = await response.content.readany()
+        if not chunk:
+            break
+        said += chunk
+    return bytes(said)
+
+
+def _message(said: bytes) -> str:
+    """Of an error, in either engine's form, or of whatever stands there."""
+    text = said.decode(errors="replace")
+    try:
+        reply = json.loads(said)
+    except ValueError:
+        reply = None
+    if isinstance(reply, dict):
+        error = reply.get("error")
+        inner = error.get("message") if isinstance(error, dict) else error
+        texts = [inner, reply.get("message"), reply.get("detail")]
+        text = next((found for found in texts if isinstance(found, str)), text)
+    return " ".join(text.split())[:_SAID_CHARS] or "nothing"

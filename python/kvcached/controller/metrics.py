@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Prometheus is told. Labels are models, which are configured, and words of our own: so there are as
+many series as the configuration makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from kvcached.controller.actions import State, Why
+
+if TYPE_CHECKING:
+    from kvcached.controller.model import Model
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+OTHER = ""  # the label of what no model is named for, or one that isn't there
+
+
+class Metrics:
+    """A registry of its own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asked for, as many again
+        self.registry = CollectorRegistry()
+        self._models: Mapping[str, Model] = {}
+        prefix = "kvcached_controller"
+        self.requests = Counter(
+            f"{prefix}_requests",
+            "Requests for models that have ended, by how: ok, failed, cancelled, refused.",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
+        self.refusals = Counter(
+            f"{prefix}_refusals",
+            "Answers that are the controller's own, by the code in their body.",
+            ["model", "code"],
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            f"{prefix}_retries",
+            "Times that a request went to another replica, for the first one had seen nothing of it.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.first_byte = Histogram(
+            f"{prefix}_first_byte_seconds",
+            "From a request's arrival to the first byte of its answer.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            f"{prefix}_request_seconds",
+            "From a request's arrival to the last byte of its answer.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queue_wait = Histogram(
+            f"{prefix}_queue_wait_seconds",
+            "How long requests waited until they were forwarded.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.wakes = Histogram(
+            f"{prefix}_wake_seconds",
+            "How long it took until an engine had woken.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.wake_failures = Counter(
+            f"{prefix}_wake_failures",
+            "Times that a model could not be woken.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.sleeps = Counter(
+            f"{prefix}_sleeps",
+            "Times that a model was put to sleep, by why: idle, admin, room, turn.",
+            ["model", "why"],
+            registry=self.registry,
+        )
+        self.sleep_failures = Counter(
+            f"{prefix}_sleep_failures",
+            "Times that a model could not be put to sleep.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.evictions = Counter(
+            f"{prefix}_evictions",
+            "Times that a model was asked to give way for another one, by why: room, turn.",
+            ["model", "why"],
+            registry=self.registry,
+        )
+        self.reloads = Counter(
+            f"{prefix}_reloads",
+            "Times that the configuration, or what is discovered, was read, by result: ok, failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.registry.register(_Now(self))
+
+    def set_models(self, models: Mapping[str, Model]) -> None:
+        """Series begin with zero, so that the first of each kind is seen as an increase."""
+        self._models = models
+        for name in models:
+            for outcome in ("ok", "failed", "cancelled", "refused"):
+                self.requests.labels(name, outcome)
+            for metric in (self.retries, self.wake_failures, self.sleep_failures):
+                metric.labels(name)
+            for histogram in (self.first_byte, self.duration, self.queue_wait, self.wakes):
+                histogram.labels(name)
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return self._models
+
+    def state_changed(self, model: Model) -> None:
+        why = model.lifecycle.slept_for
+        if model.lifecycle.state is State.ASLEEP and why is not None and why is not Why.ELSEWHERE:
+            self.sleeps.labels(model.name, why.value).inc()
+
+    def woke(self, model: Model, seconds: float, fault: str) -> None:
+        if fault:
+            self.wake_failures.labels(model.name).inc()
+        else:
+            self.wakes.labels(model.name).observe(seconds)
+
+    def slept(self, model: Model, seconds: float, fault: str) -> None:
+        if fault:
+            self.sleep_failures.labels(model.name).inc()
+
+    def gave_way(self, name: str, why: Why) -> None:
+        self.evictions.labels(name, why.value).inc()
+
+    def text(self, accept: str) -> tuple[bytes, str]:
+        """Body and content type, in the format that the client asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class _Now(Collector):
+    """What is so at this moment, read when somebody asks."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        prefix = "kvcached_controller"
+        state = GaugeMetricFamily(
+            f"{prefix}_model_state", "1 for the state that a model is in.", labels=["model", "state"]
+        )
+        in_flight = GaugeMetricFamily(
+            f"{prefix}_in_flight_requests", "Requests that engines have.", labels=["model"]
+        )
+        queued = GaugeMetricFamily(
+            f"{prefix}_queued_requests", "Requests that wait for a model to wake.", labels=["model"]
+        )
+        replicas = GaugeMetricFamily(
+            f"{prefix}_replicas",
+            "Engines of a model, by what they are: serving, asleep, ejected, gone.",
+            labels=["model", "kind"],
+        )
+        for name, model in self._metrics.models.items():
+            for one in State:
+                state.add_metric([name, one.value], float(model.lifecycle.state is one))
+            in_flight.add_metric([name], len(model.lifecycle.in_flight))
+            queued.add_metric([name], model.lifecycle.queued)
+            counts = dict.fromkeys(("serving", "asleep", "ejected", "gone"), 0)
+            for replica in model.balance.replicas:
+                alive = model.replicas[str(replica.name)].alive
+                kind = "gone" if alive is False else "ejected" if replica.ejected else ""
+                counts[kind or ("serving" if replica.serving else "asleep")] += 1
+            for kind, count in counts.items():
+                replicas.add_metric([name, kind], count)
+        return [state, in_flight, queued, replicas]

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model at work: its lifecycle's actions are carried out here, on its engines, and what comes of them is
+told to it. All of it in one event loop.
+
+A model may have several engines, its replicas. It is awake when one of them is, wakes and sleeps with all of
+them, and is dead when all are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import aiohttp
+
+from kvcached.controller import engines, lifecycle
+from kvcached.controller.actions import (
+    Action,
+    Adopt,
+    Answer,
+    Forward,
+    Found,
+    Look,
+    Refuse,
+    Release,
+    Reserve,
+    Sleep,
+    State,
+    Wake,
+    Why,
+)
+from kvcached.controller.balance import Balance
+from kvcached.controller.config import Instance, SleepManager
+from kvcached.controller.reservation import Held, NoRoom, Reserver
+from kvcached.controller.traffic import Traffic
+
+
+class Refused(Exception):
+    """A request that the model does not serve now. `code` is a key of errors.KINDS."""
+
+    def __init__(self, code: str, retry_after: float, detail: str) -> None:
+        super().__init__(detail or code)
+        self.code, self.retry_after, self.detail = code, retry_after, detail
+
+
+@dataclass
+class Replica:
+    """An engine of the model. `url` names it."""
+
+    url: str
+    instance: Instance
+    engine: engines.Engine
+    alive: bool | None = None  # None: not asked so far
+    reason: str = ""  # why it is not
+
+
+class Watcher(Protocol):
+    """Who is told what happens, at once and in the event loop; must not block."""
+
+    def state_changed(self, model: Model, before: State) -> None: ...
+
+    def may_reserve(self, model: Model) -> bool:
+        """Whether it is its turn to look for room."""
+        ...
+
+    def room_refused(self, model: Model, sentence: str) -> None: ...
+
+    def woke(self, model: Model, seconds: float, fault: str) -> None: ...
+
+    def slept(self, model: Model, seconds: float, fault: str) -> None: ...
+
+
+@dataclass
+class _Room:
+    """Of a Reserve: asked for, or held."""
+
+    task: asyncio.Task[None] | None = None
+    held: list[Held] = field(default_factory=list)
+
+
+class Model:
+    """`start()` first. Attributes are for reading. `environment` has the engines' keys."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: SleepManager,
+        session: aiohttp.ClientSession,
+        reserver: Reserver,
+        watcher: Watcher,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.name = name
+        self.lifecycle = lifecycle.Lifecycle(settings, self._loop.time())
+        self.balance = Balance()
+        self.traffic = Traffic(self._loop.time())
+        self.replicas: dict[str, Replica] = {}
+        self.missing_bytes: int | None = None  # when room was refused last
+        self.started = False
+        self._state = self.lifecycle.state
+        self._session, self._reserver, self._watcher = session, reserver, watcher
+        self._environment = environment
+        self._admissions: dict[Hashable, asyncio.Future[None]] = {}
+        self._asks: dict[Hashable, asyncio.Future[tuple[bool, str]]] = {}
+        self._n_asks = 0
+        self._rooms: dict[int, _Room] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ---- What it is made of ----
+
+    def set_replicas(self, found: Iterable[tuple[str, Instance]]) -> None:
+        """Engines by address. Those that stay keep what is known of them."""
+        old = self.replicas
+        self.replicas = {}
+        for url, instance in found:
+            replica = old.get(url)
+            if replica is None or replica.instance != instance:
+                replica = Replica(url, instance, self._engine(url, instance))
+            self.replicas[url] = replica
+        self.balance.set_replicas(self.replicas)
+
+    def set_settings(self, settings: SleepManager) -> None:
+        self.lifecycle.settings = settings
+        for replica in self.replicas.values():
+            replica.engine.level = settings.sleep_level
+        self._arm()
+
+    def _engine(self, url: str, instance: Instance) -> engines.Engine:
+        level = self.lifecycle.settings.sleep_level
+        return engines.KINDS[instance.engine](self._session, url, api_key=self.key_of(instance), level=level)
+
+    def key_of(self, instance: Instance) -> str | None:
+        """The engine's API key."""
+        return None if instance.api_key_env is None else self._environment.get(instance.api_key_env)
+
+    @property
+    def gpus(self) -> frozenset[int]:
+        return frozenset(gpu for replica in self.replicas.values() for gpu in replica.instance.gpu)
+
+    # ---- Requests ----
+
+    async def admit(self, key: Hashable) -> None:
+        """Returns when the request may be forwarded. Refused: it may not. The caller calls ended() when it is
+        over, whatever becomes of it, also if this is cancelled."""
+        admission = self._loop.create_future()
+        self._admissions[key] = admission
+        try:
+            self._event(self.lifecycle.came(self._loop.time(), key))
+            await admission
+        finally:
+            del self._admissions[key]
+
+    def ended(self, key: Hashable) -> None:
+        self._event(self.lifecycle.ended(self._loop.time(), key))
+
+    # ---- What administrators, others' needs and probes ask for ----
+
+    async def sleep(self, firm: bool) -> tuple[bool, str]:
+        """Whether it sleeps now, and a sentence. firm: requests that come meanwhile wait; else the first one
+        keeps it awake."""
+        return await self._ask(
+            lambda ask: self.lifecycle.sleep_asked(self._loop.time(), Why.ADMIN, ask, firm=firm)
+        )
+
+    async def wake(self) -> tuple[bool, str]:
+        return await self._ask(lambda ask: self.lifecycle.wake_asked(self._loop.time(), ask))
+
+    async def _ask(self, event: Callable[[Hashable], list[Action]]) -> tuple[bool, str]:
+        self._n_asks += 1
+        ask, answer = self._n_asks, self._loop.create_future()
+        self._asks[ask] = answer
+        try:
+            self._event(event(ask))
+            ok, message = await answer
+            return ok, message
+        finally:
+            del self._asks[ask]
+
+    def give_way(self, why: Why) -> None:
+        self._event(self.lifecycle.sleep_asked(self._loop.time(), why))
+
+    def room_changed(self) -> None:
+        self._event(self.lifecycle.room_changed(self._loop.time()))
+
+    def start(self) -> None:
+        self.started = True
+        self._event(self.lifecycle.start(self._loop.time()))
+
+    def stop(self) -> None:
+        """No new request is accepted. `quiet`, once what was accepted has ended."""
+        self._event(self.lifecycle.stop(self._loop.time()))
+
+    @property
+    def quiet(self) -> bool:
+        return self.lifecycle.quiet
+
+    async def probe(self) -> None:
+        """Asks each engine how it is."""
+        began = self._loop.time()
+        found, detail = await self._find()
+        self._event(self.lifecycle.probed(self._loop.time(), began, found, detail))
+
+    async def close(self) -> None:
+        """Ends what is under way, and what it holds. No method may be called any more."""
+        if self._timer:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for room in self._rooms.values():
+            await _release(room)
+
+    # ---- Events and actions ----
+
+    def _event(self, actions: list[Action]) -> None:
+        before = self._state
+        for action in actions:
+            self._do(action)
+        self._arm()
+        if self.lifecycle.state is not before:
+            self._state = self.lifecycle.state
+            self._watcher.state_changed(self, before)
+
+    def _arm(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        due = self.lifecycle.due()
+        self._timer = None if due is None else self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        # A timer may be early by the clock's granularity.
+        self._event(self.lifecycle.tick(self._loop.time()))
+
+    def _do(self, action: Action) -> None:
+        if isinstance(action, Forward):
+            self._admit(action.request, None)
+        elif isinstance(action, Refuse):
+            self._admit(action.request, Refused(action.code, action.retry_after, action.detail))
+        elif isinstance(action, Answer):
+            answer = self._asks.get(action.ask)
+            if answer and not answer.done():
+                answer.set_result((action.ok, action.message))
+        elif isinstance(action, Look):
+            self._begin(self._look(action.call))
+        elif isinstance(action, Reserve):
+            room = self._rooms[action.call] = _Room()
+            room.task = self._begin(self._reserve(action.call, room, action.deadline))
+        elif isinstance(action, Release):
+            room_or_none = self._rooms.pop(action.call, None)
+            if room_or_none:
+                self._begin(_release(room_or_none))
+        elif isinstance(action, Wake):
+            self._begin(self._wake(action.call))
+        elif isinstance(action, Sleep):
+            self._begin(self._sleep(action.call))
+        else:
+            assert isinstance(action, Adopt)
+
+    def _admit(self, key: Hashable, refused: Refused | None) -> None:
+        """Whoever has been cancelled meanwhile calls ended()."""
+        admission = self._admissions.get(key)
+        if admission is None or admission.done():
+            return
+        if refused:
+            admission.set_exception(refused)
+        else:
+            admission.set_result(None)
+
+    def _begin(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # ---- Calls ----
+
+    async def _look(self, call: int) -> None:
+        found, detail = await self._find()
+        self._event(self.lifecycle.looked(self._loop.time(), call, found, detail))
+
+    async def _find(self) -> tuple[Found, str]:
+        replicas = list(self.replicas.values())
+        found = await asyncio.gather(*(self._find_one(replica) for replica in replicas))
+        for one in (Found.AWAKE, Found.ASLEEP):
+            if one in found:
+                return one, ""
+        return Found.DEAD, next((r.reason for r in replicas if r.reason), "no engine of it is known")
+
+    async def _find_one(self, replica: Replica) -> Found:
+        try:
+            await replica.engine.health()
+            sleeping = await replica.engine.is_sleeping()
+        except engines.EngineError as fault:
+            replica.alive, replica.reason = False, str(fault)
+            self.balance.probed(replica.url, False)
+            return Found.DEAD
+        replica.alive, replica.reason = True, ""
+        self.balance.probed(replica.url, True)
+        self.balance.set_serving(replica.url, not sleeping)
+        return Found.ASLEEP if sleeping else Found.AWAKE
+
+    async def _reserve(self, call: int, room: _Room, deadline: float) -> None:
+        """All that the replicas need, or nothing."""
+        try:
+            if not self._watcher.may_reserve(self):
+                raise NoRoom("another model has waited longer")
+            for replica in list(self.replicas.values()):
+                limit = max(0.0, deadline - self._loop.time())
+                room.held.append(await self._reserver.reserve(replica.instance, limit))
+        except NoRoom as fault:
+            self._rooms.pop(call, None)
+            await _release_all(room)
+            self.missing_bytes = fault.missing_bytes
+            self._event(self.lifecycle.room_refused(self._loop.time(), call))
+            self._watcher.room_refused(self, str(fault))
+            return
+        self._event(self.lifecycle.room_granted(self._loop.time(), call))
+
+    async def _on_all(self, act: Callable[[engines.Engine], Any]) -> list[str]:
+        """What each replica says; "" where all went well."""
+
+        async def one(replica: Replica) -> str:
+            try:
+                await act(replica.engine)
+            except engines.EngineError as fault:
+                return str(fault)
+            return ""
+
+        return list(await asyncio.gather(*(one(replica) for replica in list(self.replicas.values()))))
+
+    async def _wake(self, call: int) -> None:
+        """One that wakes is enough; the others are the probes' affair."""
+        limit = self.lifecycle.settings.wake_timeout_seconds
+        replicas, began = list(self.replicas.values()), self._loop.time()
+        said = await self._on_all(lambda engine: engine.wake(limit))
+        for replica, fault in zip(replicas, said):
+            self.balance.set_serving(replica.url, not fault)
+            self.balance.probed(replica.url, not fault)
+        now = self._loop.time()
+        if "" in said:
+            self._watcher.woke(self, now - began, "")
+            self._event(self.lifecycle.woken(now, call))
+        else:
+            fault = said[0] if said else "no engine of it is known"
+            self._watcher.woke(self, now - began, fault)
+            self._event(self.lifecycle.wake_failed(now, call, fault))
+
+    async def _sleep(self, call: int) -> None:
+        limit = self.lifecycle.settings.wake_timeout_seconds
+        replicas, began = list(self.replicas.values()), self._loop.time()
+        said = await self._on_all(lambda engine: engine.sleep(limit))
+        for replica, fault in zip(replicas, said):
+            if not fault:
+                self.balance.set_serving(replica.url, False)
+        now = self._loop.time()
+        fault = next((one for one in said if one), "")
+        if fault:
+            self._event(self.lifecycle.sleep_failed(now, call, fault))
+        else:
+            self._event(self.lifecycle.slept(now, call))
+        # It may want to wake again at once: whoever has waited longer is told before it can ask for room.
+        self._watcher.slept(self, now - began, fault)
+
+
+async def _release(room: _Room) -> None:
+    """Also of one that is still asked for."""
+    if room.task:
+        room.task.cancel()
+        await asyncio.gather(room.task, return_exceptions=True)
+    await _release_all(room)
+
+
+async def _release_all(room: _Room) -> None:
+    held, room.held = room.held, []
+    for one in held:
+        await one.release()

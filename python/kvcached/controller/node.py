@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All models: what is configured and discovered becomes models, engines are probed, and where one finds no
+room others give way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping
+
+import aiohttp
+
+from kvcached.controller import victims
+from kvcached.controller.actions import Phase, State, Why
+from kvcached.controller.config import Config, Instance, by_model
+from kvcached.controller.metrics import Metrics
+from kvcached.controller.model import Model
+from kvcached.controller.reservation import Reserver
+
+log = logging.getLogger("kvcached.controller")
+
+PROBE_SECONDS = 5.0
+
+
+class Node:
+    """`apply()` what is configured, then `start()`."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        reserver: Reserver,
+        metrics: Metrics,
+        version: str,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._session, self._reserver, self._environment = session, reserver, environment
+        self.metrics = metrics
+        self.models: dict[str, Model] = {}
+        self._leaving: set[Model] = set()
+        self.version, self.began = version, int(time.time())
+        self._started = False
+        self._probing: asyncio.Task[None] | None = None
+        self._probes: set[asyncio.Task[None]] = set()
+        self._look_again: asyncio.TimerHandle | None = None
+        self._choosing = False
+        self.stopping = False
+
+    # ---- What is configured ----
+
+    def apply(
+        self,
+        config: Config,
+        instances: tuple[Instance, ...],
+        addresses: Mapping[tuple[str, int], tuple[str, ...]],
+    ) -> None:
+        """`instances`: the file's, and those that were discovered; `addresses`: URLs by what `dns` names.
+        Models that are not named any more finish what they have."""
+        self.config = config
+        named = by_model(instances)
+        for name in [name for name in self.models if name not in named]:
+            model = self.models.pop(name)
+            self._leaving.add(model)
+            model.stop()
+            log.info("Model %s is no longer configured", name)
+        for name, of_model in named.items():
+            found = self.models.get(name)
+            if found is None:
+                found = self.models[name] = Model(
+                    name, config.sleep_manager, self._session, self._reserver, self, self._environment
+                )
+            found.set_settings(config.sleep_manager)
+            found.set_replicas(
+                (url, instance)
+                for instance in of_model
+                for url in ([instance.url] if instance.url else addresses.get(instance.dns or ("", 0), ()))
+            )
+            if self._started and not found.started:
+                found.start()
+        self.metrics.set_models(self.models)
+
+    def start(self) -> None:
+        self._started = True
+        for model in self.models.values():
+            model.start()
+        self._probing = self._loop.create_task(self._probe_for_ever())
+
+    def stop(self) -> None:
+        """From now on nobody is accepted. See `quiet`."""
+        self.stopping = True
+        for model in self.models.values():
+            model.stop()
+
+    @property
+    def quiet(self) -> bool:
+        return all(model.quiet for model in [*self.models.values(), *self._leaving])
+
+    async def close(self) -> None:
+        probes = [*self._probes, *([self._probing] if self._probing else [])]
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+        if self._look_again:
+            self._look_again.cancel()
+        for model in [*self.models.values(), *self._leaving]:
+            await model.close()
+
+    # ---- Probes ----
+
+    async def _probe_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(min(PROBE_SECONDS, self.config.sleep_manager.check_interval_seconds or 1))
+            await asyncio.gather(*(model.probe() for model in list(self.models.values())))
+            await self._forget()
+
+    def probe_soon(self, model: Model) -> None:
+        """One of its engines has just failed."""
+        task = self._loop.create_task(model.probe())
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+
+    async def _forget(self) -> None:
+        for model in [model for model in self._leaving if model.quiet]:
+            self._leaving.discard(model)
+            await model.close()
+
+    # ---- Room ----
+
+    def state_changed(self, model: Model, before: State) -> None:
+        state = model.lifecycle.state
+        log.info(
+            "Model %s is %s, and was %s%s",
+            model.name,
+            state.value,
+            before.value,
+            f": {model.lifecycle.failure}" if state is State.FAILED else "",
+        )
+        self.metrics.state_changed(model)
+        if state is State.ASLEEP:
+            self._tell_of_room(model)
+        self._choose_soon()
+
+    def _tell_of_room(self, model: Model) -> None:
+        for other in self.models.values():
+            if other is not model:
+                other.room_changed()
+
+    def may_reserve(self, model: Model) -> bool:
+        """Room goes to who has waited longest, and not to who has just given way. Who has nothing to hope for
+        keeps nobody waiting."""
+        since = need_of(model).waiting_since
+        for other in self.models.values():
+            need = need_of(other)
+            if other is model or need.waiting_since >= since or not need.gpus & model.gpus:
+                continue
+            if other.lifecycle.phase is Phase.RESERVING or (is_short(other) and self._has_hope(other, need)):
+                return False
+        return True
+
+    def _has_hope(self, model: Model, need: victims.Need) -> bool:
+        candidates = self._candidates()
+        choice = victims.choose(need, candidates, model.lifecycle.settings, self._loop.time())
+        coming = any(c.leaving and c.gpus & need.gpus for c in candidates)
+        return bool(choice.sleep or choice.turn or coming or choice.look_again is not None)
+
+    def room_refused(self, model: Model, sentence: str) -> None:
+        log.info("Model %s finds no room: %s", model.name, sentence)
+        self._choose_soon()
+
+    def woke(self, model: Model, seconds: float, fault: str) -> None:
+        if fault:
+            log.warning("Model %s could not be woken: %s", model.name, fault)
+        self.metrics.woke(model, seconds, fault)
+
+    def slept(self, model: Model, seconds: float, fault: str) -> None:
+        if fault:
+            log.warning("Model %s could not be put to sleep: %s", model.name, fault)
+        else:
+            self._tell_of_room(model)
+        self.metrics.slept(model, seconds, fault)
+
+    def _choose_soon(self) -> None:
+        """After the event that led to it."""
+        if not self._choosing:
+            self._choosing = True
+            self._loop.call_soon(self._choose)
+
+    def _choose(self) -> None:
+        self._choosing = False
+        if self._look_again:
+            self._look_again.cancel()
+            self._look_again = None
+        if self.stopping:
+            return
+        now = self._loop.time()
+        again: list[float] = []
+        for need in victims.first(need_of(model) for model in self.models.values() if is_short(model)):
+            choice = victims.choose(
+                need, self._candidates(), self.models[str(need.model)].lifecycle.settings, now
+            )
+            for name in choice.sleep:
+                self._give_way(str(name), Why.ROOM)
+            for name in choice.turn:
+                self._give_way(str(name), Why.TURN)
+            again += [] if choice.look_again is None else [choice.look_again]
+        if again:
+            self._look_again = self._loop.call_at(min(again), self._choose)
+
+    def _give_way(self, name: str, why: Why) -> None:
+        log.info("Model %s gives way%s", name, ", for it has had its turn" if why is Why.TURN else "")
+        self.metrics.gave_way(name, why)
+        self.models[name].give_way(why)
+
+    def _candidates(self) -> list[victims.Candidate]:
+        return [
+            candidate for model in self.models.values() for candidate in [candidate_of(model)] if candidate
+        ]
+
+
+def is_short(model: Model) -> bool:
+    return model.lifecycle.phase is Phase.WANTING
+
+
+def need_of(model: Model) -> victims.Need:
+    since = model.lifecycle.waiting_since
+    return victims.Need(model.name, model.gpus, model.missing_bytes, float("inf") if since is None else since)
+
+
+def candidate_of(model: Model) -> victims.Candidate | None:
+    """None: it has nothing to give."""
+    life = model.lifecycle
+    if life.state not in (State.AWAKE, State.DRAINING):
+        return None
+    may_sleep_from = life.may_sleep_from()
+    return victims.Candidate(
+        model.name,
+        model.gpus,
+        sum(bytes_of(replica.instance) for replica in model.replicas.values()),
+        life.awake_since or 0.0,
+        may_sleep_from if may_sleep_from is not None else float("inf"),
+        life.idle_since,
+        len(life.in_flight),
+        life.wake_seconds if life.wake_seconds is not None else 1.0,
+        leaving=life.state is State.DRAINING,
+    )
+
+
+def bytes_of(instance: Instance) -> int:
+    """That come free when it sleeps, at the least."""
+    return max(1, (instance.weight_bytes or 0) + (instance.min_kv_bytes or 0))
