@@ -32,18 +32,15 @@ if TYPE_CHECKING:
     )
     from kvcached.reservation import Reservation
 else:
+    _HOMES = {"Reservation": ("reservation", "Reservation"), "__version__": ("_native", "version")}
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name == "Reservation":
-            from kvcached.reservation import Reservation as found
-        elif name == "__version__":
-            from kvcached._native import version as found
-        else:
-            from kvcached import errors
+        from importlib import import_module
 
-            found = getattr(errors, name)
+        module, attribute = _HOMES.get(name, ("errors", name))
+        found = getattr(import_module(f"kvcached.{module}"), attribute)
         globals()[name] = found
         return found
 

@@ -26,7 +26,7 @@ from kvcached.controller.app import Locks, Service
 from kvcached.controller.discovery import Discovery
 from kvcached.controller.metrics import Metrics
 from kvcached.controller.node import Node
-from kvcached.controller.reservation import Reserver, Unreserved
+from kvcached.controller.reservation import DaemonReserver, Reserver
 
 log = logging.getLogger("kvcached.controller")
 
@@ -50,11 +50,13 @@ class Controller:
         arguments: argparse.Namespace | None = None,
         reserver: Reserver | None = None,
     ) -> None:
-        """`arguments`: where to read the configuration again, if it shall be. reserver: None: nobody's."""
+        """`arguments`: where to read the configuration again, if it shall be. reserver: None: the daemons of
+        the GPUs."""
         self._loop = asyncio.get_running_loop()
         self._config, self._arguments = config, arguments
+        self._reserver = reserver or DaemonReserver()
         self._requests, self._asks = proxy.connect_session(), aiohttp.ClientSession(trust_env=False)
-        self.node = Node(self._asks, reserver or Unreserved(), Metrics(), version())
+        self.node = Node(self._asks, self._reserver, Metrics(), version())
         self.service = Service(self.node, self._requests, config.router, locks)
         self._discovery = Discovery(self._apply)
         self._runners: list[web.AppRunner] = []
@@ -92,6 +94,8 @@ class Controller:
             await runner.cleanup()
         await self._discovery.close()
         await self.node.close()
+        if isinstance(self._reserver, DaemonReserver):
+            self._reserver.close()
         await self._requests.close()
         await self._asks.close()
 
