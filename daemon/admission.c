@@ -31,6 +31,8 @@ static int find_shortage(const struct broker *broker, const struct broker_reques
     uint64_t limit = policy_limit(instance->has_limit, instance->limit_of, NULL);
     uint64_t used = broker_used(instance), charged = broker->ledger.charged_bytes;
 
+    if (instance->reserved_bytes | request->foreign_bytes)
+        return reservations_find_shortage(broker, request, ret_bytes);
     switch (policy_admit(used, limit, charged, broker->budget.bytes, request->bytes)) {
     case POLICY_E_LIMIT:
         *ret_bytes = u64_sub_floor(u64_add_ceil(used, request->bytes), limit);
@@ -151,6 +153,12 @@ static void admit(struct broker *broker, struct broker_request *request)
 
     list_unlink(&request->stall_link);
     request->error = 0;
+    if (request->reserves) {
+        reservation_admit(broker, request);
+        return;
+    }
+    if (instance->reserved_bytes)
+        reservations_draw(broker, request);
     ledger_charge_init(&broker->ledger, &request->charge, &instance->account, LEDGER_PENDING, request->bytes);
     instance_touch(broker, instance);
     queue_enqueue(broker, request);

@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 
+#include "base/arith.h"
 #include "base/cleanup.h"
 
 #include "broker-internal.h"
@@ -138,6 +139,14 @@ static const char *check_extent(const struct broker *broker, const struct extent
     return check_colour(broker, extent);
 }
 
+static bool is_prepared(const struct broker *broker, const struct broker_request *request)
+{
+    list_for_each (it, &broker->preparing)
+        if (container_of(it, struct broker_request, link) == request)
+            return true;
+    return false;
+}
+
 static const char *check_request(const struct broker *broker, const struct broker_request *request,
                                  struct sums *sums)
 {
@@ -146,6 +155,14 @@ static const char *check_request(const struct broker *broker, const struct broke
     if (request->state == BROKER_REQUEST_REFUSED || request->state == BROKER_REQUEST_UNDECIDED) {
         expect(request->charge.bytes == 0, "a request that is not admitted is charged");
         sums->n_undecided += request->state == BROKER_REQUEST_UNDECIDED && request->error == BROKER_E_BUDGET;
+        return NULL;
+    }
+    expect(request->drawn_bytes <= request->bytes && (request->drawn_bytes == 0 || !request->courtesy),
+           "a request has got more of reservations than it may");
+    if (request->reserves) {
+        sums->unpromised_bytes += request->charge.bytes;
+        expect((request->state == BROKER_REQUEST_PREPARING) == is_prepared(broker, request),
+               "a reservation is ready without a look, or waits for nothing");
         return NULL;
     }
     sums->n_leasing += request->lease ? request->n_extents : 0;
@@ -266,6 +283,55 @@ static const char *check_peer(const struct broker *broker, const struct broker_p
     return check_leases(broker, peer, bytes, n_set_aside);
 }
 
+static const char *check_reservations(const struct broker *broker, const struct broker_instance *instance,
+                                      uint64_t *ret_held)
+{
+    uint64_t bytes = 0;
+
+    list_for_each (it, &instance->reservations) {
+        const struct reservation *reservation = container_of(it, struct reservation, link);
+        const struct broker_request *request = &reservation->request;
+
+        expect(request->reserves && request->peer && !request->peer->lost &&
+                   request->peer->instance == instance,
+               "an instance lists a reservation of nobody, or of another");
+        expect(request->charge.bytes <= request->bytes && request->charge.state == LEDGER_RESERVED &&
+                   request->charge.account == &instance->account,
+               "a reservation is not charged what it has left");
+        expect(!reservation->expectation == !request->foreign_bytes, "a reservation expects what it may not");
+        expect(!reservation->expectation ||
+                   (!reservation->expectation->ended && reservation->expectation->held == request->granted),
+               "what is expected is not held as its reservation is");
+        bytes += request->charge.bytes;
+        *ret_held += request->state == BROKER_REQUEST_ANSWERED ? request->charge.bytes : 0;
+    }
+    expect(bytes == instance->reserved_bytes, "an instance miscounts what is reserved for it");
+    return NULL;
+}
+
+static const char *check_expectations(const struct broker *broker)
+{
+    uint64_t bytes = 0;
+    bool waits = false;
+
+    list_for_each (it, &broker->expectations) {
+        const struct expectation *expectation = container_of(it, struct expectation, link);
+
+        expect(expectation->bytes <= expectation->foreign_bytes, "more is expected than was asked for");
+        expect(expectation->held || expectation->bytes == expectation->foreign_bytes,
+               "something is laid to a reservation that is not held");
+        expect(!expectation->ended || expectation->look > broker->looked, "what has ended is still expected");
+        bytes += expectation->bytes;
+        waits |= !expectation->held;
+    }
+    expect(bytes == broker->expected_bytes, "the broker miscounts what is expected of others");
+    expect(bytes == 0 || u64_add_ceil(broker->budget.bytes, bytes) <= u64_max(broker_ceiling(broker), bytes),
+           "the budget has in it what is expected of others");
+    expect(!waits || u64_add_ceil(broker->ledger.charged_bytes, bytes) <= broker_ceiling(broker),
+           "something is expected that nobody has room for");
+    return NULL;
+}
+
 static const char *check_instance(const struct broker *broker, const struct broker_instance *instance,
                                   const struct moving *moving)
 {
@@ -283,11 +349,14 @@ static const char *check_instance(const struct broker *broker, const struct brok
 
         if (request->peer->instance != instance)
             continue;
-        bytes[LEDGER_PENDING] += request->charge.bytes;
+        bytes[request->charge.state] += request->charge.bytes;
         unpromised_bytes += request->promised ? 0 : request->charge.bytes;
         n_undecided += request->state == BROKER_REQUEST_UNDECIDED && request->error == BROKER_E_LIMIT;
         n_set_aside += request->lease && request->charge.bytes ? request->n_extents : 0;
     }
+    failure = check_reservations(broker, instance, &bytes[LEDGER_RESERVED]);
+    if (failure)
+        return failure;
     expect(n_set_aside == instance->n_set_aside, "an instance miscounts what is set aside for it");
     expect(n_undecided == instance->n_undecided, "an instance miscounts what its limit doesn't hold");
     expect(!instance->missed ||
@@ -310,10 +379,11 @@ static const char *check_instance(const struct broker *broker, const struct brok
 static const char *check_sums(const struct broker *broker, const struct sums *sums)
 {
     for (unsigned state = 0; state < _LEDGER_N; state++)
-        expect(sums->bytes[state] == broker->ledger.bytes[state], "the ledger is not the sum of all extents");
-    expect(sums->charged_bytes == broker->ledger.charged_bytes,
+        expect(state == LEDGER_RESERVED || sums->bytes[state] == broker->ledger.bytes[state],
+               "the ledger is not the sum of all extents");
+    expect(sums->charged_bytes + broker->ledger.bytes[LEDGER_RESERVED] == broker->ledger.charged_bytes,
            "what is charged is not the sum of the accounts");
-    expect(sums->unpromised_bytes == 0 || sums->charged_bytes <= broker->budget.bytes,
+    expect(sums->unpromised_bytes == 0 || broker->ledger.charged_bytes <= broker->budget.bytes,
            "more was promised than the budget holds");
     expect(sums->n_extents == broker->pool.n_extents, "the pool miscounts its extents");
     expect(sums->n_descriptors == broker->pool.n_descriptors, "the pool miscounts its descriptors");
@@ -343,7 +413,7 @@ static const char *check_sums(const struct broker *broker, const struct sums *su
 
 static const char *check_members(const struct broker *broker, const struct moving *moving)
 {
-    uint64_t used = 0, n_set_aside = 0;
+    uint64_t used = 0, reserved = 0, n_set_aside = 0;
     const char *failure;
 
     list_for_each (it, &broker->domains) {
@@ -358,13 +428,16 @@ static const char *check_members(const struct broker *broker, const struct movin
         if (failure)
             return failure;
         used += broker_used(instance);
+        reserved += instance->reserved_bytes;
         n_set_aside += instance->n_set_aside;
     }
     list_for_each (it, &broker->domains)
         n_set_aside -= container_of(it, struct broker_domain, link)->n_set_aside;
     expect(n_set_aside == 0, "the domains miscount what is set aside for them");
     expect(used == broker->ledger.charged_bytes, "bytes are charged to nobody who is listed");
-    return NULL;
+    expect(reserved == broker->ledger.bytes[LEDGER_RESERVED],
+           "something is reserved for nobody who is listed");
+    return check_expectations(broker);
 }
 
 static bool is_moving(const struct extent *extent)

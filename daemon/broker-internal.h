@@ -3,10 +3,10 @@
 
 /*
  * What the parts of the broker share: broker.c (construction, actions and their answers), lending.c (take and
- * return), admission.c (who may have what), leases.c (what is set aside), notices.c (who is asked to give
- * back), members.c (domains, instances, peers, limits), queue.c (requests that wait, and their extents),
- * supply.c (what is ordered from the driver for them), words.c (what peers say of what they hold) and audit.c
- * (the check of all of it).
+ * return), admission.c (who may have what), leases.c (what is set aside), reservations.c (what is promised to
+ * whatever comes), notices.c (who is asked to give back), members.c (domains, instances, peers, limits),
+ * queue.c (requests that wait, and their extents), supply.c (what is ordered from the driver for them),
+ * words.c (what peers say of what they hold) and audit.c (the check of all of it).
  */
 
 #include "broker.h"
@@ -47,6 +47,22 @@ struct broker_lease {
     bool frozen;
 };
 
+/* What others are expected to take of the device. It may outlive the reservation until the next look. */
+struct expectation {
+    struct list link; /* of the broker's; those that are held in the order in which they came to be */
+    uint64_t foreign_bytes;
+    uint64_t bytes; /* of these, what has not come so far */
+    uint64_t look;  /* the first whose reading counts: before, it is neither to be relied on nor forgotten */
+    bool held;      /* others may be taking it already */
+    bool ended;
+};
+
+struct reservation {
+    struct broker_request request;   /* first: it is freed as one */
+    struct list link;                /* of its instance's, while it is admitted */
+    struct expectation *expectation; /* NULL: none */
+};
+
 struct broker {
     struct broker_config config;
     struct pool pool;
@@ -80,6 +96,12 @@ struct broker {
     struct list due;        /* of these, those that are to be sent one */
     struct list awaited[2]; /* those whose acknowledgement is waited for, of limits and out of courtesy */
     struct list pressed;    /* instances that are to meet their limit */
+
+    struct list preparing; /* requests that reserve, and wait for what is expected of others */
+    struct list expectations;
+    uint64_t expected_bytes;     /* of all */
+    uint64_t foreign_base_bytes; /* what is above it has come since, for those that are held */
+    uint64_t n_looks, looked;    /* how many were ordered, and the number of the last that was carried out */
 
     uint32_t n_active;  /* extents of waiting and ready requests */
     uint32_t n_sending; /* extents of granted requests that are not freed */
@@ -162,6 +184,24 @@ int lease_may_take(struct broker *broker, struct broker_lease *lease, const stru
 /* Moves pages of the lease into a new request. */
 void lease_fill_request(struct broker *broker, struct broker_lease *lease, struct broker_request *request);
 
+/* ---- reservations.c ---- */
+
+/* What doesn't hold a request, beside what is reserved for it or by it; 0: nothing. */
+int reservations_find_shortage(const struct broker *broker, const struct broker_request *request,
+                               uint64_t *ret_bytes);
+/* A request is about to be charged: what is reserved for it is charged to the reservations no longer. */
+void reservations_draw(struct broker *broker, struct broker_request *request);
+/* It comes to nothing, so they have it back. */
+void reservations_restore(struct broker *broker, struct broker_request *request);
+void reservation_admit(struct broker *broker, struct broker_request *request);
+void reservation_hold(struct broker *broker, struct broker_request *request);
+void reservation_end(struct broker *broker, struct broker_request *request); /* harmless when it has */
+void reservations_settle(struct broker *broker);
+void reservations_looked(struct broker *broker);
+/* Those that are not answered give way when what they expect is not there. */
+void reservations_check(struct broker *broker);
+void reservations_deinit(struct broker *broker);
+
 /* ---- notices.c ---- */
 
 /* What the peers of one instance, or of all, could give back for a request; counted until it is `enough`. But
@@ -238,6 +278,11 @@ void broker_settle(struct broker *broker, uint64_t now_ns);
 void broker_note_activity(struct broker *broker); /* something was lent or returned */
 void broker_count_refusal(struct broker *broker, const struct broker_request *request, int error);
 unsigned broker_descriptors_max(const struct broker *broker);
+/* What it could be now, and what there is for it and for what is expected of others. */
+uint64_t broker_budget_now(const struct broker *broker);
+uint64_t broker_ceiling(const struct broker *broker);
+uint64_t broker_foreign(const struct broker *broker);
+void broker_update_budget(struct broker *broker);
 /* Bytes that are on their way out, and may still be expected to arrive. */
 uint64_t broker_coming(const struct broker *broker);
 void broker_trim(struct broker *broker, const struct pool_shelf *own, uint64_t wanted_bytes);

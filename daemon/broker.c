@@ -37,14 +37,26 @@ static bool config_makes_sense(const struct broker_config *config)
     return true;
 }
 
-static uint64_t budget_now(const struct broker *broker)
+uint64_t broker_foreign(const struct broker *broker)
 {
     const struct ledger *ledger = &broker->ledger;
     uint64_t held = ledger_held(ledger) - ledger->bytes[LEDGER_CREATING];
 
-    return policy_budget_now(ledger->total_bytes,
-                             policy_foreign(ledger->total_bytes, ledger->free_bytes, held),
-                             broker->config.utilization_ppm, broker->config.budget_bytes);
+    return policy_foreign(ledger->total_bytes, ledger->free_bytes, held);
+}
+
+uint64_t broker_ceiling(const struct broker *broker)
+{
+    return policy_ceiling(broker->config.total_bytes, broker_foreign(broker), broker->config.utilization_ppm,
+                          broker->config.budget_bytes, broker->config.headroom_bytes);
+}
+
+uint64_t broker_budget_now(const struct broker *broker)
+{
+    uint64_t budget = policy_budget_now(broker->config.total_bytes, broker_foreign(broker),
+                                        broker->config.utilization_ppm, broker->config.budget_bytes);
+
+    return policy_budget_beside(budget, broker_ceiling(broker), broker->expected_bytes);
 }
 
 int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t now_ns, struct broker **ret)
@@ -60,7 +72,7 @@ int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t
     broker->now_ns = broker->looked_ns = broker->active_ns = now_ns;
     pool_init(&broker->pool, config->n_classes, config->class_bytes);
     ledger_init(&broker->ledger, config->total_bytes, free_bytes);
-    broker->budget.bytes = budget_now(broker);
+    broker->budget.bytes = broker_budget_now(broker);
     list_init(&broker->domains);
     list_init(&broker->instances);
     list_init(&broker->arrivals);
@@ -76,6 +88,8 @@ int broker_new(const struct broker_config *config, uint64_t free_bytes, uint64_t
     list_init(&broker->awaited[false]);
     list_init(&broker->awaited[true]);
     list_init(&broker->pressed);
+    list_init(&broker->preparing);
+    list_init(&broker->expectations);
     list_init(&broker->unconfirmed);
     list_init(&broker->answers);
     list_init(&broker->dirty);
@@ -123,6 +137,7 @@ struct broker *broker_free(struct broker *broker)
     confirm_oldest(broker, broker->unconfirmed_bytes);
     list_for_each_safe (it, &broker->instances)
         instance_free(broker, container_of(it, struct broker_instance, link));
+    reservations_deinit(broker);
     ledger_deinit(&broker->ledger);
     pool_deinit(&broker->pool);
     free(broker);
@@ -238,7 +253,8 @@ static bool needs_looks(const struct broker *broker)
     const uint64_t *bytes = broker->ledger.bytes;
 
     return has_idle_leases(broker) || bytes[LEDGER_LIMBO] || bytes[LEDGER_DESTROYING] || bytes[LEDGER_POOL] ||
-           !list_is_empty(&broker->arrivals) || broker->budget.rising || supply_expects(broker);
+           !list_is_empty(&broker->arrivals) || broker->budget.rising || broker->expected_bytes ||
+           supply_expects(broker);
 }
 
 void broker_settle(struct broker *broker, uint64_t now_ns)
@@ -253,6 +269,8 @@ void broker_settle(struct broker *broker, uint64_t now_ns)
         go_idle(broker);
     else
         broker_trim(broker, NULL, 0);
+    if (!list_is_empty(&broker->preparing))
+        reservations_settle(broker);
     supply_settle(broker);
     if (needs_looks(broker) && broker->now_ns - broker->looked_ns >= broker->config.look_ns)
         broker->look_wanted = true;
@@ -359,6 +377,10 @@ static enum broker_action_type deliver(struct broker *broker, struct broker_requ
         lease_receive(broker, request);
         return BROKER_ACTION_LEASE;
     }
+    if (request->reserves) {
+        reservation_hold(broker, request);
+        return BROKER_ACTION_RESERVED;
+    }
     hand_over(broker, request);
     return BROKER_ACTION_GRANT;
 }
@@ -424,6 +446,7 @@ static bool next_look(struct broker *broker, struct broker_action *ret)
         return false;
     broker->look_wanted = false;
     broker->looking = true;
+    broker->n_looks++;
     *ret = (struct broker_action){.type = BROKER_ACTION_LOOK};
     return true;
 }
@@ -487,11 +510,13 @@ void broker_destroyed(struct broker *broker, uint64_t id, uint64_t freed_bytes, 
     broker_settle(broker, now_ns);
 }
 
-static void update_budget(struct broker *broker)
+void broker_update_budget(struct broker *broker)
 {
     uint64_t before = broker->budget.bytes;
 
-    policy_budget_update(&broker->budget, budget_now(broker), broker->now_ns, broker->config.budget_rise_ns);
+    reservations_check(broker);
+    policy_budget_update(&broker->budget, broker_budget_now(broker), broker->now_ns,
+                         broker->config.budget_rise_ns);
     if (broker->budget.bytes != before)
         members_budget_changed(broker);
 }
@@ -506,7 +531,8 @@ void broker_look(struct broker *broker, uint64_t free_bytes, uint64_t now_ns)
     confirm_oldest(broker, proven_bytes);
     broker->stuck_bytes = broker->unconfirmed_bytes;
     supply_looked(broker);
-    update_budget(broker);
+    reservations_looked(broker);
+    broker_update_budget(broker);
     broker_settle(broker, now_ns);
     supply_fill(broker);
 }
@@ -538,7 +564,8 @@ void broker_reconfigure(struct broker *broker, const struct broker_config *confi
     broker->config.headroom_bytes = config->headroom_bytes;
     broker->config.reserve_bytes = config->reserve_bytes;
     broker->config.idle_ns = config->idle_ns;
-    broker->budget = (struct policy_budget){.bytes = budget_now(broker)};
+    reservations_check(broker);
+    broker->budget = (struct policy_budget){.bytes = broker_budget_now(broker)};
     members_budget_changed(broker);
     broker_settle(broker, now_ns);
 }
@@ -561,8 +588,7 @@ void broker_totals(const struct broker *broker, struct broker_totals *ret)
     *ret = (struct broker_totals){
         .total_bytes = ledger->total_bytes,
         .free_bytes = ledger->free_bytes,
-        .foreign_bytes =
-            policy_foreign(ledger->total_bytes, ledger->free_bytes, held - ledger->bytes[LEDGER_CREATING]),
+        .foreign_bytes = broker_foreign(broker),
         .budget_bytes = broker->budget.bytes,
         .headroom_bytes = broker->config.headroom_bytes,
         .creating_bytes = ledger->bytes[LEDGER_CREATING],
@@ -573,6 +599,8 @@ void broker_totals(const struct broker *broker, struct broker_totals *ret)
         .limbo_bytes = ledger->bytes[LEDGER_LIMBO],
         .destroying_bytes = ledger->bytes[LEDGER_DESTROYING],
         .held_bytes = held,
+        .reserved_bytes = ledger->bytes[LEDGER_RESERVED],
+        .expected_bytes = broker->expected_bytes,
         .n_instances = broker->n_instances,
         .n_peers = broker->n_peers,
     };

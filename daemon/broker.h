@@ -85,12 +85,14 @@ struct broker_instance {
     struct list dirty_link;
     struct list peers;        /* broker_peer.link, lost ones included */
     struct list leases;       /* of its peers, those with something issued, longest unused first */
+    struct list reservations; /* admitted and not ended, in that order */
     struct list pressed_link; /* while a notice about its limit runs */
     uint64_t pressed_ns;      /* when that ends */
     uint32_t n_undecided;     /* requests that its limit doesn't hold */
     uint32_t n_hopeful;       /* requests that limit or budget don't hold */
     uint64_t touched;         /* when anything about it has changed, as the broker counts such changes */
     uint32_t n_set_aside;     /* extents that leases have or wait for */
+    uint64_t reserved_bytes;  /* what its reservations have left for its requests */
     struct broker_domain *domain;
     char name[BROKER_NAME_MAX + 1];
     uint64_t identity;                                  /* of who opened it; opaque */
@@ -114,6 +116,7 @@ struct broker_peer {
     bool lost;
     bool schedules;      /* pages of its instance's workers */
     bool obeys;          /* a worker: what it holds is its scheduler's to give */
+    bool controls;       /* reserves for the others, and holds nothing */
     uint64_t held_bytes; /* granted + limbo */
     uint64_t held_ns;    /* since when there are some */
     uint64_t issued_ns;  /* the same of its leases */
@@ -142,7 +145,8 @@ enum broker_request_state {
     BROKER_REQUEST_UNDECIDED, /* limit or budget don't hold it; others have been asked to give back */
     BROKER_REQUEST_PARKED,    /* waits until the daemon may hold as many descriptors more */
     BROKER_REQUEST_WAITING,   /* collects extents */
-    BROKER_REQUEST_READY,     /* has them all; its GRANT action comes next */
+    BROKER_REQUEST_PREPARING, /* reserves; until what is expected of others is free for them */
+    BROKER_REQUEST_READY,     /* has it all; its GRANT action, or the like, comes next */
     BROKER_REQUEST_REFUSED,   /* its REFUSE action comes next */
     BROKER_REQUEST_ANSWERED,  /* the action is out; broker_request_free() is due */
 };
@@ -160,9 +164,12 @@ struct broker_request {
     uint32_t pages;              /* of the lease */
     bool courtesy;               /* gives way to every other need */
     bool promised;               /* comes out of a lease */
+    bool reserves;               /* bytes, and no extents; held until broker_request_free() */
     uint64_t serial;             /* of the need, while undecided */
     struct ledger_charge charge; /* what is promised */
     uint64_t bytes;
+    uint64_t drawn_bytes;   /* of these, what reservations have left to it */
+    uint64_t foreign_bytes; /* expected of others, by one that reserves */
     uint32_t counts[BROKER_CLASSES_MAX];
     uint32_t n_extents; /* wanted */
     uint32_t ready[BROKER_CLASSES_MAX];
@@ -184,6 +191,7 @@ enum broker_action_type {
     BROKER_ACTION_LOOK,      /* read free memory → broker_look(), always; one at a time */
     BROKER_ACTION_GRANT,     /* all extents are warm: hand them over, then broker_request_free() */
     BROKER_ACTION_REFUSE,    /* of a request that had been accepted: `error`; then broker_request_free() */
+    BROKER_ACTION_RESERVED,  /* the request is held from now on, until broker_request_free() */
     BROKER_ACTION_STATUS,    /* limit, use or flags of an instance changed */
     BROKER_ACTION_LEASE,     /* what a lease asked for is offered: say so, then broker_request_free() */
     BROKER_ACTION_NOTICE,    /* to `peer`: number, bytes, deadline_ns, courtesy */
@@ -209,6 +217,7 @@ struct broker_action {
 struct broker_counters {
     uint64_t n_grants, n_granted_extents, granted_bytes;
     uint64_t n_leases, leased_bytes;
+    uint64_t n_reservations;
     uint64_t n_returned_extents, returned_bytes;
     uint64_t n_refused[_BROKER_E_N];    /* by error; but for those out of courtesy */
     uint64_t n_notices[2], n_missed[2]; /* about limits, and out of courtesy */
@@ -220,6 +229,7 @@ struct broker_totals {
     uint64_t creating_bytes, pool_bytes, warm_bytes, granted_bytes, leased_bytes, limbo_bytes,
         destroying_bytes;
     uint64_t held_bytes; /* creating + pool (warm is part of it) + granted + leased + limbo + destroying */
+    uint64_t reserved_bytes, expected_bytes; /* by reservations: of the budget, and of others */
     unsigned n_instances, n_peers;
 };
 
@@ -231,8 +241,8 @@ struct broker *broker_free(struct broker *broker);
 DEFINE_CLEANUP(struct broker *, broker_free);
 
 /* Takes the next thing to do. Call after every event until false: until then nothing but the answers is
- * settled. Order: grants, leases and refusals, what is reported of leases, status, notices, exports, creates,
- * looks, destroys. */
+ * settled. Order: grants, leases, reservations and refusals, what is reported of leases, status, notices,
+ * exports, creates, looks, destroys. */
 bool broker_next_action(struct broker *broker, struct broker_action *ret);
 
 /* When broker_tick() wants to be called next; UINT64_MAX: only after another event. */
@@ -246,6 +256,11 @@ void broker_tick(struct broker *broker, uint64_t now_ns);
  * -ENOMEM. */
 int broker_peer_new(struct broker *broker, const char *domain, const char *name, uint64_t identity,
                     const uint64_t limits[static 5], struct broker_peer **ret);
+
+/* The same for one who only reserves for an instance: it neither sets the identity of who opened it, nor is
+ * held to it. Of `limits` those count that are not the engine's own. */
+int broker_controller_new(struct broker *broker, const char *domain, const char *name,
+                          const uint64_t limits[static 5], struct broker_peer **ret);
 
 /* The connection is gone, the process may live. Its requests end (their owners are not told; those whose
  * action was taken stay valid until broker_request_free()), what it holds goes to limbo. */
@@ -337,6 +352,16 @@ void broker_notice_acked(struct broker *broker, struct broker_peer *peer, uint32
 
 /* What it should give back: what it has been asked for and has not given so far, or is over its limit. */
 uint64_t broker_pressure(const struct broker_instance *instance);
+
+/* ---- Reservations ---- */
+
+/* Reserves bytes for what the peer's instance asks for next, and counts on others to take `foreign_bytes`
+ * more of the device meanwhile: both are promised, or nothing is. 0: an action will answer *ret: RESERVED,
+ * and it is held until broker_request_free() or the peer is lost, or REFUSE: as broker_take(), and with
+ * BROKER_E_DRIVER where the foreign bytes did not come free in time. One of a peer at a time, and of
+ * something: else BROKER_E_INVALID. -ENOMEM. */
+int broker_reserve(struct broker *broker, struct broker_peer *peer, uint64_t bytes, uint64_t foreign_bytes,
+                   uint64_t now_ns, struct broker_request **ret);
 
 /* ---- The end ---- */
 

@@ -20,8 +20,9 @@
 #include "server.h"
 
 #define TEXT_MAX 512
-#define NOTES_MAX 100                           /* of a domain, in GATES_PERIOD_NS */
-#define LINES_MAX 10                            /* the same, in the log */
+#define NOTES_MAX 100 /* of a domain, in GATES_PERIOD_NS */
+#define LINES_MAX 10  /* the same, in the log */
+#define ALL_LINES_MAX 50
 #define REPLY_BYTES_MAX (FRAME_SIZE_MAX - 1024) /* room for what surrounds the events */
 #define REPLY_EVENTS_MAX 256
 
@@ -49,18 +50,19 @@ static bool is_at_will(Kvcached__EventKind kind)
     case KVCACHED__EVENT_KIND__EVENT_REFUSED:
     case KVCACHED__EVENT_KIND__EVENT_SCRIBBLED:
     case KVCACHED__EVENT_KIND__EVENT_VIOLATION:
-    case KVCACHED__EVENT_KIND__EVENT_DRIVER_FAILED:
-    case KVCACHED__EVENT_KIND__EVENT_DRIVER_RECOVERED:
         return true;
     default:
         return false;
     }
 }
 
-static void add(struct server *server, struct event *event)
+static void add(struct server *server, const struct event *event, const char *text)
 {
-    event->realtime_ms = realtime_ms();
-    events_add(&server->events, event);
+    struct event complete = *event;
+
+    complete.realtime_ms = realtime_ms();
+    complete.text = text;
+    events_add(&server->events, &complete);
     server->has_news = true;
 }
 
@@ -76,22 +78,19 @@ static bool may_note(struct server *server, const struct event *event)
     if (verdict == GATE_OPEN)
         return true;
     server->counters.n_suppressed++;
-    if (verdict == GATE_CLOSES) {
-        suppressed.text = "More has happened here in ten seconds than is noted";
-        add(server, &suppressed);
-    }
+    if (verdict == GATE_CLOSES)
+        add(server, &suppressed, "More has happened here in ten seconds than is noted");
     return false;
 }
 
-static void note(struct server *server, struct event *event, const char *format, va_list args)
+static void note(struct server *server, const struct event *event, const char *format, va_list args)
 {
     char text[TEXT_MAX];
 
     if (!may_note(server, event))
         return;
     vsnprintf(text, sizeof(text), format, args);
-    event->text = text;
-    add(server, event);
+    add(server, event, text);
 }
 
 void chronicle_note(struct server *server, Kvcached__EventKind kind, const struct broker_instance *instance,
@@ -124,7 +123,13 @@ void chronicle_note_stranger(struct server *server, Kvcached__EventKind kind, co
 
 bool chronicle_may_log(struct server *server, const char *domain)
 {
-    return gates_pass(&server->lines, domain, LINES_MAX, server_now()) == GATE_OPEN;
+    enum gate_verdict verdict = gates_pass(&server->lines, domain, LINES_MAX, server_now());
+
+    if (verdict == GATE_OPEN)
+        verdict = gate_pass(&server->all_lines, ALL_LINES_MAX, server_now());
+    if (verdict == GATE_CLOSES)
+        log_notice("More happens than is logged: kvctl events and the metrics have it");
+    return verdict == GATE_OPEN;
 }
 
 /* ---- What the whole daemon goes through ---- */

@@ -26,7 +26,7 @@ void chronicle_note(struct server *server, Kvcached__EventKind kind, const struc
 void chronicle_note_stranger(struct server *server, Kvcached__EventKind kind, const char *domain, int32_t pid,
                              const char *format, ...) __attribute__((cold, format(printf, 5, 6)));
 
-/* May another line about what a domain's peers have caused go into the log? */
+/* May another line about what a domain's peers have caused go into the log? That there is more is logged. */
 bool chronicle_may_log(struct server *server, const char *domain);
 
 void chronicle_start(struct server *server);

@@ -45,24 +45,22 @@ static struct event *copy(const struct event *event)
     return ret;
 }
 
-/* The oldest of those who have most: domains are told apart as by their gates. */
+/* The oldest of those who have most. */
 static unsigned find_dispensable(const struct events *events)
 {
-    unsigned n_of[GATES_N] = {0}, most = 0, i = 0;
+    unsigned most = 0, i = 0;
 
-    for (unsigned k = 0; k < events->n; k++) {
-        unsigned index = gates_index(events->kept[k]->domain);
-
-        if (++n_of[index] > n_of[most])
-            most = index;
-    }
-    while (gates_index(events->kept[i]->domain) != most)
+    for (unsigned group = 0; group < GATES_N; group++)
+        if (events->n_of[group] > events->n_of[most])
+            most = group;
+    while (events->kept[i]->group != most)
         i++;
     return i;
 }
 
 static void drop(struct events *events, unsigned i)
 {
+    events->n_of[events->kept[i]->group]--;
     free(events->kept[i]);
     events->n--;
     memmove(&events->kept[i], &events->kept[i + 1], (events->n - i) * sizeof(*events->kept));
@@ -76,10 +74,44 @@ int events_add(struct events *events, const struct event *event)
     if (!kept)
         return -ENOMEM;
     kept->number = events->last;
+    kept->group = (uint16_t)gates_index(events->secret, event->domain);
     if (events->n == EVENTS_MAX)
         drop(events, find_dispensable(events));
     events->kept[events->n++] = kept;
+    events->n_of[kept->group]++;
     return 0;
+}
+
+/* The least number which is so large that, with no more than so many of each group, there are `n`. */
+static unsigned find_share(const struct events *events, unsigned n)
+{
+    uint16_t n_with[EVENTS_MAX + 1] = {0}; /* groups, by how many events they have */
+    unsigned share = 0, sum = 0, n_larger = GATES_N;
+
+    for (unsigned group = 0; group < GATES_N; group++)
+        n_with[events->n_of[group]]++;
+    while (sum < n) {
+        n_larger -= n_with[share++];
+        sum += n_larger;
+    }
+    return share;
+}
+
+unsigned events_recent(const struct events *events, unsigned max, const struct event **ret)
+{
+    unsigned n = events->n < max ? events->n : max;
+    unsigned share = find_share(events, n), left = n;
+    uint16_t taken[GATES_N] = {0};
+
+    for (unsigned i = events->n; left && i-- > 0;) {
+        const struct event *event = events->kept[i];
+
+        if (taken[event->group] < share) {
+            taken[event->group]++;
+            ret[--left] = event;
+        }
+    }
+    return n;
 }
 
 const struct event *events_next(const struct events *events, uint64_t after)

@@ -15,7 +15,7 @@
 #include "base/arith.h"
 
 #define NAMED_MAX 48
-#define KINDS 8 /* of holdings */
+#define KINDS 9 /* of holdings */
 #define PARTS_MAX ((NAMED_MAX + 1) * KINDS)
 
 struct answer {
@@ -106,7 +106,9 @@ static void add_requests(struct answer *answer, Kvcached__PeerInfo *peer, const 
         const struct broker_request *request = container_of(it, struct broker_request, peer_link);
         uint64_t for_ms = ms_since(answer, request->since_ns);
 
-        add(answer, peer, KVCACHED__HOLDING__HOLDING_PENDING, request->charge.bytes, for_ms);
+        add(answer, peer,
+            request->reserves ? KVCACHED__HOLDING__HOLDING_RESERVED : KVCACHED__HOLDING__HOLDING_PENDING,
+            request->charge.bytes, for_ms);
         if (request->state == BROKER_REQUEST_UNDECIDED)
             add(answer, peer, KVCACHED__HOLDING__HOLDING_WANTED, request->bytes, for_ms);
     }

@@ -7,26 +7,27 @@
 
 #include "gates.h"
 
-/* FNV-1a. */
-unsigned gates_index(const char *domain)
+enum gate_verdict gate_pass(struct gate *gate, unsigned max, uint64_t now_ns)
 {
-    uint32_t hash = 2166136261u;
-
-    for (; *domain; domain++)
-        hash = (hash ^ (unsigned char)*domain) * 16777619u;
-    return (hash ^ hash >> 16) % GATES_N;
+    if (gate->n == 0 || now_ns - gate->since_ns > GATES_PERIOD_NS)
+        *gate = (struct gate){.since_ns = now_ns};
+    if (gate->n > max)
+        return GATE_CLOSED;
+    return ++gate->n > max ? GATE_CLOSES : GATE_OPEN;
 }
 
 enum gate_verdict gates_pass(struct gates *gates, const char *domain, unsigned max, uint64_t now_ns)
 {
-    unsigned index = gates_index(domain);
-    unsigned *n = &gates->of[index].n;
+    return gate_pass(&gates->of[gates_index(gates->secret, domain)], max, now_ns);
+}
 
-    if (*n == 0 || now_ns - gates->of[index].since_ns > GATES_PERIOD_NS) {
-        gates->of[index].since_ns = now_ns;
-        *n = 0;
-    }
-    if (*n > max)
-        return GATE_CLOSED;
-    return ++*n > max ? GATE_CLOSES : GATE_OPEN;
+/* FNV-1a from a secret start. */
+unsigned gates_index(uint64_t secret, const char *domain)
+{
+    uint64_t hash = secret ^ UINT64_C(0xcbf29ce484222325);
+
+    for (; *domain; domain++)
+        hash = (hash ^ (unsigned char)*domain) * UINT64_C(0x100000001b3);
+    hash ^= hash >> 32;
+    return (hash ^ hash >> 16) % GATES_N;
 }

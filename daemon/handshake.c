@@ -26,7 +26,8 @@
 #define HANDSHAKE_NS (10 * NSEC_PER_SEC)
 
 /* What this daemon can do for clients that want it. */
-#define ENGINE_FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS)
+#define RESERVATIONS KVCACHED__FEATURE__FEATURE_RESERVATIONS
+#define ENGINE_FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS | RESERVATIONS)
 #define CONTROL_FEATURES KVCACHED__FEATURE__FEATURE_OPERATIONS
 
 /* ---- Time ---- */
@@ -79,6 +80,25 @@ static int refuse(struct peer *peer, Kvcached__Error error, const char *reason)
     return REQUEST_E_FAILED;
 }
 
+static bool is_role(const Kvcached__Hello *hello)
+{
+    switch (hello->role) {
+    case KVCACHED__ROLE__ROLE_ENGINE:
+    case KVCACHED__ROLE__ROLE_WORKER:
+    case KVCACHED__ROLE__ROLE_SCHEDULER:
+        return true;
+    case KVCACHED__ROLE__ROLE_CONTROLLER:
+        return hello->features & RESERVATIONS;
+    default:
+        return false;
+    }
+}
+
+static bool controls(const struct peer *peer)
+{
+    return peer->hello->role == KVCACHED__ROLE__ROLE_CONTROLLER;
+}
+
 static int judge_hello(struct peer *peer, const Kvcached__Hello *hello)
 {
     const struct device_info *info = device_info(peer->server->device);
@@ -95,8 +115,7 @@ static int judge_hello(struct peer *peer, const Kvcached__Hello *hello)
     }
     if (peer->kind == LISTENER_CONTROL)
         return 0;
-    if (hello->role != KVCACHED__ROLE__ROLE_ENGINE && hello->role != KVCACHED__ROLE__ROLE_WORKER &&
-        hello->role != KVCACHED__ROLE__ROLE_SCHEDULER)
+    if (!is_role(hello))
         return refuse(peer, KVCACHED__ERROR__ERROR_INVALID, "the role is unknown");
     if (!handshake_name_is_valid(hello->instance))
         return refuse(
@@ -129,6 +148,9 @@ static void keep_hello(struct peer *peer, const struct message *message)
     hello->limit_ppm = body->limit_ppm;
     strcpy(hello->instance, body->instance);
     hello->role = body->role;
+    /* It has nothing to lease for, and nothing to give back. */
+    if (controls(peer))
+        hello->features &= RESERVATIONS;
 }
 
 /* ---- Joining ---- */
@@ -158,8 +180,19 @@ static void initial_limits(const struct peer *peer, uint64_t limits[static 5])
     if (admin)
         limits[BROKER_LIMIT_ADMIN] = limit_bytes(admin, total_bytes);
     limits[BROKER_LIMIT_CONFIG] = config_limit(server->config, peer->domain, hello->instance, total_bytes);
-    if (hello->limit_ppm)
+    if (hello->limit_ppm && !controls(peer))
         limits[BROKER_LIMIT_ENGINE] = config_part(total_bytes, hello->limit_ppm);
+}
+
+static bool has_other_engines(const struct broker_instance *instance, const struct broker_peer *self)
+{
+    list_for_each (it, &instance->peers) {
+        const struct broker_peer *other = container_of(it, struct broker_peer, link);
+
+        if (other != self && !other->controls)
+            return true;
+    }
+    return false;
 }
 
 /* A record that was there before anybody opened it (for its limit) has not heard the other sources. */
@@ -169,11 +202,11 @@ static int set_opener_limits(struct peer *peer, const uint64_t limits[static 5])
     const struct broker_instance *instance = peer->broker_peer->instance;
     int r;
 
-    if (instance->peers.next != instance->peers.prev)
+    if (has_other_engines(instance, peer->broker_peer))
         return 0;
     r = broker_set_limit(broker, peer->domain, instance->name, BROKER_LIMIT_CONFIG,
                          limits[BROKER_LIMIT_CONFIG]);
-    if (r == 0)
+    if (r == 0 && !controls(peer))
         r = broker_set_limit(broker, peer->domain, instance->name, BROKER_LIMIT_ENGINE,
                              limits[BROKER_LIMIT_ENGINE]);
     return r;
@@ -189,8 +222,12 @@ static int join(struct peer *peer)
     if (r != 0)
         return r;
     initial_limits(peer, limits);
-    r = broker_peer_new(server->broker, peer->domain, peer->hello->instance, identity_key(&peer->identity),
-                        limits, &peer->broker_peer);
+    if (controls(peer))
+        r = broker_controller_new(server->broker, peer->domain, peer->hello->instance, limits,
+                                  &peer->broker_peer);
+    else
+        r = broker_peer_new(server->broker, peer->domain, peer->hello->instance,
+                            identity_key(&peer->identity), limits, &peer->broker_peer);
     if (r == BROKER_E_IDENTITY)
         return refuse(peer, KVCACHED__ERROR__ERROR_NAME, "this instance was opened by somebody else");
     if (r == BROKER_E_FROZEN)
@@ -247,7 +284,7 @@ static int welcome(struct peer *peer, uint32_t request)
 
 static void note_joined(struct peer *peer)
 {
-    static const char *const roles[] = {"", "engine", "worker", "scheduler"};
+    static const char *const roles[] = {"", "engine", "worker", "scheduler", "controller"};
 
     peer->server->counters.n_joined++;
     chronicle_note(peer->server, KVCACHED__EVENT_KIND__EVENT_JOINED, peer->broker_peer->instance,

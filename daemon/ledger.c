@@ -104,9 +104,8 @@ uint64_t ledger_held(const struct ledger *ledger)
 {
     uint64_t held = 0;
 
-    for (unsigned state = 0; state < _LEDGER_N; state++)
-        if (state != LEDGER_PENDING)
-            held += ledger->bytes[state];
+    for (unsigned state = _LEDGER_HELD; state < _LEDGER_N; state++)
+        held += ledger->bytes[state];
     return held;
 }
 

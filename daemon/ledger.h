@@ -9,8 +9,10 @@
 #include <stdint.h>
 
 enum ledger_state {
-    LEDGER_PENDING, /* promised to a request that waits; not memory yet */
-    LEDGER_CREATING,
+    LEDGER_PENDING,  /* promised to a request that waits; not memory yet */
+    LEDGER_RESERVED, /* promised to whatever an instance asks for next; likewise */
+    _LEDGER_HELD,
+    LEDGER_CREATING = _LEDGER_HELD, /* from here on: the driver has given it, or is about to */
     LEDGER_POOL,
     LEDGER_LEASED, /* set aside for a region, not handed over */
     LEDGER_GRANTED,
@@ -52,7 +54,7 @@ void ledger_charge_deinit(struct ledger *ledger, struct ledger_charge *charge);
 uint64_t ledger_account_used(const struct ledger_account *account);
 void ledger_account_deinit(struct ledger_account *account);
 
-/* Everything that the driver has given or is about to give: all states but pending. */
+/* Everything that the driver has given or is about to give: all states but those of mere promises. */
 uint64_t ledger_held(const struct ledger *ledger);
 
 /* The driver carried out a create, or a destroy whose effect needs no proof. */

@@ -45,6 +45,16 @@ static int may_ask(const struct broker *broker, const struct broker_peer *peer)
     return broker->draining ? BROKER_E_DRIVER : 0;
 }
 
+static void request_init(struct broker *broker, struct broker_peer *peer, struct broker_request *request)
+{
+    request->peer = peer;
+    request->since_ns = broker->now_ns;
+    list_init(&request->link);
+    list_init(&request->arrival_link);
+    list_init(&request->stall_link);
+    list_append(&peer->requests, &request->peer_link);
+}
+
 static int request_new(struct broker *broker, struct broker_peer *peer, const uint32_t *counts,
                        struct broker_request **ret)
 {
@@ -61,19 +71,14 @@ static int request_new(struct broker *broker, struct broker_peer *peer, const ui
         return -ENOMEM;
     *request = (struct broker_request){
         .extents = malloc(n * sizeof(*request->extents)),
-        .peer = peer,
         .bytes = bytes,
         .n_extents = n,
-        .since_ns = broker->now_ns,
     };
     if (!request->extents)
         return -ENOMEM;
-    list_init(&request->link);
-    list_init(&request->arrival_link);
-    list_init(&request->stall_link);
     for (unsigned i = 0; i < BROKER_CLASSES_MAX; i++)
         request->counts[i] = counts[i];
-    list_append(&peer->requests, &request->peer_link);
+    request_init(broker, peer, request);
     *ret = steal_pointer(request);
     return 0;
 }
@@ -88,6 +93,8 @@ static void refresh_budget(struct broker *broker)
 static void request_drop(struct broker_request *request)
 {
     list_unlink(&request->peer_link);
+    if (request->reserves)
+        free(container_of(request, struct reservation, request)->expectation);
     free(request->extents);
     free(request);
 }
@@ -129,6 +136,52 @@ int broker_take(struct broker *broker, struct broker_peer *peer,
 
     broker->now_ns = u64_max(now_ns, broker->now_ns);
     r = request_new(broker, peer, counts, &request);
+    return r ? r : submit(broker, request, ret);
+}
+
+/* ---- Reservations ---- */
+
+static bool has_reservation(const struct broker_peer *peer)
+{
+    list_for_each (it, &peer->requests)
+        if (container_of(it, struct broker_request, peer_link)->reserves)
+            return true;
+    return false;
+}
+
+static int reservation_new(struct broker *broker, struct broker_peer *peer, uint64_t bytes,
+                           uint64_t foreign_bytes, struct broker_request **ret)
+{
+    _cleanup_free_ struct reservation *reservation = calloc(1, sizeof(*reservation));
+
+    if (!reservation)
+        return -ENOMEM;
+    if (foreign_bytes) {
+        reservation->expectation = calloc(1, sizeof(*reservation->expectation));
+        if (!reservation->expectation)
+            return -ENOMEM;
+        list_init(&reservation->expectation->link);
+        reservation->expectation->foreign_bytes = foreign_bytes;
+    }
+    list_init(&reservation->link);
+    reservation->request.reserves = true;
+    reservation->request.bytes = bytes;
+    reservation->request.foreign_bytes = foreign_bytes;
+    request_init(broker, peer, &reservation->request);
+    *ret = &steal_pointer(reservation)->request;
+    return 0;
+}
+
+int broker_reserve(struct broker *broker, struct broker_peer *peer, uint64_t bytes, uint64_t foreign_bytes,
+                   uint64_t now_ns, struct broker_request **ret)
+{
+    struct broker_request *request;
+    int r;
+
+    broker->now_ns = u64_max(now_ns, broker->now_ns);
+    if ((bytes == 0 && foreign_bytes == 0) || has_reservation(peer))
+        return BROKER_E_INVALID;
+    r = reservation_new(broker, peer, bytes, foreign_bytes, &request);
     return r ? r : submit(broker, request, ret);
 }
 
@@ -230,6 +283,8 @@ void request_end(struct broker *broker, struct broker_request *request)
 {
     if (request->state != BROKER_REQUEST_ANSWERED)
         queue_withdraw(broker, request);
+    else if (request->reserves)
+        reservation_end(broker, request);
     else if (request->granted)
         close_descriptors(broker, request);
     request_drop(request);

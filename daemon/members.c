@@ -8,8 +8,9 @@
  * is named by a FORGET action first. A domain that ends takes its colour with it, so what lies on its shelf
  * is destroyed.
  *
- * A name belongs to the identity that opened it until neither peers nor bytes are left. So long it also stays
- * frozen, once it is; a limit that keeps the record must not keep the next engine of that name out.
+ * A name belongs to the identity that opened it until neither engines nor their bytes are left. So long it
+ * also stays frozen, once it is; a limit that keeps the record must not keep the next engine of that name
+ * out. Those who reserve memory for a name open nothing: their promises are to whoever does.
  */
 
 #include <assert.h>
@@ -126,6 +127,7 @@ static int instance_new(struct broker *broker, struct broker_domain *domain, con
     list_init(&instance->dirty_link);
     list_init(&instance->peers);
     list_init(&instance->leases);
+    list_init(&instance->reservations);
     list_init(&instance->pressed_link);
     instance->domain = domain;
     instance->serial = ++broker->serial;
@@ -210,6 +212,7 @@ int broker_instance_delete(struct broker *broker, struct broker_instance *instan
 static bool is_charged(const struct broker_request *request)
 {
     return request->state == BROKER_REQUEST_PARKED || request->state == BROKER_REQUEST_WAITING ||
+           request->state == BROKER_REQUEST_PREPARING ||
            (request->state == BROKER_REQUEST_READY && !request->promised);
 }
 
@@ -311,30 +314,45 @@ int broker_set_limit(struct broker *broker, const char *domain, const char *name
 
 /* ---- Peers ---- */
 
-static int instance_admit(struct broker_instance *instance, uint64_t identity,
-                          const uint64_t limits[static 5])
+/* Those who reserve for it are there before it opens, and when it is gone. */
+static bool has_engines(const struct broker_instance *instance)
 {
-    bool first = list_is_empty(&instance->peers);
+    list_for_each (it, &instance->peers)
+        if (!container_of(it, struct broker_peer, link)->controls)
+            return true;
+    return false;
+}
 
-    if (first && broker_used(instance) == 0) {
-        instance->identity = identity;
-        instance->frozen = false;
-    }
-    if (instance->frozen)
-        return BROKER_E_FROZEN;
-    if (instance->identity != identity)
-        return BROKER_E_IDENTITY;
-    if (!first)
-        return 0;
+static void apply_limits(struct broker_instance *instance, const uint64_t limits[static 5], bool controls)
+{
     apply_limit(instance, BROKER_LIMIT_CONFIG, limits[BROKER_LIMIT_CONFIG]);
-    apply_limit(instance, BROKER_LIMIT_ENGINE, limits[BROKER_LIMIT_ENGINE]);
+    if (!controls)
+        apply_limit(instance, BROKER_LIMIT_ENGINE, limits[BROKER_LIMIT_ENGINE]);
     if (limits[BROKER_LIMIT_ADMIN] != UINT64_MAX)
         apply_limit(instance, BROKER_LIMIT_ADMIN, limits[BROKER_LIMIT_ADMIN]);
+}
+
+static int instance_admit(struct broker_instance *instance, uint64_t identity,
+                          const uint64_t limits[static 5], bool controls)
+{
+    bool first = !has_engines(instance);
+    bool vacant = first && broker_used(instance) == instance->reserved_bytes;
+
+    if (vacant)
+        instance->frozen = false;
+    if (instance->frozen)
+        return BROKER_E_FROZEN;
+    if (vacant && !controls)
+        instance->identity = identity;
+    if (!controls && instance->identity != identity)
+        return BROKER_E_IDENTITY;
+    if (first)
+        apply_limits(instance, limits, controls);
     return 0;
 }
 
-int broker_peer_new(struct broker *broker, const char *domain, const char *name, uint64_t identity,
-                    const uint64_t limits[static 5], struct broker_peer **ret)
+static int join(struct broker *broker, const char *domain, const char *name, uint64_t identity,
+                const uint64_t limits[static 5], bool controls, struct broker_peer **ret)
 {
     _cleanup_free_ struct broker_peer *peer = calloc(1, sizeof(*peer));
     struct broker_instance *instance;
@@ -345,7 +363,7 @@ int broker_peer_new(struct broker *broker, const char *domain, const char *name,
     r = instance_open(broker, domain, name, &instance);
     if (r)
         return r;
-    r = instance_admit(instance, identity, limits);
+    r = instance_admit(instance, identity, limits, controls);
     if (r)
         return r;
     list_init(&peer->extents);
@@ -354,11 +372,24 @@ int broker_peer_new(struct broker *broker, const char *domain, const char *name,
     list_init(&peer->listener_link);
     list_init(&peer->notice_link);
     peer->instance = instance;
+    peer->controls = controls;
     list_append(&instance->peers, &peer->link);
     broker->n_peers++;
     instance_touch(broker, instance);
     *ret = steal_pointer(peer);
     return 0;
+}
+
+int broker_peer_new(struct broker *broker, const char *domain, const char *name, uint64_t identity,
+                    const uint64_t limits[static 5], struct broker_peer **ret)
+{
+    return join(broker, domain, name, identity, limits, false, ret);
+}
+
+int broker_controller_new(struct broker *broker, const char *domain, const char *name,
+                          const uint64_t limits[static 5], struct broker_peer **ret)
+{
+    return join(broker, domain, name, 0, limits, true, ret);
 }
 
 /* An action that is out belongs to the server. */
@@ -368,6 +399,8 @@ static void abandon_request(struct broker *broker, struct broker_request *reques
         request_end(broker, request);
         return;
     }
+    if (request->reserves)
+        reservation_end(broker, request);
     list_unlink(&request->peer_link);
     request->peer = NULL;
     request->lease = NULL;

@@ -53,8 +53,7 @@ static void note_outcome(struct server *server, const struct slot *slot, const c
     bool failed = slot->job.r != 0 && slot->job.r != -ENOMEM;
 
     if (failed && !(server->failing & bit)) {
-        if (chronicle_may_log(server, ""))
-            log_warning("The driver did not %s memory: %s", what, slot->job.why);
+        log_warning("The driver did not %s memory: %s", what, slot->job.why);
         chronicle_note(server, KVCACHED__EVENT_KIND__EVENT_DRIVER_FAILED, NULL, 0, 0,
                        "The driver did not %s memory: %s", what, slot->job.why);
     }

@@ -22,6 +22,7 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "chronicle.h"
+#include "controller.h"
 #include "grant.h"
 #include "handshake.h"
 #include "lessor.h"
@@ -164,7 +165,9 @@ static const char *domain_of(const struct peer *peer, char buf[static BROKER_DOM
 
     if (peer->domain)
         return peer->domain;
-    return identity_domain(&peer->identity, buf, &reason) == 0 ? buf : "";
+    if (identity_domain(&peer->identity, buf, &reason) != 0)
+        snprintf(buf, BROKER_DOMAIN_MAX + 1, "uid:%u@?", (unsigned)peer->identity.uid);
+    return buf;
 }
 
 static void note_violation(struct peer *peer, const char *reason)
@@ -347,6 +350,7 @@ void peer_disconnect(struct peer *peer)
     close_handles(peer);
     orders_end_all(peer);
     grant_end_all(peer);
+    controller_end(peer);
     for (unsigned i = 0; i < PEER_REGIONS_MAX; i++)
         peer->regions[i] = region_free(peer, peer->regions[i]);
     lessor_end(peer);

@@ -107,6 +107,8 @@ struct peer {
     struct list ordered;   /* a scheduler's orders that are not answered */
     struct list sent;      /* orders that a worker has not reported on */
     unsigned n_takes;      /* requests that wait, but for orders */
+    struct broker_request *reservation; /* a controller's; NULL: none is open */
+    uint32_t reserve_request;           /* 0: it is answered */
     unsigned n_orders;
     uint32_t n_ids;                           /* that were given to orders */
     struct lease_line *lines;                 /* NULL: the peer doesn't know leases */

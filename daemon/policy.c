@@ -50,6 +50,35 @@ uint64_t policy_budget_now(uint64_t total, uint64_t foreign, uint32_t utilizatio
     return u64_sub_floor((uint64_t)((unsigned __int128)total * utilization_ppm / PPM), foreign);
 }
 
+uint64_t policy_ceiling(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed,
+                        uint64_t headroom)
+{
+    return fixed ? u64_sub_floor(total, u64_add_ceil(headroom, foreign))
+                 : policy_budget_now(total, foreign, utilization_ppm, 0);
+}
+
+uint64_t policy_budget_beside(uint64_t budget, uint64_t ceiling, uint64_t expected)
+{
+    return expected ? u64_min(budget, u64_sub_floor(ceiling, expected)) : budget;
+}
+
+uint64_t policy_reservation_lacks(uint64_t charged, uint64_t budget, uint64_t ceiling, uint64_t expected,
+                                  uint64_t bytes, uint64_t foreign)
+{
+    uint64_t ours = u64_add_ceil(charged, bytes);
+    uint64_t all = u64_add_ceil(ours, u64_add_ceil(expected, foreign));
+
+    return u64_max(u64_sub_floor(ours, budget), foreign ? u64_sub_floor(all, ceiling) : 0);
+}
+
+uint64_t policy_outstanding(uint64_t expected, uint64_t *growth)
+{
+    uint64_t come = u64_min(expected, *growth);
+
+    *growth -= come;
+    return expected - come;
+}
+
 void policy_budget_update(struct policy_budget *budget, uint64_t bytes, uint64_t now_ns, uint64_t rise_ns)
 {
     if (bytes <= budget->bytes) {

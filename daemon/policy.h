@@ -37,6 +37,21 @@ uint64_t policy_foreign(uint64_t total, uint64_t free, uint64_t held);
 /* utilization × total − foreign, or the fixed budget where one is set; at most the device. */
 uint64_t policy_budget_now(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed);
 
+/* What of the device may be ours, and what others are expected to take: under a fixed budget all but the
+ * headroom, else utilization × total; without what others have. */
+uint64_t policy_ceiling(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed,
+                        uint64_t headroom);
+
+/* What is left of a budget while others are expected to take so much; all of it while they are not. */
+uint64_t policy_budget_beside(uint64_t budget, uint64_t ceiling, uint64_t expected);
+
+/* What is lacking to reserve `bytes` of the budget, and to expect `foreign` bytes more from others. */
+uint64_t policy_reservation_lacks(uint64_t charged, uint64_t budget, uint64_t ceiling, uint64_t expected,
+                                  uint64_t bytes, uint64_t foreign);
+
+/* What has not come so far of what was expected; what has is taken off the growth. */
+uint64_t policy_outstanding(uint64_t expected, uint64_t *growth);
+
 /* A budget that falls at once, and rises only to what it could have been for a while. */
 struct policy_budget {
     uint64_t bytes;

@@ -365,6 +365,10 @@ void queue_withdraw(struct broker *broker, struct broker_request *request)
     unstall(request);
     if (request->state == BROKER_REQUEST_REFUSED || request->state == BROKER_REQUEST_UNDECIDED)
         return;
+    if (request->reserves) {
+        reservation_end(broker, request);
+        return;
+    }
     for (unsigned i = 0; i < broker->config.n_classes; i++)
         note_missing(broker, request, i, -(int)request_missing(request, i));
     if (request->state == BROKER_REQUEST_PARKED && list_is_empty(&domain->parked))
@@ -374,6 +378,8 @@ void queue_withdraw(struct broker *broker, struct broker_request *request)
     if (request->state != BROKER_REQUEST_READY)
         broker->n_needs -= !request->courtesy;
     discharge(broker, request);
+    if (request->drawn_bytes)
+        reservations_restore(broker, request);
     instance_touch(broker, request->peer->instance);
     queue_update_hunger(broker, domain);
     release_earmarks(broker, request);

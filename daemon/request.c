@@ -14,6 +14,7 @@
 #include "base/parse.h"
 #include "chronicle.h"
 #include "control.h"
+#include "controller.h"
 #include "grant.h"
 #include "handshake.h"
 #include "instance_status.h"
@@ -50,10 +51,23 @@ static Kvcached__Error error_of(int broker_error)
     }
 }
 
-static void describe_shortage(struct peer *peer, int broker_error, uint64_t bytes, Kvcached__Refused *body,
-                              char reason[static SNAPSHOT_REASON_MAX])
+/* Those of the budget, and what is to be taken beside it. */
+static const char *describe_wanted(uint64_t bytes, uint64_t foreign_bytes, char *buf, size_t size)
 {
-    char wanted[FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX], used[FORMAT_SIZE_MAX];
+    char own[FORMAT_SIZE_MAX], foreign[FORMAT_SIZE_MAX];
+
+    if (foreign_bytes)
+        snprintf(buf, size, "%s and %s beside it", format_size(own, bytes),
+                 format_size(foreign, foreign_bytes));
+    else
+        format_size(buf, bytes);
+    return buf;
+}
+
+static void describe_shortage(struct peer *peer, int broker_error, uint64_t bytes, uint64_t foreign_bytes,
+                              Kvcached__Refused *body, char reason[static SNAPSHOT_REASON_MAX])
+{
+    char wanted[3 * FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX], used[FORMAT_SIZE_MAX];
     const struct broker_instance *instance = peer->broker_peer->instance;
     struct broker *broker = peer->server->broker;
     struct broker_totals totals;
@@ -64,21 +78,24 @@ static void describe_shortage(struct peer *peer, int broker_error, uint64_t byte
     } else {
         broker_totals(broker, &totals);
         body->limit_bytes = totals.budget_bytes;
-        body->used_bytes =
-            totals.granted_bytes + totals.leased_bytes + totals.limbo_bytes + totals.destroying_bytes;
+        body->used_bytes = totals.granted_bytes + totals.leased_bytes + totals.limbo_bytes +
+                           totals.destroying_bytes + totals.reserved_bytes;
     }
-    snprintf(reason, SNAPSHOT_REASON_MAX, "%s more would exceed the %s of %s, of which %s are in use",
-             format_size(wanted, bytes), broker_error == BROKER_E_LIMIT ? "limit" : "budget",
-             format_size(limit, body->limit_bytes), format_size(used, body->used_bytes));
+    snprintf(
+        reason, SNAPSHOT_REASON_MAX, "%s more would exceed the %s of %s, of which %s are in use",
+        describe_wanted(bytes, broker_error == BROKER_E_LIMIT ? 0 : foreign_bytes, wanted, sizeof(wanted)),
+        broker_error == BROKER_E_LIMIT ? "limit" : "budget", format_size(limit, body->limit_bytes),
+        format_size(used, body->used_bytes));
 }
 
-int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error, uint64_t bytes)
+int request_refuse_reservation(struct peer *peer, uint32_t request, int broker_error, uint64_t bytes,
+                               uint64_t foreign_bytes)
 {
     Kvcached__Refused body = KVCACHED__REFUSED__INIT;
     char reason[SNAPSHOT_REASON_MAX];
 
     if (broker_error == BROKER_E_LIMIT || broker_error == BROKER_E_BUDGET)
-        describe_shortage(peer, broker_error, bytes, &body, reason);
+        describe_shortage(peer, broker_error, bytes, foreign_bytes, &body, reason);
     else if (broker_error == BROKER_E_FROZEN)
         snprintf(reason, sizeof(reason), "an administrator froze this instance");
     else if (broker_error == BROKER_E_DRIVER)
@@ -94,6 +111,11 @@ int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error,
     instance_status_note_refusal(peer->server, peer->broker_peer->instance, reason);
     peer_send(peer, MESSAGE_REFUSED, request, &body.base, NULL);
     return 0;
+}
+
+int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error, uint64_t bytes)
+{
+    return request_refuse_reservation(peer, request, broker_error, bytes, 0);
 }
 
 /* ---- Extents ---- */
@@ -196,6 +218,7 @@ static int give_back(struct peer *peer, struct message *message)
 #define LEASES KVCACHED__FEATURE__FEATURE_LEASES
 #define ORDERS KVCACHED__FEATURE__FEATURE_ORDERS
 #define OPERATIONS KVCACHED__FEATURE__FEATURE_OPERATIONS
+#define RESERVATIONS KVCACHED__FEATURE__FEATURE_RESERVATIONS
 
 struct request_rule {
     uint16_t type;
@@ -221,6 +244,8 @@ static const struct request_rule rules[] = {
     {MESSAGE_MAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_map},
     {MESSAGE_UNMAP, ENGINES, PEER_READY, ORDERS, ROLE(SCHEDULER), false, orders_unmap},
     {MESSAGE_ORDER_DONE, ENGINES, PEER_READY, ORDERS, ROLE(WORKER), false, orders_done},
+    {MESSAGE_RESERVE, ENGINES, PEER_READY, RESERVATIONS, ROLE(CONTROLLER), false, controller_reserve},
+    {MESSAGE_RELEASE, ENGINES, PEER_READY, RESERVATIONS, ROLE(CONTROLLER), false, controller_release},
     {MESSAGE_LIST, CONTROL, PEER_READY, 0, NO_ROLE, false, control_list},
     {MESSAGE_EVENTS, CONTROL, PEER_READY, OPERATIONS, NO_ROLE, false, chronicle_asked},
     {MESSAGE_WHY, CONTROL, PEER_READY, OPERATIONS, NO_ROLE, false, control_why},

@@ -21,3 +21,7 @@ void request_dispatch(struct peer *peer, struct message *message);
 
 /* Refuses a request for what the broker said (positive), with the numbers that were in force. Returns 0. */
 int request_refuse_memory(struct peer *peer, uint32_t request, int broker_error, uint64_t bytes);
+
+/* The same where others are expected to take some memory besides. */
+int request_refuse_reservation(struct peer *peer, uint32_t request, int broker_error, uint64_t bytes,
+                               uint64_t foreign_bytes);

@@ -22,6 +22,7 @@
 #include "base/arith.h"
 #include "base/parse.h"
 #include "chronicle.h"
+#include "controller.h"
 #include "grant.h"
 #include "handshake.h"
 #include "http.h"
@@ -110,7 +111,10 @@ static void carry_out(struct server *server, const struct broker_action *action)
         grant_granted(action->request->owner);
         break;
     case BROKER_ACTION_REFUSE:
-        grant_refused(action->request->owner, action->error);
+        if (action->request->reserves)
+            controller_refused(action->request->owner, action->error);
+        else
+            grant_refused(action->request->owner, action->error);
         break;
     case BROKER_ACTION_LEASE:
         lessor_granted(action->request->owner);
@@ -120,6 +124,9 @@ static void carry_out(struct server *server, const struct broker_action *action)
         break;
     case BROKER_ACTION_SCRIBBLED:
         lessor_note_scribble(server, action->peer);
+        break;
+    case BROKER_ACTION_RESERVED:
+        controller_reserved(action->request->owner);
         break;
     case BROKER_ACTION_STATUS:
         instance_status_write(server, action->instance);
@@ -454,6 +461,14 @@ static int start_broker(struct server *server, char *error)
     return r < 0 ? fail(error, r, "Cannot start") : 0;
 }
 
+/* Without randomness at the very start of a machine something must do. */
+static uint64_t random_number(uint64_t instead)
+{
+    uint64_t number;
+
+    return getrandom(&number, sizeof(number), 0) == sizeof(number) ? number : instead;
+}
+
 static struct server *server_alloc(const struct options *options, struct config *config,
                                    struct device *device)
 {
@@ -473,8 +488,8 @@ static struct server *server_alloc(const struct options *options, struct config 
     server->config = config;
     server->device = device;
     server->started_ns = server_now();
-    if (getrandom(&server->life, sizeof(server->life), 0) != sizeof(server->life))
-        server->life = server->started_ns;
+    server->life = random_number(server->started_ns);
+    server->events.secret = server->notes.secret = server->lines.secret = random_number(server->started_ns);
     slots_init(&server->slots);
     settings_init(&server->settings, config, info->total_bytes, info->granularity_bytes, info->n_devices,
                   raise_descriptor_limit());

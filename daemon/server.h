@@ -80,6 +80,7 @@ struct server {
     bool draining;             /* a signal has ended it */
     bool drain_failed;         /* the driver still had work when the time was over */
     struct gates notes, lines; /* of what peers can cause at will */
+    struct gate all_lines;     /* of all domains */
 };
 
 /* Opens sockets and state for a device that is open; takes over config and device, also on failure. 0, or

@@ -76,6 +76,7 @@ int snapshot_instance(struct broker *broker, const struct broker_instance *insta
     info->limbo_bytes = bytes[LEDGER_LIMBO] + bytes[LEDGER_DESTROYING];
     info->pending_bytes = bytes[LEDGER_PENDING];
     info->leased_bytes = bytes[LEDGER_LEASED];
+    info->reserved_bytes = bytes[LEDGER_RESERVED];
     info->frozen = instance->frozen;
     info->missed_notice = instance->missed;
     info->cached_bytes = words.cached_bytes;
@@ -292,6 +293,8 @@ void snapshot_totals(struct broker *broker, Kvcached__InfoReply *reply)
     reply->destroying_bytes = totals.destroying_bytes;
     reply->creating_bytes = totals.creating_bytes;
     reply->held_bytes = totals.held_bytes;
+    reply->reserved_bytes = totals.reserved_bytes;
+    reply->expected_bytes = totals.expected_bytes;
     reply->instances = totals.n_instances;
     reply->peers = totals.n_peers;
     while ((instance = broker_instance_next(broker, instance))) {

@@ -42,19 +42,9 @@ static size_t size_of_instances(struct broker *broker, size_t *ret_n)
     return size + n * sizeof(struct state_instance);
 }
 
-static uint64_t first_event(const struct events *events)
+static size_t size_of_event(const struct event *event)
 {
-    return u64_sub_floor(events->last, STATE_EVENTS_MAX);
-}
-
-static size_t size_of_events(const struct events *events)
-{
-    const struct event *event;
-    size_t size = 0;
-
-    for (uint64_t after = first_event(events); (event = events_next(events, after)); after = event->number)
-        size += strlen(event->domain) + strlen(event->instance) + strlen(event->text) + 3;
-    return size;
+    return strlen(event->domain) + strlen(event->instance) + strlen(event->text) + 3;
 }
 
 /* ---- Copying ---- */
@@ -83,6 +73,7 @@ static void copy_instance(struct broker *broker, const struct broker_instance *i
         .limbo_bytes = bytes[LEDGER_LIMBO] + bytes[LEDGER_DESTROYING],
         .pending_bytes = bytes[LEDGER_PENDING],
         .leased_bytes = bytes[LEDGER_LEASED],
+        .reserved_bytes = bytes[LEDGER_RESERVED],
         .cached_bytes = words.cached_bytes,
         .pinned_bytes = words.pinned_bytes,
         .wanted_bytes = broker_wanted(instance),
@@ -107,18 +98,15 @@ static void copy_instances(struct broker *broker, struct state *state, char **st
             copy_instance(broker, instance, &state->instances[n++], strings);
 }
 
-static void copy_events(const struct events *events, struct state *state, char **strings)
+static void copy_events(const struct event *const *recent, unsigned n, struct state *state, char **strings)
 {
-    const struct event *event;
-
-    state->n_events = events->last;
-    for (uint64_t after = first_event(events); (event = events_next(events, after)); after = event->number) {
+    for (unsigned i = 0; i < n; i++) {
         struct event *copy = &state->recent[state->n_recent++];
 
-        *copy = *event;
-        copy->domain = put(strings, event->domain);
-        copy->instance = put(strings, event->instance);
-        copy->text = put(strings, event->text);
+        *copy = *recent[i];
+        copy->domain = put(strings, recent[i]->domain);
+        copy->instance = put(strings, recent[i]->instance);
+        copy->text = put(strings, recent[i]->text);
     }
 }
 
@@ -142,12 +130,15 @@ static uint64_t realtime_ms(void)
 int state_take(struct server *server, struct state **ret)
 {
     const struct device_info *info = device_info(server->device);
+    const struct event *recent[STATE_EVENTS_MAX];
+    unsigned n_recent = events_recent(&server->events, STATE_EVENTS_MAX, recent);
     size_t n_instances, size;
     struct state *state;
     char *strings;
 
-    size = size_of_instances(server->broker, &n_instances) + size_of_events(&server->events) +
-           strlen(info->uuid) + strlen(info->name) + 2;
+    size = size_of_instances(server->broker, &n_instances) + strlen(info->uuid) + strlen(info->name) + 2;
+    for (unsigned i = 0; i < n_recent; i++)
+        size += size_of_event(recent[i]);
     state = malloc(sizeof(*state) + size);
     if (!state)
         return -ENOMEM;
@@ -161,6 +152,7 @@ int state_take(struct server *server, struct state **ret)
         .server = server->counters,
         .n_in_flight = server->flight.n_in_flight,
         .in_flight_max = server->flight.max,
+        .n_events = server->events.last,
         .n_instances = n_instances,
         .instances = (struct state_instance *)(state + 1),
     };
@@ -170,7 +162,7 @@ int state_take(struct server *server, struct state **ret)
     backing_stats(server->backing, &state->driver);
     copy_device(info, state, &strings);
     copy_instances(server->broker, state, &strings);
-    copy_events(&server->events, state, &strings);
+    copy_events(recent, n_recent, state, &strings);
     state->n_samples = history_copy(&server->history, state->samples);
     *ret = state;
     return 0;

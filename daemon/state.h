@@ -23,7 +23,7 @@ struct server;
 struct state_instance {
     const char *domain, *name;
     uint64_t serial;
-    uint64_t limit_bytes, used_bytes, granted_bytes, limbo_bytes, pending_bytes, leased_bytes;
+    uint64_t limit_bytes, used_bytes, granted_bytes, limbo_bytes, pending_bytes, leased_bytes, reserved_bytes;
     uint64_t cached_bytes, pinned_bytes, wanted_bytes;
     uint64_t total_granted_bytes, total_returned_bytes, n_refused;
     enum broker_limit_source limit_source;

@@ -83,7 +83,9 @@ static bool add_memory(cJSON *root, const struct broker_totals *totals)
            add_u64(root, "leased_bytes", totals->leased_bytes) &&
            add_u64(root, "granted_bytes", totals->granted_bytes) &&
            add_u64(root, "limbo_bytes", totals->limbo_bytes) &&
-           add_u64(root, "destroying_bytes", totals->destroying_bytes);
+           add_u64(root, "destroying_bytes", totals->destroying_bytes) &&
+           add_u64(root, "reserved_bytes", totals->reserved_bytes) &&
+           add_u64(root, "expected_bytes", totals->expected_bytes);
 }
 
 static const char *name_of(enum broker_limit_source source)
@@ -114,6 +116,7 @@ static bool add_instance(cJSON *array, const struct state_instance *instance)
            add_u64(object, "limbo_bytes", instance->limbo_bytes) &&
            add_u64(object, "pending_bytes", instance->pending_bytes) &&
            add_u64(object, "leased_bytes", instance->leased_bytes) &&
+           add_u64(object, "reserved_bytes", instance->reserved_bytes) &&
            add_u64(object, "cached_bytes", instance->cached_bytes) &&
            add_u64(object, "pinned_bytes", instance->pinned_bytes) &&
            add_u64(object, "wanted_bytes", instance->wanted_bytes) &&

@@ -224,6 +224,8 @@ static bool help_is_under_way(const struct broker *broker, const struct broker_r
 {
     const struct broker_domain *domain = request_domain(request);
 
+    if (request->reserves && !broker->blind && (broker->looking || broker->look_wanted))
+        return true;
     for (unsigned i = 0; i < broker->config.n_classes; i++)
         if (request_missing(request, i) && domain->incoming[i])
             return true;

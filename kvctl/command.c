@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/parse.h"
+#include "json.h"
 #include "text.h"
 
 #define INTERVAL_MIN_S 0.1
@@ -91,14 +92,33 @@ int command_read_interval(const struct invocation *invocation, double *ret_secon
     return STATUS_DONE;
 }
 
-int command_print_json(cJSON *value)
+/* Deletes both. */
+static int print_text(cJSON *value, char *text)
 {
-    char *text = value ? cJSON_Print(value) : NULL;
-
     cJSON_Delete(value);
     if (!text)
         return command_complain(STATUS_FAILED, "Out of memory");
     puts(text);
     cJSON_free(text);
     return STATUS_DONE;
+}
+
+int command_print_json(cJSON *value)
+{
+    return print_text(value, value ? cJSON_Print(value) : NULL);
+}
+
+int command_print_json_line(cJSON *value)
+{
+    return print_text(value, value ? cJSON_PrintUnformatted(value) : NULL);
+}
+
+int command_add_json(cJSON *array, cJSON *item)
+{
+    return json_append(array, item) ? STATUS_DONE : command_complain(STATUS_FAILED, "Out of memory");
+}
+
+int command_flush(void)
+{
+    return fflush(stdout) != 0 || ferror(stdout) ? STATUS_FAILED : STATUS_DONE;
 }

@@ -78,5 +78,13 @@ int command_fail_unless_elsewhere(const struct invocation *invocation, const str
 /* -n, --refresh: one second where nothing is said. Exit status. */
 int command_read_interval(const struct invocation *invocation, double *ret_seconds);
 
-/* Prints and deletes the value. */
+/* Print and delete the value, on several lines or on one; whole, or not at all. NULL: no memory. Exit
+ * status. */
 int command_print_json(cJSON *value);
+int command_print_json_line(cJSON *value);
+
+/* Appends it, or deletes it and complains. Exit status. */
+int command_add_json(cJSON *array, cJSON *item);
+
+/* So that who reads along has it. Exit status; of a failure main() tells. */
+int command_flush(void);

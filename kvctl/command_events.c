@@ -50,19 +50,6 @@ static void print_time(uint64_t realtime_ms)
     printf("%s.%03u %s", text, (unsigned)(realtime_ms % 1000), zone);
 }
 
-static int print_json_line(const Kvcached__Event *event, const struct json_origin *origin)
-{
-    cJSON *object = json_event(event, origin);
-    char *text = object ? cJSON_PrintUnformatted(object) : NULL;
-
-    cJSON_Delete(object);
-    if (!text)
-        return command_complain(STATUS_FAILED, "Out of memory");
-    puts(text);
-    cJSON_free(text);
-    return STATUS_DONE;
-}
-
 static int print_event(const struct invocation *invocation, const Kvcached__Event *event,
                        const struct json_origin *origin)
 {
@@ -71,7 +58,7 @@ static int print_event(const struct invocation *invocation, const Kvcached__Even
     if (!is_asked_for(invocation, event))
         return STATUS_DONE;
     if (invocation->options->given & OPTION_JSON)
-        return print_json_line(event, origin);
+        return command_print_json_line(json_event(event, origin));
     print_time(event->realtime_ms);
     printf("  %-16s", text_event_kind(event->kind));
     if (event->instance[0])
@@ -130,8 +117,8 @@ static int events_of(const struct invocation *invocation, struct control *contro
             after = last; /* nothing was kept of them */
         caught_up |= after >= last;
         message_deinit(&message);
-        if (status == STATUS_DONE && (fflush(stdout) != 0 || ferror(stdout)))
-            return STATUS_FAILED; /* main() says so */
+        if (status == STATUS_DONE)
+            status = command_flush();
     } while (status == STATUS_DONE && (follow || after < last));
     return status;
 }

@@ -14,12 +14,7 @@
 /* Several daemons' objects make an array. */
 static int print_json(cJSON *object, cJSON *array)
 {
-    if (!array)
-        return command_print_json(object);
-    if (object && cJSON_AddItemToArray(array, object))
-        return STATUS_DONE;
-    cJSON_Delete(object);
-    return command_complain(STATUS_FAILED, "Out of memory");
+    return array ? command_add_json(array, object) : command_print_json(object);
 }
 
 static int print_daemon(const struct control *control, const Kvcached__InfoReply *reply, bool json,
@@ -66,22 +61,12 @@ static int info_of(const struct invocation *invocation, struct control *control,
     return status;
 }
 
+/* One daemon's object stands by itself. */
 static int run(const struct invocation *invocation)
 {
-    unsigned given = invocation->options->given;
-    cJSON *array = NULL;
-    int status;
-
-    if ((given & OPTION_ALL) && (given & OPTION_JSON)) {
-        array = cJSON_CreateArray();
-        if (!array)
-            return command_complain(STATUS_FAILED, "Out of memory");
-    }
-    status = fleet_each(invocation, !(given & OPTION_JSON), info_of, array);
-    if (status == STATUS_DONE && array)
-        return command_print_json(array);
-    cJSON_Delete(array);
-    return status;
+    if (invocation->options->given & OPTION_ALL)
+        return fleet_report(invocation, true, info_of);
+    return fleet_each(invocation, false, info_of, NULL);
 }
 
 const struct command command_info = {

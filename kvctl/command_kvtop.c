@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * kvctl kvtop: the loop of looking, laying out, drawing and reading keys. A daemon that is lost is tried
- * again at each look; meanwhile its numbers are gone from the screen.
+ * kvctl kvtop: the loop of looking, laying out, drawing and reading keys. It waits for all at once, so that
+ * no daemon holds up the keyboard or the others. One that is lost is tried again at each look; meanwhile
+ * its numbers are gone from the screen.
  */
 
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,22 +18,21 @@
 #include "base/arith.h"
 #include "command.h"
 #include "fleet.h"
+#include "source.h"
 #include "top_draw.h"
 #include "top_layout.h"
 #include "top_model.h"
 
-#define TIMEOUT_MS 1000 /* a daemon that hangs must not take the keyboard along */
-#define SUFFIX ".ctl"
+#define WHEEL_LINES 3
 
 struct top {
     const struct invocation *invocation;
     struct fleet fleet;
-    struct source {
-        char *socket;
-        uint32_t gpu;
-    } * sources; /* of the fleet's controls, which are NULL while lost */
+    struct source *sources; /* of the fleet's members */
+    struct pollfd *pollfds; /* of the sources, and of the terminal */
     struct top_model model;
     struct top_view view;
+    struct top_screen *screen; /* the last one, which is what a click is at */
     uint64_t period_ns;
 };
 
@@ -50,30 +53,16 @@ static uint64_t now_ns(void)
 
 static void top_deinit(struct top *top)
 {
+    top_screen_free(top->screen);
     for (size_t i = 0; top->sources && i < top->fleet.n; i++)
-        free(top->sources[i].socket);
+        source_rest(&top->sources[i], 0);
     free(top->sources);
+    free(top->pollfds);
     fleet_deinit(&top->fleet);
     top_model_deinit(&top->model);
 }
 
 /* ---- Looking ---- */
-
-/* The connections are made anew at the first look: these are patient, as other commands are. */
-static int remember_sources(struct top *top)
-{
-    top->sources = calloc(top->fleet.n, sizeof(*top->sources));
-    for (size_t i = 0; top->sources && i < top->fleet.n; i++) {
-        const char *path = control_path(top->fleet.controls[i]);
-
-        top->sources[i].gpu = fleet_origin(top->fleet.controls[i]).gpu;
-        top->sources[i].socket = strndup(path, strlen(path) - strlen(SUFFIX));
-        if (!top->sources[i].socket)
-            return STATUS_FAILED;
-        top->fleet.controls[i] = control_free(top->fleet.controls[i]);
-    }
-    return top->sources ? STATUS_DONE : STATUS_FAILED;
-}
 
 static bool is_asked_for(const struct invocation *invocation, const Kvcached__InstanceInfo *instance)
 {
@@ -102,42 +91,20 @@ static size_t keep_asked_for(const struct invocation *invocation, const struct c
     return kept;
 }
 
-static int look_at(struct top *top, struct control *control)
+static void look(struct top *top, struct source *source)
 {
-    _cleanup_(control_listing_deinit) struct control_listing listing = {0};
-    _cleanup_(message_deinit) struct message reply = {0};
-    int r;
+    const struct fleet_member *member = source->member;
+    int r = source_turn(source, now_ns());
 
-    r = control_info(control, NULL, &reply);
-    if (r)
-        return r;
-    r = control_list(control, NULL, 0, &listing);
-    if (r)
-        return r;
-    top_model_look(&top->model, now_ns(), (const Kvcached__InfoReply *)reply.body, listing.instances,
-                   keep_asked_for(top->invocation, &listing), control_knows_operations(control));
-    return 0;
-}
-
-static void look(struct top *top)
-{
-    for (size_t i = 0; i < top->fleet.n; i++) {
-        const struct control_options options = {.socket = top->sources[i].socket, .timeout_ms = TIMEOUT_MS};
-        struct control **control = &top->fleet.controls[i];
-        int r = 0;
-
-        if (!*control) {
-            if (control_new(control) < 0)
-                continue;
-            r = control_connect(*control, &options);
-        }
-        if (r == 0)
-            r = look_at(top, *control);
-        if (r == 0)
-            continue;
-        top_model_lose(&top->model, top->sources[i].gpu, control_reason(*control));
-        *control = control_free(*control);
-    }
+    if (r == CONTROL_E_PENDING)
+        return;
+    if (r == 0)
+        top_model_look(&top->model, now_ns(), (const Kvcached__InfoReply *)source->info.body,
+                       source->listing.instances, keep_asked_for(top->invocation, &source->listing),
+                       control_knows_operations(member->control));
+    else
+        top_model_lose(&top->model, member->gpu, control_reason(member->control));
+    source_rest(source, top->period_ns);
 }
 
 /* ---- Keys ---- */
@@ -163,10 +130,30 @@ static void scroll_by(struct top *top, int lines)
         lines < 0 && top->view.scroll < (unsigned)-lines ? 0 : top->view.scroll + (unsigned)lines;
 }
 
+static void click(struct top *top)
+{
+    const struct top_instance *instance;
+    unsigned column, row;
+
+    if (!top->screen)
+        return;
+    top_draw_clicked(&column, &row);
+    switch (top_layout_click(top->screen, column, row, &instance)) {
+    case TOP_ACTION_NONE:
+        break;
+    case TOP_ACTION_MARK:
+        top_model_mark(&top->model, instance);
+        break;
+    case TOP_ACTION_SORT:
+        top->model.sort = (top->model.sort + 1) % _TOP_SORT_MAX;
+        break;
+    }
+}
+
 /* Whether it goes on. */
 static bool heed(struct top *top, int key, int page)
 {
-    if (key == TOP_KEY_NONE || key == TOP_KEY_RESIZED)
+    if (key == TOP_KEY_NONE)
         return true;
     if (top->view.typing && key != TOP_KEY_GONE) {
         type(top, key);
@@ -208,6 +195,15 @@ static bool heed(struct top *top, int key, int page)
     case TOP_KEY_DOWN:
         scroll_by(top, 1);
         break;
+    case TOP_KEY_WHEEL_UP:
+        scroll_by(top, -WHEEL_LINES);
+        break;
+    case TOP_KEY_WHEEL_DOWN:
+        scroll_by(top, WHEEL_LINES);
+        break;
+    case TOP_KEY_CLICK:
+        click(top);
+        break;
     case TOP_KEY_PAGE_UP:
         scroll_by(top, -page);
         break;
@@ -218,34 +214,96 @@ static bool heed(struct top *top, int key, int page)
     return true;
 }
 
-static void loop(struct top *top)
+/* ---- The loop ---- */
+
+/* Signals are let through only while it waits: none can come between a look at what they set and that, or
+ * between ncurses' look at the terminal's size and its wish to hear of another one. */
+static void block_signals(sigset_t *ret_before)
 {
-    uint64_t next_ns = 0;
-    int key = TOP_KEY_NONE;
-    unsigned width, height;
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGWINCH);
+    sigprocmask(SIG_BLOCK, &set, ret_before);
+}
+
+/* For a key, for what a daemon says, for the time of a look. Whether the terminal is still there. */
+static bool await(struct top *top, const sigset_t *signals)
+{
+    struct pollfd *terminal = &top->pollfds[top->fleet.n];
+    struct timespec timeout;
+    int timeout_ms = INT_MAX;
+
+    for (size_t i = 0; i < top->fleet.n; i++) {
+        int one = source_wait(&top->sources[i], now_ns(), &top->pollfds[i]);
+
+        timeout_ms = one < timeout_ms ? one : timeout_ms;
+    }
+    *terminal = (struct pollfd){.fd = STDIN_FILENO, .events = POLLIN};
+    timeout =
+        (struct timespec){.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * (long)NSEC_PER_MSEC};
+    if (ppoll(top->pollfds, top->fleet.n + 1, &timeout, signals) < 0)
+        return errno == EINTR;
+    return !(terminal->revents & (POLLERR | POLLHUP | POLLNVAL));
+}
+
+static void draw(struct top *top, unsigned *ret_height)
+{
+    struct top_screen *screen;
+    unsigned width;
+
+    top_draw_size(&width, ret_height);
+    screen = top_layout(&top->model, &top->view, width, *ret_height);
+    top_screen_free(top->screen); /* it speaks of instances that may be gone */
+    top->screen = screen;
+    if (!screen)
+        return;
+    top->view.scroll = screen->scrolled;
+    top_draw(screen);
+}
+
+/* One key at a time: how far the next one may scroll depends on what this one has shown. Whatever ends
+ * the wait may be a new size, which is a key, too: it comes before the next screen, which would be of
+ * the old size. */
+static void loop(struct top *top, const sigset_t *signals)
+{
+    unsigned height;
+    int key;
 
     do {
-        _cleanup_(top_screen_freep) struct top_screen *screen = NULL;
-        uint64_t now = now_ns();
-
-        if (now >= next_ns) {
-            look(top);
-            next_ns = now + top->period_ns;
-        }
-        top_draw_size(&width, &height);
-        screen = top_layout(&top->model, &top->view, width, height);
-        if (screen) {
-            top->view.scroll = screen->scrolled;
-            top_draw(screen);
-        }
-        key = top_draw_key((int)(u64_sub_floor(next_ns, now_ns()) / NSEC_PER_MSEC) + 1);
+        for (size_t i = 0; i < top->fleet.n; i++)
+            look(top, &top->sources[i]);
+        draw(top, &height);
+        key = top_draw_key();
+        if (key == TOP_KEY_NONE)
+            key = await(top, signals) ? top_draw_key() : TOP_KEY_GONE;
     } while (!ended_by && heed(top, key, height > 4 ? (int)height - 4 : 1));
+}
+
+/* The connection to a daemon that was named is there already; from now on kvtop is less patient with it. */
+static int begin(struct top *top)
+{
+    int status = fleet_begin(top->invocation, SOURCE_PATIENCE_MS, &top->fleet);
+
+    if (status)
+        return status;
+    top->sources = calloc(top->fleet.n, sizeof(*top->sources));
+    top->pollfds = calloc(top->fleet.n + 1, sizeof(*top->pollfds));
+    if (!top->sources || !top->pollfds)
+        return command_complain(STATUS_FAILED, "Out of memory");
+    for (size_t i = 0; i < top->fleet.n; i++)
+        top->sources[i] = (struct source){.member = &top->fleet.members[i], .wants_info = true};
+    return STATUS_DONE;
 }
 
 static int run(const struct invocation *invocation)
 {
     _cleanup_(top_deinit) struct top top = {.invocation = invocation};
     const struct sigaction action = {.sa_handler = note_signal};
+    sigset_t signals;
     double seconds;
     int status;
 
@@ -256,20 +314,22 @@ static int run(const struct invocation *invocation)
         return status;
     if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO))
         return command_complain(STATUS_FAILED, "kvtop needs a terminal; `kvctl watch` doesn't");
-    status = fleet_connect(invocation, &top.fleet);
+    top.period_ns = (uint64_t)(seconds * (double)NSEC_PER_SEC);
+    status = begin(&top);
     if (status)
         return status;
-    if (remember_sources(&top))
-        return command_complain(STATUS_FAILED, "Out of memory");
-    top.period_ns = (uint64_t)(seconds * (double)NSEC_PER_SEC);
-    if (!top_draw_begin())
-        return command_complain(STATUS_FAILED, "kvtop doesn't know this kind of terminal; look at $TERM");
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
-    loop(&top);
-    top_draw_end();
-    return STATUS_DONE;
+    block_signals(&signals);
+    if (top_draw_begin()) {
+        sigaction(SIGINT, &action, NULL);
+        sigaction(SIGTERM, &action, NULL);
+        sigaction(SIGHUP, &action, NULL);
+        loop(&top, &signals);
+        top_draw_end();
+    } else {
+        status = command_complain(STATUS_FAILED, "kvtop doesn't know this kind of terminal; look at $TERM");
+    }
+    sigprocmask(SIG_SETMASK, &signals, NULL);
+    return status;
 }
 
 const struct command command_kvtop = {
@@ -278,7 +338,8 @@ const struct command command_kvtop = {
     .summary = "show bars of who holds what, live",
     .help =
         "Shows a bar for each instance and each GPU, every second or as often as --refresh says. In a bar,\n"
-        "= is kept in reserve (cached and leased), # used, - free. q or Ctrl-C ends it, h shows the keys.\n",
+        "= is kept in reserve (cached, leased, reserved), # used, - free. q or Ctrl-C ends it, h shows the\n"
+        "keys.\n",
     .options = OPTIONS_DAEMON | OPTION_ALL | OPTION_INTERVAL,
     .min_words = 0,
     .max_words = -1,

@@ -60,7 +60,8 @@ const struct command command_list = {
     .arguments = "[<ipc>...]",
     .summary = "show instances, their limits and what they use",
     .help =
-        "Shows one line for each instance: its limit, what it uses, and that as a share of the limit.\n"
+        "Shows one line for each instance: its limit, what it uses, and that as a share of the limit; and\n"
+        "where there is any, what of it is reserved for what the instance asks for next.\n"
         "With names, only those instances. Names that several trust domains have are shown as\n"
         "<domain>/<ipc>. An instance that has neither processes nor memory is listed only while it has a\n"
         "limit that kvctl has set.\n",

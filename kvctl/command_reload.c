@@ -11,43 +11,32 @@
 #include "json.h"
 #include "text.h"
 
-static int reload_one(const struct invocation *invocation, struct control *control, void *userdata)
+static int reload_one(const struct invocation *invocation, struct control *control, void *array)
 {
     const struct json_origin origin = fleet_origin(control);
     const Kvcached__Reloaded *reply;
     struct message message;
-    cJSON *array = userdata;
     char warning[TEXT_MAX];
-    int r;
+    int status = STATUS_DONE, r;
 
     r = control_reload(control, &message);
     if (r)
         return command_fail(control, r);
     reply = (const Kvcached__Reloaded *)message.body;
     if (array) {
-        cJSON_AddItemToArray(array, json_reloaded(reply, &origin));
+        status = command_add_json(array, json_reloaded(reply, &origin));
     } else {
         printf("The daemon of GPU %u has read its configuration\n", origin.gpu);
         for (size_t i = 0; i < reply->n_warnings; i++)
             printf("%s\n", text_clean(warning, reply->warnings[i]));
     }
     message_deinit(&message);
-    return STATUS_DONE;
+    return status;
 }
 
 static int run(const struct invocation *invocation)
 {
-    bool json = invocation->options->given & OPTION_JSON;
-    cJSON *array = json ? cJSON_CreateArray() : NULL;
-    int status;
-
-    if (json && !array)
-        return command_complain(STATUS_FAILED, "Out of memory");
-    status = fleet_each(invocation, false, reload_one, array);
-    if (status == STATUS_DONE && json)
-        return command_print_json(array);
-    cJSON_Delete(array);
-    return status;
+    return fleet_report(invocation, false, reload_one);
 }
 
 const struct command command_reload = {

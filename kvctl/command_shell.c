@@ -41,6 +41,14 @@ static const char *const *list_commands(void)
     return names;
 }
 
+/* What has other characters than names have would be put into the line, and onto the terminal, as it is. */
+static bool is_name(const char *text)
+{
+    static const char characters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+
+    return *text && text[strspn(text, characters)] == '\0';
+}
+
 static const char *const *list_instances(void)
 {
     static struct control_listing listing;
@@ -52,6 +60,7 @@ static const char *const *list_instances(void)
         .gpu = outer_options->gpu,
         .timeout_ms = COMPLETION_TIMEOUT_MS,
     };
+    size_t n = 0;
 
     free(names);
     names = NULL;
@@ -61,7 +70,8 @@ static const char *const *list_instances(void)
         return none;
     names = calloc(listing.n + 1, sizeof(*names));
     for (size_t i = 0; names && i < listing.n; i++)
-        names[i] = listing.instances[i]->instance;
+        if (is_name(listing.instances[i]->instance))
+            names[n++] = listing.instances[i]->instance;
     return names ? names : none;
 }
 

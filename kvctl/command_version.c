@@ -11,38 +11,26 @@
 #include "json.h"
 #include "text.h"
 
-static int print_one(const struct invocation *invocation, struct control *control, void *userdata)
+static int print_one(const struct invocation *invocation, struct control *control, void *array)
 {
     const Kvcached__Welcome *welcome = control_welcome(control);
     const struct json_origin origin = fleet_origin(control);
-    cJSON *array = userdata;
     char version[TEXT_MAX];
 
     if (array)
-        cJSON_AddItemToArray(array, json_version(welcome->daemon_version, welcome->version, &origin));
-    else
-        printf("kvcachedd %s, GPU %u, protocol %u\n", text_clean(version, welcome->daemon_version),
-               origin.gpu, welcome->version);
+        return command_add_json(array, json_version(welcome->daemon_version, welcome->version, &origin));
+    printf("kvcachedd %s, GPU %u, protocol %u\n", text_clean(version, welcome->daemon_version), origin.gpu,
+           welcome->version);
     return STATUS_DONE;
 }
 
 static int run(const struct invocation *invocation)
 {
-    bool json = invocation->options->given & OPTION_JSON;
-    cJSON *array = json ? cJSON_CreateArray() : NULL;
-    int status;
-
-    if (json && !array)
-        return command_complain(STATUS_FAILED, "Out of memory");
-    if (!json) {
+    if (!(invocation->options->given & OPTION_JSON)) {
         puts("kvctl " KVCACHED_VERSION);
         fflush(stdout);
     }
-    status = fleet_each(invocation, false, print_one, array);
-    if (status == STATUS_DONE && json)
-        return command_print_json(array);
-    cJSON_Delete(array);
-    return status;
+    return fleet_report(invocation, false, print_one);
 }
 
 const struct command command_version = {

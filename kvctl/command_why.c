@@ -43,11 +43,11 @@ const struct command command_why = {
     .summary = "explain what an instance uses, byte by byte",
     .help =
         "Shows what the memory is that is charged to an instance: used, cached (free pages that it keeps\n"
-        "ready, as its library says), pinned (what it cannot return now), leased (set aside for it), "
-        "pending\n"
-        "(promised to requests that wait), limbo (of a process that has disconnected and still runs),\n"
-        "destroying (of ended processes, until the driver shows it free); with which process, and for how\n"
-        "long there has been some. And why its limit is what it is, and since when it is over it.\n",
+        "ready, as its library says), pinned (what it cannot return now), leased (set aside for it),\n"
+        "pending (promised to requests that wait), reserved (promised to what it asks for next), limbo (of\n"
+        "a process that has disconnected and still runs), destroying (of ended processes, until the driver\n"
+        "shows it free); with which process, and for how long there has been some. And why its limit is\n"
+        "what it is, and since when it is over it.\n",
     .options = OPTIONS_DAEMON | OPTION_JSON,
     .min_words = 1,
     .max_words = 1,

@@ -35,7 +35,9 @@ struct control {
     struct message welcome;
     struct sockaddr_un address;
     int timeout_ms;
+    uint64_t deadline_ms; /* of what is awaited; UINT64_MAX: none */
     uint32_t last_request;
+    bool challenged;
     Kvcached__Error refusal;
     char reason[512];
 };
@@ -59,6 +61,11 @@ struct control *control_free(struct control *control)
         message_deinit(&control->welcome);
     free(control);
     return NULL;
+}
+
+void control_set_timeout(struct control *control, int timeout_ms)
+{
+    control->timeout_ms = timeout_ms > 0 ? timeout_ms : CONTROL_TIMEOUT_MS;
 }
 
 const char *control_reason(const struct control *control)
@@ -101,21 +108,6 @@ static uint64_t now_ms(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / NSEC_PER_MSEC;
 }
 
-/* Returns at the deadline at the latest; whether anything has come is for the next receive to find out. */
-static int wait_ready(struct control *control, uint64_t deadline_ms)
-{
-    struct pollfd pollfd = {.fd = link_fd(control->link)};
-    uint64_t now = now_ms();
-
-    if (now >= deadline_ms)
-        return fail(control, CONTROL_E_FAILED, "The daemon at %s has not answered for %g s",
-                    control->address.sun_path, control->timeout_ms / 1000.0);
-    pollfd.events = POLLIN | (link_wants_write(control->link) ? POLLOUT : 0);
-    if (poll(&pollfd, 1, (int)u64_min(deadline_ms - now, INT_MAX)) < 0 && errno != EINTR)
-        return fail(control, -errno, "Waiting for the daemon failed: %s", strerror(errno));
-    return 0;
-}
-
 static int fail_link(struct control *control, int r)
 {
     if (r == LINK_E_CLOSED)
@@ -128,22 +120,22 @@ static int fail_link(struct control *control, int r)
                 r < 0 ? strerror(-r) : "its socket takes no more");
 }
 
-static int next_message(struct control *control, uint64_t deadline_ms, struct message *ret)
+/* Something that has come, or CONTROL_E_PENDING until the deadline. */
+static int take_message(struct control *control, struct message *ret)
 {
-    for (;;) {
-        int r = link_flush(control->link);
+    int r = link_flush(control->link);
 
-        /* A daemon that turned us away may have said why before it closed. */
-        if (r == 0 || r == LINK_E_CLOSED)
-            r = link_receive(control->link, ret, NULL);
-        if (r == 0)
-            return 0;
-        if (r != LINK_E_EMPTY)
-            return fail_link(control, r);
-        r = wait_ready(control, deadline_ms);
-        if (r)
-            return r;
-    }
+    /* A daemon that turned us away may have said why before it closed. */
+    if (r == 0 || r == LINK_E_CLOSED)
+        r = link_receive(control->link, ret, NULL);
+    if (r == 0)
+        return 0;
+    if (r != LINK_E_EMPTY)
+        return fail_link(control, r);
+    if (now_ms() < control->deadline_ms)
+        return CONTROL_E_PENDING;
+    return fail(control, CONTROL_E_SILENT, "The daemon at %s has not answered for %g s",
+                control->address.sun_path, control->timeout_ms / 1000.0);
 }
 
 static int take_refusal(struct control *control, const Kvcached__Refused *refused)
@@ -153,14 +145,14 @@ static int take_refusal(struct control *control, const Kvcached__Refused *refuse
                 refused->reason[0] ? refused->reason : "The daemon refused without saying why");
 }
 
-/* The answer to a request, whatever its type. */
-static int await_answer(struct control *control, uint32_t request, struct message *ret)
+/* The answer to the last request, whatever its type, or CONTROL_E_PENDING. */
+static int take_answer(struct control *control, struct message *ret)
 {
-    uint64_t deadline_ms = now_ms() + (uint64_t)control->timeout_ms;
+    uint32_t request = control->last_request;
     struct message message;
     int r;
 
-    r = next_message(control, deadline_ms, &message);
+    r = take_message(control, &message);
     if (r)
         return r;
     if (message.type == MESSAGE_REFUSED && (message.request == request || message.request == 0))
@@ -174,14 +166,22 @@ static int await_answer(struct control *control, uint32_t request, struct messag
     return r;
 }
 
-static int say(struct control *control, uint16_t type, uint32_t request, const ProtobufCMessage *body)
+/* Its answer is due in time. */
+static int say(struct control *control, uint16_t type, const ProtobufCMessage *body)
 {
-    int r = link_send(control->link, type, request, body, NULL);
+    int r = link_send(control->link, type, control->last_request, body, NULL);
 
+    control->deadline_ms = now_ms() + (uint64_t)control->timeout_ms;
     if (r == -EMSGSIZE)
         return fail(control, CONTROL_E_FAILED, "That is more than fits into one request");
     /* A daemon that has hung up may have left its reason in the socket. */
     return r == 0 || r == LINK_E_CLOSED ? 0 : fail_link(control, r);
+}
+
+static int begin(struct control *control, uint16_t type, const ProtobufCMessage *body)
+{
+    control->last_request++;
+    return say(control, type, body);
 }
 
 static int check_type(struct control *control, struct message *answer, uint16_t type)
@@ -196,24 +196,63 @@ static int check_type(struct control *control, struct message *answer, uint16_t 
     return r;
 }
 
-static int ask(struct control *control, uint16_t type, const ProtobufCMessage *body, uint16_t answer_type,
-               struct message *ret)
+/* The answer, or CONTROL_E_PENDING. */
+static int end(struct control *control, uint16_t answer_type, struct message *ret)
 {
-    uint32_t request = ++control->last_request;
     struct message answer;
     int r;
 
-    r = say(control, type, request, body);
-    if (r)
-        return r;
-    r = await_answer(control, request, &answer);
-    if (r)
-        return r;
-    r = check_type(control, &answer, answer_type);
-    if (r)
-        return r;
-    *ret = answer;
+    r = take_answer(control, &answer);
+    if (r == 0)
+        r = check_type(control, &answer, answer_type);
+    if (r == 0)
+        *ret = answer;
+    return r;
+}
+
+/* ---- Waiting ---- */
+
+int control_fd(const struct control *control)
+{
+    return link_fd(control->link);
+}
+
+short control_poll_events(const struct control *control)
+{
+    return (short)(POLLIN | (link_wants_write(control->link) ? POLLOUT : 0));
+}
+
+int control_patience_ms(const struct control *control)
+{
+    if (control->deadline_ms == UINT64_MAX)
+        return -1;
+    return (int)u64_min(u64_sub_floor(control->deadline_ms, now_ms()), INT_MAX);
+}
+
+/* Returns at the deadline at the latest; whether anything has come is for the next receive to find out. */
+static int wait_ready(struct control *control)
+{
+    struct pollfd pollfd = {.fd = control_fd(control), .events = control_poll_events(control)};
+
+    if (poll(&pollfd, 1, control_patience_ms(control)) < 0 && errno != EINTR)
+        return fail(control, -errno, "Waiting for the daemon failed: %s", strerror(errno));
     return 0;
+}
+
+static int await(struct control *control, uint16_t answer_type, struct message *ret)
+{
+    int r;
+
+    do {
+        r = end(control, answer_type, ret);
+    } while (r == CONTROL_E_PENDING && (r = wait_ready(control)) == 0);
+    return r;
+}
+
+static int ask(struct control *control, uint16_t type, const ProtobufCMessage *body, uint16_t answer_type,
+               struct message *ret)
+{
+    return begin(control, type, body) ?: await(control, answer_type, ret);
 }
 
 /* ---- Connecting ---- */
@@ -280,7 +319,7 @@ static int set_address(struct control *control, const char *socket_path)
 }
 
 /* Leaves the connection in control->link. */
-static int connect_to(struct control *control, const char *socket_path)
+static int connect_to(struct control *control, const char *socket_path, int flags)
 {
     struct timeval patience = {.tv_sec = control->timeout_ms / 1000,
                                .tv_usec = control->timeout_ms % 1000 * 1000};
@@ -290,7 +329,7 @@ static int connect_to(struct control *control, const char *socket_path)
     r = set_address(control, socket_path);
     if (r)
         return r;
-    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | flags, 0);
     if (fd < 0)
         return fail(control, -errno, "There is no socket to be had: %s", strerror(errno));
     /* A listener that never accepts would hold connect() for ever once its backlog is full. */
@@ -332,7 +371,7 @@ static bool place(char *paths[static PLACES_MAX], size_t *n, const char *folder,
     return true;
 }
 
-static int connect_to_gpu(struct control *control, const char *gpu)
+static int connect_to_gpu(struct control *control, const char *gpu, int flags)
 {
     char *paths[PLACES_MAX] = {NULL};
     size_t n = 0;
@@ -345,7 +384,7 @@ static int connect_to_gpu(struct control *control, const char *gpu)
     if (!ok)
         r = fail(control, -ENOMEM, "Out of memory");
     for (size_t i = 0; ok && i < n && r == -ENOENT; i++)
-        r = connect_to(control, paths[i]);
+        r = connect_to(control, paths[i], flags);
     for (size_t i = 0; i < n; i++)
         free(paths[i]);
     if (r != -ENOENT)
@@ -359,53 +398,79 @@ static int connect_to_gpu(struct control *control, const char *gpu)
 static int greet(struct control *control)
 {
     Kvcached__Hello hello = KVCACHED__HELLO__INIT;
-    Kvcached__ChallengeReply reply = KVCACHED__CHALLENGE_REPLY__INIT;
-    uint32_t request = ++control->last_request;
-    struct message answer;
-    int r;
 
     hello.min_version = FRAME_VERSION;
     hello.max_version = FRAME_VERSION;
     hello.features = KVCACHED__FEATURE__FEATURE_OPERATIONS;
     hello.program = program_invocation_short_name;
-    r = say(control, MESSAGE_HELLO, request, &hello.base);
-    if (r)
-        return r;
-    r = await_answer(control, request, &answer);
-    if (r)
-        return r;
-    if (answer.type == MESSAGE_CHALLENGE) {
-        reply.nonce = ((const Kvcached__Challenge *)answer.body)->nonce;
-        r = say(control, MESSAGE_CHALLENGE_REPLY, request, &reply.base);
-        message_deinit(&answer);
-        if (r)
-            return r;
-        r = await_answer(control, request, &answer);
-        if (r)
-            return r;
-    }
-    r = check_type(control, &answer, MESSAGE_WELCOME);
-    if (r)
-        return r;
-    control->welcome = answer;
-    return 0;
+    return begin(control, MESSAGE_HELLO, &hello.base);
 }
 
-int control_connect(struct control *control, const struct control_options *options)
+static int answer_challenge(struct control *control, struct message *challenge)
+{
+    Kvcached__ChallengeReply reply = KVCACHED__CHALLENGE_REPLY__INIT;
+    int r;
+
+    reply.nonce = ((const Kvcached__Challenge *)challenge->body)->nonce;
+    r = say(control, MESSAGE_CHALLENGE_REPLY, &reply.base);
+    message_deinit(challenge);
+    control->challenged = true;
+    return r;
+}
+
+static int reach(struct control *control, const struct control_options *options, int flags)
 {
     const char *socket_path = options->socket;
     int r;
 
     if (!socket_path && !options->gpu)
         socket_path = getenv("KVCACHED_SOCKET");
-    control->timeout_ms = options->timeout_ms > 0 ? options->timeout_ms : CONTROL_TIMEOUT_MS;
+    control_set_timeout(control, options->timeout_ms);
     if (socket_path && *socket_path)
-        r = connect_to(control, socket_path);
+        r = connect_to(control, socket_path, flags);
     else
-        r = connect_to_gpu(control, options->gpu ? options->gpu : "0");
+        r = connect_to_gpu(control, options->gpu ? options->gpu : "0", flags);
     if (r)
         return r == -ENOENT ? CONTROL_E_NO_DAEMON : r;
     return greet(control);
+}
+
+int control_connect_begin(struct control *control, const struct control_options *options)
+{
+    return reach(control, options, SOCK_NONBLOCK);
+}
+
+int control_connect_end(struct control *control)
+{
+    struct message answer;
+    int r;
+
+    r = take_answer(control, &answer);
+    if (r == 0 && answer.type == MESSAGE_CHALLENGE && !control->challenged) {
+        r = answer_challenge(control, &answer);
+        if (r == 0)
+            r = take_answer(control, &answer);
+    }
+    if (r == 0)
+        r = check_type(control, &answer, MESSAGE_WELCOME);
+    if (r == 0)
+        control->welcome = answer;
+    return r;
+}
+
+int control_connect_await(struct control *control)
+{
+    int r;
+
+    do {
+        r = control_connect_end(control);
+    } while (r == CONTROL_E_PENDING && (r = wait_ready(control)) == 0);
+    return r;
+}
+
+int control_connect(struct control *control, const struct control_options *options)
+{
+    return reach(control, options, 0) ?: control_connect_await(control);
 }
 
 /* ---- Requests ---- */
@@ -430,42 +495,58 @@ static int keep_page(struct control_listing *listing, struct message *page)
     return 0;
 }
 
-static int list_page(struct control *control, char *const *names, size_t n_names, uint64_t *cursor,
-                     struct control_listing *listing)
+static int list_begin(struct control *control, char *const *names, size_t n_names, uint64_t cursor)
 {
     Kvcached__List list = KVCACHED__LIST__INIT;
-    struct message page;
-    int r;
 
     list.instances = (char **)names;
     list.n_instances = n_names;
-    list.cursor = *cursor;
-    r = ask(control, MESSAGE_LIST, &list.base, MESSAGE_LIST_REPLY, &page);
+    list.cursor = cursor;
+    return begin(control, MESSAGE_LIST, &list.base);
+}
+
+int control_list_begin(struct control *control, char *const *names, size_t n_names)
+{
+    return list_begin(control, names, n_names, 0);
+}
+
+/* A page, and the request for the next one. */
+int control_list_end(struct control *control, char *const *names, size_t n_names,
+                     struct control_listing *listing)
+{
+    struct message page;
+    uint64_t next;
+    int r;
+
+    r = end(control, MESSAGE_LIST_REPLY, &page);
     if (r)
         return r;
-    *cursor = ((const Kvcached__ListReply *)page.body)->next;
+    next = ((const Kvcached__ListReply *)page.body)->next;
     r = keep_page(listing, &page);
     if (r) {
         message_deinit(&page);
         return fail(control, r, "Out of memory");
     }
-    return 0;
+    if (next == 0)
+        return 0;
+    return list_begin(control, names, n_names, next) ?: CONTROL_E_PENDING;
 }
 
 int control_list(struct control *control, char *const *names, size_t n_names, struct control_listing *ret)
 {
-    struct control_listing listing = {0};
-    uint64_t cursor = 0;
+    _cleanup_(control_listing_deinit) struct control_listing listing = {0};
     int r;
 
+    r = control_list_begin(control, names, n_names);
+    if (r)
+        return r;
     do {
-        r = list_page(control, names, n_names, &cursor, &listing);
-        if (r) {
-            control_listing_deinit(&listing);
-            return r;
-        }
-    } while (cursor != 0);
+        r = control_list_end(control, names, n_names, &listing);
+    } while (r == CONTROL_E_PENDING && (r = wait_ready(control)) == 0);
+    if (r)
+        return r;
     *ret = listing;
+    listing = (struct control_listing){0};
     return 0;
 }
 
@@ -515,29 +596,33 @@ bool control_knows_operations(const struct control *control)
     return control_welcome(control)->features & KVCACHED__FEATURE__FEATURE_OPERATIONS;
 }
 
+static int check_operations(struct control *control)
+{
+    if (control_knows_operations(control))
+        return 0;
+    return fail(control, CONTROL_E_FAILED, "The daemon at %s, version %s, is too old to say that",
+                control->address.sun_path, control_welcome(control)->daemon_version);
+}
+
 static int ask_operation(struct control *control, uint16_t type, const ProtobufCMessage *body,
                          uint16_t answer_type, struct message *ret)
 {
-    const Kvcached__Welcome *welcome = control_welcome(control);
-
-    if (!control_knows_operations(control))
-        return fail(control, CONTROL_E_FAILED, "The daemon at %s, version %s, is too old to say that",
-                    control->address.sun_path, welcome->daemon_version);
-    return ask(control, type, body, answer_type, ret);
+    return check_operations(control) ?: ask(control, type, body, answer_type, ret);
 }
 
 int control_events(struct control *control, uint64_t after, bool wait, struct message *ret_events_reply)
 {
     Kvcached__Events body = KVCACHED__EVENTS__INIT;
-    int timeout_ms = control->timeout_ms, r;
+    int r;
 
     body.after = after;
     body.wait = wait;
+    r = check_operations(control) ?: begin(control, MESSAGE_EVENTS, &body.base);
+    if (r)
+        return r;
     if (wait)
-        control->timeout_ms = INT_MAX;
-    r = ask_operation(control, MESSAGE_EVENTS, &body.base, MESSAGE_EVENTS_REPLY, ret_events_reply);
-    control->timeout_ms = timeout_ms;
-    return r;
+        control->deadline_ms = UINT64_MAX;
+    return await(control, MESSAGE_EVENTS_REPLY, ret_events_reply);
 }
 
 int control_why(struct control *control, const char *instance, struct message *ret_why_reply)
@@ -555,11 +640,21 @@ int control_reload(struct control *control, struct message *ret_reloaded)
     return ask_operation(control, MESSAGE_RELOAD, &body.base, MESSAGE_RELOADED, ret_reloaded);
 }
 
-int control_info(struct control *control, const char *instance, struct message *ret_info_reply)
+int control_info_begin(struct control *control, const char *instance)
 {
     Kvcached__Info body = KVCACHED__INFO__INIT;
 
     if (instance)
         body.instance = (char *)instance;
-    return ask(control, MESSAGE_INFO, &body.base, MESSAGE_INFO_REPLY, ret_info_reply);
+    return begin(control, MESSAGE_INFO, &body.base);
+}
+
+int control_info_end(struct control *control, struct message *ret_info_reply)
+{
+    return end(control, MESSAGE_INFO_REPLY, ret_info_reply);
+}
+
+int control_info(struct control *control, const char *instance, struct message *ret_info_reply)
+{
+    return control_info_begin(control, instance) ?: await(control, MESSAGE_INFO_REPLY, ret_info_reply);
 }

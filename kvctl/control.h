@@ -3,7 +3,7 @@
 
 /*
  * Control: one conversation with a daemon over its control socket. Each call sends a request and waits for
- * the answer. Not thread-safe.
+ * the answer; for who must not wait, some come in two halves. Not thread-safe.
  *
  * Calls return 0, one of CONTROL_E_*, or a negative errno; after anything but 0, control_reason() is a
  * sentence that says what was the matter.
@@ -20,7 +20,9 @@ enum {
     _CONTROL_E_SUCCESS,
     CONTROL_E_NO_DAEMON, /* nobody to talk to, or nobody who may be trusted */
     CONTROL_E_REFUSED,   /* the daemon said no: control_refusal() */
-    CONTROL_E_FAILED,    /* not allowed to connect, no answer in time, the connection broke, nonsense came */
+    CONTROL_E_FAILED,    /* not allowed to connect, the connection broke, nonsense came */
+    CONTROL_E_SILENT,    /* no answer in time */
+    CONTROL_E_PENDING,   /* of *_end() only: no answer yet; there is no reason then */
 };
 
 #define CONTROL_TIMEOUT_MS 10000
@@ -49,6 +51,9 @@ DEFINE_CLEANUP(struct control *, control_free);
  * listens.
  */
 int control_connect(struct control *control, const struct control_options *options);
+
+/* For each answer from now on; 0: CONTROL_TIMEOUT_MS. */
+void control_set_timeout(struct control *control, int timeout_ms);
 
 const char *control_reason(const struct control *control);
 Kvcached__Error control_refusal(const struct control *control);
@@ -81,10 +86,31 @@ int control_delete(struct control *control, const char *instance, bool force,
  * doesn't, they are CONTROL_E_FAILED. */
 bool control_knows_operations(const struct control *control);
 
-/* With `wait`, where nothing newer than `after` has happened, until something does, however long. */
+/* With `wait`, where nothing newer than `after` has happened, until something does, however long it takes. */
 int control_events(struct control *control, uint64_t after, bool wait, struct message *ret_events_reply);
 int control_why(struct control *control, const char *instance, struct message *ret_why_reply);
 int control_reload(struct control *control, struct message *ret_reloaded);
 
 /* `instance` NULL: about the daemon. */
 int control_info(struct control *control, const char *instance, struct message *ret_info_reply);
+
+/*
+ * Without waiting: after *_begin(), *_end() is called until it says something else than CONTROL_E_PENDING;
+ * again whenever poll() finds these events at this descriptor, and when the patience is over (-1: never). The
+ * descriptor is borrowed, and there is none before control_connect_begin() has returned 0. One request at a
+ * time. control_list_end() adds to the listing, which is to be empty at first; whatever becomes of it, it is
+ * the caller's to deinitialise.
+ */
+int control_fd(const struct control *control);
+short control_poll_events(const struct control *control);
+int control_patience_ms(const struct control *control);
+
+int control_connect_begin(struct control *control, const struct control_options *options);
+int control_connect_end(struct control *control);
+int control_connect_await(struct control *control); /* the same, and waits after all */
+int control_info_begin(struct control *control, const char *instance);
+int control_info_end(struct control *control, struct message *ret_info_reply);
+int control_list_begin(struct control *control, char *const *names, size_t n_names);
+/* With the same names. */
+int control_list_end(struct control *control, char *const *names, size_t n_names,
+                     struct control_listing *listing);

@@ -78,6 +78,8 @@ void describe_instance(FILE *out, const Kvcached__InstanceInfo *instance)
     print_size(out, "  granted", instance->granted_bytes, "");
     print_size(out, "  leased", instance->leased_bytes, ", set aside for it, not handed over");
     print_size(out, "  pending", instance->pending_bytes, ", promised to requests that wait");
+    if (instance->reserved_bytes)
+        print_size(out, "  reserved", instance->reserved_bytes, ", promised to what it asks for next");
     print_size(out, "  limbo", instance->limbo_bytes, ", of lost processes, not yet proven free");
     if (instance->over_limit) {
         label(out, "Over limit");
@@ -121,6 +123,10 @@ void describe_daemon(FILE *out, const Kvcached__InfoReply *info, const char *soc
     print_size(out, "Foreign", info->foreign_bytes, ", used by others than engines here");
     print_size(out, "Budget", info->budget_bytes, ", what the daemon may have");
     print_size(out, "Headroom", info->headroom_bytes, ", kept free");
+    if (info->reserved_bytes)
+        print_size(out, "Reserved", info->reserved_bytes, ", of the budget, for what instances ask for next");
+    if (info->expected_bytes)
+        print_size(out, "Expected", info->expected_bytes, ", that engines will take by themselves");
     print_size(out, "Held", info->held_bytes, ", what the daemon has");
     print_size(out, "  granted", info->granted_bytes, ", to engines");
     print_size(out, "  leased", info->leased_bytes, ", set aside for engines, not handed over");
@@ -153,6 +159,8 @@ static const char *explain_holding(Kvcached__Holding holding)
         return "held by a process that has disconnected and still runs";
     case KVCACHED__HOLDING__HOLDING_DESTROYING:
         return "of ended processes, until the driver shows it free";
+    case KVCACHED__HOLDING__HOLDING_RESERVED:
+        return "promised to what it asks for next";
     case KVCACHED__HOLDING__HOLDING_WANTED:
         return "asked for, and not charged: waits until others have given back";
     default:

@@ -42,7 +42,7 @@ static bool add_item(cJSON *object, const char *key, cJSON *item)
     return false;
 }
 
-static bool append_item(cJSON *array, cJSON *item)
+bool json_append(cJSON *array, cJSON *item)
 {
     if (item && cJSON_AddItemToArray(array, item))
         return true;
@@ -76,7 +76,7 @@ static cJSON *peer_array(Kvcached__PeerInfo *const *peers, size_t n)
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < n; i++)
-        ok = append_item(array, peer_object(peers[i]));
+        ok = json_append(array, peer_object(peers[i]));
     return finish(array, ok);
 }
 
@@ -111,6 +111,7 @@ cJSON *json_instance(const Kvcached__InstanceInfo *instance, const struct json_o
          add_u64(object, "limbo_bytes", instance->limbo_bytes) &&
          add_u64(object, "pending_bytes", instance->pending_bytes) &&
          add_u64(object, "leased_bytes", instance->leased_bytes) &&
+         add_u64(object, "reserved_bytes", instance->reserved_bytes) &&
          add_operations(object, instance, origin->operations) &&
          add_bool(object, "over_limit", instance->over_limit) &&
          add_bool(object, "missed_notice", instance->missed_notice) &&
@@ -125,7 +126,7 @@ bool json_add_instances(cJSON *array, Kvcached__InstanceInfo *const *instances, 
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < n; i++)
-        ok = append_item(array, json_instance(instances[i], origin));
+        ok = json_append(array, json_instance(instances[i], origin));
     return ok;
 }
 
@@ -155,7 +156,9 @@ static bool add_memory(cJSON *object, const Kvcached__InfoReply *info)
            add_u64(object, "leased_bytes", info->leased_bytes) &&
            add_u64(object, "granted_bytes", info->granted_bytes) &&
            add_u64(object, "limbo_bytes", info->limbo_bytes) &&
-           add_u64(object, "destroying_bytes", info->destroying_bytes);
+           add_u64(object, "destroying_bytes", info->destroying_bytes) &&
+           add_u64(object, "reserved_bytes", info->reserved_bytes) &&
+           add_u64(object, "expected_bytes", info->expected_bytes);
 }
 
 static bool add_known_text(cJSON *object, const char *key, const char *text, bool known)
@@ -235,7 +238,7 @@ static cJSON *parts_array(const Kvcached__WhyReply *reply)
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < reply->n_parts; i++)
-        ok = append_item(array, part_object(reply->parts[i]));
+        ok = json_append(array, part_object(reply->parts[i]));
     return finish(array, ok);
 }
 
@@ -245,7 +248,7 @@ static cJSON *limits_array(const Kvcached__WhyReply *reply)
     bool ok = array != NULL;
 
     for (size_t i = 0; ok && i < reply->n_limits; i++)
-        ok = append_item(array, limit_object(reply->limits[i]));
+        ok = json_append(array, limit_object(reply->limits[i]));
     return finish(array, ok);
 }
 
@@ -270,7 +273,7 @@ cJSON *json_reloaded(const Kvcached__Reloaded *reply, const struct json_origin *
     bool ok = object && warnings;
 
     for (size_t i = 0; ok && i < reply->n_warnings; i++)
-        ok = append_item(warnings, cJSON_CreateString(text_clean(clean, reply->warnings[i])));
+        ok = json_append(warnings, cJSON_CreateString(text_clean(clean, reply->warnings[i])));
     if (!object) {
         cJSON_Delete(warnings);
         return NULL;

@@ -21,6 +21,9 @@ struct json_origin {
     bool operations;
 };
 
+/* Takes the item over, whatever happens. False when out of memory, which an item of NULL is, too. */
+bool json_append(cJSON *array, cJSON *item);
+
 cJSON *json_instance(const Kvcached__InstanceInfo *instance, const struct json_origin *origin);
 /* Appends to an array. False when out of memory. */
 bool json_add_instances(cJSON *array, Kvcached__InstanceInfo *const *instances, size_t n,

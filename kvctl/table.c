@@ -24,7 +24,7 @@
 
 struct layout {
     unsigned name_width;
-    bool limit, notes;
+    bool limit, reserved, notes;
 };
 
 static const char *notes_of(char buf[static NOTES_MAX], const Kvcached__InstanceInfo *instance)
@@ -85,17 +85,20 @@ static const char *row_name(char buf[static TEXT_MAX], const struct names *names
     return text_instance(buf, instance, is_ambiguous(names, instance->instance));
 }
 
-/* What a narrow terminal loses first: notes, then length of names, then the limit. */
-static struct layout plan(unsigned width, unsigned longest_name, unsigned longest_notes)
+/* What a narrow terminal loses first: notes, then length of names, then what is reserved, then the limit. */
+static struct layout plan(unsigned width, unsigned longest_name, unsigned longest_notes, bool reserved)
 {
     unsigned name_width = max_unsigned(NAME_WIDTH, longest_name);
     unsigned rest = BYTES_WIDTH + PERCENT_WIDTH;
-    struct layout layout = {.name_width = name_width, .limit = true, .notes = true};
+    struct layout layout = {.name_width = name_width, .limit = true, .reserved = reserved, .notes = true};
 
     if (width == 0)
         return layout;
     layout.limit = width >= NAME_WIDTH_MIN + BYTES_WIDTH + rest;
     if (layout.limit)
+        rest += BYTES_WIDTH;
+    layout.reserved = reserved && width >= NAME_WIDTH_MIN + BYTES_WIDTH + rest;
+    if (layout.reserved)
         rest += BYTES_WIDTH;
     layout.name_width =
         max_unsigned(NAME_WIDTH_MIN, min_unsigned(name_width, width > rest ? width - rest : 0));
@@ -136,6 +139,8 @@ static void print_row(FILE *out, const struct table_style *style, const struct l
     if (layout->limit)
         fprintf(out, "%*s", BYTES_WIDTH, format_size(size, instance->limit_bytes));
     fprintf(out, "%*s", BYTES_WIDTH, format_size(size, instance->used_bytes));
+    if (layout->reserved)
+        fprintf(out, "%*s", BYTES_WIDTH, format_size(size, instance->reserved_bytes));
     text_percent(percent, instance->used_bytes, instance->limit_bytes);
     fprintf(out, "%s%*s%s", style->colour ? colour_of(instance) : "", PERCENT_WIDTH, percent,
             style->colour ? "\033[0m" : "");
@@ -151,6 +156,7 @@ void table_print(FILE *out, const struct table_style *style, Kvcached__InstanceI
     char name[TEXT_MAX], notes[NOTES_MAX];
     struct layout layout;
     struct names names;
+    bool reserved = false;
 
     if (n == 0) {
         fputs("No active KVCached segments found.\n", out);
@@ -160,12 +166,16 @@ void table_print(FILE *out, const struct table_style *style, Kvcached__InstanceI
     for (size_t i = 0; i < n; i++) {
         longest = max_unsigned(longest, (unsigned)strlen(row_name(name, &names, instances[i])));
         longest_notes = max_unsigned(longest_notes, (unsigned)strlen(notes_of(notes, instances[i])));
+        reserved |= instances[i]->reserved_bytes > 0;
     }
-    layout = plan(style->width, longest, longest_notes);
+    layout = plan(style->width, longest, longest_notes, reserved);
     print_name(out, "IPC", layout.name_width);
     if (layout.limit)
         fprintf(out, "%*s", BYTES_WIDTH, "Limit");
-    fprintf(out, "%*s%*s\n", BYTES_WIDTH, "Used", PERCENT_WIDTH, "%");
+    fprintf(out, "%*s", BYTES_WIDTH, "Used");
+    if (layout.reserved)
+        fprintf(out, "%*s", BYTES_WIDTH, "Reserved");
+    fprintf(out, "%*s\n", PERCENT_WIDTH, "%");
     for (size_t i = 0; i < n; i++)
         print_row(out, style, &layout, row_name(name, &names, instances[i]), instances[i]);
     free(names.sorted);

@@ -68,6 +68,7 @@ const char *text_role(Kvcached__Role role)
         [KVCACHED__ROLE__ROLE_ENGINE] = "engine",
         [KVCACHED__ROLE__ROLE_WORKER] = "worker",
         [KVCACHED__ROLE__ROLE_SCHEDULER] = "scheduler",
+        [KVCACHED__ROLE__ROLE_CONTROLLER] = "controller",
     };
 
     return (unsigned)role < ARRAY_SIZE(names) && names[role] ? names[role] : "unknown";
@@ -118,7 +119,8 @@ const char *text_event_kind(Kvcached__EventKind kind)
 const char *text_holding(Kvcached__Holding holding)
 {
     static const char *const names[] = {
-        "unknown", "used", "cached", "pinned", "leased", "pending", "limbo", "destroying", "wanted",
+        "unknown", "used",  "cached",     "pinned", "leased",
+        "pending", "limbo", "destroying", "wanted", "reserved",
     };
 
     return (size_t)holding < ARRAY_SIZE(names) ? names[holding] : names[0];

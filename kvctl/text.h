@@ -27,7 +27,7 @@ const char *text_percent(char buf[static TEXT_PERCENT_MAX], uint64_t used_bytes,
 /* "pid 12 (vllm)", or "pid 12". Clean. */
 const char *text_peer(char buf[static TEXT_MAX], const Kvcached__PeerInfo *peer);
 
-/* "engine", "worker", "scheduler"; "unknown" for what a newer daemon may say. */
+/* "engine", "worker", "scheduler", "controller"; "unknown" for what a newer daemon may say. */
 const char *text_role(Kvcached__Role role);
 
 /* "3 s", "12 min", "5 h 10 min", "2 d 3 h". */

@@ -10,7 +10,7 @@
 #include "top_layout.h"
 
 enum top_key {
-    TOP_KEY_NONE = 0, /* time is up; printable keys are themselves */
+    TOP_KEY_NONE = 0, /* nothing was typed; printable keys are themselves */
     TOP_KEY_UP = 256,
     TOP_KEY_DOWN,
     TOP_KEY_PAGE_UP,
@@ -19,7 +19,11 @@ enum top_key {
     TOP_KEY_ESCAPE,
     TOP_KEY_ERASE,
     TOP_KEY_RESIZED,
-    TOP_KEY_GONE, /* the terminal */
+    TOP_KEY_CLICK, /* top_draw_clicked() says where */
+    TOP_KEY_WHEEL_UP,
+    TOP_KEY_WHEEL_DOWN,
+    TOP_KEY_OTHER, /* that means nothing here */
+    TOP_KEY_GONE,  /* the terminal */
 };
 
 /* Whether kvctl was built with it. */
@@ -32,5 +36,8 @@ void top_draw_end(void);
 void top_draw_size(unsigned *ret_width, unsigned *ret_height);
 void top_draw(const struct top_screen *screen);
 
-/* A key, or what else happens within the time. */
-int top_draw_key(int timeout_ms);
+/* A key that has been typed, or what else has happened. Doesn't wait, but for what may follow an Escape. */
+int top_draw_key(void);
+
+/* Where the last click was. */
+void top_draw_clicked(unsigned *ret_column, unsigned *ret_row);

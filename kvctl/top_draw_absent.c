@@ -25,7 +25,12 @@ void top_draw_size(unsigned *ret_width, unsigned *ret_height)
 
 void top_draw(const struct top_screen *screen) {}
 
-int top_draw_key(int timeout_ms)
+int top_draw_key(void)
 {
     return TOP_KEY_GONE;
+}
+
+void top_draw_clicked(unsigned *ret_column, unsigned *ret_row)
+{
+    *ret_column = *ret_row = 0;
 }

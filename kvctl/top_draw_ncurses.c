@@ -12,8 +12,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define ESCAPE_MS 50 /* for what may follow an Escape: a key can be several bytes */
+
+/* Where ncurses tells five buttons apart; a wheel is two of them. */
+#if NCURSES_MOUSE_VERSION > 1
+#define BUTTONS (BUTTON1_PRESSED | BUTTON4_PRESSED | BUTTON5_PRESSED)
+#define WHEEL_UP BUTTON4_PRESSED
+#define WHEEL_DOWN BUTTON5_PRESSED
+#else
+#define BUTTONS BUTTON1_PRESSED
+#define WHEEL_UP 0
+#define WHEEL_DOWN 0
+#endif
+
 static SCREEN *terminal;
 static bool colour;
+static MEVENT clicked;
 
 bool top_draw_exists(void)
 {
@@ -47,7 +61,10 @@ bool top_draw_begin(void)
     cbreak();
     noecho();
     keypad(stdscr, TRUE);
-    set_escdelay(50);
+    nodelay(stdscr, TRUE);
+    set_escdelay(ESCAPE_MS);
+    mouseinterval(0); /* a click is a press: waiting for more would hold up the keys */
+    mousemask(BUTTONS, NULL);
     curs_set(0);
     begin_colours();
     return true;
@@ -72,6 +89,8 @@ static attr_t attributes_of(unsigned char style)
 {
     attr_t attributes = style == TOP_TITLE ? A_BOLD : style == TOP_DIM || style == TOP_FREE ? A_DIM : 0;
 
+    if (style == TOP_MARKED)
+        return A_BOLD | A_REVERSE;
     if (colour && style != TOP_PLAIN && style != TOP_DIM && style != TOP_FREE)
         attributes |= (attr_t)COLOR_PAIR(style);
     else if (style == TOP_WARNING)
@@ -88,11 +107,32 @@ void top_draw(const struct top_screen *screen)
     refresh();
 }
 
-int top_draw_key(int timeout_ms)
+static int mouse_key(void)
+{
+    MEVENT event;
+
+    if (getmouse(&event) != OK)
+        return TOP_KEY_OTHER;
+    if (event.bstate & WHEEL_UP)
+        return TOP_KEY_WHEEL_UP;
+    if (event.bstate & WHEEL_DOWN)
+        return TOP_KEY_WHEEL_DOWN;
+    if (!(event.bstate & BUTTON1_PRESSED) || event.x < 0 || event.y < 0)
+        return TOP_KEY_OTHER;
+    clicked = event;
+    return TOP_KEY_CLICK;
+}
+
+void top_draw_clicked(unsigned *ret_column, unsigned *ret_row)
+{
+    *ret_column = (unsigned)clicked.x;
+    *ret_row = (unsigned)clicked.y;
+}
+
+int top_draw_key(void)
 {
     int key;
 
-    timeout(timeout_ms);
     errno = 0;
     key = getch();
     switch (key) {
@@ -116,9 +156,11 @@ int top_draw_key(int timeout_ms)
     case 0x7f:
     case '\b':
         return TOP_KEY_ERASE;
+    case KEY_MOUSE:
+        return mouse_key();
     case KEY_RESIZE:
         return TOP_KEY_RESIZED;
     default:
-        return key > ' ' && key < 0x7f ? key : TOP_KEY_NONE;
+        return key > ' ' && key < 0x7f ? key : TOP_KEY_OTHER;
     }
 }

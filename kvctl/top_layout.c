@@ -31,15 +31,17 @@ static const char *const help_lines[] = {
     "u n p r       sort by use, name, share of the limit, rate",
     "/             filter by a part of the name; Enter ends, Esc clears",
     "Up Down       scroll; also j and k, Page Up and Page Down",
+    "Mouse         the wheel scrolls, a click marks an instance, or changes the order",
     "h ?           this help, and back",
     "",
-    "[==##--]      = kept in reserve (cached and leased), # used, - free",
+    "[==##--]      = kept in reserve (cached, leased, reserved), # used, - free",
 };
 
 /* Where the next line of the list goes: the list may begin above the screen and end below it. */
 struct pen {
     struct top_screen *screen;
-    long row, first, last; /* row on the screen; the list's are first to last */
+    long row, first, last;               /* row on the screen; the list's are first to last */
+    const struct top_instance *instance; /* that the lines are about */
 };
 
 static void put(struct top_screen *screen, long row, unsigned column, enum top_style style, const char *text)
@@ -52,13 +54,22 @@ static void put(struct top_screen *screen, long row, unsigned column, enum top_s
     }
 }
 
+/* Whether the line can be seen. */
+static bool is_seen(const struct pen *pen)
+{
+    if (pen->row < pen->first || pen->row > pen->last)
+        return false;
+    pen->screen->rows[pen->row] = pen->instance;
+    return true;
+}
+
 __attribute__((format(printf, 3, 4))) static void line(struct pen *pen, enum top_style style,
                                                        const char *format, ...)
 {
     char raw[TEXT_MAX], clean[TEXT_MAX];
     va_list args;
 
-    if (pen->row >= pen->first && pen->row <= pen->last) {
+    if (is_seen(pen)) {
         va_start(args, format);
         vsnprintf(raw, sizeof(raw), format, args);
         va_end(args);
@@ -85,7 +96,7 @@ static void bar(struct pen *pen, uint64_t prealloc, uint64_t used, uint64_t of_b
     unsigned n_prealloc = cells_of(prealloc, of_bytes, width), n_used = cells_of(used, of_bytes, width);
     char cells[BAR_MAX + 1];
 
-    if (pen->row >= pen->first && pen->row <= pen->last) {
+    if (is_seen(pen)) {
         n_used = n_used < width ? n_used : width;
         n_prealloc = n_prealloc < width - n_used ? n_prealloc : width - n_used;
         memset(cells, '-', width);
@@ -123,16 +134,26 @@ static const char *number(char buf[static FORMAT_SIZE_MAX], struct top_number by
     return bytes.known ? format_size(buf, bytes.value) : "unknown";
 }
 
+static const char *name_of(char buf[static TEXT_MAX], const struct top_instance *instance)
+{
+    snprintf(buf, TEXT_MAX, "%s%s%s", instance->is_namesake ? instance->domain : "",
+             instance->is_namesake ? "/" : "", instance->name);
+    return buf;
+}
+
 static void instance_lines(struct pen *pen, const struct top_instance *instance)
 {
     char prealloc[FORMAT_SIZE_MAX], used[FORMAT_SIZE_MAX], limit[FORMAT_SIZE_MAX], left[FORMAT_SIZE_MAX];
     char granted[FORMAT_SIZE_MAX], returned[FORMAT_SIZE_MAX], percent[TEXT_PERCENT_MAX];
-    char history[TOP_HISTORY + 1];
+    char history[TOP_HISTORY + 1], name[TEXT_MAX];
     bool split = instance->used_bytes.known;
+    enum top_style style = TOP_TITLE;
     uint64_t in_use = split ? instance->used_bytes.value : instance->held_bytes;
 
-    line(pen, instance->over_limit || instance->frozen ? TOP_WARNING : TOP_TITLE, "IPC: %s%s%s%s%s",
-         instance->is_namesake ? instance->domain : "", instance->is_namesake ? "/" : "", instance->name,
+    pen->instance = instance;
+    if (instance->over_limit || instance->frozen)
+        style = TOP_WARNING;
+    line(pen, instance->marked ? TOP_MARKED : style, "IPC: %s%s%s", name_of(name, instance),
          instance->over_limit ? "  over limit" : "", instance->frozen ? "  frozen" : "");
     bar(pen, split ? instance->prealloc_bytes.value : 0, in_use, instance->limit_bytes);
     /* Without the split, what is held is not what is used. */
@@ -143,6 +164,23 @@ static void instance_lines(struct pen *pen, const struct top_instance *instance)
          format_size(left, u64_sub_floor(instance->limit_bytes, instance->held_bytes)));
     line(pen, TOP_DIM, "Granted/s: %s | Returned/s: %s | %s", number(granted, instance->granted_rate),
          number(returned, instance->returned_rate), sparkline(history, instance));
+    pen->instance = NULL;
+    line(pen, TOP_PLAIN, "%s", "");
+}
+
+/* Who was there at the last look; nothing of that look's figures need hold any more. */
+static void lost_lines(struct pen *pen, const struct top_gpu *gpu,
+                       const struct top_instance *const *instances, size_t n)
+{
+    line(pen, TOP_WARNING, "GPU %u: unknown. %s; trying again", gpu->index, gpu->reason);
+    for (size_t i = 0; i < n; i++) {
+        char name[TEXT_MAX];
+
+        pen->instance = instances[i];
+        line(pen, instances[i]->marked ? TOP_MARKED : TOP_DIM, "IPC: %s  unknown",
+             name_of(name, instances[i]));
+    }
+    pen->instance = NULL;
     line(pen, TOP_PLAIN, "%s", "");
 }
 
@@ -155,13 +193,12 @@ static bool gpu_lines(struct pen *pen, const struct top_model *model, const stru
 
     if (!instances)
         return false;
+    n = top_model_view(model, gpu, instances);
     if (gpu->lost) {
-        line(pen, TOP_WARNING, "GPU %u: unknown. %s; trying again", gpu->index, gpu->reason);
-        line(pen, TOP_PLAIN, "%s", "");
+        lost_lines(pen, gpu, instances, n);
         free(instances);
         return true;
     }
-    n = top_model_view(model, gpu, instances);
     if (n == 0)
         line(pen, TOP_DIM, "%s", model->filter[0] ? "No instance has such a name" : "No instances to show");
     for (size_t i = 0; i < n; i++)
@@ -194,6 +231,19 @@ static bool list(struct pen *pen, const struct top_model *model, const struct to
     return true;
 }
 
+static void last_line(struct pen *pen, const struct top_model *model, const struct top_view *view)
+{
+    static const char keys[] = "Press 'q' to quit, 'h' for help; ";
+
+    if (view->typing || model->filter[0]) {
+        line(pen, TOP_DIM, "Filter: %s%s", model->filter, view->typing ? "_" : "");
+        return;
+    }
+    line(pen, TOP_DIM, "%ssorted by %s", keys, sort_names[model->sort]);
+    pen->screen->sort_column = sizeof(keys) - 1;
+    pen->screen->sort_length = (unsigned)(strlen("sorted by ") + strlen(sort_names[model->sort]));
+}
+
 static bool fill(struct top_screen *screen, const struct top_model *model, const struct top_view *view)
 {
     const long visible = (long)screen->height - 3;
@@ -211,10 +261,7 @@ static bool fill(struct top_screen *screen, const struct top_model *model, const
     if (!list(&pen, model, view))
         return false;
     pen = (struct pen){.screen = screen, .row = screen->height - 1, .last = screen->height - 1};
-    if (view->typing || model->filter[0])
-        line(&pen, TOP_DIM, "Filter: %s%s", model->filter, view->typing ? "_" : "");
-    else
-        line(&pen, TOP_DIM, "Press 'q' to quit, 'h' for help; sorted by %s", sort_names[model->sort]);
+    last_line(&pen, model, view);
     return true;
 }
 
@@ -230,7 +277,8 @@ struct top_screen *top_layout(const struct top_model *model, const struct top_vi
     screen->height = height;
     screen->text = malloc(n + 1);
     screen->style = calloc(n + 1, 1);
-    if (!screen->text || !screen->style)
+    screen->rows = calloc((size_t)height + 1, sizeof(*screen->rows));
+    if (!screen->text || !screen->style || !screen->rows)
         return NULL;
     memset(screen->text, ' ', n);
     screen->text[n] = '\0';
@@ -248,6 +296,22 @@ struct top_screen *top_screen_free(struct top_screen *screen)
         return NULL;
     free(screen->text);
     free(screen->style);
+    free(screen->rows);
     free(screen);
     return NULL;
+}
+
+enum top_action top_layout_click(const struct top_screen *screen, unsigned column, unsigned row,
+                                 const struct top_instance **ret_instance)
+{
+    if (column >= screen->width || row >= screen->height)
+        return TOP_ACTION_NONE;
+    if (screen->rows[row]) {
+        *ret_instance = screen->rows[row];
+        return TOP_ACTION_MARK;
+    }
+    if (row == screen->height - 1 && column >= screen->sort_column &&
+        column - screen->sort_column < screen->sort_length)
+        return TOP_ACTION_SORT;
+    return TOP_ACTION_NONE;
 }

@@ -22,14 +22,17 @@ enum top_style {
     TOP_FREE,
     TOP_WARNING,
     TOP_DIM,
+    TOP_MARKED,
 };
 
 /* width × height cells, row after row. */
 struct top_screen {
     unsigned width, height;
-    char *text;           /* printable ASCII */
-    unsigned char *style; /* TOP_* */
-    unsigned scrolled;    /* lines, as far as there are so many */
+    char *text;                        /* printable ASCII */
+    unsigned char *style;              /* TOP_* */
+    unsigned scrolled;                 /* lines, as far as there are so many */
+    const struct top_instance **rows;  /* which instance a row is about; NULL: none. They are the model's. */
+    unsigned sort_column, sort_length; /* of the words in the last row that name the order */
 };
 
 struct top_view {
@@ -43,3 +46,13 @@ struct top_screen *top_layout(const struct top_model *model, const struct top_vi
                               unsigned height);
 struct top_screen *top_screen_free(struct top_screen *screen);
 DEFINE_CLEANUP(struct top_screen *, top_screen_free);
+
+enum top_action {
+    TOP_ACTION_NONE,
+    TOP_ACTION_MARK, /* the instance, or no longer */
+    TOP_ACTION_SORT, /* by the next order */
+};
+
+/* What a click means; *ret_instance is what it is about, with TOP_ACTION_MARK. */
+enum top_action top_layout_click(const struct top_screen *screen, unsigned column, unsigned row,
+                                 const struct top_instance **ret_instance);

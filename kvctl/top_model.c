@@ -88,7 +88,8 @@ static int read_instance(const Kvcached__InstanceInfo *info, uint32_t gpu, bool 
     };
 
     if (operations) {
-        uint64_t prealloc = u64_min(u64_add_ceil(info->cached_bytes, info->leased_bytes), info->used_bytes);
+        uint64_t set_aside = u64_add_ceil(info->leased_bytes, info->reserved_bytes);
+        uint64_t prealloc = u64_min(u64_add_ceil(info->cached_bytes, set_aside), info->used_bytes);
 
         instance.serial = info->serial;
         instance.prealloc_bytes = known(prealloc);
@@ -113,6 +114,7 @@ static void follow(struct top_instance *now, const struct top_instance *before, 
     if (before && before->serial == now->serial) {
         unsigned kept = before->n_history < TOP_HISTORY ? before->n_history : TOP_HISTORY - 1;
 
+        now->marked = before->marked;
         memcpy(now->history, before->history + (before->n_history - kept), kept * sizeof(*now->history));
         now->n_history = kept;
         now->granted_rate = rate(before->granted, now->granted, elapsed_ns);
@@ -180,6 +182,16 @@ int top_model_lose(struct top_model *model, uint32_t index, const char *reason)
 
 /* ---- What is shown ---- */
 
+void top_model_mark(struct top_model *model, const struct top_instance *instance)
+{
+    for (size_t i = 0; i < model->n_gpus; i++)
+        for (size_t j = 0; j < model->gpus[i].n_instances; j++) {
+            struct top_instance *one = &model->gpus[i].instances[j];
+
+            one->marked = one == instance && !one->marked;
+        }
+}
+
 static int by_number(double x, double y)
 {
     return (x < y) - (x > y);
@@ -244,6 +256,6 @@ size_t top_model_view(const struct top_model *model, const struct top_gpu *gpu,
         if (strstr(gpu->instances[i].name, model->filter))
             ret_instances[n++] = &gpu->instances[i];
     if (n > 1)
-        qsort(ret_instances, n, sizeof(*ret_instances), orders[model->sort]);
+        qsort(ret_instances, n, sizeof(*ret_instances), gpu->lost ? compare_name : orders[model->sort]);
     return n;
 }

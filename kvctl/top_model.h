@@ -26,11 +26,12 @@ struct top_instance {
     uint32_t gpu;
     uint64_t serial;
     uint64_t limit_bytes, held_bytes;              /* held: all that is charged */
-    struct top_number prealloc_bytes;              /* cached and leased */
+    struct top_number prealloc_bytes;              /* cached, leased, reserved */
     struct top_number used_bytes;                  /* held, without prealloc */
     struct top_number granted, returned;           /* bytes since its record was made */
     struct top_number granted_rate, returned_rate; /* bytes in a second, between the last two looks */
     bool over_limit, frozen;
+    bool marked;                   /* so that the eye finds it again; one at most */
     bool is_namesake;              /* another trust domain has one of this name */
     uint64_t history[TOP_HISTORY]; /* held_bytes, oldest first, without a gap */
     unsigned n_history;
@@ -39,7 +40,7 @@ struct top_instance {
 struct top_gpu {
     uint32_t index;
     uint64_t life;        /* of its daemon: another one has another */
-    bool lost;            /* what stands below is no longer known */
+    bool lost;            /* of what stands below, no figure is known any more */
     char *reason;         /* of that; a sentence, or NULL */
     uint64_t total_bytes; /* 0: never seen */
     uint64_t free_bytes, seen_ns;
@@ -72,6 +73,11 @@ int top_model_look(struct top_model *model, uint64_t now_ns, const Kvcached__Inf
 /* Its daemon doesn't answer. 0 or -ENOMEM. */
 int top_model_lose(struct top_model *model, uint32_t gpu, const char *reason);
 
-/* Those of a GPU that pass the filter, sorted, into an array that has room for n_instances. How many. */
+/* Marks an instance of the model instead of another one, or takes its mark away. It lasts as long as the
+ * record. */
+void top_model_mark(struct top_model *model, const struct top_instance *instance);
+
+/* Those of a GPU that pass the filter, sorted, into an array that has room for n_instances. How many. Of
+ * one that is lost they are who was there last, by name. */
 size_t top_model_view(const struct top_model *model, const struct top_gpu *gpu,
                       const struct top_instance **ret_instances);

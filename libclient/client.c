@@ -184,6 +184,13 @@ int client_timeout_ms(struct kvc_client *client)
     return (int)u64_min((left_ns + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC, INT_MAX);
 }
 
+uint64_t client_deadline(const struct kvc_client *client, int timeout_ms)
+{
+    if (timeout_ms == 0)
+        return conn_deadline(client->conn->timeout_ns);
+    return conn_deadline(timeout_ms < 0 ? UINT64_MAX : (uint64_t)timeout_ms * NSEC_PER_MSEC);
+}
+
 bool client_listens(const struct kvc_client *client)
 {
     return conn_has_background(client->conn) || client->n_ordered > 0 || client->leases;
@@ -259,7 +266,7 @@ static int connect_daemon(struct kvc_client *client, const struct settings *sett
     return r;
 }
 
-/* A scheduler has no device of its own: its workers' is known by name. */
+/* Schedulers and controllers have no device of their own: it is known by name. */
 static int open_device(struct kvc_client *client, const struct settings *settings,
                        const struct welcome *welcome)
 {
@@ -268,7 +275,7 @@ static int open_device(struct kvc_client *client, const struct settings *setting
     client->device = welcome->device;
     client->device.size = sizeof(client->device);
     client->device.ordinal = -1;
-    if (client->role == KVC_ROLE_SCHEDULER)
+    if (client->role == KVC_ROLE_SCHEDULER || client->role == KVC_ROLE_CONTROLLER)
         return 0;
     r = gpu_open(welcome->device.uuid, welcome->emulated_folder[0] ? welcome->emulated_folder : NULL,
                  settings->emulator_dir, &client->gpu);

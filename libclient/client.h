@@ -17,6 +17,7 @@
 #include "notice.h"
 #include "options.h"
 #include "page_cache.h"
+#include "reservation.h"
 #include "shape.h"
 #include "wire/lease_file.h"
 #include "wire/status.h"
@@ -29,7 +30,7 @@ struct kvc_client {
     struct conn *conn;
     enum kvc_role role;
     uint64_t features;     /* bits of Kvcached__Feature that hold on this connection */
-    struct gpu *gpu;       /* NULL in a scheduler */
+    struct gpu *gpu;       /* NULL in a scheduler and in a controller */
     CUstream fences;       /* in which the GPU comes to fences one after the other; NULL: none so far */
     unsigned n_fences;     /* that have not been passed, of all regions */
     struct worker *worker; /* NULL: the host dispatches */
@@ -41,6 +42,7 @@ struct kvc_client {
     uint64_t report_ns;
     struct news news;
     struct notice notice;
+    struct reservation_state reservation;
     kvc_log_fn log;
     void *log_data;
     bool told_death;
@@ -94,6 +96,9 @@ bool client_listens(const struct kvc_client *client);
 
 /* In how many ms it will have something to do, by itself; -1: never. */
 int client_timeout_ms(struct kvc_client *client);
+
+/* The end of a wait of so long from now; negative: none; 0: of the client's timeout. */
+uint64_t client_deadline(const struct kvc_client *client, int timeout_ms);
 
 /* True while nothing should be kept: the instance is above its limit, or frozen, or asked to give back. */
 bool client_must_shrink(const struct kvc_client *client);

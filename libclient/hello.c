@@ -15,9 +15,12 @@
 
 #define PROGRAM_MAX 64
 #define FEATURES (KVCACHED__FEATURE__FEATURE_LEASES | KVCACHED__FEATURE__FEATURE_ORDERS)
+#define RESERVATIONS ((uint64_t)KVCACHED__FEATURE__FEATURE_RESERVATIONS)
+#define TOO_OLD "This kvcachedd is too old for "
 
 struct hello {
     struct request request;
+    uint64_t offered; /* features */
     bool challenged;
     bool truncated;
     struct welcome welcome;
@@ -61,7 +64,7 @@ static int read_welcome(struct hello *hello, const Kvcached__Welcome *w)
     struct welcome *welcome = &hello->welcome;
     struct kvc_device *device = &welcome->device;
 
-    if (w->features & ~(uint64_t)FEATURES)
+    if (w->features & ~hello->offered)
         return request_violated(&hello->request, "kvcachedd chose features that were not offered");
     if (w->version != FRAME_VERSION)
         return request_violated(&hello->request, "kvcachedd chose protocol version %u, which was not offered",
@@ -138,6 +141,8 @@ static Kvcached__Role role_of(const struct settings *settings)
         return KVCACHED__ROLE__ROLE_WORKER;
     case KVC_ROLE_SCHEDULER:
         return KVCACHED__ROLE__ROLE_SCHEDULER;
+    case KVC_ROLE_CONTROLLER:
+        return KVCACHED__ROLE__ROLE_CONTROLLER;
     default:
         return KVCACHED__ROLE__ROLE_ENGINE;
     }
@@ -153,7 +158,7 @@ static int ask(struct kvc_client *client, const struct settings *settings, struc
     snprintf(uuid, sizeof(uuid), "%s", settings->gpu_uuid ? settings->gpu_uuid : "");
     body.min_version = FRAME_VERSION;
     body.max_version = FRAME_VERSION;
-    body.features = FEATURES;
+    body.features = hello->offered;
     body.role = role_of(settings);
     body.instance = instance;
     body.gpu_uuid = uuid;
@@ -171,7 +176,9 @@ static int judge(const struct hello *hello, const struct settings *settings)
                          hello->welcome.gpu_index, settings->gpu_index);
     if (settings->role == KVC_ROLE_SCHEDULER &&
         !(hello->welcome.features & KVCACHED__FEATURE__FEATURE_ORDERS))
-        return error_set(KVC_E_VERSION, "This kvcachedd is too old for schedulers in a process of their own");
+        return error_set(KVC_E_VERSION, TOO_OLD "schedulers in a process of their own");
+    if (settings->role == KVC_ROLE_CONTROLLER && !(hello->welcome.features & RESERVATIONS))
+        return error_set(KVC_E_VERSION, TOO_OLD "controllers");
     return 0;
 }
 
@@ -183,6 +190,7 @@ int hello_exchange(struct kvc_client *client, const struct settings *settings, s
     if (!hello)
         return error_nomem();
     request_init(&hello->request, hello_receive, hello_finish);
+    hello->offered = settings->role == KVC_ROLE_CONTROLLER ? RESERVATIONS : FEATURES;
     r = ask(client, settings, hello);
     if (r < 0) {
         hello_free(hello);
@@ -191,6 +199,9 @@ int hello_exchange(struct kvc_client *client, const struct settings *settings, s
     r = conn_wait(client->conn, &hello->request);
     if (!hello->request.done)
         return r;
+    /* It doesn't know the role. */
+    if (r == KVC_E_INVALID && settings->role == KVC_ROLE_CONTROLLER)
+        r = error_set(KVC_E_VERSION, TOO_OLD "controllers");
     if (r == 0)
         r = judge(hello, settings);
     if (r == 0) {

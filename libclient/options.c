@@ -169,7 +169,8 @@ static int resolve_daemon_uid(struct settings *s)
 
 static int resolve_role(enum kvc_role role, struct settings *s)
 {
-    if (role != 0 && role != KVC_ROLE_ENGINE && role != KVC_ROLE_WORKER && role != KVC_ROLE_SCHEDULER)
+    if (role != 0 && role != KVC_ROLE_ENGINE && role != KVC_ROLE_WORKER && role != KVC_ROLE_SCHEDULER &&
+        role != KVC_ROLE_CONTROLLER)
         return error_set(KVC_E_INVALID, "%d is not a role", (int)role);
     s->role = role ? role : KVC_ROLE_ENGINE;
     return 0;

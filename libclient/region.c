@@ -398,6 +398,8 @@ static int open_region(struct kvc_client *client, const struct kvc_region_option
 
 static int check_request(const struct kvc_client *client, const struct kvc_region_options *options)
 {
+    if (client->role == KVC_ROLE_CONTROLLER)
+        return error_set(KVC_E_INVALID, "A controller has no GPU: it reserves memory for others");
     if (client->role == KVC_ROLE_SCHEDULER)
         return error_set(KVC_E_INVALID, "A scheduler has no GPU: it attaches to its workers' regions");
     if (options->flags & ~(uint32_t)(KVC_REGION_ZERO_ON_MAP | KVC_REGION_HOLES_ZERO | KVC_REGION_ORDERED))

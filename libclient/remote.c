@@ -411,13 +411,6 @@ static int attach(struct kvc_client *client, uint32_t group, uint32_t rank, uint
     return 0;
 }
 
-static uint64_t deadline_of(const struct kvc_client *client, int timeout_ms)
-{
-    if (timeout_ms == 0)
-        return conn_deadline(client->conn->timeout_ns);
-    return conn_deadline(timeout_ms < 0 ? UINT64_MAX : (uint64_t)timeout_ms * NSEC_PER_MSEC);
-}
-
 KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
                               struct kvc_region **ret)
 {
@@ -431,7 +424,7 @@ KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_
     if (client->role != KVC_ROLE_SCHEDULER)
         r = error_set(KVC_E_INVALID, "Only a scheduler (KVC_ROLE_SCHEDULER) attaches to workers' regions");
     if (r == 0)
-        r = attach(client, group, rank, deadline_of(client, timeout_ms), ret);
+        r = attach(client, group, rank, client_deadline(client, timeout_ms), ret);
     client_leave(client);
     return r;
 }

@@ -140,6 +140,7 @@ function flags(i) {
   if (i.frozen) list.push(["bad", "frozen"]);
   if (i.limbo_bytes > 0) list.push(["warn", `${bytes(i.limbo_bytes)} leaving`]);
   if (i.pending_bytes > 0 || i.wanted_bytes > 0) list.push(["warn", "waiting"]);
+  if (i.reserved_bytes > 0) list.push(["", `${bytes(i.reserved_bytes)} reserved`]);
   if (i.pinned_bytes > 0) list.push(["", `${bytes(i.pinned_bytes)} pinned`]);
   return list;
 }
@@ -154,9 +155,9 @@ function meter(i) {
   const busy = Math.max(0, i.granted_bytes - i.cached_bytes);
   add(busy, "c-granted");
   add(i.granted_bytes - busy, "c-cached");
-  add(i.leased_bytes + i.pending_bytes, "c-leased");
+  add(i.leased_bytes + i.pending_bytes + i.reserved_bytes, "c-leased");
   add(i.limbo_bytes, "c-leaving");
-  box.title = `in use ${bytes(busy)}, cached ${bytes(i.cached_bytes)}, set aside ${bytes(i.leased_bytes)}`;
+  box.title = `in use ${bytes(busy)}, cached ${bytes(i.cached_bytes)}, set aside ${bytes(i.leased_bytes + i.reserved_bytes)}`;
   box.setAttribute("role", "img");
   box.setAttribute("aria-label", `${bytes(i.used_bytes)} of ${bytes(i.limit_bytes)}: ${box.title}`);
   return box;
@@ -283,7 +284,7 @@ function showHistory(s) {
 // ---- Events ----
 
 const BAD = ["reload_failed", "lost", "frozen", "over_limit", "missed_notice", "scribbled", "violation", "driver_failed", "over_budget"];
-const WARN = ["refused", "stopping", "deleted"];
+const WARN = ["refused", "stopping", "deleted", "suppressed"];
 const GOOD = ["freed", "within_limit", "within_budget", "driver_recovered", "started"];
 
 function eventItem(e) {

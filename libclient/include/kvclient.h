@@ -89,9 +89,10 @@ enum kvc_log_level { KVC_LOG_DEBUG, KVC_LOG_INFO, KVC_LOG_WARNING, KVC_LOG_ERROR
 typedef void (*kvc_log_fn)(void *data, enum kvc_log_level level, const char *sentence);
 
 enum kvc_role {
-    KVC_ROLE_ENGINE = 1,    /* decides and maps */
-    KVC_ROLE_WORKER = 2,    /* maps for a scheduler in another process */
-    KVC_ROLE_SCHEDULER = 3, /* decides, for workers in other processes; the GPU is not touched */
+    KVC_ROLE_ENGINE = 1,     /* decides and maps */
+    KVC_ROLE_WORKER = 2,     /* maps for a scheduler in another process */
+    KVC_ROLE_SCHEDULER = 3,  /* decides, for workers in other processes; the GPU is not touched */
+    KVC_ROLE_CONTROLLER = 4, /* keeps memory for an instance's engines, see kvc_reserve(); likewise */
 };
 
 struct kvc_client;
@@ -164,8 +165,8 @@ struct kvc_options {
 
 /* Connects to the daemon and checks that it is one: root, this user, the user `kvcached`, or the uid in
  * $KVCACHED_DAEMON_UID. Loads the CUDA driver, or the emulated one that belongs to this library when the
- * daemon's device is emulated; a scheduler loads none. KVC_E_VERSION for a scheduler whose daemon is older
- * than 0.2. */
+ * daemon's device is emulated; a scheduler or a controller loads none. KVC_E_VERSION for a scheduler or a
+ * controller whose daemon doesn't know such. */
 KVC_API int kvc_open(const struct kvc_options *options, struct kvc_client **ret);
 
 /* Closes the regions that are left, returns their memory, disconnects. NULL is fine; returns NULL. */
@@ -210,12 +211,12 @@ struct kvc_device {
     uint32_t n_classes;
     uint64_t class_bytes[KVC_CLASSES_MAX]; /* extent sizes, smallest first */
     int emulated;
-    int ordinal; /* CUdevice of this process; -1 in a scheduler */
+    int ordinal; /* CUdevice of this process; -1 in a scheduler and in a controller */
 };
 KVC_API int kvc_device(struct kvc_client *client, struct kvc_device *ret);
 
 /* The driver library that this client uses, for dlopen() by who wants to make further driver calls on the
- * same device. Lives as long as the client. NULL in a scheduler. */
+ * same device. Lives as long as the client. NULL in a scheduler and in a controller. */
 KVC_API const char *kvc_driver_path(const struct kvc_client *client);
 
 /* Gives all cached free pages back to the daemon, and those that wait for the GPU, which is waited for; and
@@ -380,6 +381,34 @@ KVC_API int kvc_layout_region(const struct kvc_layout *layout, struct kvc_region
  * scheduler. */
 KVC_API int kvc_region_attach(struct kvc_client *client, uint32_t group, uint32_t rank, int timeout_ms,
                               struct kvc_region **ret);
+
+/* ---- Reservations (since 0.2) ----
+ *
+ * Who wakes a model that sleeps has memory promised to it before: a controller opens a client under the name
+ * of the model's instance, with KVC_ROLE_CONTROLLER. It opens no instance by that: whoever of the trust
+ * domain opens it later, or has before, finds the promise, and the controller's gpu_utilization means
+ * nothing. Such a client has no GPU: its process never loads the driver, and kvc_region_open() is
+ * KVC_E_INVALID. It needs no dispatching. */
+
+/* Reserves `bytes` of the daemon's budget for what the instance asks for from now on, and `foreign_bytes` of
+ * the device for what its engines take from the driver by themselves, such as weights: both, or nothing. It
+ * is held until kvc_release(), kvc_close() or the end of the process. One at a time.
+ *
+ * Nobody else finds room in `bytes`; what the instance is granted comes out of it, as long as there is some,
+ * and is not reserved again when it is returned. The budget is lower by `foreign_bytes` from then on; whose
+ * memory it is that comes the daemon cannot tell, so other programs that take some use it up. A limit that is
+ * lowered later is not lifted by it.
+ *
+ * Waits like kvc_region_map(), others being asked to give back what they don't use. `timeout_ms`: for how
+ * long; negative: no limit; 0: as the client's. KVC_E_LIMIT (of `bytes`), KVC_E_BUDGET, KVC_E_FROZEN,
+ * KVC_E_DEVICE_MEMORY: what is foreign has not come free in time. KVC_E_TIMEOUT, KVC_E_INTERRUPTED: what is
+ * promised later is released. KVC_E_INVALID: both are 0, something is reserved already, or the client is no
+ * controller. */
+KVC_API int kvc_reserve(struct kvc_client *client, uint64_t bytes, uint64_t foreign_bytes, int timeout_ms);
+
+/* What was not used is free for others when it returns. KVC_E_INVALID: nothing is reserved. KVC_E_TIMEOUT,
+ * KVC_E_DISCONNECTED: it will be, or is. */
+KVC_API int kvc_release(struct kvc_client *client);
 
 /* ---- Blocks (since 0.2) ----
  *

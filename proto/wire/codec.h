@@ -47,6 +47,10 @@
     X(38, MAP_ORDER, MapOrder, map_order)                                                                    \
     X(39, UNMAP_ORDER, UnmapOrder, unmap_order)                                                              \
     X(40, ORDER_DONE, OrderDone, order_done)                                                                 \
+    X(41, RESERVE, Reserve, reserve)                                                                         \
+    X(42, RESERVED, Reserved, reserved)                                                                      \
+    X(43, RELEASE, Release, release)                                                                         \
+    X(44, RELEASED, Released, released)                                                                      \
     X(64, LIST, List, list)                                                                                  \
     X(65, LIST_REPLY, ListReply, list_reply)                                                                 \
     X(66, SET_LIMIT, SetLimit, set_limit)                                                                    \

@@ -412,6 +412,42 @@ static PyObject *client_attach(PyObject *object, PyObject *args, PyObject *kwarg
     return made;
 }
 
+static PyObject *client_reserve(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"bytes", "foreign_bytes", "timeout_ms", NULL};
+    struct client_object *self = self_of(object);
+    uint64_t bytes = 0, foreign_bytes = 0;
+    int timeout_ms = 0, r;
+    PyObject *done;
+    struct wait wait;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|O&$O&:reserve", names, arg_u64, &bytes, arg_u64,
+                                     &foreign_bytes, arg_int, &timeout_ms) ||
+        !py_client_enter(self))
+        return NULL;
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_reserve(self->client, bytes, foreign_bytes, timeout_ms));
+    done = errors_check(r);
+    py_client_leave(self);
+    return done;
+}
+
+static PyObject *client_release(PyObject *object, PyObject *ignored)
+{
+    struct client_object *self = self_of(object);
+    PyObject *done;
+    struct wait wait;
+    int r;
+
+    if (!py_client_enter(self))
+        return NULL;
+    wait_begin(&wait);
+    r = wait_end(&wait, kvc_release(self->client));
+    done = errors_check(r);
+    py_client_leave(self);
+    return done;
+}
+
 static PyObject *client_close_method(PyObject *object, PyObject *ignored)
 {
     client_close(self_of(object));
@@ -429,6 +465,10 @@ static PyMethodDef methods[] = {
      "Reserves address space: kvc_region_open()."},
     {"attach", (PyCFunction)(void (*)(void))client_attach, METH_VARARGS | METH_KEYWORDS,
      "attach(group, rank, *, timeout_ms=0) -> Region\n\nA worker's region: kvc_region_attach()."},
+    {"reserve", (PyCFunction)(void (*)(void))client_reserve, METH_VARARGS | METH_KEYWORDS,
+     "reserve(bytes, foreign_bytes=0, *, timeout_ms=0)\n\nMemory for the instance's engines: "
+     "kvc_reserve()."},
+    {"release", client_release, METH_NOARGS, "release()\n\nWhat is left of that: kvc_release()."},
     {"status", client_status, METH_NOARGS, "status() -> dict\n\nBytes and flags: kvc_status()."},
     {"device", client_device, METH_NOARGS, "device() -> dict\n\nThe GPU: kvc_device()."},
     {"trim", client_trim, METH_NOARGS, "trim()\n\nGives back what is kept without need: kvc_trim()."},

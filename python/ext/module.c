@@ -33,6 +33,7 @@ static int add_constants(PyObject *module)
         {"ROLE_ENGINE", KVC_ROLE_ENGINE},
         {"ROLE_WORKER", KVC_ROLE_WORKER},
         {"ROLE_SCHEDULER", KVC_ROLE_SCHEDULER},
+        {"ROLE_CONTROLLER", KVC_ROLE_CONTROLLER},
         {"ZERO_ON_MAP", KVC_REGION_ZERO_ON_MAP},
         {"HOLES_ZERO", KVC_REGION_HOLES_ZERO},
         {"ORDERED", KVC_REGION_ORDERED},

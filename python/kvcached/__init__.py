@@ -8,9 +8,10 @@ daemon, kvcachedd. This package is the engine's side of it:
     kvcached.kv_cache_manager                                blocks: allocate, free, how many there are
     kvcached.vmm_ops                                         pages: create tensors, map, unmap
     kvcached.control, kvcached.observability                 limits and counters of this process
+    kvcached.Reservation                                     memory for an engine that is about to wake
 
 and, beside the engines, kvcached.controller: one address for many models. The extension is loaded by the
-first who needs it, and the controller needs none.
+first who needs it, and the controller needs none but to reserve.
 """
 
 from __future__ import annotations
@@ -29,15 +30,19 @@ if TYPE_CHECKING:
         KVCachePoolExhausted,
         OutOfMemoryError,
     )
+    from kvcached.reservation import Reservation
 else:
+    _HOMES = {"Reservation": ("reservation", "Reservation"), "__version__": ("_native", "version")}
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from kvcached import _native, errors
+        from importlib import import_module
 
-        globals()[name] = _native.version if name == "__version__" else getattr(errors, name)
-        return globals()[name]
+        module, attribute = _HOMES.get(name, ("errors", name))
+        found = getattr(import_module(f"kvcached.{module}"), attribute)
+        globals()[name] = found
+        return found
 
 
 __all__ = [
@@ -49,5 +54,6 @@ __all__ = [
     "KVCachePoolExhausted",
     "KVCachedConfigError",
     "OutOfMemoryError",
+    "Reservation",
     "__version__",
 ]

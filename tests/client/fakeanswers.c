@@ -230,6 +230,14 @@ static void on_hello(struct daemon *d, struct peer *peer, const struct message *
     char uuid[CUDA_UUID_MAX];
     unsigned n_fds = 1;
 
+    bool is_controller = m->type == MESSAGE_HELLO &&
+                         ((const Kvcached__Hello *)m->body)->role == KVCACHED__ROLE__ROLE_CONTROLLER;
+
+    if (is_controller && !d->settings.reservations) {
+        fake_refuse(peer->fd, 0, KVCACHED__ERROR__ERROR_INVALID, "the role is unknown");
+        shutdown(peer->fd, SHUT_RDWR);
+        return;
+    }
     if (m->type == MESSAGE_HELLO)
         peer->has_leases = d->settings.leases &&
                            ((const Kvcached__Hello *)m->body)->features & KVCACHED__FEATURE__FEATURE_LEASES;
@@ -250,6 +258,8 @@ static void on_hello(struct daemon *d, struct peer *peer, const struct message *
     body.n_class_bytes = d->n_classes;
     body.daemon_version = (char *)"fake";
     body.features = d->settings.orders ? KVCACHED__FEATURE__FEATURE_ORDERS : 0;
+    if (is_controller)
+        body.features = KVCACHED__FEATURE__FEATURE_RESERVATIONS;
     if (lie == FAKE_BAD_STATUS) {
         fds[0] = memfd_create("short", MFD_CLOEXEC);
         check_eq(ftruncate(fds[0], STATUS_PAGE_SIZE), 0);
@@ -405,7 +415,7 @@ void answers_message(struct daemon *d, struct peer *peer, const struct message *
     else if (m->type == MESSAGE_RETURN)
         on_return(d, peer, m, lie);
     else if (!leases_message(d, peer, m, lie) && !orders_message(d, peer, m, lie) &&
-             m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
+             !reservations_message(d, peer, m, lie) && m->type == MESSAGE_GRANT_ACK && peer->awaits_ack) {
         peer->awaits_ack = false;
         d->counts.unacknowledged--;
     }

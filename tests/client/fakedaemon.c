@@ -52,6 +52,7 @@ static struct peer *peer_free(struct daemon *d, struct peer *peer)
 {
     answers_end(d, peer);
     leases_end(d, peer);
+    reservations_end(d, peer);
     for (unsigned i = 0; i < REGIONS_MAX; i++)
         d->counts.regions -= peer->region_open[i];
     d->counts.unacknowledged -= peer->awaits_ack;
@@ -102,6 +103,7 @@ static void release_held(struct daemon *d)
         if (!d->peers[i])
             continue;
         leases_release(d, d->peers[i]);
+        reservations_release(d, d->peers[i]);
         answers_release(d, d->peers[i]);
     }
 }

@@ -26,6 +26,7 @@ struct fake_settings {
     bool even;               /* workers' regions all have the same number of pages */
     bool leases;             /* knows leases and notices */
     bool orders;             /* knows schedulers and workers; else it is an old daemon */
+    bool reservations;       /* knows controllers */
 };
 
 enum fake_lie {
@@ -71,20 +72,22 @@ struct fake_counts {
     uint64_t regions;
     uint64_t extents; /* lent */
     uint64_t bytes;
-    uint64_t takes, returns; /* messages so far */
-    uint64_t late;           /* answers held back */
-    uint64_t unacknowledged; /* grants and orders */
-    uint64_t leases;         /* messages so far */
-    uint64_t courtesies;     /* of them */
-    uint64_t leased_takes;   /* messages so far, and leased Maps */
-    uint64_t issued;         /* pages in leases */
-    uint64_t acks;           /* of notices */
-    uint64_t cached, pinned; /* as the lease lines say, over all regions */
-    uint64_t maps, unmaps;   /* of schedulers */
-    uint64_t mapped;         /* pages at their workers */
-    uint64_t orders_done;    /* by workers */
-    uint64_t lent_at_done;   /* extents, when the latest order was said to be done */
-    int order_error;         /* said with it: Kvcached__Error */
+    uint64_t takes, returns;     /* messages so far */
+    uint64_t late;               /* answers held back */
+    uint64_t unacknowledged;     /* grants and orders */
+    uint64_t leases;             /* messages so far */
+    uint64_t courtesies;         /* of them */
+    uint64_t leased_takes;       /* messages so far, and leased Maps */
+    uint64_t issued;             /* pages in leases */
+    uint64_t acks;               /* of notices */
+    uint64_t cached, pinned;     /* as the lease lines say, over all regions */
+    uint64_t maps, unmaps;       /* of schedulers */
+    uint64_t mapped;             /* pages at their workers */
+    uint64_t reserves, releases; /* messages so far */
+    uint64_t reserved, foreign;  /* bytes */
+    uint64_t orders_done;        /* by workers */
+    uint64_t lent_at_done;       /* extents, when the latest order was said to be done */
+    int order_error;             /* said with it: Kvcached__Error */
     char order_reason[200];
     unsigned askers[FAKE_ASKERS]; /* who sent the first Leases: peers, counted as they said Hello */
 };

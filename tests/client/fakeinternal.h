@@ -80,6 +80,8 @@ struct peer {
     uint32_t last_done;           /* order */
     struct wish wishes[HELD_MAX];
     unsigned n_wishes;
+    bool reserves;
+    uint32_t reserve; /* is to be answered with fake_release(); 0: none */
 };
 
 struct daemon {
@@ -155,6 +157,17 @@ void leases_notify(struct daemon *d, uint64_t bytes, uint32_t deadline_ms, bool 
 
 void leases_scribble(struct daemon *d);
 void leases_count_hints(struct daemon *d);
+
+/* ---- fakereservations.c ---- */
+
+/* Messages of controllers. False: it is none. */
+bool reservations_message(struct daemon *d, struct peer *peer, const struct message *m, enum fake_lie lie);
+
+/* Sends what was held back. */
+void reservations_release(struct daemon *d, struct peer *peer);
+
+/* Nothing of the peer's is reserved any more. */
+void reservations_end(struct daemon *d, struct peer *peer);
 
 /* ---- fakeorders.c ---- */
 

@@ -20,6 +20,7 @@ from kvcached.controller.actions import State
 from kvcached.controller.app import Locks
 from kvcached.controller.main import Controller
 from kvcached.controller.model import Model
+from kvcached.controller.reservation import Reserver
 
 # As fast as tests want it; a test says what it is about.
 SETTINGS = {"min_awake_seconds": 0, "min_sleep_duration": 0, "check_interval_seconds": 1, "turn_seconds": 1}
@@ -37,9 +38,9 @@ def config_of(
         for i, stand_in in enumerate(of_model if isinstance(of_model, list) else [of_model]):
             engine = "sglang" if "sglang" in type(stand_in).__name__.lower() else "vllm"
             name = f"{model.replace('/', '-')}-{i}"
-            instances.append(
-                {"name": name, "model": model, "engine": engine, "url": stand_in.address, **instance}
-            )
+            weight = {"weight_bytes": stand_in.behaviour.weight_bytes}
+            found = {"name": name, "model": model, "engine": engine, "url": stand_in.address}
+            instances.append({**found, **weight, **instance})
     text = {
         "router": {"router_port": 0, **(router or {})},
         "sleep_manager": {**SETTINGS, **(sleep_manager or {})},
@@ -109,6 +110,7 @@ async def running(
     sleep_manager: dict[str, Any] | None = None,
     router: dict[str, Any] | None = None,
     locks: Locks | None = None,
+    reserver: Reserver | None = None,
     **instance: Any,
 ) -> AsyncIterator[Whole]:
     """With stand-ins, which are started, too. In the end nothing may be left under way."""
@@ -116,7 +118,7 @@ async def running(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving(*every))
         config = config_of(stand_ins, sleep_manager, router, **instance)
-        controller = Controller(config, locks or Locks(Keys(), Keys()))
+        controller = Controller(config, locks or Locks(Keys(), Keys()), reserver=reserver)
         stack.push_async_callback(controller.close)
         await controller.start()
         models = controller.node.models.values()

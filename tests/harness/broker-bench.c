@@ -85,6 +85,15 @@ static void destroy(struct bench *b, const struct broker_action *action)
     broker_destroyed(b->broker, action->extent, freed_bytes, b->now_ns);
 }
 
+/* Where that reservation is noted; NULL: where one can be. */
+static struct broker_request **held_slot(struct bench *b, const struct broker_request *request)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(b->held); i++)
+        if (b->held[i] == request)
+            return &b->held[i];
+    test_fail(__FILE__, __LINE__, "the bench has no such reservation, or no room for it");
+}
+
 static void carry_out(struct bench *b, const struct broker_action *action)
 {
     switch (action->type) {
@@ -117,6 +126,11 @@ static void carry_out(struct bench *b, const struct broker_action *action)
     case BROKER_ACTION_LEASE:
         b->n_leases++;
         broker_request_free(b->broker, action->request);
+        break;
+    case BROKER_ACTION_RESERVED:
+        b->n_reservations++;
+        b->reserved = action->request;
+        *held_slot(b, NULL) = action->request;
         break;
     case BROKER_ACTION_NOTICE:
         check(b->n_notices < ARRAY_SIZE(b->notices));
@@ -235,6 +249,37 @@ void bench_lease_take(struct bench *b, struct broker_lease *lease, struct lease_
     bench_run(b);
 }
 
+struct broker_peer *bench_control(struct bench *b, const char *domain, const char *name)
+{
+    struct broker_peer *peer = NULL;
+
+    check_eq(broker_controller_new(b->broker, domain, name, bench_no_limits, &peer), 0);
+    bench_run(b);
+    return peer;
+}
+
+int bench_reserve(struct bench *b, struct broker_peer *peer, uint64_t bytes, uint64_t foreign_bytes)
+{
+    struct broker_request *request;
+    int r = broker_reserve(b->broker, peer, bytes, foreign_bytes, b->now_ns, &request);
+
+    b->reserved = NULL;
+    b->error = 0;
+    bench_run(b);
+    return r;
+}
+
+void bench_free_reservation(struct bench *b, struct broker_request *request)
+{
+    *held_slot(b, request) = broker_request_free(b->broker, request);
+}
+
+void bench_release(struct bench *b, struct broker_request *request)
+{
+    bench_free_reservation(b, request);
+    bench_run(b);
+}
+
 void bench_ack(struct bench *b, struct broker_peer *peer)
 {
     broker_notice_acked(b->broker, peer, peer->notice_number, b->now_ns);
@@ -271,6 +316,8 @@ void bench_finish(struct bench *b)
         bench_end(b, peer);
     for (unsigned i = 0; i < ARRAY_SIZE(b->leases); i++)
         b->leases[i] = broker_lease_free(b->broker, b->leases[i]);
+    for (unsigned i = 0; i < ARRAY_SIZE(b->held); i++)
+        b->held[i] = broker_request_free(b->broker, b->held[i]);
     broker_drain(b->broker, b->now_ns);
     bench_pass(b, NSEC_PER_SEC);
     b->broker = broker_free(b->broker);

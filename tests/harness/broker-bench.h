@@ -27,8 +27,8 @@ struct bench {
     bool others_grow;  /* as much as is destroyed, others take at once */
     bool hold_creates; /* creates are not answered */
     unsigned n_creates, n_exports, n_destroys, n_looks, n_grants, n_refusals, n_forgets, n_leases,
-        n_scribbles;
-    struct broker_request *granted;
+        n_scribbles, n_reservations;
+    struct broker_request *granted, *reserved;
     struct broker_action notices[64];
     unsigned n_notices;
     int error;
@@ -36,6 +36,7 @@ struct bench {
     uint64_t held_back[64];
     unsigned n_held_back;
     struct broker_lease *leases[16]; /* that are open */
+    struct broker_request *held[8];  /* reservations */
 };
 
 extern const uint64_t bench_no_limits[5];
@@ -72,6 +73,16 @@ int bench_lease_ask(struct bench *b, struct broker_lease *lease, uint32_t pages,
 /* Claims, spends and takes pages for `holder`, as a client does; must be granted. */
 void bench_lease_take(struct bench *b, struct broker_lease *lease, struct lease_line *line,
                       struct broker_peer *holder, uint32_t pages, uint64_t *ret_ids);
+
+/* One that only reserves for an instance. */
+struct broker_peer *bench_control(struct bench *b, const char *domain, const char *name);
+
+/* Reserves, and notes the answer in `reserved` or `error`. */
+int bench_reserve(struct bench *b, struct broker_peer *peer, uint64_t bytes, uint64_t foreign_bytes);
+/* What is still held ends with the bench. bench_free_reservation() doesn't carry out what there is to do
+ * then. */
+void bench_release(struct bench *b, struct broker_request *request);
+void bench_free_reservation(struct bench *b, struct broker_request *request);
 
 /* The peer gives nothing back, and says so. */
 void bench_ack(struct bench *b, struct broker_peer *peer);

@@ -92,7 +92,7 @@ bool world_is_charged(const struct errand *errand)
 {
     enum broker_request_state state;
 
-    if (!errand->request || errand->granted)
+    if (!errand->request || errand->granted || errand->reserves)
         return false;
     state = errand->request->state;
     return state == BROKER_REQUEST_PARKED || state == BROKER_REQUEST_WAITING || state == BROKER_REQUEST_READY;
@@ -149,9 +149,12 @@ enum world_verdict world_judge(struct world *w, const struct errand *errand)
 {
     struct broker_instance *instance = errand->person->peer->instance;
     struct usage u = world_usage(w);
-    uint64_t used = u.bytes[errand->domain][errand->name] + errand->bytes;
-    uint64_t charged = world_charged(&u) + errand->bytes;
-    bool fits = used <= world_limit(instance) && charged <= world_budget(w);
+    bool draws = !errand->reserves && !errand->courtesy;
+    uint64_t reserved = draws ? world_reserved(w, errand->domain, errand->name) : 0;
+    uint64_t bytes = errand->bytes - u64_min(reserved, errand->bytes);
+    uint64_t used = u.bytes[errand->domain][errand->name] + bytes;
+    uint64_t charged = world_charged(&u) + bytes;
+    bool fits = used <= world_limit(instance) && world_lacks(w, errand, charged) == 0;
     enum world_verdict verdict;
 
     if (fits)
@@ -162,8 +165,8 @@ enum world_verdict world_judge(struct world *w, const struct errand *errand)
     charged -= courtesies(w, NULL);
     verdict = weigh(w, errand, u64_sub_floor(used, world_limit(instance)), BROKER_E_LIMIT);
     if (verdict == WORLD_FITS)
-        return weigh(w, errand, u64_sub_floor(charged, world_budget(w)), BROKER_E_BUDGET);
-    if (verdict == WORLD_MAY_FIT && charged > world_budget(w))
+        return weigh(w, errand, world_lacks(w, errand, charged), BROKER_E_BUDGET);
+    if (verdict == WORLD_MAY_FIT && world_lacks(w, errand, charged))
         return WORLD_UNSURE;
     return verdict;
 }
@@ -235,7 +238,7 @@ void world_check_hopeless(struct world *w, const struct errand *errand, int erro
         return;
     lacking = error == BROKER_E_LIMIT ? u64_sub_floor(u.bytes[errand->domain][errand->name] + errand->bytes,
                                                       world_limit(errand->person->peer->instance))
-                                      : u64_sub_floor(world_charged(&u) + errand->bytes, world_budget(w));
+                                      : world_lacks(w, errand, world_charged(&u) + errand->bytes);
     lacking += came_free(w, scope);
     world_expect(w, lacking > offered, "a request is refused though it fits with what is offered");
     if (w->now_ns - errand->since_ns < w->config.courtesy_ns && !has_granted(w))

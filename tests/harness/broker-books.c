@@ -36,7 +36,7 @@ uint64_t world_ours(const struct world *w)
 
 uint64_t world_free_bytes(const struct world *w)
 {
-    return w->config.total_bytes - w->foreign_bytes - world_ours(w);
+    return w->config.total_bytes - w->foreign_bytes - world_loaded(w) - world_ours(w);
 }
 
 static void drive_create(struct world *w, const struct broker_action *action)
@@ -102,6 +102,7 @@ void world_drive(struct world *w)
         break;
     default:
         broker_look(w->broker, world_free_bytes(w), w->now_ns);
+        world_on_looked(w);
         break;
     }
 }
@@ -139,7 +140,8 @@ struct usage world_usage(struct world *w)
             const struct broker_instance *instance = world_instance(w, domain, name);
 
             if (instance)
-                usage.bytes[domain][name] += instance->account.bytes[LEDGER_DESTROYING];
+                usage.bytes[domain][name] +=
+                    instance->account.bytes[LEDGER_DESTROYING] + instance->account.bytes[LEDGER_RESERVED];
         }
     return usage;
 }
@@ -256,14 +258,18 @@ static void on_refuse(struct world *w, struct broker_request *request, int error
                      "a request is refused for a limit that has not changed");
         break;
     case BROKER_E_BUDGET:
-        world_expect(w, world_budget(w) < w->budget_before || errand->undecided || errand->courtesy,
+        world_expect(w,
+                     world_budget(w) < w->budget_before || errand->undecided || errand->courtesy ||
+                         errand->foreign_bytes,
                      "a request is refused for a budget that has not fallen");
         break;
     case BROKER_E_FROZEN:
         world_expect(w, w->op == WORLD_FREEZE, "a request is refused for no reason");
         break;
     case BROKER_E_DRIVER:
-        world_expect(w, w->kind != WORLD_HONEST, "a request is refused though the driver never failed");
+        /* What was loaded and stays is no part of a fixed budget. */
+        world_expect(w, w->kind != WORLD_HONEST || (w->config.budget_bytes && world_loaded(w)),
+                     "a request is refused though the driver never failed");
         world_expect(w, w->now_ns - errand->since_ns >= w->config.patience_ns,
                      "a request is refused too early");
         break;
@@ -291,6 +297,7 @@ static void on_driver_action(struct world *w, const struct broker_action *action
         world_expect(w, !row->holder, "an extent is destroyed while it is held");
         row->doomed = true;
     }
+    w->n_looks += action->type == BROKER_ACTION_LOOK;
     w->work[(w->work_first + w->n_work++) % WORK] = *action;
 }
 
@@ -308,6 +315,12 @@ static void on_action(struct world *w, const struct broker_action *action)
         errand = errand_of(w, action->request);
         if (errand)
             world_on_lease(w, errand);
+        break;
+    case BROKER_ACTION_RESERVED:
+        w->n_answers++;
+        errand = errand_of(w, action->request);
+        if (errand)
+            world_on_reserved(w, errand);
         break;
     case BROKER_ACTION_NOTICE:
         world_on_notice(w, action);
@@ -450,5 +463,6 @@ void world_settle(struct world *w)
     world_expect(w, !failure, failure);
     check_fresh_grants(w);
     world_check_leases(w);
+    world_check_hopes(w);
     renew_places(w);
 }

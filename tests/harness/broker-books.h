@@ -45,7 +45,7 @@ struct person {
     uint32_t spent;    /* pages that were taken off the word and not asked for */
     uint32_t n_leased; /* pages, in this event */
     bool scribbled, reported;
-    bool listens, schedules, obeys, noticed;
+    bool listens, schedules, obeys, noticed, controls;
     uint32_t notice_number;
     uint64_t asked_bytes; /* by the notice, and not returned since */
     uint64_t asked_step;
@@ -68,6 +68,19 @@ struct errand {
     bool undecided;        /* after the last event */
     bool granted;          /* and not yet sent */
     bool fresh;            /* in this event */
+    bool reserves;         /* bytes, and no extents; granted: held */
+    uint64_t foreign_bytes;
+    uint64_t loaded_bytes; /* of them */
+    uint64_t unseen_bytes; /* given back, and not to be taken again before the broker has seen it */
+    uint64_t held;         /* its number among those that have been; 0: it is not, or has ended */
+};
+
+/* What was expected when it was held, and may be by its end. */
+struct hope {
+    uint64_t held; /* 0: none */
+    uint64_t bytes;
+    uint64_t left;
+    uint64_t end; /* the look with which it ends; 0: it goes on */
 };
 
 enum world_verdict {
@@ -86,6 +99,11 @@ struct world {
     uint64_t now_ns;
     uint64_t foreign_bytes, orphaned_bytes;
     bool foreign_moved;
+    uint64_t stray_bytes; /* loaded by those who are gone */
+    struct hope hopes[REQUESTS];
+    uint64_t n_held, n_looks;
+    uint64_t foreign_seen, growth; /* since it is laid to somebody */
+    bool acted[N_DOMAINS][N_NAMES];
     bool fail_creates, fail_exports;
     struct row rows[SLOTS];
     uint32_t n_rows;
@@ -123,6 +141,11 @@ uint64_t world_limit(const struct broker_instance *instance); /* that is set; no
 uint64_t world_budget(const struct world *w);
 unsigned world_n_waiting(const struct world *w);
 
+void world_note_act(struct world *w, const struct person *person);
+struct person *world_pick_person(struct world *w, uint32_t arg);
+int world_expected(const struct world *w, const struct person *person, uint32_t n);
+void world_drive_all(struct world *w);
+
 /* All that a request wants lies warm, and nobody else waits for anything? */
 bool world_is_at_hand(const struct world *w, unsigned domain, const uint32_t *counts);
 /* Extents that can be returned; the descriptors of what is granted are open until it is sent. */
@@ -140,6 +163,30 @@ void world_settle(struct world *w);
 
 /* Compares the sums, given those before the event. */
 void world_check(struct world *w, uint64_t held_before, uint64_t budget_before);
+
+/* ---- Reservations: broker-books-reservations.c ---- */
+
+uint64_t world_outstanding(const struct errand *errand); /* what it may still load */
+uint64_t world_loaded(const struct world *w);            /* by those who said so, and those who are gone */
+uint64_t world_reserved(struct world *w, unsigned domain, unsigned name);
+bool world_expects(const struct world *w);
+/* What the budget lacks for an errand, where so much is charged with it. */
+uint64_t world_lacks(struct world *w, const struct errand *errand, uint64_t charged);
+void world_on_reserved(struct world *w, struct errand *errand);
+void world_on_looked(struct world *w);
+void world_end_hope(struct world *w, struct errand *errand);
+void world_check_hopes(struct world *w);
+/* Who had nothing to wait for, and did nothing, has as much reserved as before. */
+void world_note_reserved(struct world *w, uint64_t reserved[N_DOMAINS][N_NAMES]);
+void world_check_reserved(struct world *w, uint64_t before[N_DOMAINS][N_NAMES]);
+
+/* ---- What people do with them: broker-world-reservations.c ---- */
+
+void world_do_reserve(struct world *w, uint32_t arg);
+void world_do_release(struct world *w, uint32_t arg);
+void world_do_load(struct world *w, uint32_t arg);
+void world_do_unload(struct world *w, uint32_t arg);
+void world_release_all(struct world *w);
 
 /* ---- Leases: broker-books-leases.c ---- */
 

@@ -12,8 +12,10 @@ static struct person *pick_lessee(struct world *w, uint32_t arg)
     for (unsigned i = 0; i < PEERS; i++) {
         struct person *person = &w->people[(arg + i) % PEERS];
 
-        if (person->peer && person->lease)
+        if (person->peer && person->lease) {
+            world_note_act(w, person);
             return person;
+        }
     }
     return NULL;
 }
@@ -25,7 +27,8 @@ void world_do_open(struct world *w, uint32_t arg)
     int r;
 
     for (unsigned i = 0; i < PEERS && !person; i++)
-        if (w->people[(arg + i) % PEERS].peer && !w->people[(arg + i) % PEERS].lease)
+        if (w->people[(arg + i) % PEERS].peer && !w->people[(arg + i) % PEERS].lease &&
+            !w->people[(arg + i) % PEERS].controls)
             person = &w->people[(arg + i) % PEERS];
     if (!person)
         return;
@@ -96,6 +99,7 @@ static bool is_in_the_way(const struct errand *other, const struct errand *erran
     bool same = other->domain == errand->domain && other->name == errand->name;
 
     return other->request && !other->granted && !other->courtesy &&
+           (!other->reserves || other->request->state == BROKER_REQUEST_UNDECIDED) &&
            (same || other->request->state != BROKER_REQUEST_UNDECIDED ||
             other->request->error != BROKER_E_LIMIT);
 }
@@ -175,7 +179,8 @@ static struct person *pick_holder(struct world *w, struct person *lessee, uint32
     for (unsigned i = 0; i < PEERS; i++) {
         struct person *person = &w->people[(arg + i) % PEERS];
 
-        if (person->peer && !person->lost && person->peer->instance == lessee->peer->instance)
+        if (person->peer && !person->lost && !person->controls &&
+            person->peer->instance == lessee->peer->instance)
             return person;
     }
     return lessee;

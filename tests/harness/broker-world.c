@@ -14,13 +14,20 @@
 
 /* ---- What people do ---- */
 
-static struct person *pick_person(struct world *w, uint32_t arg)
+void world_note_act(struct world *w, const struct person *person)
+{
+    w->acted[person->domain][person->name] = true;
+}
+
+struct person *world_pick_person(struct world *w, uint32_t arg)
 {
     for (unsigned i = 0; i < PEERS; i++) {
         struct person *person = &w->people[(arg + i) % PEERS];
 
-        if (person->peer)
+        if (person->peer) {
+            world_note_act(w, person);
             return person;
+        }
     }
     return NULL;
 }
@@ -30,10 +37,25 @@ static struct errand *pick_errand(struct world *w, uint32_t arg, bool granted)
     for (unsigned i = 0; i < REQUESTS; i++) {
         struct errand *errand = &w->errands[(arg + i) % REQUESTS];
 
-        if (errand->request && errand->granted == granted)
+        if (errand->request && errand->granted == granted && !(granted && errand->reserves)) {
+            w->acted[errand->domain][errand->name] = true;
             return errand;
+        }
     }
     return NULL;
+}
+
+/* Its name is not free yet. */
+static bool is_occupied(const struct world *w, const struct broker_instance *instance, unsigned domain,
+                        unsigned name)
+{
+    for (unsigned i = 0; i < PEERS; i++) {
+        const struct person *person = &w->people[i];
+
+        if (person->peer && !person->controls && person->domain == domain && person->name == name)
+            return true;
+    }
+    return broker_used(instance) > instance->account.bytes[LEDGER_RESERVED];
 }
 
 static void do_join(struct world *w, uint32_t arg)
@@ -54,12 +76,15 @@ static void do_join(struct world *w, uint32_t arg)
         limits[BROKER_LIMIT_ENGINE] = w->config.total_bytes / 4;
     *person = (struct person){.domain = domain,
                               .name = name,
+                              .controls = (arg >> 12 & 7) == 0,
                               .listens = arg & 384,
                               .schedules = arg & 512,
                               .obeys = (arg & 1536) == 1024};
-    frozen = instance && instance->frozen && (!list_is_empty(&instance->peers) || broker_used(instance));
-    r = broker_peer_new(w->broker, world_domain_names[domain], world_instance_names[name], 7, limits,
-                        &person->peer);
+    frozen = instance && instance->frozen && is_occupied(w, instance, domain, name);
+    r = person->controls ? broker_controller_new(w->broker, world_domain_names[domain],
+                                                 world_instance_names[name], limits, &person->peer)
+                         : broker_peer_new(w->broker, world_domain_names[domain], world_instance_names[name],
+                                           7, limits, &person->peer);
     world_expect(w, r == (frozen ? BROKER_E_FROZEN : 0), "a peer is not let in");
     if (r == 0 && person->listens)
         broker_peer_listens(w->broker, person->peer, person->schedules, person->obeys);
@@ -111,7 +136,7 @@ void world_begin_errand(struct world *w, struct errand *errand, struct person *p
     };
 }
 
-static int expected(const struct world *w, const struct person *person, uint32_t n)
+int world_expected(const struct world *w, const struct person *person, uint32_t n)
 {
     if (n == 0 || n > w->config.warm_max || person->lost)
         return BROKER_E_INVALID;
@@ -120,7 +145,7 @@ static int expected(const struct world *w, const struct person *person, uint32_t
 
 static void do_take(struct world *w, uint32_t arg)
 {
-    struct person *person = pick_person(w, arg);
+    struct person *person = world_pick_person(w, arg);
     struct errand *errand = world_spare_errand(w);
     unsigned answers = w->n_answers;
     enum world_verdict verdict;
@@ -128,7 +153,7 @@ static void do_take(struct world *w, uint32_t arg)
     bool instant;
     int r, should;
 
-    if (!person || !errand)
+    if (!person || !errand || person->controls)
         return;
     world_begin_errand(w, errand, person);
     for (unsigned i = 0; i < w->config.n_classes; i++) {
@@ -136,7 +161,7 @@ static void do_take(struct world *w, uint32_t arg)
         errand->bytes += errand->counts[i] * w->config.class_bytes[i];
         n += errand->counts[i];
     }
-    should = expected(w, person, n);
+    should = world_expected(w, person, n);
     verdict = should == 0 ? world_judge(w, errand) : WORLD_UNSURE;
     instant = verdict == WORLD_FITS && world_is_at_hand(w, person->domain, errand->counts);
     r = broker_take(w->broker, person->peer, errand->counts, w->now_ns, &errand->request);
@@ -195,7 +220,7 @@ void world_give(struct world *w, struct person *person, uint64_t id)
 
 static void do_return(struct world *w, uint32_t arg)
 {
-    struct person *person = pick_person(w, arg);
+    struct person *person = world_pick_person(w, arg);
     uint64_t ids[64];
     unsigned n;
 
@@ -210,7 +235,7 @@ static void do_return(struct world *w, uint32_t arg)
 
 static void do_return_bad(struct world *w, uint32_t arg)
 {
-    struct person *person = pick_person(w, arg);
+    struct person *person = world_pick_person(w, arg);
     uint64_t ids[8];
     unsigned n;
 
@@ -231,11 +256,13 @@ static void forget_errands(struct world *w, const struct person *person)
     for (unsigned i = 0; i < REQUESTS; i++)
         if (w->errands[i].person == person && !w->errands[i].granted)
             w->errands[i] = (struct errand){};
+        else if (w->errands[i].person == person)
+            world_end_hope(w, &w->errands[i]);
 }
 
 static void do_lose(struct world *w, uint32_t arg)
 {
-    struct person *person = pick_person(w, arg);
+    struct person *person = world_pick_person(w, arg);
 
     if (!person || person->lost)
         return;
@@ -248,7 +275,7 @@ static void do_lose(struct world *w, uint32_t arg)
 
 static void do_die(struct world *w, uint32_t arg)
 {
-    struct person *person = pick_person(w, arg);
+    struct person *person = world_pick_person(w, arg);
     uint64_t kept_bytes;
 
     if (!person)
@@ -324,7 +351,7 @@ static void do_foreign(struct world *w, uint32_t arg)
 
 static void do_lie(struct world *w, uint32_t arg)
 {
-    struct person *person = pick_person(w, arg);
+    struct person *person = world_pick_person(w, arg);
 
     w->orphaned_bytes = 0;
     if (!person)
@@ -376,6 +403,10 @@ static void act(struct world *w, enum world_op op, uint32_t arg)
         [WORLD_SPEND] = world_do_spend,
         [WORLD_HINT] = world_do_hint,
         [WORLD_ACK] = world_do_ack,
+        [WORLD_RESERVE] = world_do_reserve,
+        [WORLD_RELEASE] = world_do_release,
+        [WORLD_LOAD] = world_do_load,
+        [WORLD_UNLOAD] = world_do_unload,
         [WORLD_SCRIBBLE] = world_do_scribble,
         [WORLD_BUDGET] = do_budget,
         [WORLD_FOREIGN] = do_foreign,
@@ -394,6 +425,7 @@ static void act(struct world *w, enum world_op op, uint32_t arg)
 const char *world_step(struct world *w, enum world_op op, uint32_t arg)
 {
     static const enum world_op ends[_WORLD_KINDS] = {_WORLD_N_HONEST, _WORLD_N_LYING, _WORLD_N};
+    uint64_t reserved[N_DOMAINS][N_NAMES];
     struct broker_totals before;
 
     if (op >= ends[w->kind])
@@ -402,8 +434,10 @@ const char *world_step(struct world *w, enum world_op op, uint32_t arg)
     w->op = op;
     w->step++;
     w->budget_before = before.budget_bytes;
+    world_note_reserved(w, reserved);
     act(w, op, arg);
     world_settle(w);
+    world_check_reserved(w, reserved);
     world_check(w, before.held_bytes, before.budget_bytes);
     return w->failure;
 }
@@ -411,9 +445,17 @@ const char *world_step(struct world *w, enum world_op op, uint32_t arg)
 static bool all_answered(const struct world *w)
 {
     for (unsigned i = 0; i < REQUESTS; i++)
-        if (w->errands[i].request)
+        if (w->errands[i].request && !(w->errands[i].granted && w->errands[i].reserves))
             return false;
     return true;
+}
+
+void world_drive_all(struct world *w)
+{
+    while (w->n_work && !w->failure) {
+        world_drive(w);
+        world_settle(w);
+    }
 }
 
 static void drive_all(struct world *w)
@@ -424,7 +466,10 @@ static void drive_all(struct world *w)
 
 static bool is_clean(const struct world *w)
 {
-    if (w->foreign_moved || w->orphaned_bytes)
+    if (w->foreign_moved || w->orphaned_bytes || world_expects(w))
+        return false;
+    /* It may have hidden what came free. */
+    if (w->kind != WORLD_HONEST && world_loaded(w))
         return false;
     for (unsigned i = 0; i < PEERS; i++)
         if (w->people[i].lost || w->people[i].kept_bytes)
@@ -463,6 +508,7 @@ const char *world_end(struct world *w)
             world_step(w, WORLD_DIE, i);
     }
     w->orphaned_bytes = 0;
+    world_release_all(w);
     world_quiesce(w);
     broker_drain(w->broker, w->now_ns);
     world_settle(w);

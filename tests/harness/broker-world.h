@@ -32,6 +32,10 @@ enum world_op {
     WORLD_SPEND, /* claims, and take their memory */
     WORLD_HINT,  /* what could be given back */
     WORLD_ACK,   /* a notice */
+    WORLD_RESERVE,
+    WORLD_RELEASE,
+    WORLD_LOAD,   /* a part of what was expected of the driver's memory is taken */
+    WORLD_UNLOAD, /* and given back */
     _WORLD_N_HONEST,
     WORLD_BUDGET = _WORLD_N_HONEST,
     WORLD_FAIL, /* the driver begins or ceases to fail */

@@ -6,8 +6,8 @@
  * At the end of input it closes what is open and exits with 0. It makes one client, of libkvclient as it is
  * installed.
  *
- *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker|scheduler] [thread=0|1] [timeout=MS]
- *          [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION] [report=MS]
+ *     open [socket=PATH] [instance=NAME] [gpu=GPU] [role=engine|worker|scheduler|controller] [thread=0|1]
+ *          [timeout=MS] [min=PAGES] [max=PAGES] [max-bytes=SIZE] [utilization=FRACTION] [report=MS]
  *                                  what is missing is as the environment says; but min and max are 0
  *     open SOCKET INSTANCE ...     the same, shorter
  *     region NAME page=SIZE pages=N [segments=N] [stride=SIZE] [extents=SIZE,SIZE...]     ok ADDRESS STRIDE
@@ -26,6 +26,8 @@
  *     driver                       ok PATH
  *     stats                        ok handles=N mappings=N reservations=N used=N (emulator only)
  *     calls FUNCTION               ok N: how often this process called it (emulator only)
+ *     reserve BYTES FOREIGN [timeout=MS]   of a controller: of the budget, and beside it
+ *     release
  *     trim
  *     dispatch
  *     alloc SIZE                   ok ADDRESS: ordinary device memory, as weights are
@@ -130,9 +132,10 @@ static bool read_options(const struct words *words, struct kvc_options *o)
     }
     o->gpu = words_value(words, "gpu");
     if (role)
-        o->role = strcmp(role, "worker") == 0      ? KVC_ROLE_WORKER
-                  : strcmp(role, "scheduler") == 0 ? KVC_ROLE_SCHEDULER
-                                                   : KVC_ROLE_ENGINE;
+        o->role = strcmp(role, "worker") == 0       ? KVC_ROLE_WORKER
+                  : strcmp(role, "scheduler") == 0  ? KVC_ROLE_SCHEDULER
+                  : strcmp(role, "controller") == 0 ? KVC_ROLE_CONTROLLER
+                                                    : KVC_ROLE_ENGINE;
     if (utilization && parse_decimal(utilization, &o->gpu_utilization) < 0)
         return false;
     return words_int(words, "thread", &o->own_thread) && words_int(words, "timeout", &o->timeout_ms) &&
@@ -189,7 +192,7 @@ static void do_open(const struct words *words)
     }
     options.report_ms = (unsigned)report_ms;
     r = kvc_open(&options, &peer.client);
-    if (r == 0 && options.role != KVC_ROLE_SCHEDULER)
+    if (r == 0 && options.role != KVC_ROLE_SCHEDULER && options.role != KVC_ROLE_CONTROLLER)
         load_driver();
     result(r);
 }
@@ -207,6 +210,25 @@ static void do_close(const struct words *words)
 {
     close_all();
     done();
+}
+
+static void do_reserve(const struct words *words)
+{
+    uint64_t bytes, foreign_bytes;
+    int timeout_ms = 0;
+
+    if (!words_number(words, 1, &bytes) || !words_number(words, 2, &foreign_bytes))
+        return;
+    if (!words_int(words, "timeout", &timeout_ms)) {
+        usage("reserve BYTES FOREIGN [timeout=MS]");
+        return;
+    }
+    result(kvc_reserve(peer.client, bytes, foreign_bytes, timeout_ms));
+}
+
+static void do_release(const struct words *words)
+{
+    result(kvc_release(peer.client));
 }
 
 static void do_trim(const struct words *words)
@@ -414,6 +436,8 @@ static const struct command commands[] = {
     {"driver", do_driver, true},
     {"stats", do_stats, true},
     {"calls", do_calls, true},
+    {"reserve", do_reserve, true},
+    {"release", do_release, true},
     {"trim", do_trim, true},
     {"dispatch", do_dispatch, true},
     {"alloc", do_alloc, true},

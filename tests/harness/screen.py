@@ -26,8 +26,9 @@ class Screen(Terminal):
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.Stream(self._screen)
         self._fed = 0
-        # The kind that the emulator plays: it knows no repetition of characters, which xterm has.
-        super().__init__(command, {**environment, "TERM": kind}, columns, rows)
+        # The kind that the emulator plays: it knows no repetition of characters, which xterm has. Its mouse
+        # is like xterm's, and not that of a daemon that ncurses would look for.
+        super().__init__(command, {**environment, "TERM": kind, "NCURSES_GPM_TERMS": "none"}, columns, rows)
 
     def resize(self, columns: int, rows: int) -> None:
         self._screen.resize(rows, columns)
@@ -43,6 +44,17 @@ class Screen(Terminal):
         while not condition(self.lines()):
             assert time.monotonic() < deadline, "\n".join(self.lines())
             self._read(deadline - time.monotonic())
-            self._stream.feed(self.raw[self._fed :])
-            self._fed = len(self.raw)
         return self.lines()
+
+    def is_reversed(self, row: int) -> bool:
+        """Whether the row begins in reverse video."""
+        return self._screen.buffer[row][0].reverse
+
+    def shows_cursor(self) -> bool:
+        return not self._screen.cursor.hidden
+
+    def _read(self, timeout_s: float) -> bool:
+        came = super()._read(timeout_s)
+        self._stream.feed(self.raw[self._fed :])
+        self._fed = len(self.raw)
+        return came

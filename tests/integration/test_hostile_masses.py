@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,24 +92,29 @@ def cross_the_limit(programs: Programs, daemon: Daemon) -> None:
         admin.request("SetLimit", instance="noisy", bytes=8 * MIB if i % 2 else 1)
 
 
-@pytest.mark.parametrize("make_noise", [come_and_go, violate, scribble, cross_the_limit])
+@pytest.mark.parametrize(
+    ("make_noise", "n_limits"), [(come_and_go, 0), (violate, 0), (scribble, 0), (cross_the_limit, NOISE)]
+)
 def test_noise_of_one_domain(
-    programs: Programs, site: Site, make_noise: Callable[[Programs, Daemon], None]
+    programs: Programs, site: Site, make_noise: Callable[[Programs, Daemon], None], n_limits: int
 ) -> None:
     """So much of it is noted, that there was more is said, and others are heard. What administrators do is
     noted always."""
     socket = site.run / "quiet" / "gpu0.sock"
     daemon = programs.daemon(config=f"[domain quiet]\nsocket = {socket}\n")
+    begun = time.monotonic()
     make_noise(programs, daemon)
+    n_periods = 1 + int((time.monotonic() - begun) / 10)  # one, but on a very busy machine
     quiet = start_raw(programs, daemon, "quiet")
     quiet.open(socket)
     told = [json.loads(line) for line in programs.kvctl("events", "--json", daemon=daemon).out.splitlines()]
     of_noisy = [event["kind"] for event in told if event["domain"] == f"uid:{os.getuid()}"]
-    assert of_noisy.count("suppressed") == 1, of_noisy
-    assert len([kind for kind in of_noisy if kind not in ("limit", "suppressed")]) == 100
-    assert of_noisy.count("limit") in (0, NOISE)
+    assert 1 <= of_noisy.count("suppressed") <= n_periods, of_noisy
+    n_noted = len([kind for kind in of_noisy if kind not in ("limit", "suppressed")])
+    assert 100 <= n_noted <= 100 * n_periods
+    assert of_noisy.count("limit") == n_limits
     assert [event["kind"] for event in told if event["domain"] == "quiet"] == ["joined"]
-    assert daemon.log().count("\n") <= 20, daemon.log()
+    assert daemon.log().count("\n") <= 20 * n_periods, daemon.log()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")

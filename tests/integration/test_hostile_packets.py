@@ -9,7 +9,7 @@ import pytest
 
 from harness.broker import Daemon
 from harness.observer import MIB, Observer
-from harness.raw import FRAME_SIZE_MAX, LEASES, ORDERS, RawPeer, frame
+from harness.raw import FRAME_SIZE_MAX, LEASES, ORDERS, RESERVATIONS, RawPeer, frame
 
 HELLO, CHALLENGE_REPLY, WELCOME, REGION_OPEN, TAKE, GRANT, GRANT_ACK, RETURN = 1, 3, 4, 16, 20, 21, 22, 23
 LIST, SET_LIMIT, DELETE, INFO = 64, 66, 68, 70
@@ -138,7 +138,7 @@ def test_newer_client_is_served(raw: RawPeer) -> None:
     welcome = raw.hello(min_version=0, max_version=9, features=2**64 - 1)
     assert welcome.name == "Welcome"
     assert welcome.number("version") == 1
-    assert welcome.number("features") == LEASES | ORDERS
+    assert welcome.number("features") == LEASES | ORDERS | RESERVATIONS
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_another_gpu(raw: RawPeer, uuid: str) -> None:
     assert raw.next().name == "closed"
 
 
-@pytest.mark.parametrize("role", ["ROLE_UNSPECIFIED", 4, 2**31 - 1])
+@pytest.mark.parametrize("role", ["ROLE_UNSPECIFIED", 4, 5, 2**31 - 1])
 def test_no_such_role(raw: RawPeer, role: str | int) -> None:
     raw.connect()
     assert raw.hello(role=role).name == "Refused"

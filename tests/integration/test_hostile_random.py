@@ -20,17 +20,17 @@ import pytest
 
 from harness.broker import LIMIT_S, Daemon, Programs, eventually
 from harness.observer import MIB, Observer
-from harness.raw import LEASES, ORDERS, Message, frame, start_raw
+from harness.raw import LEASES, ORDERS, RESERVATIONS, Message, frame, start_raw
 
 STEPS = 60_000
 CROWD = 8
 STRANGER_UID = 54321
-TYPES = (*range(1, 6), *range(16, 25), *range(64, 72))
+TYPES = (*range(1, 6), *range(16, 25), *range(41, 45), *range(64, 72))
 # What chance brings about often enough for this to be a test.
 COMMON_ANSWERS = ("Welcome", "Refused", "RegionOpened", "Grant", "Returned", "Leased", "closed")
 CLAIMANTS_ANSWERS = ("Leased", "Grant", "Returned")
 # ... and what takes more than one to come about.
-RARE_ANSWERS = ("RegionAttached", "Notice", "MapOrder", "UnmapOrder")
+RARE_ANSWERS = ("RegionAttached", "Notice", "MapOrder", "UnmapOrder", "Reserved", "Released")
 
 
 Habits = list[tuple[int, Callable[[], None]]]
@@ -70,6 +70,7 @@ class Menace:
             (30, self.obey),
         ]
         self.schedulers_habits: Habits = [(60, self.attach), (120, self.order)]
+        self.controllers_habits: Habits = [(60, self.reserve), (40, self.release)]
         self.start()
 
     def start(self) -> None:
@@ -89,8 +90,12 @@ class Menace:
         if not self.connected:
             self.connect()
             return
-        schedules = (self.role == "SCHEDULER") == self.often(98)
-        habits = self.habits + (self.schedulers_habits if schedules else self.mappers_habits)
+        if self.role == "CONTROLLER" and self.often(98):
+            habits = self.habits + self.controllers_habits
+        elif (self.role == "SCHEDULER") == self.often(98):
+            habits = self.habits + self.schedulers_habits
+        else:
+            habits = self.habits + self.mappers_habits
         weights = [weight for weight, _ in habits]
         self.chance.choices([habit for _, habit in habits], weights)[0]()
 
@@ -107,10 +112,13 @@ class Menace:
         self.number = 0
         self.attached = False
         self.peer.ask(f"connect {self.daemon.socket if self.often(95) else self.daemon.control}")
-        self.role = self.chance.choices(["ENGINE", "WORKER", "SCHEDULER", "UNSPECIFIED"], [50, 24, 24, 2])[0]
+        roles = ["ENGINE", "WORKER", "SCHEDULER", "CONTROLLER", "UNSPECIFIED"]
+        self.role = self.chance.choices(roles, [46, 22, 22, 8, 2])[0]
         self.features = self.chance.choices(
             [LEASES | ORDERS, LEASES, ORDERS, 0, 2**64 - 1], [80, 8, 6, 4, 2]
         )[0]
+        if self.role == "CONTROLLER" and self.often(95):
+            self.features = RESERVATIONS
         name = self.name
         if self.often(10 if self.role == "ENGINE" else 80):
             name = "menace-0" if self.often(97) else "-"
@@ -121,6 +129,8 @@ class Menace:
         )
         if self.role == "SCHEDULER":
             self.attach()
+        elif self.role == "CONTROLLER":
+            self.reserve()
         else:
             self.open_region()
 
@@ -140,6 +150,16 @@ class Menace:
 
     def some_pages(self) -> int:
         return self.chance.choice([1, 1, 2, 5, 20, 64]) if self.often(95) else self.some_number()
+
+    def reserve(self) -> None:
+        """A part of what all menaces may have together, or more than there is."""
+        parts = [0, 1, MIB, 20 * MIB, 60 * MIB]
+        parts += [] if self.often(90) else [2**43, 2**56, 2**63, 2**64 - 1]
+        foreign = self.chance.choice([0, 0, 1, MIB, 20 * MIB, parts[-1]])
+        self.if_it_may(RESERVATIONS, "Reserve", f"bytes={self.chance.choice(parts)} foreign_bytes={foreign}")
+
+    def release(self) -> None:
+        self.if_it_may(RESERVATIONS, "Release", "")
 
     def some_request(self) -> int:
         return self.chance.randrange(3, 50)
@@ -432,9 +452,9 @@ def books_agree(observer: Observer) -> bool:
     may move."""
     total: Counter[str] = Counter()
     listed = observer.admin.request("List")
-    for instance in re.findall(r"limit_bytes=.*?leased_bytes=\d+", listed.text):
+    for instance in re.findall(r"limit_bytes=.*?reserved_bytes=\d+", listed.text):
         fields = {name: int(number) for name, number in re.findall(r"(\w+)_bytes=(\d+)", instance)}
-        parts = ("granted", "limbo", "pending", "leased")
+        parts = ("granted", "limbo", "pending", "leased", "reserved")
         assert fields["used"] == sum(fields[name] for name in parts), instance
         total.update(fields)
     info = observer.info()

@@ -267,6 +267,7 @@ def test_list(programs: Programs) -> None:
         "limbo_bytes": 0,
         "pending_bytes": 0,
         "leased_bytes": 0,
+        "reserved_bytes": 0,
         "over_limit": False,
         "missed_notice": False,
         "frozen": False,

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,7 @@ import pytest
 
 from harness.broker import Daemon, Programs, Result, Site, eventually
 from harness.control import open_control
+from harness.listeners import CHALLENGE_REPLY, Challenging, Refusing, Silent
 from harness.raw import start_holder, start_raw
 
 DONE, FAILED, USAGE, NO_DAEMON = 0, 1, 2, 3
@@ -216,6 +219,143 @@ def test_watch_json(
     assert program.wait(30) != DONE
 
 
+@pytest.fixture
+def several(programs: Programs, site: Site) -> Iterator[list[Daemon]]:
+    """Daemons of GPU 0 and 2, each with an instance, and what refuses everybody at the socket of GPU 1."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    daemons = []
+    for gpu in (0, 2):
+        daemon = programs.daemon(
+            "1G,1G,1G",
+            name=f"gpu{gpu}",
+            arguments=("--gpu", str(gpu)),
+            socket_path=folder / f"gpu{gpu}.sock",
+        )
+        programs.kvctl("limit", f"on-{gpu}", "1M", daemon=daemon)
+        daemons.append(daemon)
+    with Refusing(folder / "gpu1.sock.ctl", "Nobody may look"):
+        yield daemons
+
+
+@pytest.fixture
+def watching(site: Site) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """kvctl --all watch, with these words."""
+    environment = site.environment(XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [str(site.program("kvctl/kvctl")), "--all", "watch", "-n", "0.1", *words]
+        pipe = subprocess.PIPE
+        program = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+        started.append(program)
+        return program
+
+    yield start
+    for program in started:
+        program.kill()
+        program.communicate()
+
+
+def test_watch_all(
+    programs: Programs, several: list[Daemon], watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """What cannot be looked at is one line in its place, with the reason, for as long as that is so."""
+    program = watching()
+    lines = iter(stream(program).readline, "")
+
+    def look() -> list[str]:
+        """One look, without the heads of its tables: two empty lines end it."""
+        shown: list[str] = []
+        while shown[-1:] != [""] or len(shown) < 2 or not shown[-2].startswith(("on-2", "GPU 2: ")):
+            line = next(lines).rstrip("\n")
+            if not line.startswith("IPC "):
+                shown.append(line.split("  ")[0])
+        return shown
+
+    refused = ["GPU 0:", "on-0", "", "GPU 1: unknown. Nobody may look; trying again", ""]
+    assert look() == look() == [*refused, "GPU 2:", "on-2", ""]
+    several[1].stop()
+    gone = f"GPU 2: unknown. No daemon listens at {several[1].control}; trying again"
+    assert eventually(lambda: look() == [*refused, gone, ""])
+    again = programs.daemon("1G,1G,1G", name="gpu2", arguments=("--gpu", "2"), socket_path=several[1].socket)
+    assert programs.kvctl("limit", "on-2", "1M", daemon=again).rc == DONE
+    assert eventually(lambda: look() == [*refused, "GPU 2:", "on-2", ""])
+    assert program.poll() is None
+
+
+def test_watch_all_beside_the_silent(
+    programs: Programs, site: Site, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """They hold up one look, all of them together, and have their reason in their places; later ones come as
+    often as without them."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    daemon = programs.daemon(socket_path=folder / "gpu0.sock")
+    programs.kvctl("limit", "a", "1M", daemon=daemon)
+    with Silent(folder / "gpu1.sock.ctl") as one, Silent(folder / "gpu2.sock.ctl") as two:
+        program = watching()
+
+        def look() -> list[str]:
+            """Until what it says of the last GPU."""
+            shown: list[str] = []
+            while not shown or not shown[-1].startswith("GPU 2: "):
+                shown.append(stream(program).readline().rstrip("\n"))
+            return [line for line in shown if line.startswith(("GPU ", "a "))]
+
+        def silent(path: Path, gpu: int) -> str:
+            return f"GPU {gpu}: unknown. The daemon at {path} has not answered for 1 s; trying again"
+
+        others = [silent(one.path, 1), silent(two.path, 2)]
+        assert look()[0] == "GPU 0:"
+        started = time.monotonic()
+        for _ in range(30):
+            heading, instance, *rest = look()
+            assert (heading, instance.split()[0], rest) == ("GPU 0:", "a", others)
+        # A second more for each look would be 30 s.
+        assert time.monotonic() - started < 15
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            eventually(lambda: look() == [silent(daemon.control, 0), *others])
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        eventually(lambda: look()[0] == "GPU 0:")
+        program.kill()
+        program.wait()
+
+
+def test_watch_all_json(several: list[Daemon], watching: Callable[..., subprocess.Popen[str]]) -> None:
+    """There is no place in an array for a reason: it is told once, apart."""
+    program = watching("--json")
+
+    def look() -> list[str]:
+        return [one["ipc"] for one in json.loads(stream(program).readline())]
+
+    assert look() == look() == ["on-0", "on-2"]
+    several[1].stop()
+    eventually(lambda: look() == ["on-0"])
+    assert [look() for _ in range(3)] == 3 * [["on-0"]]
+    program.kill()
+    assert program.stderr
+    told = program.stderr.read().splitlines()
+    assert told[0] == "kvctl: GPU 1: Nobody may look"
+    assert told[1].startswith("kvctl: GPU 2: ")
+    assert len(told) == 2
+
+
+def test_all_but_one(several: list[Daemon], programs: Programs, site: Site) -> None:
+    def ask(*words: str) -> Result:
+        return programs.kvctl("--all", "list", *words, XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+
+    result = ask()
+    assert (result.rc, result.err) == (FAILED, "kvctl: Nobody may look\n")
+    assert [line.split()[0] for line in result.out.splitlines() if line.startswith("on-")] == ["on-0", "on-2"]
+    assert ask("--json") == Result(FAILED, "", "kvctl: Nobody may look\n")
+    for daemon in several:
+        daemon.stop()
+    assert ask() == Result(FAILED, "", "kvctl: Nobody may look\n")
+
+
 @pytest.mark.parametrize("interval", ["0", "0.01", "x", "-1", "1e3", "86401"])
 def test_a_bad_interval(kvctl: Kvctl, interval: str) -> None:
     result = kvctl("watch", f"--refresh={interval}")
@@ -286,7 +426,39 @@ def test_all(programs: Programs, site: Site) -> None:
     assert (result.rc, result.err) == (USAGE, "kvctl: --follow follows one daemon; leave out --all\n")
 
 
+def test_a_leftover_in_an_earlier_folder(programs: Programs, site: Site) -> None:
+    """It hides no daemon that listens in a later one, as little with --all as with --gpu."""
+    early, late = site.run / "early", site.run / "kvcached"
+    for folder in (early, late):
+        folder.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as leftover:
+        leftover.bind(str(early / "gpu0.sock.ctl"))
+    programs.kvctl("limit", "a", "1M", daemon=programs.daemon(socket_path=late / "gpu0.sock"))
+    for where in (("--gpu", "0"), ("--all",)):
+        result = programs.kvctl(
+            *where, "list", "--json", XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY=str(early)
+        )
+        assert (result.rc, result.err) == (DONE, ""), where
+        assert [one["ipc"] for one in result.json()] == ["a"], where
+
+
 def test_all_of_none(programs: Programs, tmp_path: Path) -> None:
     result = programs.kvctl("--all", "list", XDG_RUNTIME_DIR=str(tmp_path), RUNTIME_DIRECTORY="")
     assert (result.rc, result.out) == (NO_DAEMON, "")
     assert result.err.startswith("kvctl: No daemon is running: nobody listens in ")
+
+
+def test_a_challenge_is_answered_while_others_are_silent(site: Site) -> None:
+    """A daemon gives ten seconds for a handshake, which is how long kvctl waits for a silent one."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    command = [str(site.program("kvctl/kvctl")), "--all", "version"]
+    environment = site.environment(XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+    with Silent(folder / "gpu0.sock.ctl"), Challenging(folder / "gpu1.sock.ctl") as challenging:
+        program = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        try:
+            eventually(lambda: CHALLENGE_REPLY in challenging.heard, within=8)
+            assert program.poll() is None
+        finally:
+            program.kill()
+            program.communicate()

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from harness.broker import Daemon, Programs, Result, Site, eventually
+from harness.listeners import Listing
+from harness.screen import Screen
 from harness.terminal import Terminal
 
 DONE, FAILED, USAGE, NO_DAEMON = 0, 1, 2, 3
@@ -57,30 +61,72 @@ def script(site: Site, daemon: Daemon, text: str) -> Result:
 # ---- At a terminal ----
 
 
-def test_the_references_session(shell: Terminal) -> None:
+def test_the_references_session(site: Site, programs: Programs, daemon: Daemon, home: Path) -> None:
     """What the manual of the system that we follow shows, in its order."""
-    help_text = run(shell, "help")
-    for line in (
-        "list [<ipc>...]",
-        "limit <ipc> <size>",
-        "limit-percent <ipc> <pct>",
-        "watch [-n <seconds>] [<ipc>...]",
-        "help [command]",
-        "delete <ipc>",
-        "!<command>",
-        "exit | quit",
-    ):
-        assert f"\n  {line}" in help_text
-    assert "Updated kv cache limit for llama to 8.00 GB (8589934592 bytes)" in run(shell, "limit llama 8G")
-    assert "Updated kv cache limit for qwen to 512.00 MB" in run(shell, "limit-percent qwen 50")
-    listed = run(shell, "list")
-    assert [line.split()[0] for line in listed.splitlines()] == ["IPC", "llama", "qwen"]
-    assert run(shell, "list llama").count("\n") == 2
-    assert run(shell, "!echo from the system").strip() == "from the system"
-    assert "Deleted qwen" in run(shell, "delete qwen")
-    assert "There is no instance qwen" in run(shell, "list qwen")
-    shell.type("exit\r")
-    assert shell.end() == DONE
+    command = [str(site.program("kvctl/kvctl")), "--socket", str(daemon.socket)]
+    with Screen(command, site.environment(HOME=str(home))) as shell:
+        prompt(shell)
+        help_text = run(shell, "help")
+        for line in (
+            "list [<ipc>...]",
+            "limit <ipc> <size>",
+            "limit-percent <ipc> <pct>",
+            "watch [-n <seconds>] [<ipc>...]",
+            "kvtop [-r <seconds>] [<ipc>...]",
+            "help [command]",
+            "delete <ipc>",
+            "!<command>",
+            "exit | quit",
+        ):
+            assert f"\n  {line}" in help_text
+        assert "Updated kv cache limit for llama to 8.00 GB (8589934592 bytes)" in run(
+            shell, "limit llama 8G"
+        )
+        assert "Updated kv cache limit for qwen to 512.00 MB" in run(shell, "limit-percent qwen 50")
+        listed = run(shell, "list")
+        assert [line.split()[0] for line in listed.splitlines()] == ["IPC", "llama", "qwen"]
+        assert run(shell, "list llama").count("\n") == 2
+        watch(shell, programs, daemon)
+        look_at_bars(shell, "kvtop", ["IPC: llama", "IPC: qwen", "GPU Memory Usage"])
+        look_at_bars(shell, "kvtop qwen --refresh 0.2", ["IPC: qwen", "GPU Memory Usage"])
+        assert run(shell, "!echo from the system").strip() == "from the system"
+        assert "Deleted qwen" in run(shell, "delete qwen")
+        assert "There is no instance qwen" in run(shell, "list qwen")
+        shell.type("exit\r")
+        assert shell.end() == DONE
+
+
+def watch(shell: Screen, programs: Programs, daemon: Daemon) -> None:
+    """Two looks, of which each takes the whole screen, and Ctrl-C."""
+
+    def shown(*names: str) -> Callable[[list[str]], bool]:
+        table = ["IPC", *names]
+        return lambda lines: [line.split()[0] for line in lines if line] == table
+
+    shell.type("watch -n 1\r")
+    shell.await_lines(shown("llama", "qwen"))
+    programs.kvctl("limit", "phi", "1G", daemon=daemon)
+    shell.await_lines(shown("llama", "qwen", "phi"))
+    shell.type("\x03")
+    prompt(shell)
+    assert "Deleted phi" in run(shell, "delete phi")
+
+
+def look_at_bars(shell: Screen, line: str, titles: list[str]) -> None:
+    """Until q; then the terminal is as programs expect it."""
+
+    def bars(lines: list[str]) -> bool:
+        shown = [above for above, bar in pairwise(lines) if re.fullmatch(r"\[[=#-]{60}\]", bar)]
+        return lines[0] == "KVCache Memory Usage" and shown == titles
+
+    shell.type(line + "\r")
+    shell.await_lines(bars)
+    assert not shell.shows_cursor()
+    shell.type("q")
+    prompt(shell)
+    assert shell.shows_cursor()
+    modes = run(shell, "!stty -a").replace(";", " ").split()
+    assert {"icanon", "echo", "isig", "icrnl", "opost", "onlcr"} <= set(modes)
 
 
 def test_interrupts(shell: Terminal) -> None:
@@ -119,6 +165,25 @@ def test_completion(shell: Terminal) -> None:
     prompt(shell)
     shell.type("quit\r")
     assert shell.end() == DONE
+
+
+def test_names_that_are_none_complete_nothing(site: Site, home: Path) -> None:
+    """They would go to the terminal, and into the line, as they are."""
+    socket_path = site.run / "odd.sock"
+    command = [str(site.program("kvctl/kvctl")), "--socket", str(socket_path)]
+    names = [b"x-\x1b[2Jevil", b"x-y z", b"x-'q", b"x-llama", b"x-qwen"]
+    with (
+        Listing(socket_path.with_name("odd.sock.ctl"), names),
+        Terminal(command, site.environment(HOME=str(home))) as terminal,
+    ):
+        prompt(terminal)
+        terminal.type("list x\t\t")
+        shown = terminal.expect("x-qwen")
+        assert shown.split("\n")[-1].split() == ["x-llama", "x-qwen"]
+        terminal.type("q\t\r")
+        assert "\\x1b[2Jevil" in terminal.expect("x-qwen  ")  # the list itself shows what there is
+        prompt(terminal)
+        assert "\x1b[2J" not in terminal.raw
 
 
 def test_history(shell: Terminal, site: Site, daemon: Daemon, home: Path) -> None:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.broker import Daemon, Programs, Site
+from harness.listeners import Refusing, Silent
 from harness.raw import start_holder
 from harness.screen import Screen
 
@@ -75,7 +78,10 @@ def test_keys(programs: Programs, daemon: Daemon, top: Screen) -> None:
 def test_scrolling(programs: Programs, daemon: Daemon, top: Screen) -> None:
     for number in range(10):
         programs.kvctl("limit", f"i{number}", "16M", daemon=daemon)
+    top.resize(80, 60)
     top.type("n")
+    top.await_lines(shows("IPC: i9"))
+    top.resize(80, 24)
     top.await_lines(lambda lines: lines[2] == "IPC: i0" and lines[22] == "IPC: i4")
     top.type("\x1b[B")
     top.await_lines(lambda lines: lines[6] == "IPC: i1" and lines[0] == "KVCache Memory Usage")
@@ -89,6 +95,39 @@ def test_scrolling(programs: Programs, daemon: Daemon, top: Screen) -> None:
     top.await_lines(lambda lines: lines[2] == "IPC: i0")
     top.type("q")
     assert top.end() == DONE
+
+
+def button(number: int, column: int, row: int) -> str:
+    """What a terminal sends when one goes down there, or up."""
+    return "\x1b[M" + "".join(chr(32 + part) for part in (number, column + 1, row + 1))
+
+
+def click(column: int, row: int) -> str:
+    return button(0, column, row) + button(3, column, row)
+
+
+def test_mouse(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    for number in range(10):
+        programs.kvctl("limit", f"i{number}", "16M", daemon=daemon)
+    top.resize(80, 60)
+    top.await_lines(shows("IPC: i9"))
+    top.resize(80, 24)
+    top.await_lines(lambda lines: lines[2] == "IPC: i0" and lines[23].endswith("sorted by used"))
+    for order in ("name", "share", "rate", "used"):
+        top.type(click(40, 23))
+        top.await_lines(shows(f"sorted by {order}"))
+    top.type(button(65, 0, 0))
+    top.await_lines(lambda lines: lines[4] == "IPC: i1")
+    assert not top.is_reversed(4)
+    top.type(click(10, 5))
+    top.await_lines(lambda _: top.is_reversed(4))
+    top.type(button(64, 0, 0))
+    top.await_lines(lambda lines: lines[7] == "IPC: i1" and top.is_reversed(7))
+    top.type(click(10, 7))
+    top.await_lines(lambda _: not top.is_reversed(7))
+    top.type("q")
+    assert top.end() == DONE
+    assert "\x1b[?1000l" in top.raw
 
 
 def test_resizing(programs: Programs, daemon: Daemon, top: Screen) -> None:
@@ -182,12 +221,61 @@ def test_several_gpus(programs: Programs, site: Site) -> None:
         daemons[0].stop()
         screen.await_lines(
             lambda lines: (
-                lines[2].startswith("GPU 0: unknown. ")
-                and [lines[4], lines[9]] == ["IPC: on-1", "GPU 1 Memory Usage"]
+                lines[2].startswith("GPU 0: unknown. No daemon listens at ")
+                and lines[3:6] == ["IPC: on-0  unknown", "", "IPC: on-1"]
+                and lines[10] == "GPU 1 Memory Usage"
             )
         )
         screen.type("q")
         assert screen.end() == DONE
+
+
+def test_daemons_that_never_answer(programs: Programs, site: Site) -> None:
+    """Keys are heeded at once, however many there are, and the others are shown."""
+    folder = site.run / "kvcached"
+    folder.mkdir()
+    daemon = programs.daemon(socket_path=folder / "gpu0.sock")
+    programs.kvctl("limit", "a", "16M", daemon=daemon)
+    environment = site.environment(XDG_RUNTIME_DIR=str(site.run), RUNTIME_DIRECTORY="")
+    command = [str(site.program("kvctl/kvctl")), "kvtop", "--all", "--refresh", "0.1"]
+    with contextlib.ExitStack() as stack:
+        for gpu in range(1, 9):
+            stack.enter_context(Silent(folder / f"gpu{gpu}.sock.ctl"))
+        stack.enter_context(Refusing(folder / "gpu9.sock.ctl", "Nobody may look"))
+        screen = stack.enter_context(Screen(command, environment, columns=160, rows=40))
+        screen.await_lines(lambda lines: lines[2] == "IPC: a" and lines[7].endswith(" Memory Usage"))
+        silent = [
+            f"GPU {gpu}: unknown. The daemon at {folder}/gpu{gpu}.sock.ctl has not answered for 1 s; "
+            "trying again"
+            for gpu in range(1, 9)
+        ]
+        refused = "GPU 9: unknown. Nobody may look; trying again"
+        screen.await_lines(lambda lines: {*silent, refused} <= set(lines))
+        started = time.monotonic()
+        for key, order in 5 * [("n", "name"), ("p", "share"), ("r", "rate"), ("u", "used")]:
+            screen.type(key)
+            screen.await_lines(shows(f"sorted by {order}"))
+            # Waiting for one of the silent ones with each key would take 20 s.
+            assert time.monotonic() - started < 10
+        screen.type("q")
+        assert screen.end() == DONE
+
+
+def test_a_daemon_that_hangs_and_goes_on(programs: Programs, daemon: Daemon, top: Screen) -> None:
+    programs.kvctl("limit", "a", "16M", daemon=daemon)
+    top.await_lines(shows("16.00 MB"))
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        top.await_lines(
+            lambda lines: (
+                lines[2].startswith("GPU 0: unknown. ")
+                and lines[3] == "IPC: a  unknown"
+                and not any(unit in line for line in lines for unit in (" B", "MB", "GB"))
+            )
+        )
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    top.await_lines(shows("16.00 MB"))
 
 
 def test_without_a_terminal(programs: Programs, daemon: Daemon) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.broker import Site
+from harness.broker import Programs, Site, run_program
 from harness.stage import make_controller
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,10 @@ def instance(installed: Path, site: Site, tmp_path: Path) -> Path:
     controller = make_controller(tmp_path / "programs")
     for unit in units.iterdir():
         text = re.sub(r"=\S*/kvcached-controller ", f"={controller} ", unit.read_text())
-        text = re.sub(r"=\S*/kvcachedd ", f"={site.program('daemon/kvcachedd')} ", text)
+        for program in ("daemon/kvcachedd", "kvctl/kvctl"):
+            text = re.sub(rf"=\S*/{Path(program).name} ", f"={site.program(program)} ", text)
+        helper = find_one(installed, "kvcached-devices")
+        text = re.sub(r"=\S*/kvcached-devices ", f"={helper} ", text)
         (folder / unit.name.replace("@.", "@0.")).write_text(text)
     return folder
 
@@ -94,6 +98,40 @@ def test_exposure(instance: Path, name: str) -> None:
     match = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert match, done.stdout + done.stderr
     assert float(match[1]) <= EXPOSURE_MAX, done.stdout
+
+
+GPUS = {  # by place: the minor number, and whether the driver leaves the GPU out
+    "0000:c1:00.0": (0, "No"),
+    "0000:1b:00.0": (5, "No"),
+    "0000:0a:00.0": (2, "Yes"),
+    "0001:00:00.0": (1, "No"),
+    "0000:43:00.0": (12, "No"),
+}
+
+
+@pytest.mark.parametrize(("gpu", "minor"), [(0, 5), (1, 12), (2, 0), (3, 1)])
+def test_device_files(installed: Path, tmp_path: Path, gpu: int, minor: int) -> None:
+    """They are those of the GPU's minor number, which the kernel module tells once it has been loaded."""
+    tool, tree, asked = tmp_path / "nvidia-modprobe", tmp_path / "gpus", tmp_path / "asked"
+    tool.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n[ -e {tree} ] || mv {tree}-later {tree}\n')
+    tool.chmod(0o755)
+    for place, (number, excluded) in GPUS.items():
+        folder = tmp_path / "gpus-later" / place
+        folder.mkdir(parents=True)
+        folder.joinpath("information").write_text(
+            f"Model: \t\t NVIDIA H200\nGPU UUID: \t GPU-{number}\nBus Location: \t {place}\n"
+            f"Device Minor: \t {number}\nGPU Excluded:\t {excluded}\n"
+        )
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = str(find_one(installed, "kvcached-devices"))
+    assert run_program([script, str(gpu), str(tree)], environment).rc == 0
+    assert asked.read_text().splitlines() == [
+        "--create-nvidia-device-file=255",
+        f"--create-nvidia-device-file={minor}",
+        "--unified-memory --create-nvidia-device-file=0",
+    ]
+    failed = run_program([script, "4", str(tree)], environment)
+    assert (failed.rc, failed.err) == (1, "The driver knows no GPU 4\n")
 
 
 def settings(unit: Path) -> configparser.SectionProxy:
@@ -180,6 +218,25 @@ def test_what_the_sockets_are_called(instance: Path) -> None:
     assert engine["ListenSequentialPacket"] == "/run/kvcached/gpu%i.sock"
     assert control["ListenSequentialPacket"] == engine["ListenSequentialPacket"] + ".ctl"
     assert control["Service"] == "kvcachedd@%i.service"
+
+
+def test_reload(instance: Path, programs: Programs, site: Site) -> None:
+    """The unit's command asks the daemon of its own GPU, returns when the configuration holds, and says where
+    it is wrong."""
+    (command,) = re.findall(r"^ExecReload=(.*)$", (instance / SERVICE).read_text(), re.M)
+    socket = settings(instance / "kvcachedd-control@0.socket")["ListenSequentialPacket"].removesuffix(".ctl")
+    assert f" --socket {socket} " in command
+    daemon = programs.daemon(config="[daemon]\nbudget=512M\n")
+    words = command.replace(socket, str(daemon.socket)).split()
+    path = site.run / "gpu0.conf"
+    path.write_text("[daemon]\nbudget=256M\n")
+    assert run_program(words, site.environment()).rc == 0
+    assert programs.kvctl("info", "--json", daemon=daemon).json()["budget_bytes"] == 256 << 20
+    path.write_text("[daemon]\nbudget=lots\n")
+    failed = run_program(words, site.environment())
+    assert failed.rc != 0
+    assert f"{path}:2: budget=lots" in failed.err
+    assert programs.kvctl("info", "--json", daemon=daemon).json()["budget_bytes"] == 256 << 20
 
 
 def test_what_is_installed(installed: Path) -> None:

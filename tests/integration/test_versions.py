@@ -104,6 +104,30 @@ def test_new_library_old_daemon(programs: Programs, old: Site, start: Callable[.
     borrow_and_return(programs, daemon, start(programs.site, daemon))
 
 
+def test_a_controller_and_an_old_daemon(programs: Programs, old: Site, start: Callable[..., Peer]) -> None:
+    daemon = Daemon(old, metrics=None)  # it knows no such option
+    programs.daemons.append(daemon)
+    refusal = start(programs.site, daemon).refused("open role=controller")
+    assert refusal.startswith("KVC_E_VERSION ")
+    assert "too old for controllers" in refusal
+
+
+def test_a_controller_and_an_old_engine(programs: Programs, old: Site, start: Callable[..., Peer]) -> None:
+    daemon = programs.daemon(budget="512M")
+    controller, other, engine = (
+        start(programs.site, daemon),
+        start(programs.site, daemon, "x"),
+        start(old, daemon),
+    )
+    controller.do("open role=controller")
+    controller.do(f"reserve {512 * MIB} 0")
+    for peer in (other, engine):
+        peer.do("open")
+        peer.do("region kv page=128M pages=4")
+    assert other.refused("map kv 0").startswith("KVC_E_BUDGET ")
+    engine.do("map kv 0-3")
+
+
 def test_old_and_new_engines_share(programs: Programs, old: Site, start: Callable[..., Peer]) -> None:
     daemon = programs.daemon(budget="512M")
     peers = [start(old, daemon, "old"), start(programs.site, daemon, "new")]

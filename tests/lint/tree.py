@@ -37,6 +37,7 @@ PURE_MODULES = [
     "daemon/pool",
     "daemon/queue",
     "daemon/reclaim",
+    "daemon/reservations",
     "daemon/settings",
     "daemon/snapshot",
     "daemon/state_json",

@@ -73,12 +73,17 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
+def build(folder: Path, **environment: str) -> Packages:
+    """By somebody with an address that lintian takes for one."""
+    somebody = {"DEBFULLNAME": "A Tester", "DEBEMAIL": "tester@debian.org"}
+    run(str(ROOT / "packaging/build-deb"), str(folder), **somebody, **environment)
+    return Packages(folder)
+
+
 @pytest.fixture(scope="session")
 def packages() -> Iterator[Packages]:
     with tempfile.TemporaryDirectory(prefix="kvc-deb-", dir="/tmp") as folder:
-        # An address that lintian takes for one.
-        run(str(ROOT / "packaging/build-deb"), folder, DEBFULLNAME="A Tester", DEBEMAIL="tester@debian.org")
-        yield Packages(Path(folder))
+        yield build(Path(folder))
 
 
 class Chroot:

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from packages.conftest import Chroot, Packages, architecture, run
+import os
+import shutil
+from pathlib import Path
+
+from packages.conftest import Chroot, Packages, architecture, build, run
 
 NAMES = ("kvcachedd", "kvcached-tools", "libkvclient0", "libkvclient-dev", "kvcached-emulator")
 
@@ -57,6 +61,8 @@ def test_where_things_are(packages: Packages) -> None:
         "kvcached-tools": [
             "/usr/bin/kvctl",
             "/usr/bin/kvtop",
+            "/usr/share/man/man1/kvctl.1.gz",
+            "/usr/share/man/man7/kvcached-env.7.gz",
             "/usr/share/bash-completion/completions/kvctl",
             "/usr/share/bash-completion/completions/kvtop",
             "/usr/share/zsh/vendor-completions/_kvctl",
@@ -74,12 +80,32 @@ def test_where_things_are(packages: Packages) -> None:
     }
     for name, paths in expected.items():
         assert set(paths) - packages.contents(name) == set()
+    # Two versions of the library can be there at once.
+    assert {path for path in packages.contents("libkvclient0") if "/man/" in path} == set()
     # The emulated driver must never be found instead of a real one.
     assert all(
         "/kvcached/cuemu/" in path or "/usr/share/doc/" in path
         for path in packages.contents("kvcached-emulator")
     )
     assert "libkvclient0" in packages.field("libkvclient-dev", "Depends")
+    # Its unit runs kvctl.
+    assert "kvcached-tools" in packages.field("kvcachedd", "Depends")
+
+
+def test_on_a_newer_release(tmp_path: Path) -> None:
+    """Where /lib is /usr/lib's, units lie there."""
+    tool = tmp_path / "bin/pkg-config"
+    tool.parent.mkdir()
+    real = shutil.which("pkg-config")
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in *systemdsystemunitdir*) echo /usr/lib/systemd/system; exit ;; esac\n'
+        f'exec {real} "$@"\n'
+    )
+    tool.chmod(0o755)
+    packages = build(tmp_path, PATH=f"{tool.parent}:{os.environ['PATH']}")
+    units = {path for path in packages.contents("kvcachedd") if "/systemd/system/" in path}
+    assert "/usr/lib/systemd/system/kvcachedd@.service" in units
+    assert {str(Path(path).parent) for path in units} == {"/usr/lib/systemd/system"}
 
 
 def test_a_life(chroot: Chroot) -> None:
@@ -102,6 +128,46 @@ def test_a_life(chroot: Chroot) -> None:
     chroot.run("apt-get purge -qq -y kvcachedd kvcached-tools kvcached-emulator")
     assert not chroot.path("/var/lib/kvcached").exists()
     assert installed(chroot) == set()
+
+
+# In place of the service manager, which must not be there: it notes what it is asked.
+MANAGER = """
+mkdir -p /srv/fakes /run/systemd/system
+printf '#!/bin/sh\\necho "$@" >>/srv/asked\\n' >/srv/fakes/systemctl
+chmod 755 /srv/fakes/systemctl
+"""
+
+
+def what_dpkg_asks(chroot: Chroot, what: str) -> list[str]:
+    """Of the service manager."""
+    chroot.run(f"rm -f /srv/asked; PATH=/srv/fakes:$PATH dpkg {what}")
+    return chroot.path("/srv/asked").read_text().splitlines()
+
+
+def test_what_is_stopped(chroot: Chroot) -> None:
+    """All that runs, with its sockets, by a removal; nothing by an upgrade. Both have systemd look again."""
+    chroot.run("apt-get install -qq -y /packages/kvcachedd_*.deb /packages/kvcached-tools_*.deb")
+    policy = chroot.path("/usr/sbin/policy-rc.d")
+    forbids = policy.read_text()
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    chroot.run(MANAGER)
+    try:
+        asked = what_dpkg_asks(chroot, "--install /packages/kvcachedd_*.deb")
+        assert asked == ["--system daemon-reload"]
+        stop, reload = what_dpkg_asks(chroot, "--remove kvcachedd")
+        assert stop.split()[0] == "stop"
+        assert set(stop.split()[1:]) == {
+            "kvcached.target",
+            "kvcachedd@*.service",
+            "kvcachedd@*.socket",
+            "kvcachedd-control@*.socket",
+            "kvcached-devices@*.service",
+        }
+        assert reload == "--system daemon-reload"
+    finally:
+        policy.write_text(forbids)
+        chroot.run("rm -rf /run/systemd/system /srv/fakes /srv/asked")
+    chroot.run("apt-get purge -qq -y kvcachedd kvcached-tools")
 
 
 def test_building_against_it(chroot: Chroot) -> None:

@@ -16,11 +16,14 @@
 
 /* How often each thing is done; what is not listed is rare. */
 static const unsigned weights[_WORLD_N] = {
-    [WORLD_JOIN] = 12,    [WORLD_TAKE] = 40,  [WORLD_SENT] = 40,  [WORLD_RETURN] = 16, [WORLD_RETURN_BAD] = 3,
-    [WORLD_WITHDRAW] = 2, [WORLD_DRIVE] = 60, [WORLD_PASS] = 20,  [WORLD_LOSE] = 2,    [WORLD_DIE] = 6,
-    [WORLD_LIMIT] = 3,    [WORLD_DELETE] = 2, [WORLD_BUDGET] = 1, [WORLD_FOREIGN] = 4, [WORLD_FAIL] = 3,
-    [WORLD_LIE] = 3,      [WORLD_FREEZE] = 1, [WORLD_OPEN] = 6,   [WORLD_CLOSE] = 1,   [WORLD_ASK] = 30,
-    [WORLD_CLAIM] = 30,   [WORLD_SPEND] = 20, [WORLD_HINT] = 10,  [WORLD_ACK] = 20,    [WORLD_SCRIBBLE] = 1,
+    [WORLD_JOIN] = 12,      [WORLD_TAKE] = 40,    [WORLD_SENT] = 40,   [WORLD_RETURN] = 16,
+    [WORLD_RETURN_BAD] = 3, [WORLD_WITHDRAW] = 2, [WORLD_DRIVE] = 60,  [WORLD_PASS] = 20,
+    [WORLD_LOSE] = 2,       [WORLD_DIE] = 6,      [WORLD_LIMIT] = 3,   [WORLD_DELETE] = 2,
+    [WORLD_BUDGET] = 1,     [WORLD_FOREIGN] = 4,  [WORLD_FAIL] = 3,    [WORLD_LIE] = 3,
+    [WORLD_FREEZE] = 1,     [WORLD_OPEN] = 6,     [WORLD_CLOSE] = 1,   [WORLD_ASK] = 30,
+    [WORLD_CLAIM] = 30,     [WORLD_SPEND] = 20,   [WORLD_HINT] = 10,   [WORLD_ACK] = 20,
+    [WORLD_SCRIBBLE] = 1,   [WORLD_RESERVE] = 8,  [WORLD_RELEASE] = 6, [WORLD_LOAD] = 8,
+    [WORLD_UNLOAD] = 2,
 };
 
 static enum world_op random_op(uint64_t *state)

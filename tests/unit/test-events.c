@@ -105,3 +105,27 @@ TEST(nobody_pushes_out_what_others_are_told)
     check(count_of(&events, "uid:2") >= (EVENTS_MAX - 101) / 2);
     events_deinit(&events);
 }
+
+TEST(the_recent_are_shared_too)
+{
+    struct events events = {.secret = 3};
+    const struct event *recent[8];
+
+    check_eq(events_recent(&events, 8, recent), 0);
+    add_of(&events, "");
+    add_of(&events, "uid:1");
+    check_eq(events_recent(&events, 8, recent), 2);
+    check_eq(recent[0]->number, 1);
+    check_eq(recent[1]->number, 2);
+    for (unsigned i = 0; i < 5; i++)
+        add_of(&events, "uid:1");
+    for (unsigned i = 0; i < 100; i++)
+        add_of(&events, "uid:2");
+    check_eq(events_recent(&events, 8, recent), 8);
+    /* One of the first, and four of each of the others, of which the oldest is too much. */
+    check_eq(recent[0]->number, 4);
+    check_eq(recent[3]->number, 7);
+    check_eq(recent[4]->number, 104);
+    check_eq(recent[7]->number, 107);
+    events_deinit(&events);
+}

@@ -99,6 +99,42 @@ static Kvcached__WhyReply *explain(struct broker *broker, const struct broker_in
     return reply;
 }
 
+/* With whom it is reserved, and how much of that its engines have got. */
+TEST(what_is_reserved_is_explained)
+{
+    struct snapshot_peer facts[2] = {{.pid = 7, .role = KVCACHED__ROLE__ROLE_CONTROLLER}, {.pid = 8}};
+    struct broker *broker = make_broker();
+    struct broker_peer *controller, *engine;
+    struct broker_request *request;
+    Kvcached__WhyReply *reply;
+    const Kvcached__WhyPart *part;
+
+    check_eq(broker_controller_new(broker, "d", "llama", no_limits, &controller), 0);
+    controller->owner = &facts[0];
+    check_eq(broker_peer_new(broker, "d", "llama", 1, no_limits, &engine), 0);
+    engine->owner = &facts[1];
+    check_eq(broker_reserve(broker, controller, 10 * MIB, 0, 2 * NSEC_PER_SEC, &request), 0);
+    settle(broker, 2 * NSEC_PER_SEC);
+    take(broker, engine, 2, 3 * NSEC_PER_SEC);
+    reply = explain(broker, engine->instance, NULL, 5 * NSEC_PER_SEC);
+    check_eq(reply->instance->used_bytes, 10 * MIB);
+    check_eq(reply->instance->reserved_bytes, 6 * MIB);
+    check_eq(reply->n_parts, 2);
+    part = find(reply, KVCACHED__HOLDING__HOLDING_RESERVED, 7);
+    check_eq(part->bytes, 6 * MIB);
+    check_eq(part->for_ms, 3000);
+    check_eq(part->peer->role, KVCACHED__ROLE__ROLE_CONTROLLER);
+    check_eq(find(reply, KVCACHED__HOLDING__HOLDING_USED, 8)->bytes, 4 * MIB);
+    reply = explain_free(reply);
+    broker_request_free(broker, request);
+    broker_peer_dead(broker, controller, 6 * NSEC_PER_SEC);
+    broker_peer_dead(broker, engine, 6 * NSEC_PER_SEC);
+    settle(broker, 6 * NSEC_PER_SEC);
+    broker_drain(broker, 6 * NSEC_PER_SEC);
+    settle(broker, 6 * NSEC_PER_SEC);
+    broker = broker_free(broker);
+}
+
 /* One that works, one that has disconnected, one that is dead. */
 TEST(each_byte_is_explained)
 {

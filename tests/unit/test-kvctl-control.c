@@ -9,6 +9,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -27,6 +28,7 @@ struct step {
     uint16_t answer;   /* 0: closes the connection; SILENCE: says nothing until the client goes */
     uint32_t request;  /* 0: that of the request */
     const ProtobufCMessage *body;
+    bool late; /* not before the client waits for it */
 };
 
 #define SILENCE UINT16_MAX
@@ -41,6 +43,23 @@ struct fake {
 static Kvcached__Welcome welcome;
 static Kvcached__Hello seen_hello;
 static char seen_program[64];
+
+/* The linker puts it in the place of the C library's: how long the client waits, and that it does. */
+int __real_poll(struct pollfd *fds, nfds_t n, int timeout_ms);
+int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout_ms);
+
+static sem_t waiting;
+static _Thread_local bool is_client;
+static int client_timeout_ms;
+
+int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout_ms)
+{
+    if (is_client) {
+        client_timeout_ms = timeout_ms;
+        sem_post(&waiting);
+    }
+    return __real_poll(fds, n, timeout_ms);
+}
 
 /* Waits for the next message; false when the client has gone. */
 static bool receive(struct link *link, struct message *ret)
@@ -82,6 +101,8 @@ static bool play(struct link *link, const struct step *step)
     }
     if (step->answer == 0)
         return false;
+    while (step->late && sem_wait(&waiting) != 0)
+        ;
     check_eq(link_send(link, step->answer, request, step->body, NULL), 0);
     return true;
 }
@@ -124,6 +145,8 @@ static void start(struct fake *fake)
     welcome.total_bytes = 80 * GIB;
     make_folder(fake);
     start_listener(fake, SOCK_SEQPACKET);
+    is_client = true;
+    sem_init(&waiting, 0, 0);
     check_eq(pthread_create(&fake->thread, NULL, serve, fake), 0);
 }
 
@@ -212,9 +235,81 @@ TEST(silence)
     char reason[160];
 
     start(&fake);
-    control = connect_expecting(&fake, CONTROL_E_FAILED);
+    control = connect_expecting(&fake, CONTROL_E_SILENT);
     snprintf(reason, sizeof(reason), "The daemon at %s.ctl has not answered for 0.2 s", fake.path);
     check_str(control_reason(control), reason);
+    control_free(control);
+    stop(&fake);
+}
+
+TEST(waiting_for_events_has_no_end)
+{
+    Kvcached__EventsReply reply = KVCACHED__EVENTS_REPLY__INIT;
+    struct fake fake = {.steps = {{MESSAGE_HELLO, MESSAGE_WELCOME, 0, &welcome.base, .late = true},
+                                  {MESSAGE_EVENTS, MESSAGE_EVENTS_REPLY, 0, &reply.base, .late = true},
+                                  {MESSAGE_INFO, SILENCE}}};
+    struct control *control;
+    struct message message;
+
+    start(&fake);
+    welcome.features = KVCACHED__FEATURE__FEATURE_OPERATIONS;
+    control = connect_expecting(&fake, 0);
+    check(client_timeout_ms >= 0 && client_timeout_ms <= 200);
+    while (sem_trywait(&waiting) == 0)
+        ;
+    check_eq(control_events(control, 7, true, &message), 0);
+    check_eq(client_timeout_ms, -1);
+    message_deinit(&message);
+    check_eq(control_info(control, NULL, &message), CONTROL_E_SILENT); /* nor is everything waited for so */
+    control_free(control);
+    stop(&fake);
+}
+
+/* The two halves: the first one waits for nothing, the second one says that it is too early. */
+TEST(without_waiting)
+{
+    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT, *infos[] = {&info};
+    Kvcached__InfoReply told = KVCACHED__INFO_REPLY__INIT;
+    Kvcached__ListReply first = KVCACHED__LIST_REPLY__INIT, second = KVCACHED__LIST_REPLY__INIT;
+    struct fake fake = {.steps = {{MESSAGE_HELLO, MESSAGE_WELCOME, 0, &welcome.base, .late = true},
+                                  {MESSAGE_INFO, MESSAGE_INFO_REPLY, 0, &told.base, .late = true},
+                                  {MESSAGE_LIST, MESSAGE_LIST_REPLY, 0, &first.base, .late = true},
+                                  {MESSAGE_LIST, MESSAGE_LIST_REPLY, 0, &second.base, .late = true},
+                                  {MESSAGE_INFO, SILENCE}}};
+    const struct control_options options = {.socket = fake.path, .timeout_ms = 200};
+    struct control_listing listing = {0};
+    struct control *control;
+    struct message message;
+    struct pollfd pollfd;
+
+    first.next = 1;
+    first.n_instances = second.n_instances = 1;
+    first.instances = second.instances = infos;
+    start(&fake);
+    check_eq(control_new(&control), 0);
+    check_eq(control_connect_begin(control, &options), 0);
+    check_eq(control_connect_end(control), CONTROL_E_PENDING);
+    check_eq(control_connect_await(control), 0);
+    check_eq(control_info_begin(control, NULL), 0);
+    check_eq(control_info_end(control, &message), CONTROL_E_PENDING);
+    pollfd = (struct pollfd){.fd = control_fd(control), .events = control_poll_events(control)};
+    check_eq(pollfd.events, POLLIN);
+    check_eq(poll(&pollfd, 1, 10000), 1);
+    check_eq(control_info_end(control, &message), 0);
+    message_deinit(&message);
+    check_eq(control_list_begin(control, NULL, 0), 0);
+    check_eq(control_list_end(control, NULL, 0, &listing), CONTROL_E_PENDING);
+    check_eq(poll(&pollfd, 1, 10000), 1);
+    check_eq(control_list_end(control, NULL, 0, &listing), CONTROL_E_PENDING); /* the first page */
+    check_eq(poll(&pollfd, 1, 10000), 1);
+    check_eq(control_list_end(control, NULL, 0, &listing), 0);
+    check_eq(listing.n, 2);
+    control_listing_deinit(&listing);
+    check_eq(control_info_begin(control, NULL), 0);
+    check_eq(poll(&pollfd, 1, control_patience_ms(control) + 1), 0);
+    check_eq(control_patience_ms(control), 0);
+    check_eq(control_info_end(control, &message), CONTROL_E_SILENT);
+    check(strstr(control_reason(control), "has not answered for 0.2 s"));
     control_free(control);
     stop(&fake);
 }

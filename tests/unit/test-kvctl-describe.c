@@ -81,6 +81,36 @@ TEST(an_instance_in_trouble)
                     "              pid 13 (\\x1bc), worker, has disconnected and is still running\n");
 }
 
+TEST(an_instance_that_is_expected)
+{
+    Kvcached__PeerInfo controller = KVCACHED__PEER_INFO__INIT, *peers[] = {&controller};
+    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT;
+
+    controller.pid = 12;
+    controller.program = (char *)"kvcached-ctl";
+    controller.role = KVCACHED__ROLE__ROLE_CONTROLLER;
+    controller.connected = true;
+    info.domain = (char *)"uid-0";
+    info.instance = (char *)"vllm";
+    info.limit_bytes = 8 * GIB;
+    info.limit_source = KVCACHED__LIMIT_SOURCE__LIMIT_SOURCE_BUDGET;
+    info.used_bytes = info.reserved_bytes = 2 * GIB;
+    info.n_peers = 1;
+    info.peers = peers;
+    expect_instance(&info,
+                    "IPC           vllm\n"
+                    "Trust domain  uid-0\n"
+                    "Limit              8.00 GB  (8589934592 bytes)\n"
+                    "  source      none of its own: the daemon's budget\n"
+                    "Used               2.00 GB  (2147483648 bytes), 25.0 % of the limit\n"
+                    "  granted              0 B  (0 bytes)\n"
+                    "  leased               0 B  (0 bytes), set aside for it, not handed over\n"
+                    "  pending              0 B  (0 bytes), promised to requests that wait\n"
+                    "  reserved         2.00 GB  (2147483648 bytes), promised to what it asks for next\n"
+                    "  limbo                0 B  (0 bytes), of lost processes, not yet proven free\n"
+                    "Processes     pid 12 (kvcached-ctl), controller\n");
+}
+
 TEST(a_daemon)
 {
     Kvcached__InfoReply info = KVCACHED__INFO_REPLY__INIT;
@@ -122,5 +152,24 @@ TEST(a_daemon)
                        "  limbo                0 B  (0 bytes), of lost processes, not yet proven free\n"
                        "  destroying           0 B  (0 bytes), until the driver shows it free\n"
                        "Instances     2, with 1 process\n");
+    free(printed);
+}
+
+TEST(a_daemon_that_expects_something)
+{
+    Kvcached__InfoReply info = KVCACHED__INFO_REPLY__INIT;
+    char *printed = NULL;
+    size_t size;
+    FILE *out = open_memstream(&printed, &size);
+
+    info.gpu_uuid = info.gpu_name = info.emulated_folder = info.daemon_version = (char *)"";
+    info.reserved_bytes = GIB;
+    info.expected_bytes = 2 * GIB;
+    describe_daemon(out, &info, "/tmp/s.ctl");
+    fclose(out);
+    check(strstr(printed, "Reserved           1.00 GB  (1073741824 bytes), of the budget, for what instances "
+                          "ask for next\n"
+                          "Expected           2.00 GB  (2147483648 bytes), that engines will take by "
+                          "themselves\n"));
     free(printed);
 }

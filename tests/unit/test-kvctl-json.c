@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "json.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/arith.h"
@@ -53,12 +54,13 @@ TEST(instances)
     info.limbo_bytes = 2;
     info.pending_bytes = 3;
     info.leased_bytes = 4;
+    info.reserved_bytes = 12;
     info.over_limit = true;
     expect(json_instance(&info, &old),
            "{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"gpu\":3,\"limit_bytes\":8589934592,\"limit_source\":"
            "\"config\","
            "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
-           "\"pending_bytes\":3,\"leased_bytes\":4,"
+           "\"pending_bytes\":3,\"leased_bytes\":4,\"reserved_bytes\":12,"
            "\"cached_bytes\":null,\"pinned_bytes\":null,\"wanted_bytes\":null,\"total_granted_bytes\":null,"
            "\"total_returned_bytes\":null,\"refusals\":null,\"serial\":null,"
            "\"over_limit\":true,\"missed_notice\":false,\"frozen\":false,"
@@ -78,7 +80,7 @@ TEST(instances)
            "[{\"ipc\":\"vllm\",\"domain\":\"uid-0\",\"gpu\":3,\"limit_bytes\":8589934592,\"limit_source\":"
            "\"config\","
            "\"used_bytes\":9007199254740993,\"granted_bytes\":18446744073709551615,\"limbo_bytes\":2,"
-           "\"pending_bytes\":3,\"leased_bytes\":4,"
+           "\"pending_bytes\":3,\"leased_bytes\":4,\"reserved_bytes\":12,"
            "\"cached_bytes\":5,\"pinned_bytes\":6,\"wanted_bytes\":7,\"total_granted_bytes\":8,"
            "\"total_returned_bytes\":9,\"refusals\":10,\"serial\":11,"
            "\"over_limit\":true,\"missed_notice\":true,\"frozen\":true,"
@@ -108,6 +110,8 @@ TEST(daemons)
     info.warm_bytes = 10;
     info.granted_bytes = 11;
     info.leased_bytes = 16;
+    info.reserved_bytes = 20;
+    info.expected_bytes = 21;
     info.limbo_bytes = 12;
     info.destroying_bytes = 13;
     info.instances = 14;
@@ -125,7 +129,8 @@ TEST(daemons)
         "\"daemon_version\":\"0.1.0\",\"protocol_version\":1,\"total_bytes\":2,\"free_bytes\":3,"
         "\"foreign_bytes\":4,\"budget_bytes\":5,\"headroom_bytes\":6,\"held_bytes\":7,\"creating_bytes\":8,"
         "\"pool_bytes\":9,\"warm_bytes\":10,\"leased_bytes\":16,\"granted_bytes\":11,\"limbo_bytes\":12,"
-        "\"destroying_bytes\":13,\"cached_bytes\":17,\"wanted_bytes\":18,"
+        "\"destroying_bytes\":13,\"reserved_bytes\":20,\"expected_bytes\":21,\"cached_bytes\":17,\"wanted_"
+        "bytes\":18,"
         "\"instances\":14,\"peers\":15,\"uptime_ms\":19,\"life\":\"fffffffffffffffe\","
         "\"config_file\":\"/etc/kvcachedd.conf\",\"metrics_address\":\"127.0.0.1:9471\"}");
 }
@@ -214,29 +219,128 @@ TEST(deletions)
            "\"connected\":false}]}");
 }
 
-static int allowed;
+/* ---- Out of memory ---- */
 
-static void *scarce(size_t size)
+static unsigned n_allocations, fail_at; /* 0: none */
+static int n_live;
+
+static void *allocate(size_t size)
 {
-    return allowed-- > 0 ? malloc(size) : NULL;
+    if (++n_allocations == fail_at)
+        return NULL;
+    n_live++;
+    return malloc(size);
 }
 
-TEST(out_of_memory_is_no_half_object)
+static void release(void *memory)
+{
+    n_live -= memory != NULL;
+    free(memory);
+}
+
+/* Each makes something that needs more than one allocation, below the array. */
+static bool add_instances(cJSON *array)
 {
     Kvcached__PeerInfo peer = KVCACHED__PEER_INFO__INIT, *peers[] = {&peer};
-    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT, *infos[] = {&info};
-    cJSON_Hooks hooks = {.malloc_fn = scarce, .free_fn = free};
-    cJSON *value = NULL;
-    int n;
+    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT, *infos[] = {&info, &info};
 
     info.n_peers = 1;
     info.peers = peers;
-    cJSON_InitHooks(&hooks);
-    for (n = 0; !value && n < 1000; n++) {
-        allowed = n;
-        value = instances_array(infos, 1);
+    return json_add_instances(array, infos, 2, &recent);
+}
+
+static bool add_daemon(cJSON *array)
+{
+    Kvcached__InfoReply info = KVCACHED__INFO_REPLY__INIT;
+
+    return json_append(array, json_daemon(&info, "/run/x", &old));
+}
+
+static bool add_event(cJSON *array)
+{
+    Kvcached__Event event = KVCACHED__EVENT__INIT;
+
+    return json_append(array, json_event(&event, &recent));
+}
+
+static bool add_reasons(cJSON *array)
+{
+    Kvcached__WhyPart part = KVCACHED__WHY_PART__INIT, *parts[] = {&part, &part};
+    Kvcached__WhyLimit limit = KVCACHED__WHY_LIMIT__INIT, *limits[] = {&limit, &limit};
+    Kvcached__InstanceInfo info = KVCACHED__INSTANCE_INFO__INIT;
+    Kvcached__WhyReply reply = KVCACHED__WHY_REPLY__INIT;
+
+    reply.instance = &info;
+    reply.n_parts = 2;
+    reply.parts = parts;
+    reply.n_limits = 2;
+    reply.limits = limits;
+    return json_append(array, json_why(&reply, &recent));
+}
+
+static bool add_reloaded(cJSON *array)
+{
+    Kvcached__Reloaded reloaded = KVCACHED__RELOADED__INIT;
+    char *warnings[] = {(char *)"later", (char *)"never"};
+
+    reloaded.n_warnings = 2;
+    reloaded.warnings = warnings;
+    return json_append(array, json_reloaded(&reloaded, &old));
+}
+
+static bool add_version(cJSON *array)
+{
+    return json_append(array, json_version("1.2", 1, &old));
+}
+
+static bool add_deletion(cJSON *array)
+{
+    Kvcached__PeerInfo peer = KVCACHED__PEER_INFO__INIT, *peers[] = {&peer, &peer};
+    Kvcached__DeleteReply reply = KVCACHED__DELETE_REPLY__INIT;
+
+    reply.n_peers = 2;
+    reply.peers = peers;
+    return json_append(array, json_deletion("a", &reply));
+}
+
+/* Whichever allocation fails: either it is said, or nothing is missing. And nothing is left behind. */
+static void fail_each(bool (*add)(cJSON *array))
+{
+    cJSON *whole, *array;
+    unsigned n;
+
+    fail_at = n_allocations = 0;
+    whole = cJSON_CreateArray();
+    check(add(whole));
+    n = n_allocations;
+    check(n > 2);
+    for (unsigned at = 2; at <= n; at++) {
+        int n_before = n_live;
+
+        n_allocations = 0;
+        fail_at = at;
+        array = cJSON_CreateArray();
+        check(array);
+        check(!add(array));
+        cJSON_Delete(array);
+        check_eq(n_live, n_before);
     }
-    check(n > 20 && n < 1000);
-    check(cJSON_GetObjectItem(cJSON_GetArrayItem(value, 0), "peers"));
-    cJSON_Delete(value);
+    cJSON_Delete(whole);
+    check_eq(n_live, 0);
+}
+
+TEST(nothing_is_left_out_for_want_of_memory)
+{
+    cJSON_Hooks hooks = {.malloc_fn = allocate, .free_fn = release};
+
+    cJSON_InitHooks(&hooks);
+    fail_each(add_instances);
+    fail_each(add_daemon);
+    fail_each(add_event);
+    fail_each(add_reasons);
+    fail_each(add_reloaded);
+    fail_each(add_version);
+    fail_each(add_deletion);
+    check(!json_append(NULL, NULL));
+    cJSON_InitHooks(NULL);
 }

@@ -83,6 +83,25 @@ TEST(long_names_widen_the_column)
            "a_name_of_thirty_characters_1_      2.00 GB      1.00 GB  50.0 %\n");
 }
 
+/* A column of its own, where there is any. */
+TEST(reserved)
+{
+    Kvcached__InstanceInfo infos[] = {instance("d", "a", GIB, GIB), instance("d", "b", GIB, 0)};
+    const struct table_style width57 = {.width = 57}, width56 = {.width = 56};
+
+    infos[0].reserved_bytes = 256 * MIB;
+    expect(&plain, infos, 2,
+           "IPC                             Limit         Used     Reserved       %\n"
+           "a                             1.00 GB      1.00 GB    256.00 MB 100.0 %\n"
+           "b                             1.00 GB          0 B          0 B   0.0 %\n");
+    expect(&width57, infos, 1,
+           "IPC               Limit         Used     Reserved       %\n"
+           "a               1.00 GB      1.00 GB    256.00 MB 100.0 %\n");
+    expect(&width56, infos, 1,
+           "IPC                           Limit         Used       %\n"
+           "a                           1.00 GB      1.00 GB 100.0 %\n");
+}
+
 TEST(colours)
 {
     static const struct table_style colour = {.colour = true};

@@ -120,6 +120,35 @@ TEST(unknown_is_no_number)
            "Press 'q' to quit, 'h' for help; sorted by\n");
 }
 
+TEST(of_a_lost_gpu_only_names_are_left)
+{
+    _cleanup_(top_model_deinit) struct top_model model = {0};
+    Kvcached__InstanceInfo infos[] = {instance("pear", GIB, 1), instance("apple", GIB, 0)};
+    Kvcached__InstanceInfo *pointers[] = {&infos[0], &infos[1]};
+    Kvcached__InfoReply gpu = KVCACHED__INFO_REPLY__INIT;
+
+    gpu.total_bytes = 80 * GIB;
+    infos[0].over_limit = true;
+    check_eq(top_model_look(&model, 1, &gpu, pointers, 2, true), 0);
+    check_eq(top_model_lose(&model, 0, "It is silent"), 0);
+    expect(&model, &(struct top_view){0}, 60, 8,
+           "KVCache Memory Usage\n"
+           "\n"
+           "GPU 0: unknown. It is silent; trying again\n"
+           "IPC: apple  unknown\n"
+           "IPC: pear  unknown\n"
+           "\n"
+           "\n"
+           "Press 'q' to quit, 'h' for help; sorted by used\n");
+    strcpy(model.filter, "ear");
+    expect(&model, &(struct top_view){0}, 40, 6,
+           "KVCache Memory Usage\n\n"
+           "GPU 0: unknown. It is silent; trying aga\n"
+           "IPC: pear  unknown\n"
+           "\n"
+           "Filter: ear\n");
+}
+
 TEST(bars_show_what_is_little_or_too_much)
 {
     _cleanup_(top_model_deinit) struct top_model model = {0};
@@ -171,4 +200,84 @@ TEST(filter_help_and_small_terminals)
     expect(&model, &(struct top_view){0}, 9, 1, "Too small\n");
     nothing = top_layout(&model, &(struct top_view){0}, 0, 0);
     check(nothing);
+}
+
+/* Where on a screen of 80 by 14 with one instance, and what that means. */
+TEST(clicks)
+{
+    static const struct {
+        unsigned column, row;
+        enum top_action action;
+    } clicks[] = {
+        {0, 0, TOP_ACTION_NONE},   {0, 1, TOP_ACTION_NONE},
+        {0, 2, TOP_ACTION_MARK},   {79, 2, TOP_ACTION_MARK},
+        {5, 5, TOP_ACTION_MARK},   {0, 6, TOP_ACTION_NONE},
+        {0, 7, TOP_ACTION_NONE},   {0, 8, TOP_ACTION_NONE},
+        {32, 13, TOP_ACTION_NONE}, {33, 13, TOP_ACTION_SORT},
+        {46, 13, TOP_ACTION_SORT}, {47, 13, TOP_ACTION_NONE},
+        {33, 12, TOP_ACTION_NONE}, {80, 2, TOP_ACTION_NONE},
+        {0, 14, TOP_ACTION_NONE},  {UINT32_MAX, UINT32_MAX, TOP_ACTION_NONE},
+    };
+    _cleanup_(top_model_deinit) struct top_model model = {0};
+    _cleanup_(top_screen_freep) struct top_screen *screen = NULL;
+    Kvcached__InstanceInfo info = instance("a", GIB, 1);
+
+    look(&model, 0, 1, &info, true);
+    screen = top_layout(&model, &(struct top_view){0}, 80, 14);
+    check(strncmp(screen->text + (size_t)13 * 80 + 33, "sorted by used ", 15) == 0);
+    for (size_t i = 0; i < ARRAY_SIZE(clicks); i++) {
+        const struct top_instance *clicked = NULL;
+
+        check_eq(top_layout_click(screen, clicks[i].column, clicks[i].row, &clicked), clicks[i].action);
+        check(clicked == (clicks[i].action == TOP_ACTION_MARK ? &model.gpus[0].instances[0] : NULL));
+    }
+}
+
+TEST(clicks_on_what_is_scrolled_lost_or_something_else)
+{
+    _cleanup_(top_model_deinit) struct top_model model = {.sort = TOP_SORT_NAME};
+    _cleanup_(top_screen_freep) struct top_screen *scrolled = NULL, *lost = NULL, *help = NULL, *tiny = NULL;
+    Kvcached__InstanceInfo infos[] = {instance("a", GIB, 1), instance("b", GIB, 1)};
+    Kvcached__InstanceInfo *pointers[] = {&infos[0], &infos[1]};
+    Kvcached__InfoReply gpu = KVCACHED__INFO_REPLY__INIT;
+    const struct top_instance *clicked = NULL;
+
+    check_eq(top_model_look(&model, 1, &gpu, pointers, 2, true), 0);
+    scrolled = top_layout(&model, &(struct top_view){.scroll = 4}, 80, 9);
+    check_eq(top_layout_click(scrolled, 0, 2, &clicked), TOP_ACTION_NONE); /* the line below a */
+    check_eq(top_layout_click(scrolled, 0, 3, &clicked), TOP_ACTION_MARK);
+    check_str(clicked->name, "b");
+    help = top_layout(&model, &(struct top_view){.help = true}, 80, 24);
+    check_eq(top_layout_click(help, 0, 2, &clicked), TOP_ACTION_NONE);
+    tiny = top_layout(&model, &(struct top_view){0}, 9, 3);
+    check_eq(top_layout_click(tiny, 0, 2, &clicked), TOP_ACTION_NONE);
+    check_eq(top_model_lose(&model, 0, "It is silent"), 0);
+    strcpy(model.filter, "b");
+    lost = top_layout(&model, &(struct top_view){0}, 80, 24);
+    check_eq(top_layout_click(lost, 0, 2, &clicked), TOP_ACTION_NONE);
+    check_eq(top_layout_click(lost, 9, 3, &clicked), TOP_ACTION_MARK);
+    check_str(clicked->name, "b");
+    check_eq(top_layout_click(lost, 35, 23, &clicked), TOP_ACTION_NONE); /* there stands the filter */
+}
+
+TEST(one_mark_at_most)
+{
+    _cleanup_(top_model_deinit) struct top_model model = {.sort = TOP_SORT_NAME};
+    _cleanup_(top_screen_freep) struct top_screen *screen = NULL;
+    Kvcached__InstanceInfo infos[] = {instance("a", GIB, 1), instance("b", GIB, 2)};
+    Kvcached__InstanceInfo *pointers[] = {&infos[0], &infos[1]};
+    Kvcached__InfoReply gpu = KVCACHED__INFO_REPLY__INIT;
+
+    check_eq(top_model_look(&model, 1, &gpu, pointers, 2, true), 0);
+    top_model_mark(&model, &model.gpus[0].instances[0]);
+    top_model_mark(&model, &model.gpus[0].instances[1]);
+    check(!model.gpus[0].instances[0].marked);
+    model.sort = TOP_SORT_USED;
+    check_eq(top_model_look(&model, 2, &gpu, pointers, 2, true), 0); /* the mark stays with its record */
+    screen = top_layout(&model, &(struct top_view){0}, 80, 24);
+    check(strncmp(screen->text + (size_t)2 * 80, "IPC: b ", 7) == 0);
+    check_eq(screen->style[2 * 80], TOP_MARKED);
+    check_eq(screen->style[7 * 80], TOP_TITLE);
+    top_model_mark(&model, &model.gpus[0].instances[1]);
+    check(!model.gpus[0].instances[1].marked);
 }

@@ -32,13 +32,14 @@ static void look(struct top_model *model, uint64_t now_s, Kvcached__InstanceInfo
     check_eq(top_model_look(model, now_s * NSEC_PER_SEC, &gpu, pointers, n, operations), 0);
 }
 
-TEST(prealloc_is_cached_and_leased)
+TEST(prealloc_is_cached_leased_and_reserved)
 {
     _cleanup_(top_model_deinit) struct top_model model = {0};
     Kvcached__InstanceInfo info = instance("a", GIB, 100 * MIB);
 
     info.cached_bytes = 10 * MIB;
-    info.leased_bytes = 5 * MIB;
+    info.leased_bytes = 3 * MIB;
+    info.reserved_bytes = 2 * MIB;
     look(&model, 1, &info, 1, true);
     check(model.gpus[0].instances[0].prealloc_bytes.known);
     check_eq(model.gpus[0].instances[0].prealloc_bytes.value, 15 * MIB);

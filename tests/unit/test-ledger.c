@@ -122,3 +122,21 @@ TEST(readings_beyond_the_device_are_the_device)
     check_eq(ledger.free_bytes, 100 * MIB);
     ledger_deinit(&ledger);
 }
+
+TEST(what_is_promised_is_charged_and_not_held)
+{
+    struct ledger_charge pending, reserved;
+    struct ledger_account account = {};
+    struct ledger ledger;
+
+    ledger_init(&ledger, 100 * MIB, 90 * MIB);
+    ledger_charge_init(&ledger, &pending, &account, LEDGER_PENDING, 8 * MIB);
+    ledger_charge_init(&ledger, &reserved, &account, LEDGER_RESERVED, 4 * MIB);
+    check_eq(ledger_account_used(&account), 12 * MIB);
+    check_eq(ledger.charged_bytes, 12 * MIB);
+    check_eq(ledger_held(&ledger), 0);
+    ledger_charge_deinit(&ledger, &reserved);
+    ledger_charge_deinit(&ledger, &pending);
+    ledger_account_deinit(&account);
+    ledger_deinit(&ledger);
+}

@@ -163,3 +163,43 @@ TEST(reserves_are_bounded)
     check_eq(policy_reserve(10, 40), 10);
     check_eq(policy_reserve(100, 0), 0);
 }
+
+TEST(a_ceiling_is_for_us_and_for_what_is_expected)
+{
+    check_eq(policy_ceiling(80 * GIB, 6 * GIB, 950000, 0, GIB), 70 * GIB);
+    check_eq(policy_ceiling(80 * GIB, 6 * GIB, 950000, 12 * GIB, GIB), 73 * GIB);
+    check_eq(policy_ceiling(80 * GIB, 79 * GIB, 950000, 12 * GIB, 2 * GIB), 0);
+    check_eq(policy_ceiling(80, UINT64_MAX, 950000, 12, 2), 0);
+    check_eq(policy_budget_beside(70, 70, 0), 70);
+    check_eq(policy_budget_beside(70, 70, 30), 40);
+    check_eq(policy_budget_beside(12, 73, 30), 12);
+    check_eq(policy_budget_beside(12, 73, 63), 10);
+    check_eq(policy_budget_beside(12, 10, 0), 12);
+    check_eq(policy_budget_beside(12, 10, 11), 0);
+}
+
+TEST(a_reservation_lacks_what_neither_budget_nor_ceiling_hold)
+{
+    check_eq(policy_reservation_lacks(60, 100, 100, 0, 40, 0), 0);
+    check_eq(policy_reservation_lacks(60, 100, 100, 0, 41, 0), 1);
+    check_eq(policy_reservation_lacks(60, 100, 100, 0, 30, 10), 0);
+    check_eq(policy_reservation_lacks(60, 100, 100, 0, 30, 13), 3);
+    check_eq(policy_reservation_lacks(60, 90, 100, 10, 30, 0), 0);
+    check_eq(policy_reservation_lacks(60, 90, 100, 10, 30, 1), 1);
+    check_eq(policy_reservation_lacks(60, 100, 150, 20, 45, 40), 15);
+    /* What others take is no matter of one who expects nothing of them. */
+    check_eq(policy_reservation_lacks(60, 100, 50, 0, 40, 0), 0);
+    check(policy_reservation_lacks(60, 100, 100, 0, UINT64_MAX, 0) == UINT64_MAX - 100);
+    check(policy_reservation_lacks(0, 100, 100, 0, 0, UINT64_MAX) == UINT64_MAX - 100);
+}
+
+TEST(what_comes_is_taken_off_what_is_expected)
+{
+    uint64_t growth = 25;
+
+    check_eq(policy_outstanding(10, &growth), 0);
+    check_eq(growth, 15);
+    check_eq(policy_outstanding(20, &growth), 5);
+    check_eq(growth, 0);
+    check_eq(policy_outstanding(20, &growth), 20);
+}

@@ -16,7 +16,8 @@
 #define NO_MEMORY                                                                                            \
     "\"total_bytes\":0,\"free_bytes\":0,\"foreign_bytes\":0,\"budget_bytes\":0,\"headroom_bytes\":0,"        \
     "\"held_bytes\":0,\"creating_bytes\":0,\"pool_bytes\":0,\"warm_bytes\":0,\"leased_bytes\":0,"            \
-    "\"granted_bytes\":0,\"limbo_bytes\":0,\"destroying_bytes\":0,"
+    "\"granted_bytes\":0,\"limbo_bytes\":0,\"destroying_bytes\":0,\"reserved_bytes\":0,"                     \
+    "\"expected_bytes\":0,"
 
 static void expect(const struct state *state, const char *expected)
 {
@@ -48,6 +49,7 @@ TEST(an_instance)
         .limbo_bytes = 4,
         .pending_bytes = 5,
         .leased_bytes = 6,
+        .reserved_bytes = 14,
         .cached_bytes = 7,
         .pinned_bytes = 8,
         .wanted_bytes = 9,
@@ -62,7 +64,8 @@ TEST(an_instance)
     expect(state, HEAD NO_MEMORY
            "\"instances\":[{\"ipc\":\"</script>\\\"\\\\\",\"domain\":\"uid:1@/a\\\\xff\","
            "\"limit_bytes\":18446744073709551614,\"limit_source\":\"admin\",\"used_bytes\":2,"
-           "\"granted_bytes\":3,\"limbo_bytes\":4,\"pending_bytes\":5,\"leased_bytes\":6,\"cached_bytes\":7,"
+           "\"granted_bytes\":3,\"limbo_bytes\":4,\"pending_bytes\":5,\"leased_bytes\":6,"
+           "\"reserved_bytes\":14,\"cached_bytes\":7,"
            "\"pinned_bytes\":8,\"wanted_bytes\":9,\"total_granted_bytes\":10,\"total_returned_bytes\":11,"
            "\"refusals\":12,\"processes\":13,\"over_limit\":true,\"missed_notice\":false,\"frozen\":true}],"
            "\"history\":[],\"events\":[],\"last_event\":0}");

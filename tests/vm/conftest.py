@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from packages import conftest as packages
 from vm.image import make_image, what_is_missing
 from vm.machine import Machine, has_kvm, limit
 from vm.node import Node
 
 HERE = Path(__file__).parent
+
+
+PACKAGES = "/opt/kvcached-test/packages"
 
 
 def pytest_report_header() -> str:
@@ -27,8 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(limit(300)))
-            if missing:
-                item.add_marker(pytest.mark.skip(reason=missing))
+            why = missing or (wants_packages(item) and packages.what_is_missing())
+            if why:
+                item.add_marker(pytest.mark.skip(reason=why))
+
+
+def wants_packages(item: pytest.Item) -> bool:
+    return "packaged" in getattr(item, "fixturenames", [])
 
 
 def as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -37,8 +46,8 @@ def as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def pack_product(build: Path, folder: Path) -> Path:
-    """An archive of what "meson install" installs, and of an engine for the tests."""
+def pack_product(build: Path, folder: Path, debs: list[Path]) -> Path:
+    """An archive of what "meson install" installs, of an engine for the tests, and of these packages."""
     installed = folder / "installed"
     command = ["meson", "install", "-C", str(build), "--no-rebuild", "--destdir", str(installed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -47,15 +56,21 @@ def pack_product(build: Path, folder: Path) -> Path:
     with tarfile.open(archive, "w") as tar:
         tar.add(installed, ".", filter=as_root)
         tar.add(build / "tests/harness/kvpeer", "./opt/kvcached-test/kvpeer", filter=as_root)
+        for deb in debs:
+            tar.add(deb, f".{PACKAGES}/{deb.name}", filter=as_root)
     return archive
 
 
 @pytest.fixture(scope="session")
-def machine(build_dir: Path) -> Iterator[Machine]:
-    """It has the product's files, and nothing that was done with them."""
+def machine(build_dir: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """It has the product's files, and nothing that was done with them; packages only if a test wants them."""
     image = make_image()
     with tempfile.TemporaryDirectory(prefix="kvc-vm-", dir="/tmp") as folder:
-        product = pack_product(build_dir, Path(folder))
+        debs: list[Path] = []
+        if any(wants_packages(item) for item in request.session.items):
+            built = packages.build(Path(folder) / "packages")
+            debs = [built.file(name) for name in ("kvcachedd", "kvcached-tools", "kvcached-emulator")]
+        product = pack_product(build_dir, Path(folder), debs)
         with Machine(image, product, Path(folder)) as running:
             running.wait_until_up()
             running.run("tar -C / -xf /dev/vdb --keep-directory-symlink --no-overwrite-dir")
@@ -75,3 +90,16 @@ def node(installed: Node) -> Node:
     """It is as if nothing had ever been enabled."""
     installed.reset()
     return installed
+
+
+@pytest.fixture
+def packaged(node: Node) -> Iterator[Node]:
+    """The product comes from the packages, and not from what "meson install" has put elsewhere."""
+    units, aside = "/usr/local/lib/systemd/system", "/usr/local/lib/systemd/aside"
+    try:
+        node.run(f"mv {units} {aside}; dpkg --install {PACKAGES}/*.deb", within=120)
+        yield node
+    finally:
+        node.run("dpkg --purge kvcachedd kvcached-tools kvcached-emulator", within=120)
+        node.run(f"[ ! -d {aside} ] || mv {aside} {units}")
+        node.install()

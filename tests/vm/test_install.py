@@ -50,18 +50,34 @@ def test_file_modes(node: Node) -> None:
 def test_device_files_are_made_first(node: Node) -> None:
     """Where the driver's program for that is installed, it runs as root, before the daemon."""
     tool = "/usr/bin/nvidia-modprobe"
+    gpus = "/proc/driver/nvidia/gpus"
     try:
-        node.write(tool, "#!/bin/sh", 'echo "$@" >/run/asked-for; id -un >>/run/asked-for', "exit 1")
+        node.run("mount -t tmpfs tmpfs /proc/driver")
+        node.write(f"{gpus}/0000:1b:00.0/information", "Device Minor: \t 4")
+        node.write(f"{gpus}/0000:43:00.0/information", "Device Minor: \t 3")
+        node.write(tool, "#!/bin/sh", 'echo "$(id -un) $*" >>/run/asked-for')
         node.run(f"chmod 755 {tool}; systemctl start kvcachedd@1.service")
-        asked = "--unified-memory --create-nvidia-device-file=1\nroot"
-        assert node.run("cat /run/asked-for") == asked
+        assert node.run("cat /run/asked-for").splitlines() == [
+            "root --create-nvidia-device-file=255",
+            "root --create-nvidia-device-file=3",
+            "root --unified-memory --create-nvidia-device-file=0",
+        ]
         times = [
             int(node.show(unit, "ActiveEnterTimestampMonotonic"))
             for unit in ("kvcached-devices@1.service", "kvcachedd@1.service")
         ]
         assert times[0] < times[1]
+
+        node.run("systemctl stop kvcached-devices@1.service kvcachedd@1.service")
+        node.write(tool, "#!/bin/sh", "exit 1")
+        node.run("systemctl start kvcachedd@1.service")
+        assert node.show("kvcached-devices@1.service", "ExecMainStatus") == "1"
+        assert node.is_active("kvcachedd@1.service")
+        node.write(tool, "#!/bin/sh", "exit 0")
+        node.run("systemctl restart kvcachedd@1.service")
+        assert node.is_active("kvcached-devices@1.service"), "it is not tried again"
     finally:
-        node.run(f"rm -f {tool} /run/asked-for")
+        node.run(f"rm -f {tool} /run/asked-for; umount /proc/driver")
     node.run("systemctl stop kvcached-devices@1.service; systemctl restart kvcachedd@1.service")
     assert node.show("kvcached-devices@1.service", "ConditionResult") == "no"
     assert node.is_active("kvcachedd@1.service")

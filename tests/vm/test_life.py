@@ -190,12 +190,14 @@ def test_reload(node: Node) -> None:
 
     node.write(config, "[daemon]", "budget=256M", "[instance a*]", "limit=32M")
     node.run(f"systemctl reload {SERVICE}")
+    assert node.limit("a") == 32 * MIB
     engine.do(f"await limit={32 * MIB}")
     engine.do(f"await budget={256 * MIB}")
 
     node.write(config, "[daemon]", "budget=128M", "[instance a*]", "limit=lots")
     assert node.ask(f"systemctl reload {SERVICE}").rc != 0
-    assert f"{config}:4: limit=lots" in node.log()
+    assert f"kvctl: {config}:4: limit=lots" in node.log()
+    assert f"The old configuration stays: {config}:4: limit=lots" in node.log()
     assert re.search(rf"limit={32 * MIB} .* budget={256 * MIB}", engine.do("status"))
     assert node.is_active(SERVICE)
     assert node.pid() == pid

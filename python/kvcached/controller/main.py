@@ -26,7 +26,7 @@ from kvcached.controller.app import Locks, Service
 from kvcached.controller.discovery import Discovery
 from kvcached.controller.metrics import Metrics
 from kvcached.controller.node import Node
-from kvcached.controller.reservation import Reserver, Unreserved
+from kvcached.controller.reservation import DaemonReserver, Reserver
 
 log = logging.getLogger("kvcached.controller")
 
@@ -44,13 +44,19 @@ class Controller:
     """What one configuration makes. start(), and then stop() or kill(), which run() does for signals."""
 
     def __init__(
-        self, config: configs.Config, locks: Locks, arguments: argparse.Namespace | None = None
+        self,
+        config: configs.Config,
+        locks: Locks,
+        arguments: argparse.Namespace | None = None,
+        reserver: Reserver | None = None,
     ) -> None:
-        """`arguments`: where to read the configuration again, if it shall be."""
+        """`arguments`: where to read the configuration again, if it shall be. reserver: None: the daemons of
+        the GPUs."""
         self._loop = asyncio.get_running_loop()
         self._config, self._arguments = config, arguments
+        self._reserver = reserver or DaemonReserver()
         self._requests, self._asks = proxy.connect_session(), aiohttp.ClientSession(trust_env=False)
-        self.node = Node(self._asks, reserver_for(config), Metrics(), version())
+        self.node = Node(self._asks, self._reserver, Metrics(), version())
         self.service = Service(self.node, self._requests, config.router, locks)
         self._discovery = Discovery(self._apply)
         self._runners: list[web.AppRunner] = []
@@ -88,6 +94,8 @@ class Controller:
             await runner.cleanup()
         await self._discovery.close()
         await self.node.close()
+        if isinstance(self._reserver, DaemonReserver):
+            self._reserver.close()
         await self._requests.close()
         await self._asks.close()
 
@@ -205,10 +213,6 @@ def read(arguments: argparse.Namespace) -> tuple[configs.Config, Locks]:
     user = read_keys(router.api_keys_file) if router.api_keys_file else []
     admin = read_keys(router.admin_keys_file) if router.admin_keys_file else []
     return replace(config, router=router), Locks(Keys(user), Keys(admin))
-
-
-def reserver_for(config: configs.Config) -> Reserver:
-    return Unreserved()
 
 
 def version() -> str:

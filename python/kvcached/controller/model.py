@@ -61,6 +61,10 @@ class Watcher(Protocol):
 
     def state_changed(self, model: Model, before: State) -> None: ...
 
+    def may_reserve(self, model: Model) -> bool:
+        """Whether it is its turn to look for room."""
+        ...
+
     def room_refused(self, model: Model, sentence: str) -> None: ...
 
     def woke(self, model: Model, seconds: float, fault: str) -> None: ...
@@ -302,6 +306,8 @@ class Model:
     async def _reserve(self, call: int, room: _Room, deadline: float) -> None:
         """All that the replicas need, or nothing."""
         try:
+            if not self._watcher.may_reserve(self):
+                raise NoRoom("another model has waited longer")
             for replica in list(self.replicas.values()):
                 limit = max(0.0, deadline - self._loop.time())
                 room.held.append(await self._reserver.reserve(replica.instance, limit))
@@ -352,11 +358,12 @@ class Model:
                 self.balance.set_serving(replica.url, False)
         now = self._loop.time()
         fault = next((one for one in said if one), "")
-        self._watcher.slept(self, now - began, fault)
         if fault:
             self._event(self.lifecycle.sleep_failed(now, call, fault))
         else:
             self._event(self.lifecycle.slept(now, call))
+        # It may want to wake again at once: whoever has waited longer is told before it can ask for room.
+        self._watcher.slept(self, now - began, fault)
 
 
 async def _release(room: _Room) -> None:

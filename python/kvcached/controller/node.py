@@ -140,10 +140,31 @@ class Node:
         )
         self.metrics.state_changed(model)
         if state is State.ASLEEP:
-            for other in self.models.values():
-                if other is not model:
-                    other.room_changed()
+            self._tell_of_room(model)
         self._choose_soon()
+
+    def _tell_of_room(self, model: Model) -> None:
+        for other in self.models.values():
+            if other is not model:
+                other.room_changed()
+
+    def may_reserve(self, model: Model) -> bool:
+        """Room goes to who has waited longest, and not to who has just given way. Who has nothing to hope for
+        keeps nobody waiting."""
+        since = need_of(model).waiting_since
+        for other in self.models.values():
+            need = need_of(other)
+            if other is model or need.waiting_since >= since or not need.gpus & model.gpus:
+                continue
+            if other.lifecycle.phase is Phase.RESERVING or (is_short(other) and self._has_hope(other, need)):
+                return False
+        return True
+
+    def _has_hope(self, model: Model, need: victims.Need) -> bool:
+        candidates = self._candidates()
+        choice = victims.choose(need, candidates, model.lifecycle.settings, self._loop.time())
+        coming = any(c.leaving and c.gpus & need.gpus for c in candidates)
+        return bool(choice.sleep or choice.turn or coming or choice.look_again is not None)
 
     def room_refused(self, model: Model, sentence: str) -> None:
         log.info("Model %s finds no room: %s", model.name, sentence)
@@ -157,6 +178,8 @@ class Node:
     def slept(self, model: Model, seconds: float, fault: str) -> None:
         if fault:
             log.warning("Model %s could not be put to sleep: %s", model.name, fault)
+        else:
+            self._tell_of_room(model)
         self.metrics.slept(model, seconds, fault)
 
     def _choose_soon(self) -> None:
@@ -203,7 +226,7 @@ def is_short(model: Model) -> bool:
 
 def need_of(model: Model) -> victims.Need:
     since = model.lifecycle.waiting_since
-    return victims.Need(model.name, model.gpus, model.missing_bytes, 0.0 if since is None else since)
+    return victims.Need(model.name, model.gpus, model.missing_bytes, float("inf") if since is None else since)
 
 
 def candidate_of(model: Model) -> victims.Candidate | None:

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Room for a model that is to wake, held until the model has taken it.
 
-Where it is reserved is a Reserver's affair: kvcachedd's books, or nobody's (Unreserved), for engines whose
-GPU has no daemon, or of which the configuration does not say how much they need.
+It is reserved in the books of the GPUs' daemons. Where an engine is on another machine, or the configuration
+does not say how much it needs, nothing is, and whether there is room the engine finds out when it wakes.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
-from kvcached.controller.config import Instance
+if TYPE_CHECKING:
+    from kvcached.controller.config import Instance
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+THREADS = 64  # that wait for daemons at once
 
 
 class Held(Protocol):
@@ -38,8 +46,88 @@ class _Nothing:
         pass
 
 
-class Unreserved:
-    """Grants everything: whether there is room, the engine finds out when it wakes."""
+class Reservation(Protocol):
+    """As kvcached.Reservation, which has it when it is made."""
+
+    def release(self) -> None: ...
+
+
+# (instance's name, GPU, KV bytes, bytes from the driver, seconds): kvcached.Reservation or its exceptions.
+Make = Callable[[str, int, int, int, float], Reservation]
+
+
+def make_reservation(name: str, gpu: int, kv_bytes: int, weight_bytes: int, limit: float) -> Reservation:
+    from kvcached import Reservation as Made  # which needs the extension
+
+    return Made(
+        instance=name, gpu=str(gpu), bytes=kv_bytes, foreign_bytes=weight_bytes, timeout=max(limit, 1e-3)
+    )
+
+
+def needs_room(instance: Instance) -> bool:
+    """Whether the configuration says what is to be reserved, and with whom."""
+    return bool(instance.ipc_name and (instance.weight_bytes or instance.min_kv_bytes) and is_local(instance))
+
+
+def is_local(instance: Instance) -> bool:
+    return instance.url is not None and urlsplit(instance.url).hostname in LOCAL
+
+
+class DaemonReserver:
+    """Asks the daemon of each of the instance's GPUs, in their order. Its calls wait, so threads make them;
+    one that nobody waits for any more releases what it has got."""
+
+    def __init__(self, make: Make = make_reservation) -> None:
+        self._make = make
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reserve")
 
     async def reserve(self, instance: Instance, limit: float) -> Held:
-        return _Nothing()
+        if not needs_room(instance):
+            return _Nothing()
+        held = _Held(self._threads)
+        end = asyncio.get_running_loop().time() + limit
+        try:
+            for gpu in instance.gpu:
+                left = end - asyncio.get_running_loop().time()
+                held.made.append(await self._one(instance, gpu, left))
+        except BaseException:
+            await asyncio.shield(held.release())
+            raise
+        return held
+
+    async def _one(self, instance: Instance, gpu: int, limit: float) -> Reservation:
+        asked = self._threads.submit(
+            self._make,
+            instance.ipc_name or "",
+            gpu,
+            instance.min_kv_bytes or 0,
+            instance.weight_bytes or 0,
+            limit,
+        )
+        try:
+            return await asyncio.wrap_future(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(_release_unwanted)
+            raise
+        except Exception as fault:
+            raise NoRoom(f"GPU {gpu} for {instance.ipc_name}: {fault or type(fault).__name__}") from fault
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)
+
+
+class _Held:
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self.made: list[Reservation] = []
+
+    async def release(self) -> None:
+        made, self.made = self.made, []
+        for one in made:
+            await asyncio.wrap_future(self._threads.submit(one.release))
+
+
+def _release_unwanted(asked: Future[Reservation]) -> None:
+    """In the thread that has made it."""
+    if not asked.cancelled() and asked.exception() is None:
+        asked.result().release()
