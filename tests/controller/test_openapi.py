@@ -335,7 +335,7 @@ def test_refusals_of_models() -> None:
         async with running({"a": stand_in}, {"wakeup_on_request": False}) as whole:
             await whole.act("sleep", "a")
             await refused(whole, "model_asleep", completion("a", "x"))
-        stand_in = VllmStandIn(model="a", behaviour=Behaviour(wake_s=0.5))
+        stand_in = VllmStandIn(model="a", behaviour=Behaviour(wake_s=1))
         async with running({"a": stand_in}, {"queue_max": 1}) as whole:
             await whole.act("sleep", "a")
             first = asyncio.create_task(whole.ask("POST", OF_ENGINES[0], completion("a", "1")))
@@ -364,7 +364,7 @@ def test_refusals_of_models() -> None:
                 "failed",
             )
         stand_in = VllmStandIn(model="a", behaviour=Behaviour(hold_at=0))
-        async with running({"a": stand_in}, router={"idle_timeout_seconds": 0.2}) as whole:
+        async with running({"a": stand_in}, router={"idle_timeout_seconds": 0.5}) as whole:
             await refused(whole, "engine_timeout", completion("a", "x"))
             stand_in.behaviour.hold_at = None
             whole.controller.node.stop()
