@@ -69,6 +69,7 @@ def test_entry_points() -> None:
     assert points == {
         ("vllm.general_plugins", "kvcached"): "kvcached.integration.vllm.plugin:register",
         ("sglang.srt.plugins", "kvcached"): "kvcached.integration.sglang.plugin:register",
+        ("console_scripts", "kvcached-controller"): "kvcached.controller.main:main",
     }
 
 
