@@ -115,7 +115,7 @@ instances:
 - {name: a, model: m, engine: vllm}
 - {name: b, model: m, engine: vllm, url: "http://localhost:1"}
 - {name: c, model: m, engine: vllm, url: "http://192.0.2.1:1"}
-- {name: d, model: m, engine: vllm, url: "http://nowhere.invalid:1"}
+- {name: d, model: m, engine: vllm, url: "http://no..where:1"}
 - {name: e, model: m, engine: vllm, dns: "localhost:1"}
 """,
         "c.yaml",
@@ -136,8 +136,8 @@ def test_port() -> None:
     check_port("localhost", port)
     with pytest.raises(LaunchError, match=r"cannot have port 1024 of 192.0.2.1: Cannot assign"):
         check_port("192.0.2.1", 1024)
-    with pytest.raises(LaunchError, match=r"listens at nowhere.invalid, which is no address"):
-        check_port("nowhere.invalid", 1)
+    with pytest.raises(LaunchError, match=r"listens at no..where, which is no address"):
+        check_port("no..where", 1)
 
 
 def test_restarts() -> None:
