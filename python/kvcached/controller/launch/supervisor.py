@@ -98,7 +98,7 @@ class Supervisor:
         if handle is not None:
             self._handles[handle] = "engine"
         else:
-            self._engine_exit = "unknown"
+            self._engine_exit = "an unknown status"
         # The pipe is the engine's as long as it lives; the next one gets the same.
         self._pipe, self._sink = self._open_pipe(engine.pid)
         self._family = Family(engine, former.mark, former.pipe, os.getpid())
