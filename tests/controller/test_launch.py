@@ -4,8 +4,10 @@ they began, whoever is killed when."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -102,7 +104,9 @@ def test_what_an_engine_is_given(launch: Launch) -> None:
     assert engine["folder"] == str(launch.folder)
     # Secrets of an environment are nowhere else.
     assert given["LAUNCH_TEST_MARK"] not in (launch.state / "a/record.json").read_text()
-    assert os.getsid(engine["pid"]) == engine["pid"]
+    # No terminal's end is theirs.
+    for pid in (engine["pid"], launch.record("a")["supervisor"][0], launch.record("a")["scribe"][0]):
+        assert os.getsid(pid) == pid
     assert (launch.state / "a").stat().st_mode & 0o077 == 0
 
 
@@ -303,6 +307,53 @@ def test_a_supervisor_that_is_killed_as_it_starts(launch: Launch) -> None:
         "the supervisor was killed, and has left processes; stop ends them",
     )
     assert launch.run("stop").out == "a is stopped\n"
+    assert launch.left() == []
+
+
+def test_whatever_is_killed(launch: Launch, seed: int) -> None:
+    """In any order: a start has one engine serve, and a stop leaves nothing."""
+    rng = random.Random(seed)
+    launch.configure("a")
+    options = ("--restart-delay", "0.05", "--stop-timeout", "0.3", "--restarts", "1000")
+
+    def engines() -> list[int]:
+        """Those that lead a session."""
+        program = str(launch.folder / "venv/bin/vllm").encode()
+        found = []
+        for pid in launch.left():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if program in words and os.getsid(pid) == pid:
+                    found.append(pid)
+        return found
+
+    def kill(who: str) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            process = launch.record("a")[who]
+            if process and process[0] in launch.left():
+                os.kill(process[0], signal.SIGKILL)
+
+    for _ in range(14):
+        what = rng.choice(["start", "starts", "stop", "supervisor", "supervisor", "scribe", "engine", "fork"])
+        print(what)
+        if what == "start":
+            assert (done := launch.run("start", *options)).status == 0, done
+        elif what == "starts":
+            both = [launch.begin("start", *options) for _ in range(2)]
+            for each in both:
+                out, err = each.communicate(timeout=60)
+                assert each.returncode == 0, (out, err)
+        elif what == "stop":
+            assert (done := launch.run("stop")).status == 0, done
+            assert launch.left() == []
+        elif what == "fork":
+            launch.tell("a", f"fork?{rng.choice(['plain', 'orphan'])}")
+        else:
+            kill(what)
+        if what.startswith("start"):
+            launch.serves("a")
+            eventually(lambda: len(engines()) == 1)
+    assert launch.run("stop").status == 0
     assert launch.left() == []
 
 
