@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,19 @@ def test_commands_of_kvctl(stage: Stage) -> None:
     known = set(re.findall(r'"(--[\w-]+)"', source)) - {"--"}
     documented = set(re.findall(r"\*(--[\w-]+)\*", read("kvctl.1")))
     assert documented == known
+
+
+def test_options_of_kvcached_launch() -> None:
+    program = [sys.executable, "-m", "kvcached.controller.launch.main", "--help"]
+    asked = run_program(program, {"PYTHONPATH": str(ROOT / "python")})
+    offered = set(re.findall(r"--[\w-]+", asked.out))
+    assert len(offered) > 10
+    page = read("kvcached-launch.1")
+    section = page.split("# OPTIONS")[1].split("\n# ")[0]
+    terms = re.findall(r"^(\*.*)\n\t", section, re.MULTILINE)
+    assert {option for term in terms for option in re.findall(r"\*(--[\w-]+)\*", term)} == offered
+    commands = re.findall(r"^\*(\w+)\*\n\t", page.split("# COMMANDS")[1].split("# OPTIONS")[0], re.MULTILINE)
+    assert "|".join(commands) in asked.out
 
 
 def test_keys_of_the_configuration() -> None:

@@ -66,6 +66,7 @@ PURE_PYTHON = [
     "python/kvcached/controller/balance.py",
     "python/kvcached/controller/config.py",
     "python/kvcached/controller/errors.py",
+    "python/kvcached/controller/launch/restarts.py",
     "python/kvcached/controller/lifecycle.py",
     "python/kvcached/controller/traffic.py",
     "python/kvcached/controller/victims.py",
