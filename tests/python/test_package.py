@@ -69,8 +69,20 @@ def test_entry_points() -> None:
     assert points == {
         ("vllm.general_plugins", "kvcached"): "kvcached.integration.vllm.plugin:register",
         ("sglang.srt.plugins", "kvcached"): "kvcached.integration.sglang.plugin:register",
-        ("console_scripts", "kvcached-controller"): "kvcached.controller.main:main",
+        ("console_scripts", "kvcached-controller"): "kvcached.controller.start:controller",
+        ("console_scripts", "kvcached-launch"): "kvcached.controller.start:launch",
     }
+
+
+@pytest.mark.parametrize("name", ["kvcached-controller", "kvcached-launch"])
+def test_a_command_without_its_extra(name: str) -> None:
+    """This environment has none of what they stand on."""
+    program = Path(sysconfig.get_path("scripts")) / name
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"{name}: The Python package \w+ is missing: pip install 'kvcached\[controller\]'\n", done.stderr
+    )
 
 
 def test_kvctl_comes_along() -> None:
