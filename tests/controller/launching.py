@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from harness.broker import eventually
@@ -24,6 +25,20 @@ ROOT = Path(__file__).resolve().parents[2]
 ENGINE = Path(__file__).with_name("fake_engine.py")
 LIMIT_S = 60
 MARK = "LAUNCH_TEST_MARK"
+
+
+class Begun(subprocess.Popen[bytes]):
+    """A program that is not waited for by who has failed."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, exception, traceback)
 
 
 @dataclass
@@ -66,7 +81,8 @@ class Launch:
 
     def environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-        return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), MARK: self.mark}
+        ours = {name: value for name, value in os.environ.items() if "KVCACHED" not in name}
+        return {**ours, "PYTHONPATH": path.rstrip(os.pathsep), MARK: self.mark}
 
     def command(self, *words: str, config: bool = True) -> list[str]:
         chosen = ["--config", str(self.config)] if config else []
@@ -85,7 +101,7 @@ class Launch:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def begin(self, *words: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        return Begun(
             self.command(*words),
             env=self.environment(),
             stdout=subprocess.PIPE,

@@ -255,3 +255,34 @@ def test_words_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for words in (["status", "--json", "a"], ["--json", "status", "a"], ["status", "a", "--json"]):
         assert main.run(["--state-dir", str(tmp_path / "s"), *words, "--config", str(config)]) == 3
         assert '"state": "stopped"' in capsys.readouterr().out
+
+
+def rotate(path: Path, kept: int) -> None:
+    """As the scribe does."""
+    for number in range(kept - 1, 0, -1):
+        older = path.with_name(f"{path.name}.{number}")
+        newer = path if number == 1 else path.with_name(f"{path.name}.{number - 1}")
+        if newer.exists():
+            newer.rename(older)
+    path.touch()
+
+
+def test_a_follower_misses_no_file(tmp_path: Path) -> None:
+    """However many have been filled since it looked last; but for those that are gone."""
+    path = tmp_path / "log"
+    path.write_text("0\n")
+    tail = Tail(path, 1)
+    assert tail.first == [b"0"]
+    with path.open("a") as file:
+        file.write("1\n")
+    for number in (2, 3, 4):
+        rotate(path, 5)
+        path.write_text(f"{number}\n")
+    assert list(tail.lines()) == [b"1", b"2", b"3", b"4"]
+    assert list(tail.lines()) == []
+    for older in tmp_path.glob("log.*"):
+        older.unlink()
+    for number in (5, 6, 7):
+        rotate(path, 2)
+        path.write_text(f"{number}\n")
+    assert list(tail.lines()) == [b"6", b"7"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -81,8 +82,37 @@ class Tail:
             # What came between the last read and the change of files.
             *whole, self._rest = (self._rest + self._file.read()).split(b"\n")
             yield from whole
+            newer = self._next()
+            if newer is None:
+                return
             self._file.close()
-            self._file = None
+            self._file = newer
+
+    def _next(self) -> BinaryIO | None:
+        """The file that was begun when ours had been filled, which may have been filled as well by now. None:
+        files change their names just now. If ours is gone, so are those that came after it; then the oldest
+        that is left."""
+        assert self._file is not None
+        mine = _identity(os.fstat(self._file.fileno()))
+        for _ in range(_CHANGE_STEPS):
+            names = [self._path, *self._older_paths()]
+            place = next((i for i, path in enumerate(names) if _identity_of(path) == mine), len(names))
+            try:
+                found = names[max(0, place - 1)].open("rb")
+            except FileNotFoundError:
+                time.sleep(_CHANGE_STEP_SECONDS)
+                continue
+            if place == len(names) or _identity_of(names[place]) == mine:
+                return found
+            found.close()
+        return None
+
+    def _older_paths(self) -> Iterator[Path]:
+        for number in itertools.count(1):
+            path = self._path.with_name(f"{self._path.name}.{number}")
+            if not path.exists():
+                return
+            yield path
 
     def _changed(self) -> bool:
         assert self._file is not None
@@ -93,7 +123,18 @@ class Tail:
             now = self._path.stat()
         except FileNotFoundError:
             return False
-        return (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino)
+        return _identity(now) != _identity(mine)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        return _identity(path.stat())
+    except FileNotFoundError:
+        return None
 
 
 def follow(tails: dict[str, Tail]) -> Iterator[tuple[str, bytes]]:
