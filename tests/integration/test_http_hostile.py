@@ -45,7 +45,8 @@ def threads(daemon: Daemon) -> dict[str, int]:
 
 def test_a_thread_of_its_own(programs: Programs) -> None:
     """With a lower priority than the broker's."""
-    daemon, _ = start_web(programs)
+    daemon, web = start_web(programs)
+    assert web.get("/healthz").status == 200  # so it has begun
     nice = {
         name: int(Path(f"/proc/{daemon.pid}/task/{tid}/stat").read_text().rpartition(")")[2].split()[16])
         for name, tid in threads(daemon).items()
