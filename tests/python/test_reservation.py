@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
@@ -146,6 +147,15 @@ def test_others_run_while_it_waits(daemon: Daemon) -> None:
     client.close()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell has its background jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c(daemon: Daemon, kvctl: Kvctl) -> None:
     client = _native.Client(instance="engine", role=_native.ROLE_CONTROLLER, own_thread=False)
     with stopped(daemon):
