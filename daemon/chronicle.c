@@ -83,7 +83,8 @@ static bool may_note(struct server *server, const struct event *event)
     return false;
 }
 
-static void note(struct server *server, const struct event *event, const char *format, va_list args)
+__attribute__((format(printf, 3, 0))) static void note(struct server *server, const struct event *event,
+                                                       const char *format, va_list args)
 {
     char text[TEXT_MAX];
 
