@@ -30,84 +30,55 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asked for, as many again
         self.registry = CollectorRegistry()
         self._models: Mapping[str, Model] = {}
-        prefix = "kvcached_controller"
-        self.requests = Counter(
-            f"{prefix}_requests",
+        self.requests = self._counter(
+            "requests",
             "Requests for models that have ended, by how: ok, failed, cancelled, refused.",
-            ["model", "outcome"],
-            registry=self.registry,
+            "model",
+            "outcome",
         )
-        self.refusals = Counter(
-            f"{prefix}_refusals",
-            "Answers that are the controller's own, by the code in their body.",
-            ["model", "code"],
-            registry=self.registry,
+        self.refusals = self._counter(
+            "refusals", "Answers that are the controller's own, by the code in their body.", "model", "code"
         )
-        self.retries = Counter(
-            f"{prefix}_retries",
+        self.retries = self._counter(
+            "retries",
             "Times that a request went to another replica, for the first one had seen nothing of it.",
-            ["model"],
-            registry=self.registry,
+            "model",
         )
-        self.first_byte = Histogram(
-            f"{prefix}_first_byte_seconds",
-            "From a request's arrival to the first byte of its answer.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.first_byte = self._histogram(
+            "first_byte_seconds", "From a request's arrival to the first byte of its answer.", "model"
         )
-        self.duration = Histogram(
-            f"{prefix}_request_seconds",
-            "From a request's arrival to the last byte of its answer.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.duration = self._histogram(
+            "request_seconds", "From a request's arrival to the last byte of its answer.", "model"
         )
-        self.queue_wait = Histogram(
-            f"{prefix}_queue_wait_seconds",
-            "How long requests waited until they were forwarded.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds", "How long requests waited until they were forwarded.", "model"
         )
-        self.wakes = Histogram(
-            f"{prefix}_wake_seconds",
-            "How long it took until an engine had woken.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.wakes = self._histogram("wake_seconds", "How long it took until an engine had woken.", "model")
+        self.wake_failures = self._counter("wake_failures", "Times that a model could not be woken.", "model")
+        self.sleeps = self._counter(
+            "sleeps", "Times that a model was put to sleep, by why: idle, admin, room, turn.", "model", "why"
         )
-        self.wake_failures = Counter(
-            f"{prefix}_wake_failures",
-            "Times that a model could not be woken.",
-            ["model"],
-            registry=self.registry,
+        self.sleep_failures = self._counter(
+            "sleep_failures", "Times that a model could not be put to sleep.", "model"
         )
-        self.sleeps = Counter(
-            f"{prefix}_sleeps",
-            "Times that a model was put to sleep, by why: idle, admin, room, turn.",
-            ["model", "why"],
-            registry=self.registry,
-        )
-        self.sleep_failures = Counter(
-            f"{prefix}_sleep_failures",
-            "Times that a model could not be put to sleep.",
-            ["model"],
-            registry=self.registry,
-        )
-        self.evictions = Counter(
-            f"{prefix}_evictions",
+        self.evictions = self._counter(
+            "evictions",
             "Times that a model was asked to give way for another one, by why: room, turn.",
-            ["model", "why"],
-            registry=self.registry,
+            "model",
+            "why",
         )
-        self.reloads = Counter(
-            f"{prefix}_reloads",
-            "Times that the configuration, or what is discovered, was read, by result: ok, failed.",
-            ["result"],
-            registry=self.registry,
+        self.reloads = self._counter(
+            "reloads", "Times that the configuration was read, by result: ok, failed.", "result"
         )
         self.registry.register(_Now(self))
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"kvcached_controller_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(
+            f"kvcached_controller_{name}", text, labels, buckets=_SECONDS, registry=self.registry
+        )
 
     def set_models(self, models: Mapping[str, Model]) -> None:
         """Series begin with zero, so that the first of each kind is seen as an increase."""
