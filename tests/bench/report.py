@@ -187,6 +187,54 @@ class Live:
         return self.ttft_s["elastic"][percentile] / self.ttft_s["hold"][percentile]
 
 
+KINDS = {
+    "whole": "answers in one piece",
+    "paced": "streams at an engine's pace",
+    "full": "streams as fast as they are taken",
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """To an engine: what clients saw of it. `first_byte`: of their requests. `rates`: of streams, tokens per
+    second; `slow_rate` is that of the one which 99 of 100 were faster than. `in_all`: answers per second, or
+    tokens, if they were streams."""
+
+    first_byte: Timing
+    rate: float | None
+    slow_rate: float | None
+    in_all: float
+
+    @staticmethod
+    def of(tokens: int, first_byte_s: Sequence[float], rates: Sequence[float], seconds: float) -> Way:
+        slow = -Timing.of([-rate for rate in rates]).p99 if rates else None
+        n = len(first_byte_s) * (tokens or 1)
+        return Way(
+            Timing.of([round(s * 1e9) for s in first_byte_s]),
+            statistics.median(rates) if rates else None,
+            slow,
+            n / seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """Both ways to an engine, with so many clients at once. `processor`: nanoseconds that the controller ran
+    for an answer."""
+
+    kind: str
+    clients: int
+    tokens: int  # of each answer; 0: in one piece
+    direct: Way
+    controller: Way
+    processor: float
+
+    def added(self) -> tuple[float, float]:
+        """To the first byte: median and p99, nanoseconds."""
+        there, here = self.direct.first_byte, self.controller.first_byte
+        return here.p50 - there.p50, here.p99 - there.p99
+
+
 @dataclass(frozen=True)
 class SystemCalls:
     """For one page or more, mapped and unmapped once: by name, on either end."""
@@ -211,6 +259,7 @@ class Report:
     instructions: dict[str, float] = field(default_factory=dict)
     extent_bytes: int | None = None
     live: Live | None = None
+    proxied: list[Proxied] = field(default_factory=list)
 
     def bounds(self) -> list[Bound]:
         bounds = [bound for case in self.cases for bound in bounds_of(case)]
@@ -239,6 +288,7 @@ class Report:
             "block_calls": self.block_calls,
             "instructions": self.instructions,
             "live": asdict(self.live) if self.live else None,
+            "controller": [asdict(one) for one in self.proxied],
             "bounds": [asdict(bound) | {"met": bound.met} for bound in self.bounds()],
         }
 
@@ -324,6 +374,53 @@ def live_lines(live: Live) -> Iterator[str]:
         yield f"  {percentile:<5} {held:>10.1f} {elastic:>10.1f} {live.ratio(percentile):>8.2f}"
 
 
+def milliseconds(timing: Timing) -> str:
+    return f"{timing.p50 / 1e6:>8.2f} {timing.p99 / 1e6:>8.2f}"
+
+
+def rate_lines(one: Proxied) -> Iterator[str]:
+    there, here = one.direct, one.controller
+    cells = [
+        f"{one.clients:>9} ",
+        f"{there.in_all:>9.0f} {here.in_all:>10.0f} {here.in_all / there.in_all:>6.2f}",
+    ]
+    if there.rate and here.rate:
+        cells += [f"{way.rate:>9.1f} {way.slow_rate:>9.1f}" for way in (there, here)]
+        cells += [f"{one.processor / 1000:>9.0f} {one.processor / 1000 / one.tokens:>8.1f}"]
+    else:
+        cells += [f"{one.processor / 1000:>9.0f}"]
+    yield "  ".join(cells)
+
+
+def proxied_lines(found: Sequence[Proxied]) -> Iterator[str]:
+    yield "an engine asked through kvcached-controller and directly; it costs nothing itself, and is on one"
+    yield "processor with the clients, the controller on another one"
+    for kind, name in KINDS.items():
+        of_kind = [one for one in found if one.kind == kind]
+        if not of_kind:
+            continue
+        tokens = of_kind[0].tokens
+        yield ""
+        yield f"{name}{f', {tokens} tokens each' if tokens else ''}"
+        yield "  first byte (milliseconds, median and p99)"
+        yield f"  {'clients':>9}  {'direct':>17}  {'controller':>17}  {'added':>17}  requests"
+        for one in of_kind:
+            ways = f"{milliseconds(one.direct.first_byte)}  {milliseconds(one.controller.first_byte)}"
+            added = " ".join(f"{ns / 1e6:>8.2f}" for ns in one.added())
+            yield f"  {one.clients:>9}  {ways}  {added}  {one.controller.first_byte.rounds:>8}"
+        yield from throughput_lines(of_kind)
+
+
+def throughput_lines(of_kind: Sequence[Proxied]) -> Iterator[str]:
+    streams = of_kind[0].tokens > 0
+    what = "tokens" if streams else "answers"
+    of_each = "; of a stream: median, and what 99 of 100 exceed, direct, controller" if streams else ""
+    yield f"  {what} per second: direct, controller, ratio{of_each};"
+    yield f"  microseconds of the controller's processor for an answer{', for a token' if streams else ''}"
+    for one in of_kind:
+        yield from rate_lines(one)
+
+
 def text(report: Report) -> str:
     lines = [device_line(report.gpu), ""]
     groups: dict[tuple[str, int], list[Case]] = {}
@@ -335,6 +432,8 @@ def text(report: Report) -> str:
         lines += [*series_lines(series), ""]
     if report.live:
         lines += [*live_lines(report.live), ""]
+    if report.proxied:
+        lines += [*proxied_lines(report.proxied), ""]
     if report.cases:
         lines.append("System calls for mapping and unmapping once:")
         if not report.system_calls:

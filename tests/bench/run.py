@@ -11,7 +11,7 @@ Five sides take turns in one process (bench-map), against a daemon of its own:
 
 Each page is one extent of 2 MiB, and all pages are mapped, and unmapped, in one call. Both processes are
 pinned: to the same core, and to a core each. Blocks, schedulers, crowds, live engines and, where
-./dev engines has made its Python, vLLM's scheduler follow: rows.py.
+./dev engines has made its Python, vLLM's scheduler follow: rows.py; and what the controller adds: proxy.py.
 Exit status: 0, 1 when a bound was missed or something failed, 2 usage.
 """
 
@@ -32,17 +32,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from bench import proxy, rows
 from bench import report as reports
-from bench import rows
 from bench.rig import COSTS, Rig, new_site
 from harness.broker import Site
 
-PARTS = ("maps", "blocks", "group", "crowd", "live", "engine")
+PARTS = ("maps", "blocks", "group", "crowd", "live", "engine", "controller")
 PAGES_MAX = 200
 QUICK_ROUNDS = 20
 ROW_ROUNDS = 200
 COUNTED_PAGES = (1, 64)
 COUNTED_ROUNDS = (5, 45)
+PROXY_ROUNDS = 3
 INSTRUCTION_ROUNDS = (5, 10)
 
 
@@ -307,6 +308,15 @@ def measure_engine(site: Site, arguments: argparse.Namespace, report: reports.Re
         progress("not of vLLM: there is none (./dev engines)")
 
 
+def measure_controller(site: Site, arguments: argparse.Namespace, report: reports.Report) -> None:
+    if not proxy.can_measure():
+        progress("not of the controller: .venv lacks its packages (./dev setup)")
+        return
+    own, other = layouts(quick=False)[-1]
+    rounds = 1 if arguments.quick else PROXY_ROUNDS
+    report.proxied += proxy.measure(site.run, (own, other), rounds, arguments.quick, progress)
+
+
 def describe_machine(site: Site, arguments: argparse.Namespace) -> reports.Report:
     rig = Rig(site, arguments.costs[0], *layouts(quick=True)[0])
     try:
@@ -322,7 +332,7 @@ def measure_all(site: Site, arguments: argparse.Namespace) -> reports.Report:
     parts = {"maps": measure_maps, "blocks": measure_blocks}
     if not arguments.gpu:
         parts |= {"group": measure_group, "crowd": measure_crowd, "live": measure_live}
-        parts |= {"engine": measure_engine}
+        parts |= {"engine": measure_engine, "controller": measure_controller}
     report = describe_machine(site, arguments)
     for name, measure in parts.items():
         if arguments.only in (None, name):

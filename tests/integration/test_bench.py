@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from bench import proxy, rows
 from bench import report as reports
-from bench import rows
 from bench.run import difference, parse_instructions, parse_summary, without_meeting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,6 +239,43 @@ def check_blocks(result: dict[str, Any]) -> None:
         assert bound.met, result["instructions"]
 
 
+def test_ways_to_an_engine() -> None:
+    way = reports.Way.of(10, [0.001, 0.003], [100.0, 300.0], 0.5)
+    assert way == reports.Way(reports.Timing(2e6, 3e6, 2), 200.0, 100.0, 40.0)
+    assert reports.Way.of(0, [0.001, 0.003], [], 0.5) == reports.Way(way.first_byte, None, None, 4.0)
+    many = reports.Way.of(1, [0.001], [float(n) for n in range(1, 201)], 1.0)
+    assert (many.rate, many.slow_rate) == (100.5, 3)
+
+
+def test_what_the_controller_adds() -> None:
+    direct = reports.Way.of(10, [0.001, 0.003], [100.0, 300.0], 0.5)
+    through = reports.Way.of(10, [0.002, 0.006], [50.0, 250.0], 1.0)
+    one = reports.Proxied("paced", 64, 10, direct, through, 400_000)
+    assert one.added() == (2e6, 3e6)
+    text = reports.text(replace(report(), proxied=[one]))
+    assert re.search(r"^ +64 +2.00 +3.00 +4.00 +6.00 +2.00 +3.00 +2$", text, re.M)
+    assert re.search(r"^ +64 +40 +20 +0.50 +200.0 +100.0 +150.0 +50.0 +400 +40.0$", text, re.M)
+    whole = replace(one, kind="whole", tokens=0, direct=reports.Way.of(0, [0.001], [], 0.5))
+    text = reports.text(replace(report(), proxied=[whole]))
+    assert re.search(r"^ +64 +2 +20 +10.00 +400$", text, re.M)
+
+
+def check_controller(result: dict[str, Any], said: str) -> None:
+    """Where its packages are."""
+    if not proxy.can_measure():
+        assert "not of the controller: .venv lacks its packages" in said
+        return
+    assert [(one["kind"], one["clients"]) for one in result["controller"]] == list(
+        itertools.product(reports.KINDS, proxy.CLIENTS)
+    )
+    for one in result["controller"]:
+        assert one["processor"] > 0
+        for way in (one["direct"], one["controller"]):
+            assert 0 < way["first_byte"]["p50"] <= way["first_byte"]["p99"]
+            assert way["in_all"] > 0
+            assert (way["rate"] is None) == (one["kind"] == "whole")
+
+
 def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
     output = tmp_run / "bench.json"
     done = subprocess.run(
@@ -262,6 +301,7 @@ def test_quick_run(build_dir: Path, tmp_run: Path) -> None:
             assert side["map_ns"]["rounds"] == 20
     assert set(result["live"]["ttft_s"]) == {"hold", "elastic"}
     check_blocks(result)
+    check_controller(result, done.stderr)
     assert not result["judged"]
     assert f"GPU {result['gpu']['index']}: {result['gpu']['name']}" in done.stdout
     assert "64 pages" in done.stderr

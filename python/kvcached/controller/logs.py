@@ -54,6 +54,8 @@ def _time(record: logging.LogRecord) -> str:
 
 def _one_line(text: str) -> str:
     """What a client sent cannot make a line of its own."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "\\n" if c == "\n" else "?" for c in text)
 
 
