@@ -279,6 +279,16 @@ def test_actions() -> None:
     run(main())
 
 
+def test_a_body_that_cannot_be_decoded() -> None:
+    async def main() -> None:
+        async with running({"a": VllmStandIn(model="a")}) as whole:
+            headers = {"Content-Encoding": "gzip"}
+            answer = await whole.ask("POST", OF_ENGINES[0], data=b"no gzip", headers=headers)
+            assert fits(answer, "POST", OF_ENGINES[0])["error"]["code"] == "invalid_encoding"
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("method", "path", "asked", "data", "code"),
     [

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import PayloadEncodingError
 
 from kvcached.controller import errors, proxy
 from kvcached.controller.access import Keys, request_id
@@ -180,7 +181,7 @@ class Service:
         note.code = code
         self.node.metrics.refusals.labels(note.model or OTHER, code).inc()
         response = web.json_response(reply.body, status=reply.status, headers=reply.headers)
-        if code in ("shutting_down", "body_too_large", "body_timeout"):
+        if code in ("shutting_down", "body_too_large", "body_timeout", "invalid_encoding"):
             response.force_close()
         return response
 
@@ -211,26 +212,36 @@ class Service:
         note = _note.get()
         if self.node.stopping:
             raise Problem("shutting_down", 1)
-        body = await self._read(request)
+        body = bytearray()
         try:
+            await self._read(request, body)
             model = self._model(await self._model_name(body))
             note.model = model.name
             return await self._serve(request, body, model, note)
         finally:
             self._buffered -= len(body)
 
-    async def _read(self, request: web.Request) -> bytes:
-        """Counts as buffered until the caller says otherwise."""
-        if self._buffered > _BUFFERED_BODIES * self.router.max_body_bytes:
-            raise Problem("queue_full", 1)
+    async def _read(self, request: web.Request, body: bytearray) -> None:
+        """What is in `body`, however it ends, counts as buffered until the caller says otherwise."""
         try:
-            body = await asyncio.wait_for(request.read(), self.router.idle_timeout_seconds)
+            await asyncio.wait_for(self._collect(request, body), self.router.idle_timeout_seconds)
         except asyncio.TimeoutError:
             raise Problem("body_timeout") from None
-        self._buffered += len(body)
-        return body
+        except (web.RequestPayloadError, PayloadEncodingError) as fault:
+            request.content.feed_eof()  # there is no more of it that aiohttp could read before it closes
+            raise Problem("invalid_encoding", detail=proxy.sentence(fault.__cause__ or fault)) from None
 
-    async def _model_name(self, body: bytes) -> str:
+    async def _collect(self, request: web.Request, body: bytearray) -> None:
+        most = self.router.max_body_bytes
+        async for chunk in request.content.iter_any():
+            body += chunk
+            self._buffered += len(chunk)
+            if len(body) > most:
+                raise web.HTTPRequestEntityTooLarge(most, len(body))
+            if self._buffered > _BUFFERED_BODIES * most:
+                raise Problem("queue_full", 1)
+
+    async def _model_name(self, body: bytearray) -> str:
         try:
             if len(body) > _LARGE_BODY:
                 parsed = await self._loop.run_in_executor(None, json.loads, body)
@@ -246,7 +257,7 @@ class Service:
             raise Problem("invalid_model")
         return parsed["model"]
 
-    async def _serve(self, request: web.Request, body: bytes, model: Model, note: Note) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, body: bytearray, model: Model, note: Note) -> web.StreamResponse:
         self._keys += 1
         key, outcome = self._keys, Outcome.CANCELLED
         metrics, refused = self.node.metrics, False
@@ -271,7 +282,7 @@ class Service:
             if outcome is not Outcome.CANCELLED and not refused:
                 metrics.duration.labels(model.name).observe(now - note.began)
 
-    async def _forward(self, request: web.Request, body: bytes, model: Model, note: Note) -> proxy.Forwarded:
+    async def _forward(self, request: web.Request, body: bytearray, model: Model, note: Note) -> proxy.Forwarded:
         """Another replica gets it only where the first has seen nothing of it."""
         limits = proxy.Limits(self.router.connect_timeout_seconds, self.router.idle_timeout_seconds)
         tried: list[Any] = []

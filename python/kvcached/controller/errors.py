@@ -31,6 +31,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     # The request.
     "invalid_json": Kind(400, _REQUEST, "The body is not JSON: {detail}"),
+    "invalid_encoding": Kind(400, _REQUEST, "The body cannot be decoded: {detail}"),
     "invalid_body": Kind(400, _REQUEST, "The body must be a JSON object"),
     "missing_model": Kind(400, _REQUEST, 'The body must name a "model"', "model"),
     "invalid_model": Kind(400, _REQUEST, '"model" must be a string', "model"),

@@ -48,8 +48,9 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-# The request's body has been read: its length is known, and nobody waits to be told to send it.
-_OF_REQUESTS = _HOP_BY_HOP | {"host", "content-length", "expect"}
+# The request's body has been read: its length is known, nobody waits to be told to send it, and it is not
+# compressed any more.
+_OF_REQUESTS = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "expect"}
 # aiohttp's own additions.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
@@ -112,7 +113,7 @@ def connect_session() -> aiohttp.ClientSession:
 async def forward(
     session: aiohttp.ClientSession,
     request: web.Request,
-    body: bytes,
+    body: bytes | bytearray,
     url: str,
     limits: Limits,
     *,
@@ -169,7 +170,7 @@ async def _pass_on(upstream: aiohttp.ClientResponse, done: Forwarded, stall: _St
             done.broken = "the engine fell silent in the middle of its answer"
             return
         except (aiohttp.ClientError, OSError) as fault:
-            done.broken = f"the engine broke off in the middle of its answer: {_sentence(fault)}"
+            done.broken = f"the engine broke off in the middle of its answer: {sentence(fault)}"
             return
         if not chunk:
             break
@@ -202,7 +203,7 @@ class Answer(web.StreamResponse):
 class _Body(Payload):
     """A request's body, which knows whether any of it has been given to a connection."""
 
-    def __init__(self, value: bytes, idle: float) -> None:
+    def __init__(self, value: bytes | bytearray, idle: float) -> None:
         super().__init__(value, content_type="application/octet-stream")
         self._size = len(value)
         self._idle = idle
@@ -257,7 +258,7 @@ class _Stall:
 
 
 def _no_answer(fault: BaseException, url: str, payload: _Body, limits: Limits) -> ProxyError:
-    detail = _sentence(fault)
+    detail = sentence(fault)
     if not payload.begun and (payload.size or _never_connected(fault)):
         return NotSent("engine_unreachable", url=url, detail=detail)
     if isinstance(fault, asyncio.TimeoutError):
@@ -271,7 +272,7 @@ def _never_connected(fault: BaseException) -> bool:
     return isinstance(fault, kinds if late is None else (*kinds, late))
 
 
-def _sentence(fault: BaseException) -> str:
+def sentence(fault: BaseException) -> str:
     return str(fault) or type(fault).__name__
 
 
