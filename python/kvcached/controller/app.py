@@ -257,7 +257,9 @@ class Service:
             raise Problem("invalid_model")
         return parsed["model"]
 
-    async def _serve(self, request: web.Request, body: bytearray, model: Model, note: Note) -> web.StreamResponse:
+    async def _serve(
+        self, request: web.Request, body: bytearray, model: Model, note: Note
+    ) -> web.StreamResponse:
         self._keys += 1
         key, outcome = self._keys, Outcome.CANCELLED
         metrics, refused = self.node.metrics, False
@@ -282,7 +284,9 @@ class Service:
             if outcome is not Outcome.CANCELLED and not refused:
                 metrics.duration.labels(model.name).observe(now - note.began)
 
-    async def _forward(self, request: web.Request, body: bytearray, model: Model, note: Note) -> proxy.Forwarded:
+    async def _forward(
+        self, request: web.Request, body: bytearray, model: Model, note: Note
+    ) -> proxy.Forwarded:
         """Another replica gets it only where the first has seen nothing of it."""
         limits = proxy.Limits(self.router.connect_timeout_seconds, self.router.idle_timeout_seconds)
         tried: list[Any] = []
