@@ -97,7 +97,7 @@ def test_bodies_that_are_held_are_bounded_while_they_come(monkeypatch: pytest.Mo
     run(main())
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
+def test_a_client_that_leaves_in_the_middle_of_its_body(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with running({"a": VllmStandIn(model="a")}) as whole:
             for end in (Raw.abort, lambda raw: raw.writer.write_eof()):
@@ -110,3 +110,4 @@ def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
             assert await serves(whole)
 
     run(main())
+    assert not [record for record in caplog.records if record.exc_info]

@@ -468,7 +468,7 @@ def test_a_client_that_is_found_gone_in_writing(
 
     async def write(self: Answer, data: Any) -> None:
         if b"<x:2>" in data:
-            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+            raise ConnectionResetError("Cannot write to closing transport")
         await web.StreamResponse.write(self, data)
 
     async def main() -> None:

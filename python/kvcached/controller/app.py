@@ -167,7 +167,8 @@ class Service:
         except web.HTTPNotFound:
             response = self._refuse(note, "unknown_url", None, method=request.method, path=request.path)
         except ConnectionError:
-            raise
+            # The client has gone, of which aiohttp would make an error in the log.
+            raise asyncio.CancelledError from None
         except Exception:
             log.exception("A request failed", extra={"fields": {"request_id": note.id}})
             response = self._refuse(note, "internal_error", None)

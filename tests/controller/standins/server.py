@@ -32,6 +32,7 @@ from controller.standins.routes import Route
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 HOST = "127.0.0.1"
+BACKLOG = 2048  # uvicorn's
 KEEP_ALIVE_S = 5.0  # uvicorn's, with both engines
 
 
@@ -199,7 +200,7 @@ class StandIn:
         if admin:
             self._admin = _runner(self._admin_app())
             await self._admin.setup()
-            site = web.TCPSite(self._admin, HOST, 0)
+            site = web.TCPSite(self._admin, HOST, 0, backlog=BACKLOG)
             await site.start()
             self.admin_address = f"http://{HOST}:{self._admin.addresses[0][1]}"
 
@@ -217,7 +218,7 @@ class StandIn:
     async def accept(self) -> None:
         """On the same port as before."""
         assert self._runner is not None
-        self._site = web.TCPSite(self._runner, HOST, self._port, reuse_address=True)
+        self._site = web.TCPSite(self._runner, HOST, self._port, reuse_address=True, backlog=BACKLOG)
         await self._site.start()
         self._port = self._runner.addresses[0][1]
         self.address = f"http://{HOST}:{self._port}"
