@@ -36,6 +36,10 @@ from kvcached.controller.config import Instance, SleepManager
 from kvcached.controller.reservation import Held, NoRoom, Reserver
 from kvcached.controller.traffic import Traffic
 
+MOST_SILENT = 3
+"""Times in a row that an engine is silent until it is dead: before that it may be busy. One that cannot be
+connected to, or says that it is not well, is dead at once."""
+
 
 class Refused(Exception):
     """A request that the model does not serve now. `code` is a key of errors.KINDS."""
@@ -53,7 +57,8 @@ class Replica:
     instance: Instance
     engine: engines.Engine
     alive: bool | None = None  # None: not asked so far
-    reason: str = ""  # why it is not
+    reason: str = ""  # why it is not, or may not be
+    n_silent: int = 0  # times that it didn't answer in time, in a row
 
 
 class Watcher(Protocol):
@@ -202,7 +207,8 @@ class Model:
         """Asks each engine how it is."""
         began = self._loop.time()
         found, detail = await self._find()
-        self._event(self.lifecycle.probed(self._loop.time(), began, found, detail))
+        if found is not None:
+            self._event(self.lifecycle.probed(self._loop.time(), began, found, detail))
 
     async def close(self) -> None:
         """Ends what is under way, and what it holds. No method may be called any more."""
@@ -280,25 +286,34 @@ class Model:
 
     async def _look(self, call: int) -> None:
         found, detail = await self._find()
+        while found is None:
+            found, detail = await self._find()
         self._event(self.lifecycle.looked(self._loop.time(), call, found, detail))
 
-    async def _find(self) -> tuple[Found, str]:
+    async def _find(self) -> tuple[Found | None, str]:
+        """None: those that may be alive are silent."""
         replicas = list(self.replicas.values())
         found = await asyncio.gather(*(self._find_one(replica) for replica in replicas))
         for one in (Found.AWAKE, Found.ASLEEP):
             if one in found:
                 return one, ""
+        if None in found:
+            return None, ""
         return Found.DEAD, next((r.reason for r in replicas if r.reason), "no engine of it is known")
 
-    async def _find_one(self, replica: Replica) -> Found:
+    async def _find_one(self, replica: Replica) -> Found | None:
         try:
             await replica.engine.health()
             sleeping = await replica.engine.is_sleeping()
         except engines.EngineError as fault:
-            replica.alive, replica.reason = False, str(fault)
+            replica.reason = str(fault)
             self.balance.probed(replica.url, False)
+            replica.n_silent += 1 if fault.kind == engines.TIMEOUT else MOST_SILENT
+            if replica.alive and replica.n_silent < MOST_SILENT:
+                return None
+            replica.alive = False
             return Found.DEAD
-        replica.alive, replica.reason = True, ""
+        replica.alive, replica.reason, replica.n_silent = True, "", 0
         self.balance.probed(replica.url, True)
         self.balance.set_serving(replica.url, not sleeping)
         return Found.ASLEEP if sleeping else Found.AWAKE

@@ -61,6 +61,8 @@ class Behaviour:
     sleep_fails: bool = False
     wake_fails: bool = False
     health_fails: bool = False
+    silent: int = 0
+    """So many questions about its health are not answered, for vLLM's server is busy."""
     weight_bytes: int = 1 << 30
     kv_bytes: int = 1 << 29
 

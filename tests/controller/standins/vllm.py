@@ -140,6 +140,9 @@ class VllmStandIn(StandIn):
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         del request
+        if self.behaviour.silent:
+            self.behaviour.silent -= 1
+            await asyncio.Event().wait()
         return web.Response(status=503 if self.behaviour.health_fails else 200)
 
     async def version(self, request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine that doesn't say how it is may be busy; one that doesn't for long is dead."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.live import eventually, run
+from controller.standins.answers import completion
+from controller.standins.server import Behaviour
+from controller.standins.vllm import VllmStandIn
+from controller.whole import Whole, running
+from kvcached.controller.engines import VllmEngine
+from kvcached.controller.model import MOST_SILENT
+
+COMPLETIONS = "/v1/completions"
+# No probe but a test's own.
+SETTINGS = {"check_interval_seconds": 3600}
+SILENCE_S = 0.5
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VllmEngine.health, "__defaults__", (SILENCE_S,))
+
+
+async def ask(whole: Whole) -> int:
+    return (await whole.ask("POST", COMPLETIONS, completion("a", "x"))).status
+
+
+def test_one_that_is_busy_goes_on_serving() -> None:
+    async def main() -> None:
+        stand_in = VllmStandIn(model="a")
+        async with running({"a": stand_in}, SETTINGS) as whole:
+            for _ in range(3):
+                stand_in.behaviour.silent = MOST_SILENT - 1
+                for _ in range(MOST_SILENT - 1):
+                    await whole.model("a").probe()
+                    assert await whole.state("a") == "awake"
+                    assert await ask(whole) == 200
+                await whole.model("a").probe()
+
+    run(main())
+
+
+def test_one_that_stays_silent_is_dead_until_it_answers() -> None:
+    async def main() -> None:
+        stand_in = VllmStandIn(model="a")
+        async with running({"a": stand_in}, SETTINGS) as whole:
+            stand_in.behaviour.silent = MOST_SILENT + 1
+            for _ in range(MOST_SILENT + 1):
+                await whole.model("a").probe()
+            assert await whole.state("a") == "failed"
+            assert await ask(whole) == 503
+            answer = await whole.ask("GET", "/health/a")
+            assert "did not answer within" in answer.json()["health"]["reason"]
+            await whole.model("a").probe()
+            assert await ask(whole) == 200
+
+    run(main())
+
+
+def test_one_that_says_no_or_is_gone_is_dead_at_once() -> None:
+    async def main() -> None:
+        stand_in = VllmStandIn(model="a")
+        async with running({"a": stand_in}, SETTINGS) as whole:
+            stand_in.behaviour.health_fails = True
+            await whole.model("a").probe()
+            assert await whole.state("a") == "failed"
+            stand_in.behaviour.health_fails = False
+            await whole.model("a").probe()
+            assert await whole.state("a") == "awake"
+            stand_in.die()
+            await whole.model("a").probe()
+            assert await whole.state("a") == "failed"
+
+    run(main())
+
+
+@pytest.mark.parametrize(("silent", "status"), [(MOST_SILENT - 1, 200), (MOST_SILENT, 503)])
+def test_those_who_wait_wait_for_one_that_is_busy(silent: int, status: int) -> None:
+    """It is looked at again before it is woken."""
+
+    async def main() -> None:
+        stand_in = VllmStandIn(model="a", behaviour=Behaviour())
+        async with running({"a": stand_in}, SETTINGS) as whole:
+            assert (await whole.act("sleep", "a")).status == 200
+            stand_in.behaviour.silent = silent
+            assert await ask(whole) == status
+            await eventually(lambda: stand_in.behaviour.silent == 0)
+
+    run(main())
