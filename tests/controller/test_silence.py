@@ -11,12 +11,12 @@ from controller.standins.server import Behaviour
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
 from kvcached.controller.engines import VllmEngine
-from kvcached.controller.model import MOST_SILENT
 
 COMPLETIONS = "/v1/completions"
 # No probe but a test's own.
 SETTINGS = {"check_interval_seconds": 3600}
 SILENCE_S = 0.5
+MOST_SILENT = 3
 
 
 @pytest.fixture(autouse=True)
