@@ -12,9 +12,11 @@ import json
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench import report as reports
@@ -24,7 +26,6 @@ from bench.web_clients import Found, Load
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = Path(__file__).with_name("web_engine.py")
-PYTHON = ROOT / ".venv/bin/python"
 
 CLIENTS = (1, 64, 512)
 
@@ -37,10 +38,20 @@ def load_of(kind: str, clients: int, few: bool) -> Load:
     return Load(clients, 1 if few else 2, 50 if few else 400, paced=False)
 
 
+NEEDS = ("aiohttp", "prometheus_client", "yaml")
+
+
+def python() -> str:
+    """One that has what the controller needs, if there is any: this one, or .venv's."""
+    return sys.executable if all(map(find_spec, NEEDS)) else str(ROOT / ".venv/bin/python")
+
+
 def can_measure() -> bool:
-    """The controller's packages are in .venv."""
-    words = [str(PYTHON), "-c", "import aiohttp, prometheus_client, yaml"]
-    return PYTHON.exists() and subprocess.run(words, capture_output=True, check=False).returncode == 0
+    words = [python(), "-c", f"import {', '.join(NEEDS)}"]
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -48,7 +59,7 @@ def engine(processor: int | None = None) -> Iterator[str]:
     """Its address."""
     with pinned_if(processor):
         program = subprocess.Popen(
-            [str(PYTHON), str(ENGINE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python(), str(ENGINE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
     with program:
         assert program.stdout is not None
@@ -64,7 +75,7 @@ def controller(folder: Path, address: str, processor: int | None = None) -> Iter
     config = folder / "controller.yaml"
     instance = {"name": "engine", "model": "model", "engine": "vllm", "url": address}
     config.write_text(json.dumps({"router": {"router_port": 0}, "instances": [instance]}))
-    words = [str(PYTHON), "-m", "kvcached.controller.main", "--config", str(config)]
+    words = [python(), "-m", "kvcached.controller.main", "--config", str(config)]
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
     with pinned_if(processor):
         program = subprocess.Popen(words, env=variables, stderr=subprocess.PIPE, text=True)
