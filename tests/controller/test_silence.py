@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
 import pytest
 
 from controller.live import eventually, run
@@ -10,6 +14,7 @@ from controller.standins.answers import completion
 from controller.standins.server import Behaviour
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
+from kvcached.controller.config import parse_instances
 from kvcached.controller.engines import VllmEngine
 
 COMPLETIONS = "/v1/completions"
@@ -88,5 +93,33 @@ def test_those_who_wait_wait_for_one_that_is_busy(silent: int, status: int) -> N
             stand_in.behaviour.silent = silent
             assert await ask(whole) == status
             await eventually(lambda: stand_in.behaviour.silent == 0)
+
+    run(main())
+
+
+def test_those_that_never_answer_keep_no_other_from_being_asked() -> None:
+    """However many."""
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            mute = [await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) for _ in range(120)]
+            for server in mute:
+                stack.callback(server.close)
+            addresses = [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in mute]
+            whole = await stack.enter_async_context(running({"a": VllmStandIn(model="a")}, SETTINGS))
+            controller = whole.controller
+            extra = [
+                {"name": f"m{i}", "model": f"m{i}", "engine": "vllm", "url": url}
+                for i, url in enumerate(addresses)
+            ]
+            instances = parse_instances(json.dumps({"instances": extra}), "more.yaml")
+            controller.node.apply(controller._config, (*controller._config.instances, *instances), {})
+            probes = [
+                asyncio.ensure_future(model.probe()) for model in reversed(controller.node.models.values())
+            ]
+            await asyncio.gather(*probes)
+            assert await whole.state("a") == "awake"
+            assert await whole.state("m119") == "failed"
+            assert whole.model("a").replicas.popitem()[1].n_silent == 0
 
     run(main())

@@ -48,6 +48,10 @@ class Problem(Exception):
         self.code, self.retry_after, self.words = code, retry_after, words
 
 
+class _LateBody(Exception):
+    """It did not come in time."""
+
+
 @dataclass
 class Note:
     """What the log says of a request when it is over."""
@@ -223,14 +227,22 @@ class Service:
             self._buffered -= len(body)
 
     async def _read(self, request: web.Request, body: bytearray) -> None:
-        """What is in `body`, however it ends, counts as buffered until the caller says otherwise."""
+        """What is in `body`, however it ends, counts as buffered until the caller says otherwise. Without
+        asyncio.wait_for(), which before Python 3.12 forgets that it was cancelled if at that moment it is
+        done: a client that goes as soon as it has asked."""
+        late = self._loop.call_later(
+            self.router.idle_timeout_seconds, request.content.set_exception, _LateBody()
+        )
         try:
-            await asyncio.wait_for(self._collect(request, body), self.router.idle_timeout_seconds)
-        except asyncio.TimeoutError:
+            await self._collect(request, body)
+        except _LateBody:
+            request.content.feed_eof()
             raise Problem("body_timeout") from None
         except (web.RequestPayloadError, PayloadEncodingError) as fault:
-            request.content.feed_eof()  # there is no more of it that aiohttp could read before it closes
+            request.content.feed_eof()
             raise Problem("invalid_encoding", detail=proxy.sentence(fault.__cause__ or fault)) from None
+        finally:
+            late.cancel()
 
     async def _collect(self, request: web.Request, body: bytearray) -> None:
         most = self.router.max_body_bytes
@@ -303,7 +315,7 @@ class Service:
                     self._session,
                     request,
                     body,
-                    f"{url}{request.raw_path}",
+                    f"{url}{request.rel_url.raw_path_qs}",
                     limits,
                     request_id=note.id,
                     headers=self._authorization(model, str(url)),

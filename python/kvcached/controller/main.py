@@ -55,7 +55,9 @@ class Controller:
         self._loop = asyncio.get_running_loop()
         self._config, self._arguments = config, arguments
         self._reserver = reserver or DaemonReserver()
-        self._requests, self._asks = proxy.connect_session(), aiohttp.ClientSession(trust_env=False)
+        self._requests = proxy.connect_session()
+        # No engine is asked later because others don't answer.
+        self._asks = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
         self.node = Node(self._asks, self._reserver, Metrics(), version())
         self.service = Service(self.node, self._requests, config.router, locks)
         self._discovery = Discovery(self._apply)

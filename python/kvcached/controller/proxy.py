@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 from multidict import CIMultiDict
@@ -137,16 +137,23 @@ async def forward(
             data=payload if body else None,
             headers=_request_headers(request, {**(headers or {}), REQUEST_ID: request_id}),
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.idle),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=limits.connect, sock_connect=limits.connect, sock_read=limits.idle
+            ),
         )
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as fault:
         raise _no_answer(fault, url, payload, limits) from fault
     try:
+        if upstream.status < 200:
+            # Another protocol, to which nobody has asked it to switch.
+            raise Failed("engine_broke_off", url=url, detail=f"it answered {upstream.status}")
         response = Answer(
             status=upstream.status,
             reason=upstream.reason,
             headers=_passed(upstream.headers.items(), _HOP_BY_HOP, {REQUEST_ID: request_id}),
         )
+        if request.version < HttpVersion11:
+            response.force_close()  # the end of the connection may be the only one that the answer has
         done = Forwarded(response, upstream.status, loop.time())
         try:
             with _Stall(loop, request, limits.idle) as stall:
