@@ -15,7 +15,7 @@ from controller.standins.server import Behaviour
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
 from kvcached.controller.config import parse_instances
-from kvcached.controller.engines import VllmEngine
+from kvcached.controller.engines import EngineError, VllmEngine
 
 COMPLETIONS = "/v1/completions"
 # No probe but a test's own.
@@ -106,7 +106,8 @@ def test_those_that_never_answer_keep_no_other_from_being_asked() -> None:
             for server in mute:
                 stack.callback(server.close)
             addresses = [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in mute]
-            whole = await stack.enter_async_context(running({"a": VllmStandIn(model="a")}, SETTINGS))
+            stand_in = VllmStandIn(model="a")
+            whole = await stack.enter_async_context(running({"a": stand_in}, SETTINGS))
             controller = whole.controller
             extra = [
                 {"name": f"m{i}", "model": f"m{i}", "engine": "vllm", "url": url}
@@ -114,12 +115,14 @@ def test_those_that_never_answer_keep_no_other_from_being_asked() -> None:
             ]
             instances = parse_instances(json.dumps({"instances": extra}), "more.yaml")
             controller.node.apply(controller._config, (*controller._config.instances, *instances), {})
-            probes = [
-                asyncio.ensure_future(model.probe()) for model in reversed(controller.node.models.values())
+            engines = [
+                controller.node.models[f"m{i}"].replicas[url].engine for i, url in enumerate(addresses)
             ]
-            await asyncio.gather(*probes)
-            assert await whole.state("a") == "awake"
-            assert await whole.state("m119") == "failed"
+            asked = [asyncio.ensure_future(engine.health(10 * SILENCE_S)) for engine in engines]
+            stand_in.abort_connections()  # none is left to be used again
+            await whole.model("a").probe()
             assert whole.model("a").replicas.popitem()[1].n_silent == 0
+            faults = await asyncio.gather(*asked, return_exceptions=True)
+            assert all(isinstance(fault, EngineError) for fault in faults)
 
     run(main())
