@@ -180,6 +180,7 @@ def test_stop_ends_the_waiting_for_another_start(launch: Launch) -> None:
     launch.configure("a, engine_env: [FAKE_EXIT=3]")
     assert launch.run("start", "--restart-delay", "60").status == 0
     eventually(lambda: launch.one("a")["state"] == "backoff")
+    assert launch.run("start").out == "a is being started already, and has ended with status 3\n"
     assert launch.run("stop").out == "a is stopped\n"
     assert (launch.one("a")["state"], launch.left()) == ("stopped", [])
 
@@ -198,7 +199,10 @@ def test_a_killed_supervisor(launch: Launch) -> None:
     launch.tell("a", "say?100000")
     eventually(lambda: f"{999:099}\n" in launch.log("a"))
 
-    launch.start("--restart-delay", "0.05", "--stop-timeout", "0.5")
+    again = launch.run("start", "--restart-delay", "0.05", "--stop-timeout", "0.5")
+    address = f"http://127.0.0.1:{launch.ports['a']}"
+    says = f"a runs already, and has a supervisor again: process {pid}, {address}\n"
+    assert (again.status, again.out, again.err) == (0, says, "")
     found = launch.one("a")
     assert (found["state"], found["supervised"], found["pid"], found["error"]) == ("running", True, pid, None)
     assert launch.serves("a")["pid"] == pid

@@ -14,6 +14,7 @@ import pytest
 from kvcached.controller.config import parse
 from kvcached.controller.launch import main, record
 from kvcached.controller.launch.errors import LaunchError
+from kvcached.controller.launch.instances import Begun
 from kvcached.controller.launch.logs import Tail
 from kvcached.controller.launch.plan import Plan, check_port, is_here, plan
 from kvcached.controller.launch.processes import Family, Process, look, this_process
@@ -37,6 +38,18 @@ def made(venv: Path, lines: str, more: str = "") -> Plan:
     text = f"{more}\ninstances: [{{name: a, model: org/m, using_venv: true, venv_path: venv, {lines}}}]"
     config = parse(text, "c.yaml")
     return plan(config, config.instances[0], folder, CALLER)
+
+
+def test_what_a_start_says() -> None:
+    """An engine may have ended before it is told of."""
+    engine = Process(7, 1)
+    for begun, says in (
+        (Begun(True, False, engine, "http://x:1", None), "runs already"),
+        (Begun(True, False, None, "http://x:1", None), "is being started already, and has no process so far"),
+        (Begun(False, False, engine, "http://x:1", "status 1"), "is started: process 7, http://x:1"),
+        (Begun(False, False, None, "http://x:1", "status 1"), "was started, and has ended with status 1"),
+    ):
+        assert begun.sentence() == says
 
 
 def test_vllm(venv: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from . import errors, processes
 from .errors import LaunchError
-from .processes import Family
+from .processes import Family, Process
 from .record import Folder, Record, Spec
 
 _ANSWER_SECONDS = 60.0
@@ -140,12 +140,32 @@ def is_healthy(address: str) -> bool:
         return False
 
 
-def start(folder: Folder, spec: Spec, check: Callable[[], None]) -> int | None:
-    """Returns the engine's number; None: it ran already. The folder is locked. check: raises LaunchError
-    where an engine could not run."""
+@dataclass
+class Begun:
+    """What a start has found, or done."""
+
+    supervised: bool  # already, and so nothing was done
+    taken_over: bool
+    engine: Process | None  # that runs now
+    address: str
+    exit: str | None  # how an engine ended last
+
+    def sentence(self) -> str:
+        if self.engine is None:
+            ended = f"has ended with {self.exit}" if self.exit else "has no process so far"
+            return f"{'is being started already' if self.supervised else 'was started'}, and {ended}"
+        if self.supervised:
+            return "runs already"
+        how = "runs already, and has a supervisor again" if self.taken_over else "is started"
+        return f"{how}: process {self.engine.pid}, {self.address}"
+
+
+def start(folder: Folder, spec: Spec, check: Callable[[], None]) -> Begun:
+    """The folder is locked. check: raises LaunchError where an engine could not run."""
     found = _look_closely(folder)
     if found.supervised and found.record and found.record.state != "stopping":
-        return None
+        record = found.record
+        return Begun(True, False, record.engine, record.address, record.exit)
     if found.supervised:
         raise LaunchError("is being stopped")
     if found.family is not None and not found.engine:
@@ -158,8 +178,11 @@ def start(folder: Folder, spec: Spec, check: Callable[[], None]) -> int | None:
         _supervise(folder, spec, lock)
     finally:
         os.close(lock)
-    now = look(folder).record
-    return now.engine.pid if now and now.engine else 0
+    now = folder.read()
+    if now is None:
+        raise LaunchError(f"has no record any more in {folder.path}")
+    former = found.record.engine if found.record and found.engine else None
+    return Begun(False, now.engine is not None and now.engine == former, now.engine, now.address, now.exit)
 
 
 def _supervise(folder: Folder, spec: Spec, lock: int) -> None:

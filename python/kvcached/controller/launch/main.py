@@ -111,9 +111,9 @@ def start(launcher: Launcher, names: Sequence[str], asked: bool) -> int:
             found = instances.look(folder)
             if found.runs and found.record and found.record.config != spec.config:
                 raise LaunchError(f"runs already, from {found.record.config}; --state-dir keeps them apart")
-            pid = instances.start(folder, spec, lambda: check_port(host, port))
-        started = started or pid is not None
-        say(f"{name} runs already" if pid is None else f"{name} is started: process {pid}, {spec.address}")
+            begun = instances.start(folder, spec, lambda: check_port(host, port))
+        started = started or not (begun.supervised or begun.taken_over)
+        say(f"{name} {begun.sentence()}")
 
     return each(names, one)
 
