@@ -36,7 +36,7 @@ class Record:
     id: str  # of this life of the instance, under any number of supervisors
     boot: str
     config: str
-    state: str  # starting, running, backoff, stopping; without supervisor stopped, ended, failed
+    state: str  # starting, running, backoff, stopping; without supervisor stopped, failed
     since: float  # that it is in this state; seconds since 1970
     address: str
     command: list[str]

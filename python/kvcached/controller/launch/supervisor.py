@@ -193,10 +193,7 @@ class Supervisor:
             if left:
                 self._finish("failed", _remains(left))
                 return
-            if self._engine_exit == "status 0":
-                self._say("the engine has ended")
-                self._finish("ended", None)
-                return
+            # Also with status 0, with which vLLM's server ends when its engine has died under it.
             delay = self._restarts.after(time.monotonic() - self._began)
             if delay is None:
                 self._finish("failed", f"the engine failed again and again, at last with {self._engine_exit}")
