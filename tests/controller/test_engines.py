@@ -254,6 +254,18 @@ def test_vllm_at_level_2_by_somebody_else() -> None:
     drive("vllm", act)
 
 
+def test_vllm_at_level_2_when_it_is_put_to_sleep_at_level_1() -> None:
+    """Its metrics would say level 1 then, and nobody would load the weights."""
+
+    async def act(driver: Engine, stand_in: VllmStandIn, session: aiohttp.ClientSession) -> None:
+        await post(session, stand_in.address + "/sleep?level=2&mode=wait", None)
+        await driver.sleep(5)
+        await driver.wake(5)
+        assert await ask(session, stand_in, "x") == whole_text("x", 4)
+
+    drive("vllm", act)
+
+
 def test_vllm_that_has_woken_in_part_is_woken_in_full() -> None:
     async def act(driver: Engine, stand_in: VllmStandIn, session: aiohttp.ClientSession) -> None:
         await driver.sleep(5)

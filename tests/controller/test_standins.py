@@ -343,7 +343,7 @@ def test_vllm_refuses_what_it_does_not_know() -> None:
                 assert (await post(session, f"{stand_in.address}/sleep?{query}", None))[0] == 400
             # A body says nothing: parameters are in the query.
             status, _ = await post(session, stand_in.address + "/sleep", {"level": "2"})
-            assert (status, stand_in.level) == (200, 1)
+            assert (status, stand_in.noted) == (200, 1)
             assert (await post(session, user.address + "/sleep", None))[0] == 404
 
     run(main())

@@ -176,9 +176,13 @@ class VllmEngine(Engine):
         return bool(reply["is_sleeping"])
 
     async def sleep(self, limit: float | None) -> None:
-        left = _Left(limit)
+        """Its metrics say the level that was asked for last, also where it slept already: weights that
+        somebody has discarded stay discarded."""
+        left, level = _Left(limit), self.level
+        if await self.is_sleeping(left()) and await self._weights_discarded(left()):
+            level = 2
         try:
-            await self._call("POST", "/sleep", left(), [("level", str(self.level)), ("mode", "wait")])
+            await self._call("POST", "/sleep", left(), [("level", str(level)), ("mode", "wait")])
         except EngineError as fault:
             if fault.kind == UNSUPPORTED:
                 raise self._cannot_sleep(fault) from None

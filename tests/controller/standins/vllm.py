@@ -3,7 +3,7 @@
 
 As vLLM's scheduler does, it takes requests while it sleeps and begins with them once it is awake. Level 2
 loses the weights, which /collective_rpc reload_weights brings back between the two wakes: else its text is
-garbled.
+garbled. As its metrics do, they say the level that was asked for last, though it slept already.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class VllmStandIn(StandIn):
         self.begin_anew()
 
     def begin_anew(self) -> None:
+        self.noted: int | None = None  # the last sleep's level, which metrics go by, until it has woken
         self.paused = False
         self.frozen = False
         self.sleeping_tags: set[str] = set()
-        self.level = 0
         self.weights_lost = False
 
     def handlers(self) -> dict[str, Handler]:
@@ -173,12 +173,10 @@ class VllmStandIn(StandIn):
         await self.changed()
         if mode != "keep":
             await self.until(lambda: not any(generation in self._generations for generation in running))
-        if level == 0:
-            return
-        if self.behaviour.sleep_s:
+        if level and self.behaviour.sleep_s:
             await asyncio.sleep(self.behaviour.sleep_s)
-        if "weights" not in self.sleeping_tags:
-            self.level = level
+        self.noted = level
+        if level and "weights" not in self.sleeping_tags:
             self.weights_lost = self.weights_lost or level == 2
             self.sleeping_tags = set(TAGS)
             self.counters.sleeps += 1
@@ -202,7 +200,7 @@ class VllmStandIn(StandIn):
             self.counters.wakes += not self.sleeping_tags
         if not self.sleeping_tags:
             self.paused = self.frozen = False
-            self.level = 0
+            self.noted = None
         await self.changed()
         return not self.sleeping_tags
 
@@ -224,9 +222,9 @@ class VllmStandIn(StandIn):
     def metrics_text(self) -> str:
         labels = f'engine="0",model_name="{self.model}"'
         states = {
-            "awake": not self.sleeping_tags,
-            "weights_offloaded": self.level == 1,
-            "discard_all": self.level == 2,
+            "awake": self.noted is None,
+            "weights_offloaded": self.noted == 1,
+            "discard_all": self.noted == 2,
         }
         lines = [
             "# TYPE vllm:num_requests_running gauge",
