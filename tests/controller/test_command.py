@@ -5,14 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +15,12 @@ import aiohttp
 import pytest
 
 from controller.live import Raw, eventually, post, run, serving
+from controller.process import COMMAND, Process, controller, environment
 from controller.standins.answers import completion, stream_text, whole_text
 from controller.standins.server import Behaviour, StandIn
 from controller.standins.vllm import VllmStandIn
 
-PYTHON = str(Path(__file__).resolve().parents[2] / "python")
-COMMAND = [sys.executable, "-m", "kvcached.controller.main"]
 COMPLETIONS = "/v1/completions"
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": PYTHON, **more}
 
 
 def write_config(path: Path, stand_ins: dict[str, StandIn], **sections: Any) -> Path:
@@ -41,54 +31,6 @@ def write_config(path: Path, stand_ins: dict[str, StandIn], **sections: Any) -> 
     text = {"router": {"router_port": 0}, "instances": instances, **sections}
     path.write_text(json.dumps(text))
     return path
-
-
-class Process:
-    """The command, and what it has said so far."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.log = ""
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        assert self.process.stderr
-        while data := await self.process.stderr.read(1 << 16):
-            self.log += data.decode()
-
-    def address(self) -> str:
-        found = re.search(r"Listening on (http://[\d.:]+) \(user\)", self.log)
-        return found[1] if found else ""
-
-    async def says(self, words: str) -> None:
-        await eventually(lambda: words in self.log, what=words)
-
-    async def end(self) -> int:
-        status = await asyncio.wait_for(self.process.wait(), 20)
-        await self._reading
-        return status
-
-
-@asynccontextmanager
-async def controller(config: Path, *words: str, **variables: str) -> AsyncIterator[Process]:
-    """Listening, and knowing of each engine how it is."""
-    process = Process(
-        await asyncio.create_subprocess_exec(
-            *COMMAND,
-            "--config",
-            str(config),
-            *words,
-            env=environment(**variables),
-            stderr=asyncio.subprocess.PIPE,
-        )
-    )
-    try:
-        await eventually(lambda: bool(process.address()) or process.process.returncode is not None)
-        yield process
-    finally:
-        if process.process.returncode is None:
-            process.process.kill()
-        await process.end()
 
 
 def ask_program(*words: str) -> subprocess.CompletedProcess[str]:
