@@ -109,6 +109,7 @@ def test_reference() -> None:
                 "0.5",
                 "--enable-sleep-mode",
             ),
+            ipc_name="VLLM",
         ),
         Instance(
             name="instance2",
@@ -124,6 +125,7 @@ def test_reference() -> None:
                 "--served-model-name",
                 "qwen small",
             ),
+            ipc_name="instance2",
         ),
     )
 
@@ -166,6 +168,24 @@ KEY,
     assert (first.api_key_env, first.ipc_name, first.gpu) == ("KEY", "i", (1, 2))
     assert (first.weight_bytes, first.min_kv_bytes) == (16 << 30, 3 << 29)
     assert (second.url, second.dns, second.gpu) == (None, ("engines.ns.svc", 8000), (3,))
+
+
+@pytest.mark.parametrize(
+    ("lines", "more", "ipc_name"),
+    [
+        ("", "", "a"),
+        ("ipc_name: i", "", "i"),
+        ("ipc_name: null", "", None),
+        ("kvcached_env: [KVCACHED_IPC_NAME=k]", "kvcached: {kvcached_ipc_name: all}", "k"),
+        ("engine_env: [KVCACHED_IPC_NAME=e], kvcached_env: [KVCACHED_IPC_NAME=k]", "", "e"),
+        ("", "kvcached: {kvcached_ipc_name: all}", "all"),
+        ("ipc_name: i", "kvcached: {kvcached_ipc_name: all}", "i"),
+    ],
+)
+def test_the_name_at_the_daemon(lines: str, more: str, ipc_name: str | None) -> None:
+    """As kvcached-launch tells it to the engine."""
+    text = f"{more}\ninstances: [{{name: a, model: m, engine: vllm, {lines}}}]"
+    assert parse(text, "c.yaml").instances[0].ipc_name == ipc_name
 
 
 def test_defaults() -> None:

@@ -32,7 +32,7 @@ def config_of(
     router: dict[str, Any] | None = None,
     **instance: Any,
 ) -> configs.Config:
-    """Stand-ins that run, by the names that people ask for; several are replicas."""
+    """Stand-ins that run, by the names that people ask for; several are replicas. No daemon knows of them."""
     instances = []
     for model, of_model in stand_ins.items():
         for i, stand_in in enumerate(of_model if isinstance(of_model, list) else [of_model]):
@@ -40,7 +40,7 @@ def config_of(
             name = f"{model.replace('/', '-')}-{i}"
             weight = {"weight_bytes": stand_in.behaviour.weight_bytes}
             found = {"name": name, "model": model, "engine": engine, "url": stand_in.address}
-            instances.append({**found, **weight, **instance})
+            instances.append({**found, **weight, "ipc_name": None, **instance})
     text = {
         "router": {"router_port": 0, **(router or {})},
         "sleep_manager": {**SETTINGS, **(sleep_manager or {})},

@@ -20,7 +20,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -32,6 +32,7 @@ ENGINE_PORTS = {"vllm": 8000, "sglang": 30000}
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 _UNITS = {"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_IPC_NAME = "KVCACHED_IPC_NAME"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -90,7 +91,7 @@ class Instance:
     engine_env: Mapping[str, str] = field(default_factory=dict)
     engine_args: tuple[str, ...] = ()
     api_key_env: str | None = None  # the variable that has the engine's key
-    ipc_name: str | None = None
+    ipc_name: str | None = None  # at its daemon; None: it has nothing to do with one
     gpu: tuple[int, ...] = (0,)
     weight_bytes: int | None = None
     min_kv_bytes: int | None = None
@@ -128,6 +129,10 @@ def parse(text: str, file: str) -> Config:
         "instances": _instances,
     }
     config = Config(**{"instances": (), **_read(text, file, readers)})
+    named = config.kvcached.get(_IPC_NAME)
+    if named:
+        instances = [replace(i, ipc_name=named) if i.ipc_name == i.name else i for i in config.instances]
+        config = replace(config, instances=tuple(instances))
     if not config.instances and config.router.discovery_file is None:
         raise ConfigError(file, 1, "instances", "has no engine, and must be a list of them")
     return config
@@ -475,7 +480,10 @@ def _instance(item: _Item) -> Instance:
     url = values.get("url")
     if url is None and values.get("dns") is None:
         url = _url_of_arguments(item, values["engine"], arguments)
-    return Instance(**{**values, "url": url, "served_model_name": served})
+    # kvcached-launch gives the engine this name, too.
+    own = {**values.get("kvcached_env", {}), **values.get("engine_env", {})}
+    ipc_name = values.get("ipc_name", own.get(_IPC_NAME) or values["name"])
+    return Instance(**{**values, "url": url, "served_model_name": served, "ipc_name": ipc_name})
 
 
 def _url_of_arguments(item: _Item, engine: str, arguments: tuple[str, ...]) -> str:
