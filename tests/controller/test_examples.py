@@ -89,6 +89,7 @@ class Example:
                 await stand_in.start()
                 stack.push_async_callback(stand_in.stop)
                 await stand_in.refuse()
+                assert instance.url
                 old, new = (f"--port {url.rsplit(':', 1)[1]} " for url in (instance.url, stand_in.address))
                 assert self.text.count(old) == 1
                 self.text = self.text.replace(old, new)

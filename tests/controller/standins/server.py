@@ -163,6 +163,10 @@ class StandIn:
     def check_model(self, body: dict[str, Any]) -> None:
         """RefusedError, where the engine refuses a name that it doesn't serve."""
 
+    def missing(self, field: str) -> RefusedError:
+        """How the engine refuses a body without it."""
+        return RefusedError(400, f"Field required: {field}", "Bad Request", f"body.{field}")
+
     def held_bytes(self) -> int:
         raise NotImplementedError
 
@@ -384,7 +388,7 @@ class StandIn:
         body = await self.read_json(request)
         needed = "messages" if chat else "prompt"
         if needed not in body:
-            raise RefusedError(400, f"Field required: {needed}", "Bad Request", f"body.{needed}")
+            raise self.missing(needed)
         self.check_model(body)
         generation = self._begin(request, body, chat=chat)
         try:

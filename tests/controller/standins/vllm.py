@@ -80,6 +80,12 @@ class VllmStandIn(StandIn):
             message = f"The model `{body['model']}` does not exist. Valid aliases: {self.model}."
             raise RefusedError(404, message, "NotFoundError", "model")
 
+    def missing(self, field: str) -> RefusedError:
+        if field != "prompt":
+            return super().missing(field)
+        message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
+        return RefusedError(400, message, "BadRequestError", "prompt")
+
     def model_card(self) -> dict[str, Any]:
         permission = {
             "id": "modelperm-0",

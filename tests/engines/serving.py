@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines' own servers, as kvcached-launch starts them, on the emulated GPU of a daemon; and a controller in
+front of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from controller.launching import free_port, with_environment
+from controller.live import eventually, post
+from controller.process import Process, controller
+from engines.conftest import SLOW_S
+from harness.blocks import used_bytes
+from harness.broker import Programs, Result, Site, run_program
+from harness.broker import eventually as eventually_sync
+
+TESTS = Path(__file__).resolve().parents[1]
+MARK = "ENGINES_TEST_MARK"
+# A request of so many tokens is under way for much longer than a look at it takes.
+MAX_TOKENS = 1900
+VLLM_ARGUMENTS = (
+    "--max-model-len 2048 --max-num-seqs 16 --enforce-eager --seed 0 --dtype float32 --block-size 32"
+)
+
+
+@dataclass
+class Server:
+    """An engine of a Fleet. key: that its /v1 asks for."""
+
+    name: str
+    model: Path
+    port: int
+    engine: str = "vllm"
+    arguments: str = ""
+    key: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def instance(self, venv: Path) -> dict[str, Any]:
+        environment = [f"VLLM_API_KEY={self.key}"] if self.key else []
+        return {
+            "name": self.name,
+            "model": str(self.model),
+            "served_model_name": self.name,
+            "engine": self.engine,
+            "engine_args": f"--port {self.port} {self.arguments}",
+            "engine_env": environment,
+            "using_venv": True,
+            "venv_path": str(venv),
+            "ipc_name": self.name,
+        }
+
+    # ---- The server itself, without the controller ----
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """Status and body; 0: nobody answers."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **self.headers}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=SLOW_S) as reply:
+                return reply.status, reply.read()
+        except urllib.error.HTTPError as reply:
+            return reply.code, reply.read()
+        except OSError:
+            return 0, b""
+
+    def is_healthy(self) -> bool:
+        return self.ask("GET", "/health")[0] == 200
+
+    def samples(self) -> list[tuple[str, dict[str, str], float]]:
+        status, data = self.ask("GET", "/metrics")
+        assert status == 200
+        families = text_string_to_metric_families(data.decode())
+        return [(s.name, s.labels, s.value) for family in families for s in family.samples]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of those that have these labels."""
+        return sum(v for n, has, v in self.samples() if n == name and labels.items() <= has.items())
+
+    def running(self) -> float:
+        return self.metric("vllm:num_requests_running")
+
+
+@dataclass
+class Fleet:
+    """Engines of one configuration. package: a folder with kvcached, for PYTHONPATH."""
+
+    site: Site
+    programs: Programs
+    folder: Path
+    package: Path
+    venv: Path
+    servers: dict[str, Server] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.daemon = self.programs.daemon("256M", budget="96M")
+        self.config = self.folder / "engines.yaml"
+        self.state = self.folder / "state"
+
+    def add(self, name: str, model: Path, **options: Any) -> Server:
+        self.servers[name] = Server(name, model, free_port(), **options)
+        return self.servers[name]
+
+    def configure(self, **sections: Any) -> None:
+        instances = [server.instance(self.venv) for server in self.servers.values()]
+        self.config.write_text(json.dumps({**sections, "instances": instances}))
+
+    def variables(self) -> dict[str, str]:
+        return {
+            "PYTHONPATH": os.pathsep.join([str(self.package), str(self.folder), str(TESTS)]),
+            "KVCACHED_SOCKET": str(self.daemon.socket),
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            MARK: str(self.folder),
+            **self.environment,
+        }
+
+    def launch(self, *words: str) -> Result:
+        command = [sys.executable, "-m", "kvcached.controller.launch.main", "--state-dir", str(self.state)]
+        command += ["--config", str(self.config), *words]
+        return run_program(command, self.site.environment(**self.variables()), SLOW_S)
+
+    def status(self, name: str) -> dict[str, Any]:
+        (found,) = self.launch("status", name, "--json").json()
+        return dict(found)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """As status has it, and sooner."""
+        return dict(json.loads((self.state / name / "record.json").read_text()))
+
+    def start(self) -> Result:
+        """Returns when all answer."""
+        done = self.launch("start")
+        assert done.rc == 0, done.err
+        self.serve(*self.servers)
+        return done
+
+    def serve(self, *names: str) -> None:
+        """Waits until they answer."""
+
+        def serves(name: str) -> bool:
+            if self.servers[name].is_healthy():
+                return True
+            assert self.record(name)["state"] != "failed", self.log(name)
+            return False
+
+        for name in names:
+            eventually_sync(lambda name=name: serves(name), SLOW_S)  # type: ignore[misc]
+
+    def log(self, name: str) -> str:
+        return self.launch("logs", name, "--lines", "60").out
+
+    def used_bytes(self, name: str) -> int:
+        """Of the daemon's memory."""
+        return used_bytes(lambda *words: self.programs.kvctl(*words, daemon=self.daemon), name)
+
+    def left(self) -> list[int]:
+        """Processes that were begun by commands of this fleet, or by these."""
+        return with_environment(f"{MARK}={self.folder}")
+
+    def end(self) -> None:
+        done = self.launch("--kill-all")
+        assert done.rc == 0, done.err
+        assert self.left() == []
+
+
+def entry_points(folder: Path, python: str, lines: str) -> None:
+    """What is installed beside an engine, as far as it must be: vLLM's package for CPUs has another name, by
+    which its own command doesn't find it."""
+    about = folder / "kvcached_tests-0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: kvcached-tests\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(lines)
+    code = "from importlib import metadata; print(metadata.version('vllm-cpu'))"
+    version = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    if version:
+        about = folder / f"vllm-{version}+cpu.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+
+
+# ---- A controller in front ----
+
+
+def completion(model: str, prompt: Sequence[int], tokens: int = 40, **more: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        **more,
+    }
+
+
+def tokens_of(data: bytes) -> list[int]:
+    """Of an answer that is complete, as a whole or as a stream."""
+    if data.startswith(b"data: "):
+        *chunks, end, nothing = data.split(b"\n\n")
+        assert (end, nothing) == (b"data: [DONE]", b""), data[-300:]
+        answers = [json.loads(chunk.removeprefix(b"data: ")) for chunk in chunks]
+    else:
+        answers = [json.loads(data)]
+    return [token for answer in answers for choice in answer["choices"] for token in choice["token_ids"]]
+
+
+@dataclass
+class Front:
+    """A controller, and a client of it."""
+
+    process: Process
+    session: aiohttp.ClientSession
+    address: str
+
+    async def complete(self, model: str, prompt: Sequence[int], tokens: int = 40, **more: Any) -> list[int]:
+        """Tokens of an answer that must come."""
+        body = completion(model, prompt, tokens, **more)
+        status, data = await post(self.session, f"{self.address}/v1/completions", body)
+        assert status == 200, data
+        return tokens_of(data)
+
+    async def act(self, what: str, model: str) -> tuple[int, Any]:
+        status, data = await post(self.session, f"{self.address}/action/{what}/{model}", None)
+        return status, json.loads(data)
+
+    async def sleep(self, model: str) -> None:
+        status, said = await self.act("sleep", model)
+        assert status == 200, said
+
+    async def state(self, model: str) -> str:
+        async with self.session.get(f"{self.address}/sleep/status") as reply:
+            return str((await reply.json())["states"][model]["state"])
+
+    async def is_so(self, model: str, state: str, within: float = 60) -> None:
+        async def so() -> bool:
+            return await self.state(model) == state
+
+        await eventually(so, within, f"{model} is {state}")
+
+    async def metric(self, name: str, **labels: str) -> float:
+        async with self.session.get(f"{self.address}/metrics") as reply:
+            families = text_string_to_metric_families(await reply.text())
+        samples = [s for family in families for s in family.samples]
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+@asynccontextmanager
+async def front(
+    fleet: Fleet,
+    names: Sequence[str],
+    sleep_manager: Mapping[str, Any] | None = None,
+    **instance: Any,
+) -> AsyncIterator[Front]:
+    """A controller that knows of these engines, and how they are. instance: more keys of each."""
+    instances = []
+    for server in (fleet.servers[name] for name in names):
+        about = {"name": server.name, "model": server.name, "engine": server.engine, "url": server.url}
+        key = {"api_key_env": f"KEY_OF_{server.name.upper()}"} if server.key else {}
+        instances.append({**about, **key, **instance, "ipc_name": server.name})
+    settings = {"min_awake_seconds": 0, "min_sleep_duration": 0, **(sleep_manager or {})}
+    text = {"router": {"router_port": 0}, "sleep_manager": settings, "instances": instances}
+    config = fleet.folder / f"controller-{os.urandom(4).hex()}.yaml"
+    config.write_text(json.dumps(text))
+    keys = {f"KEY_OF_{server.name.upper()}": server.key for server in fleet.servers.values()}
+    async with front_of(fleet, config, names, **keys) as made:
+        yield made
+
+
+@asynccontextmanager
+async def front_of(
+    fleet: Fleet, config: Path, names: Sequence[str], **variables: str
+) -> AsyncIterator[Front]:
+    """As front(), with a file that there is."""
+    variables = fleet.site.settings() | fleet.variables() | variables
+    async with controller(config, **variables) as process, aiohttp.ClientSession() as session:
+        made = Front(process, session, process.address())
+        try:
+            for name in names:
+                await eventually(lambda name=name: _is_known(made, name), 60)  # type: ignore[misc]
+            yield made
+        finally:
+            print(process.log)
+
+
+async def _is_known(made: Front, name: str) -> bool:
+    return await made.state(name) != "waking"
