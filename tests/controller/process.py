@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from controller.live import eventually
+from controller.standins.server import StandIn
 
 PYTHON = str(Path(__file__).resolve().parents[2] / "python")
 COMMAND = [sys.executable, "-m", "kvcached.controller.main"]
@@ -19,6 +22,17 @@ COMMAND = [sys.executable, "-m", "kvcached.controller.main"]
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": PYTHON, **more}
+
+
+def write_config(path: Path, stand_ins: dict[str, StandIn], **sections: Any) -> Path:
+    instances = [
+        {"name": f"i{i}", "model": name, "engine": "vllm", "url": stand_in.address}
+        for i, (name, stand_in) in enumerate(stand_ins.items())
+    ]
+    router = {"router_port": 0, "max_connections": 256}  # for which any machine has descriptors
+    text = {"router": router, "instances": instances, **sections}
+    path.write_text(json.dumps(text))
+    return path
 
 
 class Process:
@@ -48,8 +62,10 @@ class Process:
 
 
 @asynccontextmanager
-async def controller(config: Path, *words: str, **variables: str) -> AsyncIterator[Process]:
-    """Listening."""
+async def controller(
+    config: Path, *words: str, begin: Callable[[], None] | None = None, **variables: str
+) -> AsyncIterator[Process]:
+    """Listening. begin: what it does first."""
     process = Process(
         await asyncio.create_subprocess_exec(
             *COMMAND,
@@ -58,6 +74,7 @@ async def controller(config: Path, *words: str, **variables: str) -> AsyncIterat
             *words,
             env=environment(**variables),
             stderr=asyncio.subprocess.PIPE,
+            preexec_fn=begin,
         )
     )
     try:

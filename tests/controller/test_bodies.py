@@ -42,7 +42,7 @@ def test_compressed() -> None:
     ("data", "status", "code"),
     [
         (gzip.compress(b" " * (MOST + 1)), 413, "body_too_large"),
-        (b"no gzip at all", 400, "invalid_encoding"),
+        (b"no gzip at all", 400, "invalid_http"),
         (gzip.compress(b"{" * 1000)[:-20], 400, "invalid_json"),
         (gzip.compress(b"{"), 400, "invalid_json"),
     ],

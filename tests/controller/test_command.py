@@ -9,28 +9,17 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 
 from controller.live import Raw, eventually, post, run, serving
-from controller.process import COMMAND, Process, controller, environment
+from controller.process import COMMAND, Process, controller, environment, write_config
 from controller.standins.answers import completion, stream_text, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.server import Behaviour
 from controller.standins.vllm import VllmStandIn
 
 COMPLETIONS = "/v1/completions"
-
-
-def write_config(path: Path, stand_ins: dict[str, StandIn], **sections: Any) -> Path:
-    instances = [
-        {"name": f"i{i}", "model": name, "engine": "vllm", "url": stand_in.address}
-        for i, (name, stand_in) in enumerate(stand_ins.items())
-    ]
-    text = {"router": {"router_port": 0}, "instances": instances, **sections}
-    path.write_text(json.dumps(text))
-    return path
 
 
 def ask_program(*words: str) -> subprocess.CompletedProcess[str]:

@@ -31,7 +31,6 @@ def test_body() -> None:
     ("code", "status"),
     [
         ("invalid_json", 400),
-        ("invalid_encoding", 400),
         ("missing_model", 400),
         ("invalid_api_key", 401),
         ("model_not_found", 404),

@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
-from kvcached.controller import app, config, discovery, errors, lifecycle, main, node
+from kvcached.controller import app, config, connections, discovery, errors, lifecycle, main, node
 from kvcached.controller.actions import State
 from kvcached.controller.balance import Balance
 from kvcached.controller.metrics import Metrics
@@ -162,7 +162,9 @@ def test_numbers_that_the_page_names() -> None:
         f"{lifecycle.BACKOFF_MAX_SECONDS:.0f},",
         f"Engines are asked all {node.PROBE_SECONDS:.0f} seconds",
         f"looked up every {discovery.DNS_SECONDS:.0f} seconds",
-        f"a header of more than {main.HEADERS_BYTES >> 10} KiB",
+        f"at most {connections.HEAD_BYTES >> 10} KiB in all, {connections.FIELD_BYTES >> 10} KiB a line",
+        f"as many as {config.Router().max_connections} connections",
+        f"{connections.needed(config.Router().max_connections)} descriptors",
     ):
         assert sentence in " ".join(PAGE.split())
     assert discovery.FILE_SECONDS == 1

@@ -150,7 +150,7 @@ class Service:
             return await self._answer(request, handler, note)
         finally:
             self.n_handlers -= 1
-            self._log(request, note)
+            self._log(f"{request.method} {request.path}", request.remote, note)
 
     async def _answer(self, request: web.Request, handler: Handler, note: Note) -> web.StreamResponse:
         try:
@@ -186,20 +186,29 @@ class Service:
         note.code = code
         self.node.metrics.refusals.labels(note.model or OTHER, code).inc()
         response = web.json_response(reply.body, status=reply.status, headers=reply.headers)
-        if code in ("shutting_down", "body_too_large", "body_timeout", "invalid_encoding"):
+        if code in ("shutting_down", "body_too_large", "body_timeout", "invalid_http"):
             response.force_close()
         return response
 
-    def _log(self, request: web.Request, note: Note) -> None:
+    def refuse_unread(self, code: str, remote: str | None, **words: object) -> web.Response:
+        """For what did not become a request; the connection ends with it."""
+        note = Note(request_id(None), self._loop.time())
+        response = self._refuse(note, code, None, **words)
+        response.headers[proxy.REQUEST_ID] = note.id
+        response.force_close()
+        note.status = response.status
+        self._log("No request", remote, note)
+        return response
+
+    def _log(self, what: str, remote: str | None, note: Note) -> None:
         seconds = self._loop.time() - note.began
         access_log.info(
-            "%s %s",
-            request.method,
-            request.path,
+            "%s",
+            what,
             extra={
                 "fields": {
                     "request_id": note.id,
-                    "remote": request.remote,
+                    "remote": remote,
                     "status": note.status or "gone",
                     "model": note.model,
                     "engine": note.replica,
@@ -240,7 +249,7 @@ class Service:
             raise Problem("body_timeout") from None
         except (web.RequestPayloadError, PayloadEncodingError) as fault:
             request.content.feed_eof()
-            raise Problem("invalid_encoding", detail=proxy.sentence(fault.__cause__ or fault)) from None
+            raise Problem("invalid_http", detail=_payload_fault(fault)) from None
         finally:
             late.cancel()
 
@@ -591,6 +600,12 @@ def _state_of(model: Model) -> dict[str, Any]:
         "queued_requests": life.queued,
         "reason": life.failure or None if life.state is State.FAILED else None,
     }
+
+
+def _payload_fault(fault: BaseException) -> str:
+    """aiohttp has the sentence in what the fault was made of."""
+    text = str(getattr(fault.__cause__ or fault, "message", ""))
+    return " ".join(text.split())[:200] or "its body cannot be read"
 
 
 def _done(model: Model, ok: bool, message: str) -> web.Response:

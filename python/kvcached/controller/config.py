@@ -54,6 +54,8 @@ class Router:
     api_keys_file: str | None = None
     admin_keys_file: str | None = None
     max_body_bytes: int = 32 << 20
+    max_connections: int = 8192  # of clients, where descriptors suffice for as many
+    head_timeout_seconds: float = 30  # for a request's head to arrive
     connect_timeout_seconds: float = 5
     idle_timeout_seconds: float = 600  # that an engine may be silent within an answer
     discovery_file: str | None = None
@@ -400,6 +402,8 @@ _ROUTER: dict[str, _Reader] = {
     "api_keys_file": _or_null(_text),
     "admin_keys_file": _or_null(_text),
     "max_body_bytes": _size(1024),
+    "max_connections": _whole(1, 1000000),
+    "head_timeout_seconds": _seconds(positive=True),
     "connect_timeout_seconds": _seconds(positive=True),
     "idle_timeout_seconds": _seconds(positive=True),
     "discovery_file": _or_null(_text),

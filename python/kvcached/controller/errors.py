@@ -30,8 +30,10 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     # The request.
+    "invalid_http": Kind(400, _REQUEST, "The request is not as HTTP has it: {detail}"),
+    "head_timeout": Kind(408, _REQUEST, "The request's head did not arrive in time"),
+    "head_too_large": Kind(431, _REQUEST, "{part} has more than {limit} bytes"),
     "invalid_json": Kind(400, _REQUEST, "The body is not JSON: {detail}"),
-    "invalid_encoding": Kind(400, _REQUEST, "The body cannot be decoded: {detail}"),
     "invalid_body": Kind(400, _REQUEST, "The body must be a JSON object"),
     "missing_model": Kind(400, _REQUEST, 'The body must name a "model"', "model"),
     "invalid_model": Kind(400, _REQUEST, '"model" must be a string', "model"),

@@ -67,7 +67,8 @@ def begin(form: str, level: str, stream: TextIO = sys.stderr) -> None:
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel(level.upper())
-    other = logging.getLogger("aiohttp")
-    other.handlers[:] = [handler]
-    other.propagate = False
-    other.setLevel(logging.WARNING)
+    for name in ("aiohttp", "asyncio"):
+        other = logging.getLogger(name)
+        other.handlers[:] = [handler]
+        other.propagate = False
+        other.setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ import aiohttp
 from aiohttp import web
 
 from kvcached.controller import config as configs
-from kvcached.controller import logs, proxy
+from kvcached.controller import connections, logs, proxy
 from kvcached.controller.access import Keys, KeysError, read_keys
 from kvcached.controller.app import Locks, Service
 from kvcached.controller.discovery import Discovery
@@ -33,7 +34,7 @@ log = logging.getLogger("kvcached.controller")
 DONE, FAILED, USAGE = 0, 1, 2
 QUIET_SECONDS = 0.05
 KILL_SECONDS = 0.001  # aiohttp takes 0 for ever
-HEADERS_BYTES = 1 << 15
+ADMIN_CONNECTIONS, ADMIN_BACKLOG = 64, 64  # where administrators have a port of their own
 
 
 class StartError(Exception):
@@ -62,7 +63,7 @@ class Controller:
         self.service = Service(self.node, self._requests, config.router, locks)
         self._discovery = Discovery(self._apply)
         self._runners: list[web.AppRunner] = []
-        self._sites: list[web.TCPSite] = []
+        self._servers: list[asyncio.AbstractServer] = []
         self._killed = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False
@@ -77,8 +78,8 @@ class Controller:
 
     async def stop(self) -> None:
         """Accepts nothing more, and returns when what was accepted has been answered, or after kill()."""
-        for site in self._sites:
-            await site.stop()
+        for server in self._servers:
+            server.close()
         self.node.stop()
         while not self._killed.is_set() and not (self.node.quiet and self.service.n_handlers == 0):
             try:
@@ -92,6 +93,8 @@ class Controller:
     async def close(self) -> None:
         if self._reloading:
             self._reloading.cancel()
+        for server in self._servers:
+            server.close()
         for runner in self._runners:
             await runner.cleanup()
         await self._discovery.close()
@@ -139,26 +142,37 @@ class Controller:
             routes[0] = (*routes[0][:3], service.admin_routes() + service.user_routes())
         else:
             routes.append(("admin", router.admin_host, router.admin_port, service.admin_routes()))
+        n_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most, backlog = connections.share(n_descriptors, router.max_connections)
+        if most < router.max_connections:
+            log.warning("%d descriptors suffice for %d connections of clients", n_descriptors, most)
         for name, host, port, of_port in routes:
             runner = web.AppRunner(
-                service.application(of_port),
-                handler_cancellation=True,
-                access_log=None,
-                shutdown_timeout=KILL_SECONDS,
-                max_field_size=HEADERS_BYTES,
-                max_line_size=HEADERS_BYTES,
+                service.application(of_port), handler_cancellation=True, shutdown_timeout=KILL_SECONDS
             )
             await runner.setup()
             self._runners.append(runner)
-            site = web.TCPSite(runner, host, port, backlog=1024)
-            try:
-                await site.start()
-            except OSError as fault:
-                reason = os.strerror(fault.errno) if fault.errno and fault.errno > 0 else str(fault)
-                raise StartError(f"Nobody can listen on {host}:{port}: {reason}") from None
-            self._sites.append(site)
-            for address in runner.addresses:
-                self.addresses.setdefault(name, f"http://{_join(address)}")
+            if name == "admin":
+                most, backlog = ADMIN_CONNECTIONS, ADMIN_BACKLOG
+            await self._listen_at(name, host, port, runner.server, most, backlog)
+
+    async def _listen_at(
+        self, name: str, host: str, port: int, server: web.Server | None, most: int, backlog: int
+    ) -> None:
+        assert server
+        metrics, refuse = self.node.metrics, self.service.refuse_unread
+        clients = connections.Port(name, server, most, self._limits, refuse, metrics)
+        try:
+            listening = await self._loop.create_server(clients.connect, host, port, backlog=backlog)
+        except OSError as fault:
+            reason = os.strerror(fault.errno) if fault.errno and fault.errno > 0 else str(fault)
+            raise StartError(f"Nobody can listen on {host}:{port}: {reason}") from None
+        self._servers.append(listening)
+        self.addresses[name] = f"http://{_join(listening.sockets[0].getsockname())}"
+
+    def _limits(self) -> connections.Limits:
+        router = self.service.router
+        return connections.Limits(router.head_timeout_seconds, router.idle_timeout_seconds)
 
     # ---- Changes ----
 
@@ -196,7 +210,15 @@ class Controller:
 
 def where(router: configs.Router) -> dict[str, Any]:
     """What only a start can change."""
-    names = ("router_host", "router_port", "admin_host", "admin_port", "max_body_bytes", "metrics")
+    names = (
+        "router_host",
+        "router_port",
+        "admin_host",
+        "admin_port",
+        "max_body_bytes",
+        "max_connections",
+        "metrics",
+    )
     return {name: getattr(router, name) for name in names}
 
 
@@ -279,7 +301,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 async def _run(arguments: argparse.Namespace) -> None:
-    await Controller(*read(arguments), arguments).run()
+    config, locks = read(arguments)
+    connections.raise_limit(config.router.max_connections)
+    await Controller(config, locks, arguments).run()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -70,6 +70,19 @@ class Metrics:
         self.reloads = self._counter(
             "reloads", "Times that the configuration was read, by result: ok, failed.", "result"
         )
+        self.connections = Gauge(
+            "kvcached_controller_connections",
+            "Connections of clients, by port: user, admin.",
+            ["port"],
+            registry=self.registry,
+        )
+        self.connections_ended = self._counter(
+            "connections_ended",
+            "Connections of clients that were ended, by why: silent, crowded, stalled.",
+            "why",
+        )
+        for why in ("silent", "crowded", "stalled"):
+            self.connections_ended.labels(why)
         self.registry.register(_Now(self))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -177,7 +177,7 @@ async def _pass_on(upstream: aiohttp.ClientResponse, done: Forwarded, stall: _St
             done.broken = "the engine fell silent in the middle of its answer"
             return
         except (aiohttp.ClientError, OSError) as fault:
-            done.broken = f"the engine broke off in the middle of its answer: {sentence(fault)}"
+            done.broken = f"the engine broke off in the middle of its answer: {_sentence(fault)}"
             return
         if not chunk:
             break
@@ -265,7 +265,7 @@ class _Stall:
 
 
 def _no_answer(fault: BaseException, url: str, payload: _Body, limits: Limits) -> ProxyError:
-    detail = sentence(fault)
+    detail = _sentence(fault)
     if not payload.begun and (payload.size or _never_connected(fault)):
         return NotSent("engine_unreachable", url=url, detail=detail)
     if isinstance(fault, asyncio.TimeoutError):
@@ -279,7 +279,7 @@ def _never_connected(fault: BaseException) -> bool:
     return isinstance(fault, kinds if late is None else (*kinds, late))
 
 
-def sentence(fault: BaseException) -> str:
+def _sentence(fault: BaseException) -> str:
     return str(fault) or type(fault).__name__
 
 
