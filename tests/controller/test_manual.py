@@ -125,9 +125,14 @@ def test_metrics() -> None:
             (family,) = collector.describe()
             known[family.name] = (family.type, list(collector._labelnames))
     for family in metrics.registry.collect():
-        if isinstance(family, GaugeMetricFamily):
+        if isinstance(family, GaugeMetricFamily) and not family.name.startswith("process_"):
             known[family.name] = (family.type, list(family._labelnames))
-    assert {family.name for family in metrics.registry.collect()} == set(known)
+    own = {f.name: f.type for f in metrics.registry.collect() if f.name.startswith("process_")}
+    assert {family.name for family in metrics.registry.collect()} == {*known, *own}
+    of_processes = (ROOT / "docs/METRICS.md").read_text()
+    for name, kind in own.items():
+        full = name + ("_total" if kind == "counter" else "")
+        assert re.search(rf"^\| `{full}` \| {kind} \|", of_processes, re.MULTILINE), full
     listed = {}
     for name, kind, labels, meaning in table("Metrics"):
         assert meaning

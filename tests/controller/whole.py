@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ def config_of(
     for model, of_model in stand_ins.items():
         for i, stand_in in enumerate(of_model if isinstance(of_model, list) else [of_model]):
             engine = "sglang" if "sglang" in type(stand_in).__name__.lower() else "vllm"
-            name = f"{model.replace('/', '-')}-{i}"
+            name = re.sub(r"[^A-Za-z0-9.-]", "-", f"{model}-{i}")
             weight = {"weight_bytes": stand_in.behaviour.weight_bytes}
             found = {"name": name, "model": model, "engine": engine, "url": stand_in.address}
             instances.append({**found, **weight, "ipc_name": None, **instance})

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -81,8 +88,13 @@ class Metrics:
             "Connections of clients that were ended, by why: silent, crowded, stalled.",
             "why",
         )
+        # Series begin with zero, so that the first of each kind is seen as an increase.
         for why in ("silent", "crowded", "stalled"):
             self.connections_ended.labels(why)
+        for result in ("ok", "failed"):
+            self.reloads.labels(result)
+        self.refusals.labels(OTHER, "internal_error")
+        ProcessCollector(registry=self.registry)
         self.registry.register(_Now(self))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -94,11 +106,12 @@ class Metrics:
         )
 
     def set_models(self, models: Mapping[str, Model]) -> None:
-        """Series begin with zero, so that the first of each kind is seen as an increase."""
+        """They have series from now on."""
         self._models = models
         for name in models:
             for outcome in ("ok", "failed", "cancelled", "refused"):
                 self.requests.labels(name, outcome)
+            self.refusals.labels(name, "internal_error")
             for metric in (self.retries, self.wake_failures, self.sleep_failures):
                 metric.labels(name)
             for histogram in (self.first_byte, self.duration, self.queue_wait, self.wakes):
