@@ -115,6 +115,11 @@ class Port:
             response.force_close()
         return response
 
+    @property
+    def has_nothing(self) -> bool:
+        """All that was said to anybody has been sent."""
+        return all(connection.has_nothing for connection in self._all)
+
     # ---- What connections tell ----
 
     def made(self, connection: Connection) -> None:

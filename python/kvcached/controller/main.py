@@ -64,6 +64,7 @@ class Controller:
         self._discovery = Discovery(self._apply)
         self._runners: list[web.AppRunner] = []
         self._servers: list[asyncio.AbstractServer] = []
+        self._ports: list[connections.Port] = []
         self._killed = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False
@@ -81,11 +82,17 @@ class Controller:
         for server in self._servers:
             server.close()
         self.node.stop()
-        while not self._killed.is_set() and not (self.node.quiet and self.service.n_handlers == 0):
+        while not self._killed.is_set() and not self._quiet:
             try:
                 await asyncio.wait_for(self._killed.wait(), QUIET_SECONDS)
             except asyncio.TimeoutError:
                 continue
+
+    @property
+    def _quiet(self) -> bool:
+        """What clients have been told has left, too."""
+        handled = self.node.quiet and self.service.n_handlers == 0
+        return handled and all(port.has_nothing for port in self._ports)
 
     def kill(self) -> None:
         self._killed.set()
@@ -162,6 +169,7 @@ class Controller:
         assert server
         metrics, refuse = self.node.metrics, self.service.refuse_unread
         clients = connections.Port(name, server, most, self._limits, refuse, metrics)
+        self._ports.append(clients)
         try:
             listening = await self._loop.create_server(clients.connect, host, port, backlog=backlog)
         except OSError as fault:
