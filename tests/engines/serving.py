@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from controller.launching import free_port, with_environment
 from controller.live import eventually, post
 from controller.process import Process, controller
-from engines.conftest import SLOW_S
+from engines.conftest import SLOW_S, SharedSite
 from harness.blocks import used_bytes
 from harness.broker import Programs, Result, Site, run_program
 from harness.broker import eventually as eventually_sync
@@ -98,7 +100,10 @@ class Server:
         return sum(v for n, has, v in self.samples() if n == name and labels.items() <= has.items())
 
     def running(self) -> float:
-        return self.metric("vllm:num_requests_running")
+        """Requests, as it counts them."""
+        return self.metric(
+            {"vllm": "vllm:num_requests_running", "sglang": "sglang:num_running_reqs"}[self.engine]
+        )
 
 
 @dataclass
@@ -169,6 +174,11 @@ class Fleet:
         for name in names:
             eventually_sync(lambda name=name: serves(name), SLOW_S)  # type: ignore[misc]
 
+    def serve_again(self, name: str) -> None:
+        """Waits for an engine that is being started again."""
+        if not self.servers[name].ask("GET", "/v1/models")[0]:
+            self.serve(name)
+
     def log(self, name: str) -> str:
         return self.launch("logs", name, "--lines", "60").out
 
@@ -184,6 +194,27 @@ class Fleet:
         done = self.launch("--kill-all")
         assert done.rc == 0, done.err
         assert self.left() == []
+
+
+@contextmanager
+def fleets(build: Path, package: Path) -> Iterator[Callable[[str, Path, str], Fleet]]:
+    """make(python, venv, entry points): each with a GPU, a daemon and a folder of its own."""
+    made: list[Fleet] = []
+
+    def make(python: str, venv: Path, lines: str) -> Fleet:
+        folder = Path(tempfile.mkdtemp(prefix="kvc-", dir="/tmp"))
+        memory = Path(tempfile.mkdtemp(prefix="kvcached-test-", dir="/dev/shm"))
+        site = SharedSite(build=build, run=folder, emulate_dir=memory / "devices")
+        entry_points(folder, python, lines)
+        made.append(Fleet(site, Programs(site), folder, package, venv))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.end()
+        fleet.programs.end()
+        shutil.rmtree(fleet.folder)
+        shutil.rmtree(fleet.site.emulate_dir.parent)
 
 
 def entry_points(folder: Path, python: str, lines: str) -> None:
@@ -216,15 +247,25 @@ def completion(model: str, prompt: Sequence[int], tokens: int = 40, **more: Any)
     }
 
 
+def answers_of(data: bytes) -> list[Any]:
+    """What a complete answer says, as a whole or as a stream."""
+    if not data.startswith(b"data: "):
+        return [json.loads(data)]
+    *chunks, end, nothing = data.split(b"\n\n")
+    assert (end, nothing) == (b"data: [DONE]", b""), data[-300:]
+    return [json.loads(chunk.removeprefix(b"data: ")) for chunk in chunks]
+
+
 def tokens_of(data: bytes) -> list[int]:
-    """Of an answer that is complete, as a whole or as a stream."""
-    if data.startswith(b"data: "):
-        *chunks, end, nothing = data.split(b"\n\n")
-        assert (end, nothing) == (b"data: [DONE]", b""), data[-300:]
-        answers = [json.loads(chunk.removeprefix(b"data: ")) for chunk in chunks]
-    else:
-        answers = [json.loads(data)]
-    return [token for answer in answers for choice in answer["choices"] for token in choice["token_ids"]]
+    """Of a complete answer of vLLM's."""
+    return [
+        token for answer in answers_of(data) for choice in answer["choices"] for token in choice["token_ids"]
+    ]
+
+
+def text_of(data: bytes) -> str:
+    """Of a complete answer to completion()."""
+    return "".join(str(choice["text"]) for answer in answers_of(data) for choice in answer["choices"])
 
 
 @dataclass
@@ -235,12 +276,16 @@ class Front:
     session: aiohttp.ClientSession
     address: str
 
-    async def complete(self, model: str, prompt: Sequence[int], tokens: int = 40, **more: Any) -> list[int]:
-        """Tokens of an answer that must come."""
+    async def answer(self, model: str, prompt: Sequence[int], tokens: int = 40, **more: Any) -> bytes:
+        """Of a completion, which must come."""
         body = completion(model, prompt, tokens, **more)
         status, data = await post(self.session, f"{self.address}/v1/completions", body)
         assert status == 200, data
-        return tokens_of(data)
+        return data
+
+    async def complete(self, model: str, prompt: Sequence[int], tokens: int = 40, **more: Any) -> list[int]:
+        """Tokens of vLLM's answer."""
+        return tokens_of(await self.answer(model, prompt, tokens, **more))
 
     async def act(self, what: str, model: str) -> tuple[int, Any]:
         status, data = await post(self.session, f"{self.address}/action/{what}/{model}", None)
@@ -307,3 +352,67 @@ async def front_of(
 
 async def _is_known(made: Front, name: str) -> bool:
     return await made.state(name) != "waking"
+
+
+# ---- A stand-in beside it ----
+
+JSON = "application/json"
+STATE = "metrics"  # a path: of the metrics what is said of sleep
+
+
+async def compare(
+    stand_in: str, real: str, steps: Sequence[tuple[str, str, Any]], in_part: Sequence[str]
+) -> None:
+    """Both, at these addresses, are asked the same, step by step: a method, a path, and a body, which is text
+    if it is no JSON. The stand-in's replies have the real ones' status, and nothing that these don't have.
+    in_part: parts of paths; replies to others are the same as a whole."""
+    # An engine ends a connection on which something went wrong in it.
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        for method, path, body in steps:
+            asked = (method, path, body)
+            status, kind, expected = await reply_to(session, real, *asked)
+            answered, its_kind, said = await reply_to(session, stand_in, *asked)
+            assert (answered, its_kind) == (status, kind), (asked, said, expected)
+            check_is_part(said, expected, asked)
+            if status == 200 and not any(part in path for part in in_part):
+                assert said == expected, asked
+
+
+async def reply_to(
+    session: aiohttp.ClientSession, url: str, method: str, path: str, body: Any
+) -> tuple[int, str, Any]:
+    """Status, kind, and what it says: of a stream the last chunk, of metrics the state of sleep."""
+    data = body if isinstance(body, str) or body is None else json.dumps(body)
+    headers = {"Content-Type": JSON} if data else {}
+    where = f"{url}/metrics" if path == STATE else url + path
+    async with session.request(method, where, data=data, headers=headers) as reply:
+        said = await reply.read()
+        if path == STATE:
+            lines = [
+                line for line in said.decode().splitlines() if line.startswith("vllm:engine_sleep_state")
+            ]
+            return reply.status, "", sorted(lines)
+        if reply.content_type == "text/event-stream":
+            last = said.split(b"\n\n")[-3]
+            return reply.status, reply.content_type, json.loads(last.removeprefix(b"data: "))
+        if reply.content_type == JSON and said:
+            return reply.status, JSON, json.loads(said)
+        return reply.status, "", said
+
+
+def check_is_part(part: Any, whole: Any, what: Any) -> None:
+    """Each key is one of the real reply's, with a value of the same kind; a type of error is the same."""
+    if isinstance(part, dict):
+        assert isinstance(whole, dict), what
+        for key, value in part.items():
+            assert key in whole, (key, what, whole)
+            if key == "type" and isinstance(value, str):
+                assert value == whole[key], (what, part, whole)
+            check_is_part(value, whole[key], what)
+    elif isinstance(part, list):
+        assert isinstance(whole, list), what
+        for one, other in zip(part, whole, strict=False):
+            check_is_part(one, other, what)
+    elif part is not None and whole is not None and not isinstance(whole, dict):
+        assert type(part) is type(whole), (what, part, whole)

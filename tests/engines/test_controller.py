@@ -12,33 +12,30 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from controller.live import Raw, eventually, post, run, serving
 from controller.standins.vllm import VllmStandIn
-from engines.conftest import SharedSite
 from engines.serving import (
     MAX_TOKENS,
+    STATE,
     VLLM_ARGUMENTS,
     Fleet,
     Front,
     Server,
+    compare,
     completion,
-    entry_points,
+    fleets,
     front,
     front_of,
     tokens_of,
 )
 from engines.vllm_support import prompts
-from harness.broker import Programs
 from harness.broker import eventually as eventually_sync
 
 pytestmark = [pytest.mark.emulator, pytest.mark.timeout(900)]
@@ -52,25 +49,9 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def make_fleet(build_dir: Path, package: Path, vllm_python: str) -> Iterator[Callable[[], Fleet]]:
-    """Each with a GPU, a daemon and a folder of its own."""
-    made: list[Fleet] = []
-
-    def make() -> Fleet:
-        folder = Path(tempfile.mkdtemp(prefix="kvc-", dir="/tmp"))
-        memory = Path(tempfile.mkdtemp(prefix="kvcached-test-", dir="/dev/shm"))
-        site = SharedSite(build=build_dir, run=folder, emulate_dir=memory / "devices")
-        entry_points(
-            folder, vllm_python, "[vllm.general_plugins]\nsleeping_cpu = engines.sleeping_cpu:register\n"
-        )
-        made.append(Fleet(site, Programs(site), folder, package, Path(vllm_python).parents[1]))
-        return made[-1]
-
-    yield make
-    for fleet in made:
-        fleet.end()
-        fleet.programs.end()
-        shutil.rmtree(fleet.folder)
-        shutil.rmtree(fleet.site.emulate_dir.parent)
+    plugins = "[vllm.general_plugins]\nsleeping_cpu = engines.sleeping_cpu:register\n"
+    with fleets(build_dir, package) as make:
+        yield lambda: make(vllm_python, Path(vllm_python).parents[1], plugins)
 
 
 def arguments_of(fleet: Fleet, more: str = "") -> str:
@@ -371,8 +352,6 @@ def test_models_that_do_not_fit_together(fleet: Fleet, said: dict[str, list[list
 
 # ---- The stand-in that other tests have for vLLM ----
 
-JSON = "application/json"
-STATE = "metrics"
 # One after another; a method, a path, and a body, which is text if it is no JSON. What others of the
 # controller's tests rely on is the same: of STATE the state of sleep, of replies that are about sleep all.
 STEPS: list[tuple[str, str, Any]] = [
@@ -419,57 +398,10 @@ STEPS: list[tuple[str, str, Any]] = [
 def test_the_stand_in_does_the_same(fleet: Fleet) -> None:
     async def main() -> None:
         stand_in = VllmStandIn(model="small")
-        # vLLM ends a connection on which something went wrong in it.
-        connector = aiohttp.TCPConnector(force_close=True)
-        async with serving(stand_in), aiohttp.ClientSession(connector=connector) as session:
-            for method, path, body in STEPS:
-                real = await reply_to(session, fleet.servers["small"].url, method, path, body)
-                said = await reply_to(session, stand_in.address, method, path, body)
-                assert said[:2] == real[:2], (path, body, said, real)
-                check_is_part(said[2], real[2], (path, body))
-                if "/v1" not in path and real[0] == 200 and path != "/version":
-                    assert said[2] == real[2], (path, said, real)
+        async with serving(stand_in):
+            await compare(stand_in.address, fleet.servers["small"].url, STEPS, ("/v1", "/version"))
 
     run(main(), LIMIT_S)
-
-
-async def reply_to(
-    session: aiohttp.ClientSession, url: str, method: str, path: str, body: Any
-) -> tuple[int, str, Any]:
-    """Status, kind, and what it says: of a stream the last chunk, of metrics the state of sleep."""
-    data = body if isinstance(body, str) or body is None else json.dumps(body)
-    headers = {"Content-Type": JSON} if data else {}
-    where = f"{url}/metrics" if path == STATE else url + path
-    async with session.request(method, where, data=data, headers=headers) as reply:
-        said = await reply.read()
-        if path == STATE:
-            lines = [
-                line for line in said.decode().splitlines() if line.startswith("vllm:engine_sleep_state")
-            ]
-            return reply.status, "", sorted(lines)
-        if reply.content_type == "text/event-stream":
-            last = said.split(b"\n\n")[-3]
-            return reply.status, reply.content_type, json.loads(last.removeprefix(b"data: "))
-        if reply.content_type == JSON and said:
-            return reply.status, JSON, json.loads(said)
-        return reply.status, "", said
-
-
-def check_is_part(part: Any, whole: Any, what: Any) -> None:
-    """Each key is one of the real reply's, with a value of the same kind; a type of error is the same."""
-    if isinstance(part, dict):
-        assert isinstance(whole, dict), what
-        for key, value in part.items():
-            assert key in whole, (key, what, whole)
-            if key == "type" and isinstance(value, str):
-                assert value == whole[key], (what, part, whole)
-            check_is_part(value, whole[key], what)
-    elif isinstance(part, list):
-        assert isinstance(whole, list), what
-        for one, other in zip(part, whole, strict=False):
-            check_is_part(one, other, what)
-    elif part is not None and whole is not None and not isinstance(whole, dict):
-        assert type(part) is type(whole), (what, part, whole)
 
 
 # ---- kvcached-launch ----
