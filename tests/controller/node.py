@@ -27,7 +27,7 @@ from kvcached.controller.config import SleepManager
 from kvcached.controller.lifecycle import Lifecycle
 from kvcached.controller.victims import Candidate, Need
 
-GPU = frozenset({0})
+GPU = 0
 SLEEP_SECONDS = 1.0
 
 
@@ -146,7 +146,7 @@ class Node:
     def _make_room(self, model: Model, missing: int) -> None:
         since = model.life.waiting_since
         assert since is not None
-        need = Need(model.name, GPU, missing if self.known else None, since)
+        need = Need(model.name, frozenset({GPU}), {GPU: missing if self.known else None}, since)
         choice = victims.choose(need, map(self._candidate, self._candidates()), self.settings, self.now)
         for names, why in ((choice.sleep, Why.ROOM), (choice.turn, Why.TURN)):
             for name in names:
@@ -161,8 +161,7 @@ class Node:
         life = model.life
         return Candidate(
             model=model.name,
-            gpus=GPU,
-            bytes=model.bytes,
+            bytes={GPU: model.bytes},
             awake_since=life.awake_since or 0.0,
             may_sleep_from=life.may_sleep_from() or 0.0,
             idle_since=life.idle_since,

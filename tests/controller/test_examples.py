@@ -47,7 +47,7 @@ class Gpu:
         total = others + sum(self.reserved.values()) + wanted
         if total > GPU_BYTES:
             self.refused.add(instance.name)
-            raise NoRoom(f"{instance.name} does not fit", total - GPU_BYTES)
+            raise NoRoom(f"{instance.name} does not fit", {0: total - GPU_BYTES})
         self.most = max(self.most, total)
         self.reserved[instance.name] = wanted
         return Room(self, instance.name)

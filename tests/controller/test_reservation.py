@@ -11,7 +11,7 @@ import pytest
 
 from controller.live import eventually, run
 from kvcached.controller.config import Instance
-from kvcached.controller.reservation import DaemonReserver, NoRoom, needs_room
+from kvcached.controller.reservation import DaemonReserver, Full, NoRoom, needs_room, together
 
 INSTANCE = Instance(
     name="a",
@@ -32,6 +32,7 @@ class Books:
     def __init__(self) -> None:
         self.held: dict[int, tuple[str, int, int]] = {}
         self.full: set[int] = set()
+        self.gone: set[int] = set()
         self.silent = threading.Event()
         self.silent.set()
         self.asked = 0
@@ -40,8 +41,10 @@ class Books:
         self.asked += 1
         assert limit > 0
         self.silent.wait(30)
+        if gpu in self.gone:
+            raise ConnectionError("no daemon")
         if gpu in self.full:
-            raise MemoryError("the budget cannot hold it")
+            raise Full("the budget cannot hold it")
         assert gpu not in self.held
         self.held[gpu] = (name, kv_bytes, weight_bytes)
         return Book(self, gpu)
@@ -74,13 +77,55 @@ def test_all_or_nothing() -> None:
         books = Books()
         books.full = {1}
         reserver = DaemonReserver(books.make)
-        with pytest.raises(NoRoom, match="GPU 1 for llama: the budget cannot hold it"):
+        with pytest.raises(NoRoom, match="GPU 1 for llama: the budget cannot hold it") as refusal:
             await reserver.reserve(INSTANCE, 10)
+        assert refusal.value.missing_bytes == {1: None}
         assert books.held == {}
         assert books.asked == 2
         reserver.close()
 
     run(main())
+
+
+def test_all_gpus_that_are_short_are_named() -> None:
+    async def main() -> None:
+        books = Books()
+        books.full = {0, 2}
+        reserver = DaemonReserver(books.make)
+        with pytest.raises(NoRoom) as refusal:
+            await reserver.reserve(replace(INSTANCE, gpu=(0, 1, 2)), 10)
+        full = "for llama: the budget cannot hold it"
+        assert str(refusal.value) == f"GPU 0 {full}; GPU 2 {full}"
+        assert refusal.value.missing_bytes == {0: None, 2: None}
+        assert books.held == {}
+        reserver.close()
+
+    run(main())
+
+
+def test_nobody_else_can_help_where_a_daemon_is_gone() -> None:
+    """Wherever else there is too little."""
+
+    async def main() -> None:
+        for gone in ({0}, {1}, {2}):
+            books = Books()
+            books.gone = gone
+            books.full = {1, 2} - gone
+            reserver = DaemonReserver(books.make)
+            with pytest.raises(NoRoom, match=f"GPU {min(gone)} for llama: no daemon") as refusal:
+                await reserver.reserve(replace(INSTANCE, gpu=(0, 1, 2)), 10)
+            assert refusal.value.missing_bytes == {}
+            assert books.held == {}
+            reserver.close()
+
+    run(main())
+
+
+def test_together() -> None:
+    both = together([NoRoom("a", {0: 1, 1: 2, 2: None}), NoRoom("b", {1: 3, 2: 4, 3: 5})])
+    assert str(both) == "a; b"
+    assert both.missing_bytes == {0: 1, 1: 5, 2: None, 3: 5}
+    assert together([NoRoom("b", {2: 4}), NoRoom("a", {2: None})]).missing_bytes == {2: None}
 
 
 def test_who_does_not_wait_any_more_keeps_nothing() -> None:

@@ -14,7 +14,9 @@ from controller.standins.answers import completion, stream_text, whole_text
 from controller.standins.server import Behaviour, StandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
+from kvcached.controller import lifecycle
 from kvcached.controller.config import Instance
+from kvcached.controller.node import is_short
 from kvcached.controller.reservation import Held, NoRoom
 
 COMPLETIONS = "/v1/completions"
@@ -29,6 +31,8 @@ class Gpu:
         self.size, self.stand_ins, self.knows = size, stand_ins, knows
         self.reserved: dict[str, int] = {}
         self.grants = self.refusals = 0
+        self.answers = asyncio.Event()  # is set, unless a test has it wait
+        self.answers.set()
 
     def used(self) -> int:
         awake = [s.behaviour.weight_bytes for s in self.stand_ins.values() if not s.is_asleep()]
@@ -40,9 +44,12 @@ class Gpu:
         missing = self.used() + wanted - self.size
         if missing > 0:
             self.refusals += 1
-            raise NoRoom(f"{missing} bytes are missing", missing if self.knows else None)
+            await self.answers.wait()
+            raise NoRoom(f"{missing} bytes are missing", {0: missing if self.knows else None})
         self.grants += 1
-        return Room(self, instance.name, wanted)
+        room = Room(self, instance.name, wanted)
+        await self.answers.wait()
+        return room
 
 
 class Room:
@@ -160,5 +167,80 @@ def test_who_goes_while_there_is_no_room() -> None:
             await busy
             assert await whole.state("a") == "asleep"
             assert gpu.reserved == {}
+
+    run(main())
+
+
+def waits_its_turn(whole: Whole, name: str) -> bool:
+    return is_short(whole.model(name)) and whole.model(name).waits_its_turn
+
+
+def test_nobody_gives_way_for_who_only_waits_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three fit. Two wake at once, and the second is asked to wait for the first; then it is its turn, at
+    once."""
+    monkeypatch.setattr(lifecycle, "ROOM_RETRY_SECONDS", 3600.0)
+
+    async def main() -> None:
+        stand_ins = models(30, 30, 30, 10)
+        gpu = Gpu(100 * MIB, stand_ins)
+        every: dict[str, StandIn | list[StandIn]] = dict(stand_ins)
+        async with running(every, reserver=gpu) as whole:
+            for name in "abc":
+                await whole.act("sleep", name)
+            gpu.answers.clear()
+            first = asyncio.create_task(ask(whole, "a", "first"))
+            await eventually(lambda: gpu.grants == 1)
+            others = [asyncio.create_task(ask(whole, name, f"then {name}")) for name in "bc"]
+            await eventually(lambda: all(waits_its_turn(whole, name) for name in "bc"))
+            gpu.answers.set()
+            await asyncio.gather(first, *others)
+            assert [await whole.state(name) for name in "abcd"] == ["awake"] * 4
+            assert stand_ins["d"].counters.sleeps == 0
+            assert gpu.refusals == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_nobody_gives_way_for_what_was_lacking_before(knows: bool) -> None:
+    """b hears that there is no room when there is some again."""
+
+    async def main() -> None:
+        stand_ins = models(50, 50, 50)
+        gpu = Gpu(100 * MIB, stand_ins, knows)
+        every: dict[str, StandIn | list[StandIn]] = dict(stand_ins)
+        async with running(every, reserver=gpu) as whole:
+            await whole.act("sleep", "b")
+            gpu.answers.clear()
+            waits = asyncio.create_task(ask(whole, "b", "waits"))
+            await eventually(lambda: gpu.refusals == 1)
+            await whole.act("sleep", "a")
+            gpu.answers.set()
+            await waits
+            assert [await whole.state(name) for name in "abc"] == ["asleep", "awake", "awake"]
+            assert gpu.refusals == 1
+
+    run(main())
+
+
+def test_who_cannot_have_room_keeps_nobody_waiting() -> None:
+    """Others give way for whoever comes after it."""
+
+    async def main() -> None:
+        stand_ins = models(60, 60, 200)
+        gpu = Gpu(100 * MIB, stand_ins)
+        every: dict[str, StandIn | list[StandIn]] = dict(stand_ins)
+        # Even if somebody may sleep later.
+        async with running(every, {"min_awake_seconds": 1}, reserver=gpu) as whole:
+            await whole.act("sleep", "b")
+            await whole.act("sleep", "c")
+            await whole.act("sleep", "a")
+            await ask(whole, "a", "first")
+            large = asyncio.create_task(whole.ask("POST", COMPLETIONS, completion("c", "x")))
+            await eventually(lambda: gpu.refusals == 1)
+            await ask(whole, "b", "second")
+            assert not large.done()
+            large.cancel()
+            await asyncio.gather(large, return_exceptions=True)
 
     run(main())

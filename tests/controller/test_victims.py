@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,11 @@ GIB = 1 << 30
 NOW = 1000.0
 
 
-def candidate(model: str, **changes: Any) -> Candidate:
-    """One of 10 GiB that has been idle for 100 s, and wakes in 5."""
+def candidate(model: str, gib: float = 10, gpus: Iterable[int] = (0,), **changes: Any) -> Candidate:
+    """One that has so much on each of its GPUs, has been idle for 100 s, and wakes in 5."""
     plain = Candidate(
         model=model,
-        gpus=frozenset({0}),
-        bytes=10 * GIB,
+        bytes={gpu: int(gib * GIB) for gpu in gpus},
         awake_since=500,
         may_sleep_from=530,
         idle_since=900,
@@ -33,21 +33,29 @@ def candidate(model: str, **changes: Any) -> Candidate:
     return replace(plain, **changes)
 
 
-def need(missing_gib: float | None, **changes: Any) -> Need:
-    missing = None if missing_gib is None else int(missing_gib * GIB)
-    return replace(Need("new", frozenset({0}), missing, 990), **changes)
+def need(*missing_gib: float | None) -> Need:
+    """By GPU, from 0 on."""
+    missing = {gpu: None if gib is None else int(gib * GIB) for gpu, gib in enumerate(missing_gib)}
+    return Need("new", frozenset(missing), missing, 990)
+
+
+def is_met(need: Need, asleep: list[Candidate]) -> bool:
+    """Whether there is room when these sleep, or, where it isn't known how much is missing, may be."""
+    on_each = {gpu: sum(c.bytes.get(gpu, 0) for c in asleep) for gpu in need.missing_bytes}
+    return all(on_each[gpu] >= (1 if n is None else n) for gpu, n in need.missing_bytes.items())
 
 
 def test_score() -> None:
-    assert score(candidate("a"), NOW) == 100 * 10 * GIB / 5
-    assert score(candidate("a", wake_seconds=0), NOW) == 100 * 10 * GIB / 0.1
-    assert score(candidate("a", idle_since=2000), NOW) == 0
-    assert score(candidate("a", in_flight=1), NOW) == 500 * 10 * GIB / 5
+    assert score(candidate("a"), [0], NOW) == 100 * 10 * GIB / 5
+    assert score(candidate("a", gpus=[0, 1, 2]), [0, 2, 3], NOW) == 100 * 20 * GIB / 5
+    assert score(candidate("a", wake_seconds=0), [0], NOW) == 100 * 10 * GIB / 0.1
+    assert score(candidate("a", idle_since=2000), [0], NOW) == 0
+    assert score(candidate("a", in_flight=1), [0], NOW) == 500 * 10 * GIB / 5
 
 
 @pytest.mark.parametrize(
     "better",
-    [{"idle_since": 899}, {"bytes": 11 * GIB}, {"wake_seconds": 4}, {"idle_since": 600, "wake_seconds": 19}],
+    [{"idle_since": 899}, {"gib": 11}, {"wake_seconds": 4}, {"idle_since": 600, "wake_seconds": 19}],
 )
 def test_best_victim(better: dict[str, Any]) -> None:
     there = [candidate("a"), candidate("b", **better), candidate("c")]
@@ -63,9 +71,9 @@ def test_ties_are_decided() -> None:
 
 def test_as_few_as_will_do() -> None:
     there = [
-        candidate("small", bytes=2 * GIB, idle_since=0),
-        candidate("mid", bytes=5 * GIB, idle_since=500),
-        candidate("big", bytes=40 * GIB, idle_since=999),
+        candidate("small", 2, idle_since=0),
+        candidate("mid", 5, idle_since=500),
+        candidate("big", 40, idle_since=999),
     ]
     assert choose(need(2), there, SETTINGS, NOW) == Choice(sleep=("mid",))
     assert choose(need(7), there, SETTINGS, NOW) == Choice(sleep=("mid", "small"))
@@ -77,18 +85,12 @@ def test_nobody_sleeps_in_vain() -> None:
     there = [candidate("a"), candidate("b")]
     assert choose(need(21), there, SETTINGS, NOW) == Choice()
     assert choose(need(20), there, SETTINGS, NOW) == Choice(sleep=("a", "b"))
-    assert choose(need(None), [candidate("a", bytes=0)], SETTINGS, NOW) == Choice()
+    assert choose(need(None), [candidate("a", 0)], SETTINGS, NOW) == Choice()
 
 
 def test_nobody_there() -> None:
     assert choose(need(1), [], SETTINGS, NOW) == Choice()
     assert choose(need(1), [candidate("new")], SETTINGS, NOW) == Choice()
-
-
-def test_other_gpus() -> None:
-    there = [candidate("a", gpus=frozenset({1})), candidate("b", gpus=frozenset({2, 3}))]
-    assert choose(need(1), there, SETTINGS, NOW) == Choice()
-    assert choose(need(1, gpus=frozenset({3, 4})), there, SETTINGS, NOW) == Choice(sleep=("b",))
 
 
 def test_not_before_it_has_been_awake_for_a_while() -> None:
@@ -110,7 +112,7 @@ def test_turns() -> None:
 
 
 def test_who_works_comes_last() -> None:
-    works = candidate("a", in_flight=1, bytes=80 * GIB)
+    works = candidate("a", 80, in_flight=1)
     rests = candidate("b", idle_since=999)
     assert choose(need(10), [works, rests], SETTINGS, NOW) == Choice(sleep=("b",))
     assert choose(need(None), [works, rests], SETTINGS, NOW) == Choice(sleep=("b",))
@@ -120,30 +122,32 @@ def test_who_works_comes_last() -> None:
 
 def test_who_is_on_the_way_out() -> None:
     leaves = candidate("a", leaving=True)
-    assert choose(need(10), [leaves, candidate("b")], SETTINGS, NOW) == Choice()
+    assert choose(need(10), [leaves, candidate("b")], SETTINGS, NOW) == Choice(coming=True)
     assert choose(need(11), [leaves, candidate("b")], SETTINGS, NOW) == Choice(sleep=("b",))
-    assert choose(need(None), [leaves, candidate("b")], SETTINGS, NOW) == Choice()
-    assert choose(need(0), [candidate("b")], SETTINGS, NOW) == Choice()
+    assert choose(need(None), [leaves, candidate("b")], SETTINGS, NOW) == Choice(coming=True)
+    assert choose(need(0), [candidate("b")], SETTINGS, NOW) == Choice(coming=True)
 
 
 def test_first() -> None:
-    early = Need("early", frozenset({0, 1}), 1, 10)
-    late = Need("late", frozenset({1, 2}), 1, 11)
-    elsewhere = Need("elsewhere", frozenset({2}), 1, 12)
+    early = Need("early", frozenset({0, 1}), {0: 1}, 10)
+    late = Need("late", frozenset({1, 2}), {2: 1}, 11)
+    elsewhere = Need("elsewhere", frozenset({2}), {2: 1}, 12)
     assert first([elsewhere, late, early]) == [early, elsewhere]
     assert first([]) == []
-    a, b = Need("a", frozenset({0}), 1, 10), Need("b", frozenset({0}), 1, 10)
+    a, b = Need("a", frozenset({0}), {0: 1}, 10), Need("b", frozenset({0}), {0: 1}, 10)
     assert first([b, a]) == first([a, b]) == [a]
 
 
 def test_chosen_are_needed_and_allowed(seed: int) -> None:
+    """On one GPU, or on two, on each of which each has its own size."""
     rng = random.Random(seed)
     chosen = 0
     for _ in range(20000):
+        gpus = range(rng.choice([1, 2]))
         there = [
             candidate(
                 str(i),
-                bytes=rng.randrange(20) * GIB,
+                bytes={gpu: rng.randrange(20) * GIB for gpu in gpus if rng.random() < 0.8},
                 awake_since=rng.choice([500, 980]),
                 may_sleep_from=rng.choice([530, 1000, 1010]),
                 idle_since=rng.uniform(500, 1000),
@@ -153,19 +157,21 @@ def test_chosen_are_needed_and_allowed(seed: int) -> None:
             )
             for i in range(rng.randrange(6))
         ]
-        missing = rng.randrange(40)
-        choice = choose(need(missing), there, SETTINGS, NOW)
+        wanted = need(*(rng.choice([None, *range(40)]) for _ in gpus))
+        choice = choose(wanted, there, SETTINGS, NOW)
         by_name = {c.model: c for c in there}
         picked = [by_name[name] for name in choice.sleep + choice.turn]
-        freed = sum(c.bytes for c in picked) + sum(c.bytes for c in there if c.leaving)
-        assert not picked or freed >= missing * GIB
-        assert all(freed - c.bytes < missing * GIB for c in picked)
+        leaving = [c for c in there if c.leaving]
+        assert not picked or is_met(wanted, picked + leaving)
+        assert not any(is_met(wanted, [c for c in picked if c is not one] + leaving) for one in picked)
+        assert choice.coming == is_met(wanted, leaving)
+        assert not choice.hope or is_met(wanted, there)
         assert all(not c.leaving and c.may_sleep_from <= NOW for c in picked)
         assert all(by_name[name].in_flight == 0 for name in choice.sleep)
         assert all(by_name[name].awake_since + 40 <= NOW for name in choice.turn)
         assert choice.look_again is None or (choice.look_again > NOW and not picked)
         chosen += bool(picked)
-    assert chosen > 5000
+    assert chosen > 2000
 
 
 HOUR = 3600.0

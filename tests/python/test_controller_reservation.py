@@ -37,10 +37,23 @@ def test_it_is_held_until_it_is_released(kvctl: Kvctl) -> None:
         (listed,) = kvctl("list", "--json").json()
         assert (listed["ipc"], listed["reserved_bytes"]) == ("llama", 64 * MIB)
         assert kvctl("info", "--json").json()["expected_bytes"] == 100 * MIB
-        with pytest.raises(NoRoom, match="GPU 0 for qwen: "):
+        with pytest.raises(NoRoom, match="GPU 0 for qwen: ") as refusal:
             await reserver.reserve(instance(ipc_name="qwen", weight_bytes=1 << 40), 10)
+        assert refusal.value.missing_bytes == {0: None}
         await held.release()
         assert kvctl("list", "--json").json() == []
+        reserver.close()
+
+    asyncio.run(main())
+
+
+def test_an_own_limit_is_not_for_others_to_help(kvctl: Kvctl) -> None:
+    async def main() -> None:
+        kvctl("limit", "llama", "32M")
+        reserver = DaemonReserver()
+        with pytest.raises(NoRoom, match=r"GPU 0 for llama: .*limit") as refusal:
+            await reserver.reserve(instance(), 10)
+        assert refusal.value.missing_bytes == {}
         reserver.close()
 
     asyncio.run(main())
@@ -49,8 +62,9 @@ def test_it_is_held_until_it_is_released(kvctl: Kvctl) -> None:
 def test_nobody_there() -> None:
     async def main() -> None:
         reserver = DaemonReserver()
-        with pytest.raises(NoRoom, match="GPU 7 for llama: "):
+        with pytest.raises(NoRoom, match="GPU 7 for llama: ") as refusal:
             await reserver.reserve(instance(gpu=(7,)), 10)
+        assert refusal.value.missing_bytes == {}
         reserver.close()
 
     asyncio.run(main())

@@ -33,7 +33,7 @@ from kvcached.controller.actions import (
 )
 from kvcached.controller.balance import Balance
 from kvcached.controller.config import Instance, SleepManager
-from kvcached.controller.reservation import Held, NoRoom, Reserver
+from kvcached.controller.reservation import Held, NoRoom, Reserver, is_local, together
 from kvcached.controller.traffic import Traffic
 
 MOST_SILENT = 3
@@ -70,6 +70,8 @@ class Watcher(Protocol):
         """Whether it is its turn to look for room."""
         ...
 
+    def room_granted(self, model: Model) -> None: ...
+
     def room_refused(self, model: Model, sentence: str) -> None: ...
 
     def woke(self, model: Model, seconds: float, fault: str) -> None: ...
@@ -103,7 +105,10 @@ class Model:
         self.balance = Balance()
         self.traffic = Traffic(self._loop.time())
         self.replicas: dict[str, Replica] = {}
-        self.missing_bytes: int | None = None  # when room was refused last
+        # When room was refused last: what NoRoom says, and whether only because others have waited longer.
+        self.missing_bytes: dict[int, int | None] = {}
+        self.waits_its_turn = False
+        self._n_room_changes = 0
         self.started = False
         self._state = self.lifecycle.state
         self._session, self._reserver, self._watcher = session, reserver, watcher
@@ -144,7 +149,21 @@ class Model:
 
     @property
     def gpus(self) -> frozenset[int]:
-        return frozenset(gpu for replica in self.replicas.values() for gpu in replica.instance.gpu)
+        """Of this machine: those of others are nobody's here."""
+        return frozenset(gpu for instance in self._local(self.replicas) for gpu in instance.gpu)
+
+    def bytes_by_gpu(self) -> dict[int, int]:
+        """That come free on this machine when it sleeps, at the least."""
+        serving = [str(replica.name) for replica in self.balance.replicas if replica.serving]
+        found: dict[int, int] = {}
+        for instance in self._local(url for url in serving if self.replicas[url].alive is not False):
+            n_bytes = max(1, (instance.weight_bytes or 0) + (instance.min_kv_bytes or 0))
+            for gpu in instance.gpu:
+                found[gpu] = found.get(gpu, 0) + n_bytes
+        return found
+
+    def _local(self, urls: Iterable[str]) -> list[Instance]:
+        return [instance for instance in (self.replicas[url].instance for url in urls) if is_local(instance)]
 
     # ---- Requests ----
 
@@ -189,6 +208,7 @@ class Model:
         self._event(self.lifecycle.sleep_asked(self._loop.time(), why))
 
     def room_changed(self) -> None:
+        self._n_room_changes += 1
         self._event(self.lifecycle.room_changed(self._loop.time()))
 
     def start(self) -> None:
@@ -320,20 +340,35 @@ class Model:
 
     async def _reserve(self, call: int, room: _Room, deadline: float) -> None:
         """All that the replicas need, or nothing."""
+        refusals: list[NoRoom] = []
+        n_room_changes = self._n_room_changes
+        waits_its_turn = not self._watcher.may_reserve(self)
         try:
-            if not self._watcher.may_reserve(self):
+            if waits_its_turn:
                 raise NoRoom("another model has waited longer")
             for replica in list(self.replicas.values()):
                 limit = max(0.0, deadline - self._loop.time())
-                room.held.append(await self._reserver.reserve(replica.instance, limit))
+                try:
+                    room.held.append(await self._reserver.reserve(replica.instance, limit))
+                except NoRoom as fault:
+                    if not fault.missing_bytes:
+                        raise
+                    refusals.append(fault)
+            if refusals:
+                raise together(refusals)
         except NoRoom as fault:
             self._rooms.pop(call, None)
             await _release_all(room)
-            self.missing_bytes = fault.missing_bytes
+            self.missing_bytes, self.waits_its_turn = fault.missing_bytes, waits_its_turn
             self._event(self.lifecycle.room_refused(self._loop.time(), call))
-            self._watcher.room_refused(self, str(fault))
+            if n_room_changes == self._n_room_changes:
+                self._watcher.room_refused(self, str(fault))
+            else:
+                # What was said may be what was true before: nobody is to give way for that.
+                self.room_changed()
             return
         self._event(self.lifecycle.room_granted(self._loop.time(), call))
+        self._watcher.room_granted(self)
 
     async def _on_all(self, act: Callable[[engines.Engine], Any]) -> list[str]:
         """What each replica says; "" where all went well."""

@@ -151,24 +151,39 @@ class Node:
     def may_reserve(self, model: Model) -> bool:
         """Room goes to who has waited longest, and not to who has just given way. Who has nothing to hope for
         keeps nobody waiting."""
-        since = need_of(model).waiting_since
+        own = need_of(model)
         for other in self.models.values():
-            need = need_of(other)
-            if other is model or need.waiting_since >= since or not need.gpus & model.gpus:
+            reserving = other.lifecycle.phase is Phase.RESERVING
+            if other is model or not (reserving or is_short(other)):
                 continue
-            if other.lifecycle.phase is Phase.RESERVING or (is_short(other) and self._has_hope(other, need)):
+            need = need_of(other)
+            if need.waiting_since >= own.waiting_since or not need.gpus & own.gpus:
+                continue
+            if reserving or self._has_hope(other):
                 return False
         return True
 
-    def _has_hope(self, model: Model, need: victims.Need) -> bool:
-        candidates = self._candidates()
-        choice = victims.choose(need, candidates, model.lifecycle.settings, self._loop.time())
-        coming = any(c.leaving and c.gpus & need.gpus for c in candidates)
-        return bool(choice.sleep or choice.turn or coming or choice.look_again is not None)
+    def _has_hope(self, model: Model) -> bool:
+        """Of one that is short. Who only waits for its turn keeps its place."""
+        return model.waits_its_turn or self._choice(need_of(model)).hope
+
+    def _choice(self, need: victims.Need) -> victims.Choice:
+        candidates = [found for model in self.models.values() for found in [candidate_of(model)] if found]
+        return victims.choose(need, candidates, self.config.sleep_manager, self._loop.time())
+
+    def room_granted(self, model: Model) -> None:
+        self._tell_whose_turn_comes()
 
     def room_refused(self, model: Model, sentence: str) -> None:
         log.info("Model %s finds no room: %s", model.name, sentence)
+        if not self._has_hope(model):
+            self._tell_whose_turn_comes()
         self._choose_soon()
+
+    def _tell_whose_turn_comes(self) -> None:
+        for model in self.models.values():
+            if is_short(model) and model.waits_its_turn:
+                model.room_changed()
 
     def woke(self, model: Model, seconds: float, fault: str) -> None:
         if fault:
@@ -195,12 +210,10 @@ class Node:
             self._look_again = None
         if self.stopping:
             return
-        now = self._loop.time()
         again: list[float] = []
-        for need in victims.first(need_of(model) for model in self.models.values() if is_short(model)):
-            choice = victims.choose(
-                need, self._candidates(), self.models[str(need.model)].lifecycle.settings, now
-            )
+        short = [model for model in self.models.values() if is_short(model)]
+        for need in victims.first(need_of(model) for model in short if self._has_hope(model)):
+            choice = self._choice(need)
             for name in choice.sleep:
                 self._give_way(str(name), Why.ROOM)
             for name in choice.turn:
@@ -214,11 +227,6 @@ class Node:
         self.metrics.gave_way(name, why)
         self.models[name].give_way(why)
 
-    def _candidates(self) -> list[victims.Candidate]:
-        return [
-            candidate for model in self.models.values() for candidate in [candidate_of(model)] if candidate
-        ]
-
 
 def is_short(model: Model) -> bool:
     return model.lifecycle.phase is Phase.WANTING
@@ -230,15 +238,15 @@ def need_of(model: Model) -> victims.Need:
 
 
 def candidate_of(model: Model) -> victims.Candidate | None:
-    """None: it has nothing to give."""
+    """None: it has nothing to give here."""
     life = model.lifecycle
-    if life.state not in (State.AWAKE, State.DRAINING):
+    n_bytes = model.bytes_by_gpu()
+    if life.state not in (State.AWAKE, State.DRAINING) or not n_bytes:
         return None
     may_sleep_from = life.may_sleep_from()
     return victims.Candidate(
         model.name,
-        model.gpus,
-        sum(bytes_of(replica.instance) for replica in model.replicas.values()),
+        n_bytes,
         life.awake_since or 0.0,
         may_sleep_from if may_sleep_from is not None else float("inf"),
         life.idle_since,
@@ -246,8 +254,3 @@ def candidate_of(model: Model) -> victims.Candidate | None:
         life.wake_seconds if life.wake_seconds is not None else 1.0,
         leaving=life.state is State.DRAINING,
     )
-
-
-def bytes_of(instance: Instance) -> int:
-    """That come free when it sleeps, at the least."""
-    return max(1, (instance.weight_bytes or 0) + (instance.min_kv_bytes or 0))

@@ -8,7 +8,7 @@ does not say how much it needs, nothing is, and whether there is room the engine
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -27,17 +27,22 @@ class Held(Protocol):
 
 
 class NoRoom(Exception):
-    """There is none now; one sentence. `missing_bytes`: how much is lacking, None where nobody knows."""
+    """There is none now; one sentence. `missing_bytes`: how much is lacking, by GPU; None: nobody knows how
+    much. Empty where it would not help that others give way."""
 
-    def __init__(self, sentence: str, missing_bytes: int | None = None) -> None:
+    def __init__(self, sentence: str, missing_bytes: Mapping[int, int | None] | None = None) -> None:
         super().__init__(sentence)
-        self.missing_bytes = missing_bytes
+        self.missing_bytes = dict(missing_bytes or {})
+
+
+class Full(Exception):
+    """A GPU's books cannot hold it now, and could if others had less there."""
 
 
 class Reserver(Protocol):
     async def reserve(self, instance: Instance, limit: float) -> Held:
-        """What the instance needs to wake, within `limit` seconds. NoRoom, also where the one who is asked
-        does not answer."""
+        """What the instance needs to wake, within `limit` seconds. NoRoom, with all of its GPUs that are
+        short, or without any where the one who is asked does not answer."""
         ...
 
 
@@ -52,16 +57,25 @@ class Reservation(Protocol):
     def release(self) -> None: ...
 
 
-# (instance's name, GPU, KV bytes, bytes from the driver, seconds): kvcached.Reservation or its exceptions.
+# (instance's name, GPU, KV bytes, bytes from the driver, seconds): kvcached.Reservation; Full, or another of
+# its exceptions.
 Make = Callable[[str, int, int, int, float], Reservation]
 
 
 def make_reservation(name: str, gpu: int, kv_bytes: int, weight_bytes: int, limit: float) -> Reservation:
-    from kvcached import Reservation as Made  # which needs the extension
+    # They need the extension.
+    from kvcached import OutOfMemoryError, _native
+    from kvcached import Reservation as Made
 
-    return Made(
-        instance=name, gpu=str(gpu), bytes=kv_bytes, foreign_bytes=weight_bytes, timeout=max(limit, 1e-3)
-    )
+    try:
+        return Made(
+            instance=name, gpu=str(gpu), bytes=kv_bytes, foreign_bytes=weight_bytes, timeout=max(limit, 1e-3)
+        )
+    except OutOfMemoryError as fault:
+        # An instance's own limit has nothing to do with others.
+        if fault.code in (_native.E_BUDGET, _native.E_DEVICE_MEMORY):
+            raise Full(str(fault)) from None
+        raise
 
 
 def needs_room(instance: Instance) -> bool:
@@ -71,6 +85,16 @@ def needs_room(instance: Instance) -> bool:
 
 def is_local(instance: Instance) -> bool:
     return instance.url is not None and urlsplit(instance.url).hostname in LOCAL
+
+
+def together(refusals: Collection[NoRoom]) -> NoRoom:
+    """Where each of them could be helped."""
+    missing: dict[int, int | None] = {}
+    for refusal in refusals:
+        for gpu, n_bytes in refusal.missing_bytes.items():
+            before = missing.get(gpu, 0)
+            missing[gpu] = None if before is None or n_bytes is None else before + n_bytes
+    return NoRoom("; ".join(map(str, refusals)), missing)
 
 
 class DaemonReserver:
@@ -86,10 +110,18 @@ class DaemonReserver:
             return _Nothing()
         held = _Held(self._threads)
         end = asyncio.get_running_loop().time() + limit
+        refusals: list[NoRoom] = []
         try:
             for gpu in instance.gpu:
                 left = end - asyncio.get_running_loop().time()
-                held.made.append(await self._one(instance, gpu, left))
+                try:
+                    held.made.append(await self._one(instance, gpu, left))
+                except NoRoom as fault:
+                    if not fault.missing_bytes:
+                        raise
+                    refusals.append(fault)
+            if refusals:
+                raise together(refusals)
         except BaseException:
             await asyncio.shield(held.release())
             raise
@@ -110,7 +142,8 @@ class DaemonReserver:
             asked.add_done_callback(_release_unwanted)
             raise
         except Exception as fault:
-            raise NoRoom(f"GPU {gpu} for {instance.ipc_name}: {fault or type(fault).__name__}") from fault
+            sentence = f"GPU {gpu} for {instance.ipc_name}: {fault or type(fault).__name__}"
+            raise NoRoom(sentence, {gpu: None} if isinstance(fault, Full) else {}) from fault
 
     def close(self) -> None:
         self._threads.shutdown(wait=False)

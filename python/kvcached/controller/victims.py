@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model gives way for one that has to wake and finds no room.
+"""Which models give way for one that has to wake and finds no room.
 
-Of the awake ones on the same GPU, those that have nothing to do and have been awake for min_awake_seconds may
-be put to sleep, first the one whose
+Each GPU has books of its own: who wakes may lack room on one of its GPUs or on several, and a model that
+sleeps makes room on its own GPUs only, on each as much as it has there.
 
-    seconds idle x bytes that come free / seconds that waking it will take
+Of the awake ones on the GPUs that are short, those that have nothing to do and have been awake for
+min_awake_seconds may be put to sleep, first the one whose
 
-is the largest: long forgotten, large, cheap to have back. As few as make up for what is missing; and where it
-isn't known how much that is, one, and then it is seen. None, where all that may sleep would not do: nobody is
-put to sleep in vain.
+    seconds idle x bytes that come free there / seconds that waking it will take
+
+is the largest: long forgotten, large, cheap to have back. As few as make up for what is missing on each of
+these GPUs; and where it isn't known how much that is, one there, and then it is seen. None, where all that
+may sleep would not do, if only on one of the GPUs.
 
 One with requests under way is never put to sleep. But where nobody else can give way it has had its turn
 after turn_seconds (and min_awake_seconds): it is drained, and its requests wait until it is its turn again.
@@ -21,7 +24,7 @@ first().
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kvcached.controller.config import SleepManager
@@ -35,8 +38,7 @@ class Candidate:
     """A model that is awake, or on the way out."""
 
     model: Hashable
-    gpus: frozenset[int]
-    bytes: int  # that come free when it sleeps
+    bytes: Mapping[int, int]  # that come free when it sleeps, by GPU
     awake_since: float
     may_sleep_from: float  # see lifecycle.may_sleep_from()
     idle_since: float
@@ -44,26 +46,36 @@ class Candidate:
     wake_seconds: float  # the last wake took, or is thought to take
     leaving: bool = False  # drains, or is being put to sleep
 
+    def on(self, gpus: Iterable[int]) -> int:
+        """Bytes that come free on these."""
+        return sum(self.bytes.get(gpu, 0) for gpu in gpus)
+
 
 @dataclass(frozen=True)
 class Need:
-    """A model that found no room. Where it lacks room on several GPUs, each with books of its own, that is a
-    need for each of them, and candidates' bytes are those on that GPU."""
+    """A model that waits for room. `missing_bytes`: by GPU, where there was none when it asked last; None:
+    nobody knows how much. Empty: others' memory would not help it."""
 
     model: Hashable
-    gpus: frozenset[int]
-    missing_bytes: int | None  # None: nobody knows
+    gpus: frozenset[int]  # all on which it wants room
+    missing_bytes: Mapping[int, int | None]
     waiting_since: float
 
 
 @dataclass(frozen=True)
 class Choice:
     """`sleep`, with nothing to do, and `turn`, to be drained, give way now. look_again: when somebody else
-    may; None: only when something has changed."""
+    may; None: only when something has changed. coming: those on the way out will do."""
 
     sleep: tuple[Hashable, ...] = ()
     turn: tuple[Hashable, ...] = ()
     look_again: float | None = None
+    coming: bool = False
+
+    @property
+    def hope(self) -> bool:
+        """Whether there will be room, as things are."""
+        return bool(self.sleep or self.turn or self.coming or self.look_again is not None)
 
 
 def first(needs: Iterable[Need]) -> list[Need]:
@@ -77,15 +89,12 @@ def first(needs: Iterable[Need]) -> list[Need]:
 
 
 def choose(need: Need, candidates: Iterable[Candidate], settings: SleepManager, now: float) -> Choice:
-    """Who gives way for `need`. Candidates that share no GPU with it don't count."""
-    there = [c for c in candidates if c.gpus & need.gpus and c.model != need.model]
-    missing = need.missing_bytes
-    leaving = [c for c in there if c.leaving]
-    if missing is not None:
-        missing -= sum(c.bytes for c in leaving)
-    if (missing is None and leaving) or (missing is not None and missing <= 0):
-        return Choice()
-    staying = [c for c in there if not c.leaving]
+    """Who gives way for `need`. Candidates without memory on the GPUs that are short don't count."""
+    others = [c for c in candidates if c.model != need.model]
+    missing = _after([c for c in others if c.leaving], need.missing_bytes)
+    if not missing:
+        return Choice(coming=bool(need.missing_bytes))
+    staying = [c for c in others if not c.leaving and c.on(missing) > 0]
     idle = [c for c in staying if not c.in_flight and now >= c.may_sleep_from]
     turns = [c for c in staying if c.in_flight and now >= turn_ends(c, settings)]
     chosen = _enough(idle, turns, missing, now)
@@ -93,6 +102,8 @@ def choose(need: Need, candidates: Iterable[Candidate], settings: SleepManager, 
         return Choice(
             tuple(c.model for c in chosen if not c.in_flight), tuple(c.model for c in chosen if c.in_flight)
         )
+    if _after(staying, missing):
+        return Choice()  # not even all of them would do
     later = [turn_ends(c, settings) if c.in_flight else c.may_sleep_from for c in staying]
     return Choice(look_again=min((at for at in later if at > now), default=None))
 
@@ -102,34 +113,44 @@ def turn_ends(candidate: Candidate, settings: SleepManager) -> float:
     return max(candidate.may_sleep_from, candidate.awake_since + settings.turn_seconds)
 
 
-def score(candidate: Candidate, now: float) -> float:
-    """How good a victim it is. One that is not idle is judged by how long it has been awake."""
+def score(candidate: Candidate, gpus: Collection[int], now: float) -> float:
+    """How good a victim it is where these GPUs are short. One that is not idle is judged by how long it has
+    been awake."""
     since = candidate.awake_since if candidate.in_flight else candidate.idle_since
-    return max(0.0, now - since) * candidate.bytes / max(candidate.wake_seconds, LEAST_WAKE_SECONDS)
+    seconds = max(candidate.wake_seconds, LEAST_WAKE_SECONDS)
+    return max(0.0, now - since) * candidate.on(gpus) / seconds
+
+
+def _after(asleep: Collection[Candidate], missing: Mapping[int, int | None]) -> dict[int, int | None]:
+    """What is missing still when these sleep. Where nobody knows how much it is, any of them may do."""
+    left: dict[int, int | None] = {}
+    for gpu, n_bytes in missing.items():
+        freed = sum(c.on([gpu]) for c in asleep)
+        if n_bytes is None and not freed:
+            left[gpu] = None
+        elif n_bytes is not None and n_bytes > freed:
+            left[gpu] = n_bytes - freed
+    return left
 
 
 def _enough(
-    idle: list[Candidate], turns: list[Candidate], missing: int | None, now: float
+    idle: list[Candidate], turns: list[Candidate], missing: Mapping[int, int | None], now: float
 ) -> list[Candidate]:
     """Best first, those with requests last; all of them needed. Empty: not even all would do."""
 
     def best_first(candidates: list[Candidate]) -> list[Candidate]:
-        return sorted(candidates, key=lambda c: (-score(c, now), str(c.model)))
+        return sorted(candidates, key=lambda c: (-score(c, missing, now), str(c.model)))
 
-    order = [c for c in best_first(idle) + best_first(turns) if c.bytes > 0]
-    if missing is None:
-        return order[:1]
-    if sum(c.bytes for c in order) < missing:
-        return []
     chosen: list[Candidate] = []
-    freed = 0
-    for candidate in order:
-        if freed >= missing:
-            break
-        chosen.append(candidate)
-        freed += candidate.bytes
+    left = dict(missing)
+    for candidate in best_first(idle) + best_first(turns):
+        if candidate.on(left) > 0:
+            chosen.append(candidate)
+            left = _after(chosen, missing)
+    if left:
+        return []
     for candidate in reversed(chosen.copy()):
-        if freed - candidate.bytes >= missing:
-            chosen.remove(candidate)
-            freed -= candidate.bytes
+        without = [c for c in chosen if c is not candidate]
+        if not _after(without, missing):
+            chosen = without
     return chosen
