@@ -153,7 +153,7 @@ class World:
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.numbers = itertools.count()
         self.requests = itertools.count()
-        self.closing = False
+        self.closing = self.disowned = False
         self.do(self.life.start(self.now))
 
     def run(self, steps: int) -> None:
@@ -164,9 +164,20 @@ class World:
                 [40, 30, 4, 6, 4, 6, 10],
             )[0]()
         if self.rng.random() < 0.5:
-            self.do(self.life.stop(self.now))
-            self.closing = True
+            self.stop()
         self.finish()
+
+    def stop(self) -> None:
+        """Then others may need room still, and who comes is refused."""
+        self.disowned = self.rng.random() < 0.5
+        self.do(self.life.stop(self.now, self.disowned))
+        self.closing = True
+        for _ in range(self.rng.choice([0, 20])):
+            self.advance(self.rng.expovariate(1 / self.pace))
+            self.rng.choices(
+                [self.request, self.end, self.leave, self.make_room, self.elsewhere, self.probe],
+                [10, 30, 4, 20, 6, 10],
+            )[0]()
 
     def finish(self) -> None:
         """Requests end, calls come back, and nothing is left."""
@@ -299,7 +310,9 @@ class World:
 
     def make_room(self) -> None:
         why = self.rng.choice([Why.ROOM, Why.TURN])
+        before = self.life.phase
         self.do(self.life.sleep_asked(self.now, why))
+        assert not self.disowned or self.life.phase is before, "it gives way although it is not ours"
         self.do(self.life.room_changed(self.now))
 
     def elsewhere(self) -> None:

@@ -57,7 +57,7 @@ Events in states:
   sleep_failed    -              calling: Look          -            -                      -
   woken           -              -                      -            calling: awake         -
   wake_failed     -              -                      -            calling: failed        -
-  stop            j              emptying: drop; j      j            j                      j
+  stop            j              m; j                   j            j                      j
 
   a  Emptying and not firm: drop, Forward. Else queue.
   b  Queue. With somebody in it, and min_sleep_duration over, or a wake asked for: Look, and it is WAKING.
@@ -69,9 +69,11 @@ Events in states:
      e or a sleep failed a while ago, or requests are under way and it is not for a turn.
   h  Emptying: drop, yes. Else joins, and it is woken as soon as it is asleep.
   i  Reserving or wanting.
-  j  From now on who comes is refused, asks are told no, and nothing sleeps by itself.
+  j  From now on who comes is refused, asks are told no, and nothing sleeps but for others' need of room: they
+     have requests, too, that were accepted. Not even for that where the engines are not ours any more.
   k  Reserve, where b says Look; else it is ASLEEP.
   l  From retry_at on.
+  m  Emptying: drop, unless it is to sleep as j says.
 
   queue     Waits; or is refused: queue_full, or model_asleep, where requests don't wake it, or could not be
             before its deadline, for min_sleep_duration.
@@ -139,6 +141,7 @@ class Lifecycle:
         self.failure = ""
         self.wake_seconds: float | None = None  # that the last wake took
         self.stopping = False
+        self._gives_way = True  # also while it is stopping
         # When each came, and its deadline, which is never before that of an earlier one.
         self._queue: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
         self._last_deadline = now
@@ -255,10 +258,11 @@ class Lifecycle:
             self._reserve()
         return self._take()
 
-    def stop(self, now: float) -> list[Action]:
-        """Nothing new is accepted from now on; what was accepted is finished. See `quiet`."""
-        self.stopping = True
-        if self.phase is Phase.EMPTYING:
+    def stop(self, now: float, disowned: bool = False) -> list[Action]:
+        """Nothing new is accepted from now on; what was accepted is finished. See `quiet`. disowned: whether
+        its engines sleep is others' affair."""
+        self.stopping, self._gives_way = True, not disowned
+        if self.phase is Phase.EMPTYING and self._is_stopped(self.why):
             self._drop_drain(now, "the controller is shutting down")
         return self._take()
 
@@ -499,8 +503,11 @@ class Lifecycle:
         came, deadline = self._first()
         return max(came, deadline - self.settings.min_sleep_duration - (self.wake_seconds or 0.0))
 
+    def _is_stopped(self, why: Why) -> bool:
+        return self.stopping and not (self._gives_way and why in (Why.ROOM, Why.TURN))
+
     def _sleep_refusal(self, now: float, why: Why) -> str:
-        if self.stopping:
+        if self._is_stopped(why):
             return "the controller is shutting down"
         if self.state is State.WAKING:
             return "it is being woken"

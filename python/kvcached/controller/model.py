@@ -215,9 +215,10 @@ class Model:
         self.started = True
         self._event(self.lifecycle.start(self._loop.time()))
 
-    def stop(self) -> None:
-        """No new request is accepted. `quiet`, once what was accepted has ended."""
-        self._event(self.lifecycle.stop(self._loop.time()))
+    def stop(self, disowned: bool = False) -> None:
+        """No new request is accepted. `quiet`, once what was accepted has ended. disowned: it gives way for
+        no other any more, either, for its engines may be somebody else's."""
+        self._event(self.lifecycle.stop(self._loop.time(), disowned))
 
     @property
     def quiet(self) -> bool:

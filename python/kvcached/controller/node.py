@@ -46,7 +46,7 @@ class Node:
         self._probing: asyncio.Task[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
         self._look_again: asyncio.TimerHandle | None = None
-        self._choosing = False
+        self._choosing = self._closed = False
         self.stopping = False
 
     # ---- What is configured ----
@@ -64,7 +64,7 @@ class Node:
         for name in [name for name in self.models if name not in named]:
             model = self.models.pop(name)
             self._leaving.add(model)
-            model.stop()
+            model.stop(disowned=True)
             log.info("Model %s is no longer configured", name)
         for name, of_model in named.items():
             found = self.models.get(name)
@@ -96,16 +96,21 @@ class Node:
 
     @property
     def quiet(self) -> bool:
-        return all(model.quiet for model in [*self.models.values(), *self._leaving])
+        return all(model.quiet for model in self._every())
+
+    def _every(self) -> list[Model]:
+        """Also those that only finish what they have: they wait for room, and have some."""
+        return [*self.models.values(), *self._leaving]
 
     async def close(self) -> None:
+        self._closed = True
         probes = [*self._probes, *([self._probing] if self._probing else [])]
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
         if self._look_again:
             self._look_again.cancel()
-        for model in [*self.models.values(), *self._leaving]:
+        for model in self._every():
             await model.close()
 
     # ---- Probes ----
@@ -144,7 +149,7 @@ class Node:
         self._choose_soon()
 
     def _tell_of_room(self, model: Model) -> None:
-        for other in self.models.values():
+        for other in self._every():
             if other is not model:
                 other.room_changed()
 
@@ -152,7 +157,7 @@ class Node:
         """Room goes to who has waited longest, and not to who has just given way. Who has nothing to hope for
         keeps nobody waiting."""
         own = need_of(model)
-        for other in self.models.values():
+        for other in self._every():
             reserving = other.lifecycle.phase is Phase.RESERVING
             if other is model or not (reserving or is_short(other)):
                 continue
@@ -168,7 +173,9 @@ class Node:
         return model.waits_its_turn or self._choice(need_of(model)).hope
 
     def _choice(self, need: victims.Need) -> victims.Choice:
-        candidates = [found for model in self.models.values() for found in [candidate_of(model)] if found]
+        # Of those that leave none is asked: whether it sleeps is others' affair. But it may be just about to.
+        asked = [m for m in self._every() if m not in self._leaving or m.lifecycle.state is State.DRAINING]
+        candidates = [found for model in asked for found in [candidate_of(model)] if found]
         return victims.choose(need, candidates, self.config.sleep_manager, self._loop.time())
 
     def room_granted(self, model: Model) -> None:
@@ -181,7 +188,7 @@ class Node:
         self._choose_soon()
 
     def _tell_whose_turn_comes(self) -> None:
-        for model in self.models.values():
+        for model in self._every():
             if is_short(model) and model.waits_its_turn:
                 model.room_changed()
 
@@ -208,10 +215,10 @@ class Node:
         if self._look_again:
             self._look_again.cancel()
             self._look_again = None
-        if self.stopping:
+        if self._closed:
             return
         again: list[float] = []
-        short = [model for model in self.models.values() if is_short(model)]
+        short = [model for model in self._every() if is_short(model)]
         for need in victims.first(need_of(model) for model in short if self._has_hope(model)):
             choice = self._choice(need)
             for name in choice.sleep:
