@@ -307,10 +307,12 @@ class Connection(web.RequestHandler):
             self.abort("stalled")
 
     def _time(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
-        """One at a time."""
+        """One at a time, and none of a connection that has been lost, lest it be kept until then."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None or then is None else self._port.loop.call_later(seconds, then)
+            self._timer = None
+        if seconds is not None and then is not None and self._own_transport is not None:
+            self._timer = self._port.loop.call_later(seconds, then)
 
 
 def _first_line(text: str | None) -> str:
