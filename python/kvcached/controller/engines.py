@@ -67,7 +67,7 @@ class Engine(ABC):
         self._session = session
         self.url = url.rstrip("/")
         self.level = level
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._api_key = api_key
 
     @abstractmethod
     async def health(self, limit: float | None = PROBE_S) -> None:
@@ -104,7 +104,7 @@ class Engine(ABC):
         body: Mapping[str, Any] | None = None,
     ) -> tuple[int, bytes]:
         """Status and body."""
-        headers, data = dict(self._headers), None
+        headers, data = self._authorization(), None
         if body is not None:
             headers["Content-Type"] = "application/json"
             data = json.dumps(body).encode()
@@ -123,8 +123,21 @@ class Engine(ABC):
             raise EngineError(TIMEOUT, f"{self.url}{path} did not answer within {limit or 0:.3g} s") from None
         except (aiohttp.ClientError, OSError) as fault:
             self._slept = False  # it may be another process that is found next
-            reason = str(fault) or type(fault).__name__
-            raise EngineError(UNREACHABLE, f"{self.url}{path} cannot be asked: {reason}") from fault
+            raise self._unreachable(path, fault) from fault
+        except Exception as fault:  # of what is asked, for instance a host that cannot have that name
+            raise self._unreachable(path, fault) from fault
+
+    def _authorization(self) -> dict[str, str]:
+        if self._api_key is None:
+            return {}
+        if not self._api_key.isprintable():
+            raise EngineError(UNREACHABLE, f"{self.url} cannot be asked: its API key has control characters")
+        return {"Authorization": f"Bearer {self._api_key}"}
+
+    def _unreachable(self, path: str, fault: Exception) -> EngineError:
+        return EngineError(
+            UNREACHABLE, f"{self.url}{path} cannot be asked: {str(fault) or type(fault).__name__}"
+        )
 
     async def _call(
         self,
@@ -144,13 +157,15 @@ class Engine(ABC):
             return None
         try:
             return json.loads(said)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._unintelligible(path, said) from None
 
     def _unintelligible(self, path: str, reply: Any) -> EngineError:
-        return EngineError(
-            REFUSED, f"{self.url}{path} answered something else: {str(reply)[:_SAID_CHARS]}", 200
-        )
+        try:
+            text = str(reply)[:_SAID_CHARS]
+        except RecursionError:
+            text = type(reply).__name__
+        return EngineError(REFUSED, f"{self.url}{path} answered something else: {text}", 200)
 
     def _cannot_sleep(self, fault: EngineError) -> EngineError:
         return EngineError(fault.kind, f"{fault}: {_NO_SLEEP[self.name]}", fault.status)
@@ -366,7 +381,7 @@ def _message(said: bytes) -> str:
     text = said.decode(errors="replace")
     try:
         reply = json.loads(said)
-    except ValueError:
+    except (ValueError, RecursionError):
         reply = None
     if isinstance(reply, dict):
         error = reply.get("error")

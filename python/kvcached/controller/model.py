@@ -9,9 +9,10 @@ them, and is dead when all are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 
@@ -36,6 +37,8 @@ from kvcached.controller.config import Instance, SleepManager
 from kvcached.controller.reservation import Held, NoRoom, Reserver, is_local, together
 from kvcached.controller.traffic import Traffic
 
+log = logging.getLogger("kvcached.controller")
+
 MOST_SILENT = 3
 """Times in a row that an engine is silent until it is dead: before that it may be busy. One that cannot be
 connected to, or says that it is not well, is dead at once."""
@@ -59,6 +62,10 @@ class Replica:
     alive: bool | None = None  # None: not asked so far
     reason: str = ""  # why it is not, or may not be
     n_silent: int = 0  # times that it didn't answer in time, in a row
+
+
+_T = TypeVar("_T")
+_Failed = Callable[[float, int, str], list[Action]]
 
 
 class Watcher(Protocol):
@@ -144,8 +151,9 @@ class Model:
         return engines.KINDS[instance.engine](self._session, url, api_key=self.key_of(instance), level=level)
 
     def key_of(self, instance: Instance) -> str | None:
-        """The engine's API key."""
-        return None if instance.api_key_env is None else self._environment.get(instance.api_key_env)
+        """The engine's API key. What was read from a file often ends with a new line."""
+        key = None if instance.api_key_env is None else self._environment.get(instance.api_key_env)
+        return None if key is None else key.strip()
 
     @property
     def gpus(self) -> frozenset[int]:
@@ -272,18 +280,21 @@ class Model:
             if answer and not answer.done():
                 answer.set_result((action.ok, action.message))
         elif isinstance(action, Look):
-            self._begin(self._look(action.call))
+            self._begin(self._reported(self._look(action.call), self._look_failed, action.call))
         elif isinstance(action, Reserve):
             room = self._rooms[action.call] = _Room()
-            room.task = self._begin(self._reserve(action.call, room, action.deadline))
+            work = self._reserve(action.call, room, action.deadline)
+            room.task = self._begin(self._reported(work, self._reserve_failed, action.call))
         elif isinstance(action, Release):
             room_or_none = self._rooms.pop(action.call, None)
             if room_or_none:
                 self._begin(_release(room_or_none))
         elif isinstance(action, Wake):
-            self._begin(self._wake(action.call))
+            work = self._wake(action.call)
+            self._begin(self._reported(work, self.lifecycle.wake_failed, action.call))
         elif isinstance(action, Sleep):
-            self._begin(self._sleep(action.call))
+            work = self._sleep(action.call)
+            self._begin(self._reported(work, self.lifecycle.sleep_failed, action.call))
         else:
             assert isinstance(action, Adopt)
 
@@ -305,6 +316,33 @@ class Model:
 
     # ---- Calls ----
 
+    async def _reported(self, work: Awaitable[None], failed: _Failed, call: int) -> None:
+        """Whatever goes wrong is an outcome: a call that never ends would hold the model for ever."""
+        try:
+            await work
+        except Exception as fault:
+            log.exception("Model %s: a fault of the controller's", self.name)
+            self._event(failed(self._loop.time(), call, f"{fault or type(fault).__name__}"))
+
+    async def _asked(self, call: Awaitable[_T]) -> _T:
+        """An engine may be stranger than its driver expects: then that one has failed, and no other."""
+        try:
+            return await call
+        except engines.EngineError:
+            raise
+        except Exception as fault:
+            log.exception("Model %s: a fault of the controller's", self.name)
+            raise engines.EngineError(engines.REFUSED, f"{fault or type(fault).__name__}") from fault
+
+    def _look_failed(self, now: float, call: int, detail: str) -> list[Action]:
+        return self.lifecycle.looked(now, call, Found.DEAD, detail)
+
+    def _reserve_failed(self, now: float, call: int, detail: str) -> list[Action]:
+        room = self._rooms.pop(call, None)
+        if room:
+            self._begin(_release_all(room))
+        return self.lifecycle.room_refused(now, call)
+
     async def _look(self, call: int) -> None:
         found, detail = await self._find()
         while found is None:
@@ -324,8 +362,8 @@ class Model:
 
     async def _find_one(self, replica: Replica) -> Found | None:
         try:
-            await replica.engine.health()
-            sleeping = await replica.engine.is_sleeping()
+            await self._asked(replica.engine.health())
+            sleeping = await self._asked(replica.engine.is_sleeping())
         except engines.EngineError as fault:
             replica.reason = str(fault)
             self.balance.probed(replica.url, False)
@@ -376,7 +414,7 @@ class Model:
 
         async def one(replica: Replica) -> str:
             try:
-                await act(replica.engine)
+                await self._asked(act(replica.engine))
             except engines.EngineError as fault:
                 return str(fault)
             return ""
@@ -428,4 +466,7 @@ async def _release(room: _Room) -> None:
 async def _release_all(room: _Room) -> None:
     held, room.held = room.held, []
     for one in held:
-        await one.release()
+        try:
+            await one.release()
+        except Exception as fault:
+            log.warning("Room could not be given back: %s", fault or type(fault).__name__)

@@ -8,6 +8,7 @@ does not say how much it needs, nothing is, and whether there is room the engine
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,8 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from kvcached.controller.config import Instance
+
+log = logging.getLogger("kvcached.controller")
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 THREADS = 64  # that wait for daemons at once
@@ -155,9 +158,13 @@ class _Held:
         self.made: list[Reservation] = []
 
     async def release(self) -> None:
+        """One that fails to release has ended its connection, and with it what was held: it is only said."""
         made, self.made = self.made, []
         for one in made:
-            await asyncio.wrap_future(self._threads.submit(one.release))
+            try:
+                await asyncio.wrap_future(self._threads.submit(one.release))
+            except Exception as fault:
+                log.warning("A reservation could not be released: %s", fault or type(fault).__name__)
 
 
 def _release_unwanted(asked: Future[Reservation]) -> None:
