@@ -14,7 +14,6 @@ from controller.live import eventually, run
 from controller.standins.answers import completion
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, config_of, running
-from kvcached.controller.config import Config
 from kvcached.controller.engines import VllmEngine
 from kvcached.controller.reservation import DaemonReserver, Reservation
 
@@ -28,14 +27,6 @@ class Deep(VllmStandIn):
     async def is_sleeping(self, request: web.Request) -> web.StreamResponse:
         del request
         return web.Response(body=b"[" * 200_000, content_type="application/json")
-
-
-async def apply(whole: Whole, config: Config) -> None:
-    """As a reload does."""
-    controller = whole.controller
-    controller._config = config
-    await controller._discovery.begin(config)
-    controller._apply()
 
 
 async def ask(whole: Whole, model: str) -> tuple[int, str | None]:
@@ -72,7 +63,7 @@ def test_a_host_that_cannot_have_that_name() -> None:
             config = config_of({"good": good, "bad": bad})
             one, other = config.instances
             strange = replace(other, url=f"http://{'h' * 70}:80")
-            await apply(whole, replace(config, instances=(one, strange)))
+            await whole.apply(replace(config, instances=(one, strange)))
             await others_are_looked_after(whole, good, "cannot be asked: ")
 
     run(main())
@@ -126,7 +117,7 @@ def test_a_key_that_no_header_can_have() -> None:
             config = config_of({"good": good, "bad": bad})
             one, other = config.instances
             instances = (one, replace(other, api_key_env=KEY_VARIABLE))
-            await apply(whole, replace(config, instances=instances))
+            await whole.apply(replace(config, instances=instances))
             await others_are_looked_after(whole, good, "its API key has control characters")
 
     run(main())

@@ -19,6 +19,7 @@ from kvcached.controller.actions import (
     Forward,
     Found,
     Look,
+    Phase,
     Refuse,
     Release,
     Reserve,
@@ -160,8 +161,17 @@ class World:
         for _ in range(steps):
             self.advance(self.rng.expovariate(1 / self.pace))
             self.rng.choices(
-                [self.request, self.end, self.leave, self.ask, self.make_room, self.elsewhere, self.probe],
-                [40, 30, 4, 6, 4, 6, 10],
+                [
+                    self.request,
+                    self.end,
+                    self.leave,
+                    self.ask,
+                    self.make_room,
+                    self.elsewhere,
+                    self.probe,
+                    self.replace,
+                ],
+                [40, 30, 4, 6, 4, 6, 10, 2],
             )[0]()
         if self.rng.random() < 0.5:
             self.stop()
@@ -254,7 +264,11 @@ class World:
                     del books.reservations[number]
                 self.do(life.room_refused(self.now, number))
         elif isinstance(call, Wake):
-            if wrong or self.engine is Found.DEAD:
+            if current and self.rng.random() < 0.1:
+                self.engine = self.rng.choice(list(Found))
+                books.seen["overtaken"] += 1
+                self.do(life.wake_overtaken(self.now, number))
+            elif wrong or self.engine is Found.DEAD:
                 self.do(life.wake_failed(self.now, number, "failed"))
             else:
                 self.engine, books.awake = Found.AWAKE, True
@@ -320,6 +334,14 @@ class World:
         if self.rng.random() < 0.5 + self.trouble / 2:
             self.engine = self.rng.choice(list(Found))
 
+    def replace(self) -> None:
+        """By another engine, of which nothing is known."""
+        self.engine = self.rng.choice(list(Found))
+        if self.life.state is State.AWAKE or self.life.phase is Phase.EMPTYING:
+            self.books.awake = False
+            self.books.seen["replaced"] += 1
+        self.do(self.life.unserved(self.now))
+
     def probe(self) -> None:
         """Its answer is what was true when it began."""
         began, found = self.now, self.engine
@@ -344,5 +366,6 @@ def test_random_lives(seed: int) -> None:
     expected += ["Forward", "Refuse", "Look", "Reserve", "Release", "Wake", "Sleep", "Answer", "Adopt"]
     expected += ["queue_full", "queue_timeout", "no_room", "model_asleep", "wake_failed", "engine_dead"]
     expected += ["shutting_down"] if seen["shutting_down"] else []
+    expected += ["replaced", "overtaken"]
     missing = [name for name in expected if not seen[name]]
     assert not missing, f"never happened: {missing}"

@@ -98,6 +98,12 @@ class Whole:
         assert answer.status == 200, answer
         return answer.json()
 
+    async def apply(self, config: configs.Config) -> None:
+        """As a reload does."""
+        self.controller._config = config
+        await self.controller._discovery.begin(config)
+        self.controller._apply()
+
     async def act(self, what: str, model: str) -> Answer:
         return await self.ask("POST", f"/action/{what}/{model}", at=self.admin)
 

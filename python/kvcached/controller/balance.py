@@ -4,7 +4,8 @@ way, and among equals the one that was picked least recently.
 
 A replica that fails several times in a row is ejected: it gets nothing until a probe, or a request, finds it
 well. Only where all that serve are ejected one of them is tried all the same, since that one is likely dead
-is no reason to answer nobody. A replica that sleeps gets nothing ever.
+is no reason to answer nobody. A replica that sleeps gets nothing ever, and a new one nothing until it is
+known to be awake.
 
 A request may go to another replica only if the first has seen nothing of it: who has read half of it may be
 at work. Replicas are named by whatever is hashable and the caller likes, an address for instance.
@@ -36,7 +37,7 @@ class Replica:
     outstanding: int = 0
     failures: int = 0  # in a row
     ejected: bool = False
-    serving: bool = True
+    serving: bool = False
     leaving: bool = False  # no longer configured, but with requests under way
 
 
@@ -55,6 +56,11 @@ class Balance:
     def replicas(self) -> list[Replica]:
         """Those that are configured, in order."""
         return [replica for replica in self._replicas.values() if not replica.leaving]
+
+    @property
+    def serves(self) -> bool:
+        """Whether one of them does."""
+        return any(replica.serving for replica in self.replicas)
 
     def set_replicas(self, names: Iterable[Hashable]) -> None:
         """These, and no others, are picked from now on. What is known of those that stay is kept; one that

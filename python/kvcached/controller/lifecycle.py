@@ -57,6 +57,8 @@ Events in states:
   sleep_failed    -              calling: Look          -            -                      -
   woken           -              -                      -            calling: awake         -
   wake_failed     -              -                      -            calling: failed        -
+  wake_overtaken  -              -                      -            calling: Release, Look -
+  unserved        n              emptying: n            -            -                      -
   stop            j              m; j                   j            j                      j
 
   a  Emptying and not firm: drop, Forward. Else queue.
@@ -74,6 +76,7 @@ Events in states:
   k  Reserve, where b says Look; else it is ASLEEP.
   l  From retry_at on.
   m  Emptying: drop, unless it is to sleep as j says.
+  n  Look, and it is WAKING; asks are told no.
 
   queue     Waits; or is refused: queue_full, or model_asleep, where requests don't wake it, or could not be
             before its deadline, for min_sleep_duration.
@@ -368,6 +371,21 @@ class Lifecycle:
     def wake_failed(self, now: float, call: int, detail: str = "") -> list[Action]:
         if self.state is State.WAKING and self._is_over(call, Phase.CALLING):
             self._fail(now, "wake_failed", detail)
+        return self._take()
+
+    def wake_overtaken(self, now: float, call: int) -> list[Action]:
+        """Those engines that were woken are the model's no more."""
+        if self.state is State.WAKING and self._is_over(call, Phase.CALLING):
+            self._release()
+            self._look(now, State.WAKING)
+        return self._take()
+
+    def unserved(self, now: float) -> list[Action]:
+        """None of its engines is known to be awake any more: they are others now."""
+        if self.state is State.AWAKE or self.phase is Phase.EMPTYING:
+            self.awake_since = None
+            self._answer_sleep_asks(False, "its engines are others now")
+            self._look(now, State.WAKING)
         return self._take()
 
     def slept(self, now: float, call: int) -> list[Action]:

@@ -52,7 +52,7 @@ class Refused(Exception):
         self.code, self.retry_after, self.detail = code, retry_after, detail
 
 
-@dataclass
+@dataclass(eq=False)
 class Replica:
     """An engine of the model. `url` names it."""
 
@@ -130,7 +130,8 @@ class Model:
     # ---- What it is made of ----
 
     def set_replicas(self, found: Iterable[tuple[str, Instance]]) -> None:
-        """Engines by address. Those that stay keep what is known of them."""
+        """Engines by address. Those that stay keep what is known of them; others serve once they have been
+        looked at, which is at once."""
         old = self.replicas
         self.replicas = {}
         for url, instance in found:
@@ -139,6 +140,21 @@ class Model:
                 replica = Replica(url, instance, self._engine(url, instance))
             self.replicas[url] = replica
         self.balance.set_replicas(self.replicas)
+        new = [replica for replica in self.replicas.values() if old.get(replica.url) is not replica]
+        for replica in new:
+            self.balance.set_serving(replica.url, False)
+        if self.started:
+            self._check_served()
+            if new:
+                self._begin(self.probe())
+
+    def _check_served(self) -> None:
+        """A model that is awake by engines that it has no more is not."""
+        if not self.balance.serves:
+            self._event(self.lifecycle.unserved(self._loop.time()))
+
+    def _has(self, replica: Replica) -> bool:
+        return self.replicas.get(replica.url) is replica
 
     def set_settings(self, settings: SleepManager) -> None:
         self.lifecycle.settings = settings
@@ -178,6 +194,13 @@ class Model:
     async def admit(self, key: Hashable) -> None:
         """Returns when the request may be forwarded. Refused: it may not. The caller calls ended() when it is
         over, whatever becomes of it, also if this is cancelled."""
+        await self._admit_once(key)
+        if not self.balance.serves:  # any more: what came between was told first
+            self.ended(key)
+            self._check_served()
+            await self._admit_once(key)
+
+    async def _admit_once(self, key: Hashable) -> None:
         admission = self._loop.create_future()
         self._admissions[key] = admission
         try:
@@ -233,11 +256,15 @@ class Model:
         return self.lifecycle.quiet
 
     async def probe(self) -> None:
-        """Asks each engine how it is."""
+        """Asks each engine how it is. Whatever goes wrong is this model's trouble alone."""
         began = self._loop.time()
-        found, detail = await self._find()
-        if found is not None:
-            self._event(self.lifecycle.probed(self._loop.time(), began, found, detail))
+        try:
+            found, detail = await self._find()
+            if found is not None:
+                self._event(self.lifecycle.probed(self._loop.time(), began, found, detail))
+            self._check_served()
+        except Exception:
+            log.exception("Model %s could not be probed", self.name)
 
     async def close(self) -> None:
         """Ends what is under way, and what it holds. No method may be called any more."""
@@ -350,9 +377,15 @@ class Model:
         self._event(self.lifecycle.looked(self._loop.time(), call, found, detail))
 
     async def _find(self) -> tuple[Found | None, str]:
-        """None: those that may be alive are silent."""
+        """None: those that may be alive are silent, or are others now."""
         replicas = list(self.replicas.values())
         found = await asyncio.gather(*(self._find_one(replica) for replica in replicas))
+        # All at once, and together with what the caller makes of it.
+        for replica, one_found in zip(replicas, found):
+            if self._has(replica) and one_found in (Found.AWAKE, Found.ASLEEP):
+                self.balance.set_serving(replica.url, one_found is Found.AWAKE)
+        if replicas != list(self.replicas.values()):
+            return None, ""
         for one in (Found.AWAKE, Found.ASLEEP):
             if one in found:
                 return one, ""
@@ -374,7 +407,6 @@ class Model:
             return Found.DEAD
         replica.alive, replica.reason, replica.n_silent = True, "", 0
         self.balance.probed(replica.url, True)
-        self.balance.set_serving(replica.url, not sleeping)
         return Found.ASLEEP if sleeping else Found.AWAKE
 
     async def _reserve(self, call: int, room: _Room, deadline: float) -> None:
@@ -409,8 +441,8 @@ class Model:
         self._event(self.lifecycle.room_granted(self._loop.time(), call))
         self._watcher.room_granted(self)
 
-    async def _on_all(self, act: Callable[[engines.Engine], Any]) -> list[str]:
-        """What each replica says; "" where all went well."""
+    async def _on_all(self, replicas: list[Replica], act: Callable[[engines.Engine], Any]) -> list[str]:
+        """What each says; "" where all went well."""
 
         async def one(replica: Replica) -> str:
             try:
@@ -419,20 +451,23 @@ class Model:
                 return str(fault)
             return ""
 
-        return list(await asyncio.gather(*(one(replica) for replica in list(self.replicas.values()))))
+        return list(await asyncio.gather(*(one(replica) for replica in replicas)))
 
     async def _wake(self, call: int) -> None:
         """One that wakes is enough; the others are the probes' affair."""
         limit = self.lifecycle.settings.wake_timeout_seconds
         replicas, began = list(self.replicas.values()), self._loop.time()
-        said = await self._on_all(lambda engine: engine.wake(limit))
-        for replica, fault in zip(replicas, said):
+        said = await self._on_all(replicas, lambda engine: engine.wake(limit))
+        stay = [(replica, fault) for replica, fault in zip(replicas, said) if self._has(replica)]
+        for replica, fault in stay:
             self.balance.set_serving(replica.url, not fault)
             self.balance.probed(replica.url, not fault)
         now = self._loop.time()
-        if "" in said:
+        if any(not fault for _, fault in stay):
             self._watcher.woke(self, now - began, "")
             self._event(self.lifecycle.woken(now, call))
+        elif len(stay) < len(self.replicas):
+            self._event(self.lifecycle.wake_overtaken(now, call))
         else:
             fault = said[0] if said else "no engine of it is known"
             self._watcher.woke(self, now - began, fault)
@@ -440,13 +475,19 @@ class Model:
 
     async def _sleep(self, call: int) -> None:
         limit = self.lifecycle.settings.wake_timeout_seconds
-        replicas, began = list(self.replicas.values()), self._loop.time()
-        said = await self._on_all(lambda engine: engine.sleep(limit))
-        for replica, fault in zip(replicas, said):
+        began = self._loop.time()
+        asked: list[Replica] = []
+        said: list[str] = []
+        # With those that have come meanwhile.
+        while replicas := [replica for replica in self.replicas.values() if replica not in asked]:
+            asked += replicas
+            said += await self._on_all(replicas, lambda engine: engine.sleep(limit))
+        stay = [(replica, fault) for replica, fault in zip(asked, said) if self._has(replica)]
+        for replica, fault in stay:
             if not fault:
                 self.balance.set_serving(replica.url, False)
         now = self._loop.time()
-        fault = next((one for one in said if one), "")
+        fault = next((fault for _, fault in stay if fault), "")
         if fault:
             self._event(self.lifecycle.sleep_failed(now, call, fault))
         else:

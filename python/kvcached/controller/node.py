@@ -118,22 +118,15 @@ class Node:
     async def _probe_for_ever(self) -> None:
         while True:
             await asyncio.sleep(min(PROBE_SECONDS, self.config.sleep_manager.check_interval_seconds or 1))
-            await asyncio.gather(*(self._probe(model) for model in list(self.models.values())))
+            await asyncio.gather(*(model.probe() for model in list(self.models.values())))
             try:
                 await self._forget()
             except Exception:
                 log.exception("A model that left could not be forgotten")
 
-    async def _probe(self, model: Model) -> None:
-        """One model's trouble is no other's."""
-        try:
-            await model.probe()
-        except Exception:
-            log.exception("Model %s could not be probed", model.name)
-
     def probe_soon(self, model: Model) -> None:
         """One of its engines has just failed."""
-        task = self._loop.create_task(self._probe(model))
+        task = self._loop.create_task(model.probe())
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
 

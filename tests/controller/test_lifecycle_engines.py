@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model's life when others replace its engines, or put them to sleep."""
+
+from __future__ import annotations
+
+from controller.test_lifecycle import asleep, awake, begin, calling_wake, where
+from kvcached.controller.actions import (
+    Adopt,
+    Answer,
+    Forward,
+    Found,
+    Look,
+    Phase,
+    Refuse,
+    Release,
+    Reserve,
+    State,
+    Why,
+)
+from kvcached.controller.lifecycle import Lifecycle
+
+# Replaced
+
+
+def test_unserved_looks_and_lets_wait() -> None:
+    life = awake()
+    life.came(1, "old")
+    assert life.unserved(2) == [Look(2)]
+    assert where(life) == (State.WAKING, Phase.LOOKING)
+    assert life.came(3, "new") == []
+    assert life.looked(4, 2, Found.AWAKE) == [Adopt(State.AWAKE), Forward("new")]
+    assert life.in_flight == {"old", "new"}
+
+
+def test_unserved_and_found_asleep_wakes_for_who_waits() -> None:
+    life = awake()
+    life.unserved(1)
+    life.came(2, "a")
+    assert life.looked(3, 2, Found.ASLEEP) == [Reserve(3, 122)]
+
+
+def test_unserved_and_found_asleep_sleeps_where_nobody_waits() -> None:
+    life = awake()
+    life.unserved(1)
+    assert life.looked(3, 2, Found.ASLEEP) == [Adopt(State.ASLEEP)]
+    assert (life.state, life.slept_for) == (State.ASLEEP, Why.ELSEWHERE)
+    assert life.came(4, "a") == [Look(3)]
+
+
+def test_unserved_and_found_dead_refuses_who_waits() -> None:
+    life = awake()
+    life.unserved(1)
+    life.came(2, "a")
+    assert life.looked(3, 2, Found.DEAD, "gone") == [Refuse("a", "engine_dead", 5, "gone")]
+
+
+def test_unserved_while_it_drains() -> None:
+    life = awake()
+    life.came(1, "a")
+    life.sleep_asked(2, Why.ADMIN, "ask", firm=True)
+    life.came(3, "b")
+    assert life.unserved(4) == [Answer("ask", False, "its engines are others now"), Look(2)]
+    assert life.looked(5, 2, Found.AWAKE) == [Adopt(State.AWAKE), Forward("b")]
+
+
+def test_unserved_otherwise() -> None:
+    """Whoever is under way will tell, or nothing is forwarded anyway."""
+    calling, looking = awake(), awake()
+    calling.sleep_asked(100, Why.ADMIN)
+    looking.sleep_asked(100, Why.ADMIN)
+    looking.sleep_failed(101, 2)
+    waking = asleep()
+    calling_wake(waking, 1)
+    lives: list[Lifecycle] = [asleep(), begin(Found.DEAD), waking, calling, looking]
+    for life in lives:
+        before = where(life)
+        assert life.unserved(102) == []
+        assert where(life) == before
+
+
+def test_wake_overtaken_looks_at_the_new_engines() -> None:
+    life = asleep()
+    wake = calling_wake(life, 1, "a")
+    assert life.wake_overtaken(2, wake) == [Release(3), Look(5)]
+    assert where(life) == (State.WAKING, Phase.LOOKING)
+    assert life.looked(3, 5, Found.ASLEEP) == [Reserve(6, 121)]
+    assert life.wake_overtaken(4, wake) == []
+
+
+def test_wake_overtaken_by_another_outcome() -> None:
+    life = asleep()
+    wake = calling_wake(life, 1, "a")
+    assert life.wake_overtaken(2, wake + 1) == []
+    assert where(life) == (State.WAKING, Phase.CALLING)
+    life.woken(2, wake)
+    assert life.wake_overtaken(3, wake) == []
+    assert life.state is State.AWAKE

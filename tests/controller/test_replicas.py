@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines of one model that come, go, sleep and die, each by itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from controller.live import eventually, run
+from controller.standins.answers import completion
+from controller.standins.vllm import VllmStandIn
+from controller.whole import Whole, config_of, running
+from kvcached.controller.actions import Found
+
+COMPLETIONS = "/v1/completions"
+# No probe but a test's own, and those that a change makes.
+QUIET = {"check_interval_seconds": 3600}
+
+
+@pytest.fixture(autouse=True)
+def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvcached.controller.node.PROBE_SECONDS", 3600)
+
+
+async def ask(whole: Whole, identity: str = "x") -> int:
+    return (await whole.ask("POST", COMPLETIONS, completion("a", identity))).status
+
+
+async def put_to_sleep(whole: Whole, stand_in: VllmStandIn) -> None:
+    """By somebody else."""
+    async with whole.session.post(stand_in.address + "/sleep?level=1&mode=wait") as response:
+        assert response.status == 200
+
+
+# ---- Others now ----
+
+
+def test_a_new_one_that_sleeps_gets_nothing() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await whole.apply(config_of({"a": [one]}, QUIET))
+            await put_to_sleep(whole, two)
+            await whole.apply(config_of({"a": [one, two]}, QUIET))
+            assert await asyncio.gather(*(ask(whole) for _ in range(4))) == [200] * 4
+            assert two.counters.while_asleep == 0
+
+    run(main())
+
+
+def test_a_new_one_that_is_awake_serves_at_once() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await whole.apply(config_of({"a": [one]}, QUIET))
+            await whole.apply(config_of({"a": [one, two]}, QUIET))
+            await eventually(lambda: all(r.serving for r in whole.model("a").balance.replicas))
+            for _ in range(2):
+                assert await ask(whole) == 200
+            assert (one.counters.finished, two.counters.finished) == (1, 1)
+
+    run(main())
+
+
+def test_another_one_in_its_place_is_looked_at_and_woken() -> None:
+    """Who comes waits for that."""
+
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await whole.apply(config_of({"a": [one]}, QUIET))
+            await put_to_sleep(whole, two)
+            await whole.apply(config_of({"a": [two]}, QUIET))
+            assert await asyncio.gather(*(ask(whole) for _ in range(4))) == [200] * 4
+            assert (two.counters.wakes, two.counters.while_asleep) == (1, 0)
+
+    run(main())
+
+
+def test_one_that_is_admitted_while_the_engines_change_waits() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await whole.apply(config_of({"a": [one]}, QUIET))
+            model = whole.model("a")
+            instance = config_of({"a": [two]}, QUIET).instances[0]
+            now = asyncio.get_running_loop().time()
+            model._event(model.lifecycle.unserved(now))
+            admitted = asyncio.ensure_future(model.admit("request"))
+            await asyncio.sleep(0)  # the task has begun, and waits
+            assert model.lifecycle.queued == 1
+            assert model.lifecycle._call is not None
+            model._event(model.lifecycle.looked(now, model.lifecycle._call, Found.AWAKE))
+            model.set_replicas([(two.address, instance)])  # before the request goes on
+            await admitted
+            assert model.balance.serves
+            model.ended("request")
+
+    run(main())
+
+
+def test_another_one_in_its_place_while_it_wakes() -> None:
+    """The model isn't awake because its old engine is."""
+
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await whole.act("sleep", "a")
+            await whole.apply(config_of({"a": [one]}, QUIET))
+            one.behaviour.wake_s = 0.2
+            asked = asyncio.ensure_future(ask(whole))
+            await eventually(one.is_at_it)
+            await whole.apply(config_of({"a": [two]}, QUIET))
+            assert two.is_asleep()
+            assert await asked == 200
+            assert (two.counters.wakes, two.counters.finished, two.counters.while_asleep) == (1, 1, 0)
+
+    run(main())
+
+
+def test_another_one_in_its_place_while_it_is_put_to_sleep() -> None:
+    """It is put to sleep, too."""
+
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await whole.apply(config_of({"a": [one]}, QUIET))
+            one.behaviour.sleep_s = 0.2
+            asked = asyncio.ensure_future(whole.act("sleep", "a"))
+            await eventually(one.is_at_it)
+            await whole.apply(config_of({"a": [two]}, QUIET))
+            assert (await asked).status == 200
+            assert await whole.state("a") == "asleep"
+            assert two.is_asleep()
+
+    run(main())
