@@ -685,13 +685,13 @@ def test_asks_while_it_has_failed() -> None:
 
 
 def test_put_to_sleep_by_others() -> None:
-    """What is under way there is the engine's affair; whoever comes next wakes it, at once."""
+    """Whoever comes next wakes it, at once."""
     life = awake()
     life.came(1, "a")
+    life.ended(2, "a")
     assert life.probed(3, 2, Found.ASLEEP) == [Adopt(State.ASLEEP)]
-    assert (life.in_flight, life.slept_for, life.asleep_since) == ({"a"}, Why.ELSEWHERE, 3)
+    assert (life.slept_for, life.asleep_since) == (Why.ELSEWHERE, 3)
     wake = calling_wake(life, 4, "b")
-    life.ended(5, "a")
     assert forwarded(life.woken(6, wake)) == ["b"]
 
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from controller.test_lifecycle import asleep, awake, begin, calling_wake, where
+from dataclasses import replace
+
+from controller.test_lifecycle import SETTINGS, asleep, awake, begin, calling_wake, where
 from kvcached.controller.actions import (
+    Action,
     Adopt,
     Answer,
     Forward,
@@ -15,9 +18,62 @@ from kvcached.controller.actions import (
     Release,
     Reserve,
     State,
+    Wake,
     Why,
 )
+from kvcached.controller.config import SleepManager
 from kvcached.controller.lifecycle import Lifecycle
+
+# Put to sleep by others, under requests
+
+
+def stranded(settings: SleepManager = SETTINGS) -> tuple[Lifecycle, list[Action]]:
+    """A request waits in an engine that sleeps."""
+    life = awake(settings)
+    life.came(1, "a")
+    return life, life.probed(3, 2, Found.ASLEEP)
+
+
+def test_those_that_wait_in_the_engine_wake_it() -> None:
+    life, actions = stranded()
+    assert actions == [Adopt(State.ASLEEP), Look(2)]
+    assert (life.waiting_since, life.slept_for) == (3, Why.ELSEWHERE)
+    (reserve,) = life.looked(4, 2, Found.ASLEEP)
+    assert reserve == Reserve(3, 4 + SETTINGS.queue_deadline_seconds)
+    life.room_refused(5, 3)
+    assert life.due() == 6
+    (again,) = life.tick(6)
+    assert again == Reserve(4, 6 + SETTINGS.queue_deadline_seconds)
+    (wake,) = life.room_granted(7, 4)
+    assert wake == Wake(5)
+    assert life.woken(8, 5) == [Release(4)]
+    assert (life.state, life.in_flight, life.waiting_since) == (State.AWAKE, {"a"}, None)
+
+
+def test_those_that_wait_in_the_engine_and_go() -> None:
+    life, _ = stranded()
+    life.looked(4, 2, Found.ASLEEP)
+    assert life.ended(5, "a") == [Release(3)]
+    assert life.state is State.ASLEEP
+    assert life.quiet
+
+
+def test_those_that_wait_in_the_engine_wait_where_requests_do_not_wake_it() -> None:
+    life, actions = stranded(replace(SETTINGS, wakeup_on_request=False))
+    assert actions == [Adopt(State.ASLEEP)]
+    assert (life.due(), life.waiting_since) == (None, None)
+    assert life.wake_asked(4, "ask") == [Look(2)]
+
+
+def test_those_that_wait_in_the_engine_and_a_wake_that_fails() -> None:
+    """They are in the engine: nobody refuses them, and once it is found asleep again it is woken again."""
+    life, _ = stranded()
+    life.looked(4, 2, Found.ASLEEP)
+    life.room_granted(5, 3)
+    assert life.wake_failed(6, 4, "no") == [Release(3)]
+    assert life.probed(8, 7, Found.ASLEEP) == []
+    assert life.probed(12, 11, Found.ASLEEP) == [Adopt(State.ASLEEP), Look(5)]
+
 
 # Replaced
 

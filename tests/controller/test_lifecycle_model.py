@@ -237,6 +237,10 @@ class World:
         for action in actions:
             if isinstance(action, CALLS):
                 self.later(partial(self.come_back, action), self.rng.choice([0.0, 0.3, 2.0, 8.0]))
+        stranded = self.life.in_flight and self.settings.wakeup_on_request
+        self.books.seen["stranded"] += bool(stranded and self.life.state is State.WAKING)
+        if stranded and self.life.state is State.ASLEEP:
+            assert self.life.due() is not None, "nobody wakes it for those that wait in it"
         seen = f"{self.life.state.name} {self.life.phase.name}"
         self.books.seen[seen] += 1
 
@@ -366,6 +370,6 @@ def test_random_lives(seed: int) -> None:
     expected += ["Forward", "Refuse", "Look", "Reserve", "Release", "Wake", "Sleep", "Answer", "Adopt"]
     expected += ["queue_full", "queue_timeout", "no_room", "model_asleep", "wake_failed", "engine_dead"]
     expected += ["shutting_down"] if seen["shutting_down"] else []
-    expected += ["replaced", "overtaken"]
+    expected += ["replaced", "overtaken", "stranded"]
     missing = [name for name in expected if not seen[name]]
     assert not missing, f"never happened: {missing}"

@@ -9,9 +9,12 @@ import pytest
 
 from controller.live import eventually, run
 from controller.standins.answers import completion
+from controller.standins.server import StandIn
+from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, config_of, running
-from kvcached.controller.actions import Found
+from kvcached.controller.actions import Found, State
+from kvcached.controller.engines import KINDS
 
 COMPLETIONS = "/v1/completions"
 # No probe but a test's own, and those that a change makes.
@@ -31,6 +34,43 @@ async def put_to_sleep(whole: Whole, stand_in: VllmStandIn) -> None:
     """By somebody else."""
     async with whole.session.post(stand_in.address + "/sleep?level=1&mode=wait") as response:
         assert response.status == 200
+
+
+# ---- Put to sleep by others ----
+
+
+@pytest.mark.parametrize("kind", [VllmStandIn, SglangStandIn])
+def test_a_request_that_waits_in_an_engine_that_sleeps_wakes_it(kind: type[StandIn]) -> None:
+    """It was forwarded before anybody knew."""
+
+    async def main() -> None:
+        stand_in = kind(model="a")
+        async with running({"a": stand_in}, QUIET) as whole:
+            other = KINDS[stand_in.engine](whole.session, stand_in.address)
+            await other.sleep(5)
+            asked = asyncio.ensure_future(ask(whole))
+            await eventually(lambda: stand_in.counters.in_flight == 1)
+            await whole.model("a").probe()
+            assert await asked == 200
+            assert stand_in.counters.wakes == 1
+            await eventually(lambda: whole.model("a").lifecycle.state is State.AWAKE)
+
+    run(main())
+
+
+def test_a_request_waits_in_an_engine_where_requests_do_not_wake_it() -> None:
+    async def main() -> None:
+        stand_in = VllmStandIn(model="a")
+        async with running({"a": stand_in}, {**QUIET, "wakeup_on_request": False}) as whole:
+            await put_to_sleep(whole, stand_in)
+            asked = asyncio.ensure_future(ask(whole))
+            await eventually(lambda: stand_in.counters.in_flight == 1)
+            await whole.model("a").probe()
+            assert await whole.state("a") == "asleep"
+            assert (await whole.act("wakeup", "a")).status == 200
+            assert await asked == 200
+
+    run(main())
 
 
 # ---- Others now ----

@@ -62,7 +62,8 @@ Events in states:
   stop            j              m; j                   j            j                      j
 
   a  Emptying and not firm: drop, Forward. Else queue.
-  b  Queue. With somebody in it, and min_sleep_duration over, or a wake asked for: Look, and it is WAKING.
+  b  Queue. With somebody in it or stranded, and min_sleep_duration over, or a wake asked for: Look, and it is
+     WAKING.
   c  Before retry_at: Refuse. Then queue and Look, and it is WAKING.
   d  With auto_sleep_enabled, idle for idle_threshold_seconds, awake for min_awake_seconds: drains, not firm.
   e  drain_timeout_seconds over, or the patience of the first in the queue: drop.
@@ -81,7 +82,10 @@ Events in states:
   queue     Waits; or is refused: queue_full, or model_asleep, where requests don't wake it, or could not be
             before its deadline, for min_sleep_duration.
   drop      The drain is over, and it is AWAKE: asks are told no, who waits is forwarded.
-  give up   Reserving or wanting, and nobody waits or has asked any more: Release, and it is ASLEEP.
+  stranded  Those that were forwarded when somebody else put it to sleep: they wait in the engine, and only a
+            wake helps them. They count as those who wait do, where requests wake it.
+  give up   Reserving or wanting, and nobody waits, is stranded or has asked any more: Release, and it is
+            ASLEEP.
   awake     It is AWAKE: Release, asks are told, who waits is forwarded.
   asleep    It is ASLEEP, then as in b. min_sleep_duration counts only from a sleep of ours.
   failed    It is FAILED: Release, who waits is refused (wake_failed, engine_dead), asks are told no. What was
@@ -148,6 +152,7 @@ class Lifecycle:
         # When each came, and its deadline, which is never before that of an earlier one.
         self._queue: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
         self._last_deadline = now
+        self._stranded_since = now  # meaningful while somebody is
         self._wake_asks: dict[Hashable, tuple[float, float]] = {}  # when, and deadline
         self._sleep_asks: list[Hashable] = []
         self._calls = 0
@@ -182,6 +187,7 @@ class Lifecycle:
         """When the first of those came who wait for the model to wake."""
         asked = [came for came, _ in self._wake_asks.values()]
         asked += [self._first()[0]] if self._queue else []
+        asked += [self._stranded_since] if self._stranded() else []
         return min(asked, default=None)
 
     def may_sleep_from(self) -> float | None:
@@ -242,6 +248,7 @@ class Lifecycle:
             self.idle_since = now
             if self.phase is Phase.EMPTYING and not self.in_flight:
                 self._tell_sleep(now)
+            self._give_up_if_unwanted(now)
         return self._take()
 
     def tick(self, now: float) -> list[Action]:
@@ -258,7 +265,7 @@ class Lifecycle:
         self._expire(now)
         self._wake_if_due(now)
         if self.phase is Phase.WANTING and now >= self._room_retry_at:
-            self._reserve()
+            self._reserve(now)
         return self._take()
 
     def stop(self, now: float, disowned: bool = False) -> list[Action]:
@@ -335,7 +342,7 @@ class Lifecycle:
             self.changed_at = now
             self._refuse_if_requests_do_not_wake(now)
             if self._wake_is_due(now):
-                self._reserve()
+                self._reserve(now)
             else:
                 self._back_to_sleep(now)
         return self._take()
@@ -359,7 +366,7 @@ class Lifecycle:
     def room_changed(self, now: float) -> list[Action]:
         """There may be room now: a model has been put to sleep."""
         if self.phase is Phase.WANTING:
-            self._reserve()
+            self._reserve(now)
         return self._take()
 
     def woken(self, now: float, call: int) -> list[Action]:
@@ -384,6 +391,7 @@ class Lifecycle:
         """None of its engines is known to be awake any more: they are others now."""
         if self.state is State.AWAKE or self.phase is Phase.EMPTYING:
             self.awake_since = None
+            self._stranded_since = now
             self._answer_sleep_asks(False, "its engines are others now")
             self._look(now, State.WAKING)
         return self._take()
@@ -452,7 +460,12 @@ class Lifecycle:
     # Those who wait
 
     def _wanted(self) -> bool:
-        return bool(self._queue or self._wake_asks)
+        return bool(self._queue or self._wake_asks or self._stranded())
+
+    def _stranded(self) -> bool:
+        """Whether requests wait in an engine that sleeps. We never put it to sleep under one."""
+        sleeps = self.state in (State.ASLEEP, State.WAKING)
+        return sleeps and bool(self.in_flight) and self.settings.wakeup_on_request
 
     def _first(self) -> tuple[float, float]:
         return next(iter(self._queue.values()))
@@ -563,6 +576,7 @@ class Lifecycle:
         self._enter(now, State.ASLEEP, Phase.NONE)
         self.awake_since, self.asleep_since, self.slept_for = None, now, why
         self._dropped = False
+        self._stranded_since = now
         # What is found after a failure may be what we have put to sleep before.
         self._hold_until = max(self._hold_until, now) if found else now + self.settings.min_sleep_duration
         if found:
@@ -581,7 +595,7 @@ class Lifecycle:
     # Waking
 
     def _wake_is_due(self, now: float) -> bool:
-        return bool(self._wake_asks or (self._queue and now >= self._hold_until))
+        return bool(self._wake_asks or (self._wanted() and now >= self._hold_until))
 
     def _wake_if_due(self, now: float) -> None:
         if self.state is State.ASLEEP and self._wake_is_due(now):
@@ -591,10 +605,11 @@ class Lifecycle:
         self._enter(now, state, Phase.LOOKING)
         self._do(Look(self._new_call()))
 
-    def _reserve(self) -> None:
+    def _reserve(self, now: float) -> None:
         self.phase = Phase.RESERVING
         deadlines = [deadline for _, deadline in self._wake_asks.values()]
         deadlines += [next(reversed(self._queue.values()))[1]] if self._queue else []
+        deadlines += [now + self.settings.queue_deadline_seconds] if self._stranded() else []
         self._reserved = self._new_call()
         self._do(Reserve(self._reserved, max(deadlines)))
 
