@@ -21,6 +21,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -28,6 +29,9 @@ import aiohttp
 PROBE_S = 5.0
 PAUSED_AFTER_S = 2.5
 """SGLang's /health looks once a second whether there was an answer."""
+SETTLE_S = 600.0
+"""A wake that took too long may go on for so much longer: an engine that is left half-way holds memory."""
+UNDO_S = 60.0
 _REPLY_BYTES = 1 << 24
 _SAID_CHARS = 300
 
@@ -60,6 +64,8 @@ class Engine(ABC):
     _slept = False
     """Put to sleep by this object, and not seen awake since. Only looked at where the engine cannot be
     asked."""
+    _waking: asyncio.Task[None] | None = None
+    """Under way, or the last one."""
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, *, api_key: str | None = None, level: int = 1
@@ -77,13 +83,36 @@ class Engine(ABC):
     async def is_sleeping(self, limit: float | None = PROBE_S) -> bool:
         """Also true of one that is about to sleep, or has woken in part."""
 
-    @abstractmethod
     async def sleep(self, limit: float | None) -> None:
         """Of one that is drained. One that sleeps goes on sleeping."""
+        left = _Left(limit)
+        await self.settled(left())
+        await self._sleep(left)
 
     @abstractmethod
+    async def _sleep(self, left: _Left) -> None: ...
+
     async def wake(self, limit: float | None) -> None:
-        """Returns when it can take requests. One that is awake stays so."""
+        """Returns when it can take requests. One that is awake stays so, and one that fails is put to sleep
+        again, as far as it can be. After a TIMEOUT, or when this is cancelled, it goes on: see settled()."""
+        left = _Left(limit)
+        await self.settled(left())
+        longest = _Left(None if limit is None else limit + SETTLE_S)
+        self._waking = _begin(self._wake(longest))
+        await asyncio.wait([self._waking], timeout=left())
+        if not self._waking.done():
+            raise EngineError(TIMEOUT, f"{self.url} did not wake within {limit or 0:.3g} s")
+        self._waking.result()
+
+    @abstractmethod
+    async def _wake(self, left: _Left) -> None: ...
+
+    async def settled(self, limit: float | None) -> None:
+        """Returns when no wake of ours is under way; until then what the engine says of itself may change."""
+        if self._waking is not None:
+            await asyncio.wait([self._waking], timeout=limit)
+            if not self._waking.done():
+                raise EngineError(TIMEOUT, f"{self.url} still wakes")
 
     async def models(self, limit: float | None = PROBE_S) -> list[str]:
         """Names that it serves."""
@@ -190,10 +219,10 @@ class VllmEngine(Engine):
             raise self._unintelligible("/is_sleeping", reply)
         return bool(reply["is_sleeping"])
 
-    async def sleep(self, limit: float | None) -> None:
+    async def _sleep(self, left: _Left) -> None:
         """Its metrics say the level that was asked for last, also where it slept already: weights that
         somebody has discarded stay discarded."""
-        left, level = _Left(limit), self.level
+        level = self.level
         if await self.is_sleeping(left()) and await self._weights_discarded(left()):
             level = 2
         try:
@@ -205,12 +234,21 @@ class VllmEngine(Engine):
         if not await self.is_sleeping(left()):
             raise EngineError(REFUSED, f"{self.url} has answered /sleep, and says that it is awake")
 
-    async def wake(self, limit: float | None) -> None:
+    async def _wake(self, left: _Left) -> None:
         """By tags: each is looked at by itself, so that an engine that has woken in part is woken in full."""
-        left = _Left(limit)
         if not await self.is_sleeping(left()):
             return
         reload = self.level == 2 or await self._weights_discarded(left())
+        try:
+            await self._wake_in_parts(left, reload)
+        except EngineError:
+            with suppress(EngineError):
+                # Weights that may not be the model's are not to be kept.
+                level = "2" if reload else str(self.level)
+                await self._call("POST", "/sleep", UNDO_S, [("level", level), ("mode", "wait")])
+            raise
+
+    async def _wake_in_parts(self, left: _Left, reload: bool) -> None:
         await self._call("POST", "/wake_up", left(), [("tags", "weights")])
         if reload:
             await self._call("POST", "/collective_rpc", left(), body={"method": "reload_weights"})
@@ -255,13 +293,10 @@ class SglangEngine(Engine):
             raise EngineError(NOT_READY, f"{self.url}/health answered {status}: it starts, or fails", status)
         return False
 
-    async def sleep(self, limit: float | None) -> None:
-        await _to_the_end(self._sleep(_Left(limit)))
-
-    async def wake(self, limit: float | None) -> None:
-        await _to_the_end(self._wake(_Left(limit)))
-
     async def _sleep(self, left: _Left) -> None:
+        await asyncio.shield(_begin(self._sleep_in_steps(left)))
+
+    async def _sleep_in_steps(self, left: _Left) -> None:
         if await self.is_sleeping(left()):
             return
         try:
@@ -286,7 +321,12 @@ class SglangEngine(Engine):
         await self._call("POST", "/resume_memory_occupation", left(), body={})
         if info.get("enable_memory_saver") and not info.get("enable_weights_cpu_backup"):
             await self._load_weights(left)
-        await self._continue(left())
+        try:
+            await self._continue(left())
+        except EngineError as fault:
+            if fault.kind == REFUSED:
+                await self._release_again()
+            raise
         self._slept = False
         # Ready again also for itself: a health check that came while it slept has failed.
         status, _ = await self._ask("GET", "/health_generate", left())
@@ -303,8 +343,13 @@ class SglangEngine(Engine):
             await self._call("POST", "/update_weights_from_disk", left(), body=where)
         except EngineError as fault:
             if fault.kind != UNREACHABLE:
-                await self._call("POST", "/release_memory_occupation", None, body={})
+                await self._release_again()
             raise
+
+    async def _release_again(self) -> None:
+        """Else the engine looks like one that sleeps, and dies of being woken."""
+        with suppress(EngineError):
+            await self._call("POST", "/release_memory_occupation", UNDO_S, body={})
 
     async def _continue(self, limit: float | None) -> None:
         try:
@@ -339,13 +384,13 @@ _DISCARDED = re.compile(
 _unfinished: set[asyncio.Task[None]] = set()
 
 
-async def _to_the_end(steps: Coroutine[Any, Any, None]) -> None:
-    """Also if the caller is cancelled: an engine that is left between two steps looks like one that sleeps,
-    and dies of being woken."""
+def _begin(steps: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """To be done to their end, also if the caller is cancelled: of an SGLang engine that is left between two
+    steps nobody could tell whether it sleeps, and one of vLLM's would keep memory that nobody uses."""
     task = asyncio.ensure_future(steps)
     _unfinished.add(task)
     task.add_done_callback(_finish)
-    await asyncio.shield(task)
+    return task
 
 
 def _finish(task: asyncio.Task[None]) -> None:

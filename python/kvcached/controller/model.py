@@ -86,12 +86,13 @@ class Watcher(Protocol):
     def slept(self, model: Model, seconds: float, fault: str) -> None: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Room:
-    """Of a Reserve: asked for, or held."""
+    """Of a Reserve: asked for, or held. engines: those that wake in it."""
 
     task: asyncio.Task[None] | None = None
     held: list[Held] = field(default_factory=list)
+    engines: list[engines.Engine] = field(default_factory=list)
 
 
 class Model:
@@ -124,6 +125,7 @@ class Model:
         self._asks: dict[Hashable, asyncio.Future[tuple[bool, str]]] = {}
         self._n_asks = 0
         self._rooms: dict[int, _Room] = {}
+        self._given_up: set[_Room] = set()  # and not released so far
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -253,7 +255,7 @@ class Model:
 
     @property
     def quiet(self) -> bool:
-        return self.lifecycle.quiet
+        return self.lifecycle.quiet and not self._given_up
 
     async def probe(self) -> None:
         """Asks each engine how it is. Whatever goes wrong is this model's trouble alone."""
@@ -273,7 +275,7 @@ class Model:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for room in self._rooms.values():
+        for room in [*self._rooms.values(), *self._given_up]:
             await _release(room)
 
     # ---- Events and actions ----
@@ -315,7 +317,8 @@ class Model:
         elif isinstance(action, Release):
             room_or_none = self._rooms.pop(action.call, None)
             if room_or_none:
-                self._begin(_release(room_or_none))
+                self._given_up.add(room_or_none)
+                self._begin(self._give_up(room_or_none))
         elif isinstance(action, Wake):
             work = self._wake(action.call)
             self._begin(self._reported(work, self.lifecycle.wake_failed, action.call))
@@ -395,6 +398,7 @@ class Model:
 
     async def _find_one(self, replica: Replica) -> Found | None:
         try:
+            await self._asked(replica.engine.settled(engines.PROBE_S))
             await self._asked(replica.engine.health())
             sleeping = await self._asked(replica.engine.is_sleeping())
         except engines.EngineError as fault:
@@ -441,6 +445,12 @@ class Model:
         self._event(self.lifecycle.room_granted(self._loop.time(), call))
         self._watcher.room_granted(self)
 
+    async def _give_up(self, room: _Room) -> None:
+        """Not while an engine goes on to wake in it, though it has taken too long."""
+        await asyncio.gather(*(one.settled(None) for one in room.engines))
+        await _release(room)
+        self._given_up.discard(room)
+
     async def _on_all(self, replicas: list[Replica], act: Callable[[engines.Engine], Any]) -> list[str]:
         """What each says; "" where all went well."""
 
@@ -457,6 +467,8 @@ class Model:
         """One that wakes is enough; the others are the probes' affair."""
         limit = self.lifecycle.settings.wake_timeout_seconds
         replicas, began = list(self.replicas.values()), self._loop.time()
+        for room in self._rooms.values():
+            room.engines = [replica.engine for replica in replicas]
         said = await self._on_all(replicas, lambda engine: engine.wake(limit))
         stay = [(replica, fault) for replica, fault in zip(replicas, said) if self._has(replica)]
         for replica, fault in stay:
