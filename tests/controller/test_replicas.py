@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiohttp import web
 
 from controller.live import eventually, run
 from controller.standins.answers import completion
@@ -69,6 +70,42 @@ def test_a_request_waits_in_an_engine_where_requests_do_not_wake_it() -> None:
             assert await whole.state("a") == "asleep"
             assert (await whole.act("wakeup", "a")).status == 200
             assert await asked == 200
+
+    run(main())
+
+
+class Late(VllmStandIn):
+    """Whose answers come when they are let go."""
+
+    hold = False
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.held, self.go = asyncio.Event(), asyncio.Event()
+
+    async def is_sleeping(self, request: web.Request) -> web.StreamResponse:
+        answer = await super().is_sleeping(request)
+        if self.hold:
+            self.hold = False
+            self.held.set()
+            await self.go.wait()
+        return answer
+
+
+def test_what_was_found_before_a_wake_says_nothing_after_it() -> None:
+    async def main() -> None:
+        stand_in = Late("a")
+        async with running({"a": stand_in}, QUIET) as whole:
+            await whole.act("sleep", "a")
+            stand_in.hold = True
+            probe = asyncio.ensure_future(whole.model("a").probe())
+            await stand_in.held.wait()
+            assert await ask(whole) == 200
+            stand_in.go.set()
+            await probe
+            assert whole.model("a").balance.serves
+            assert await whole.state("a") == "awake"
+            assert stand_in.counters.wakes == 1
 
     run(main())
 

@@ -62,6 +62,7 @@ class Replica:
     alive: bool | None = None  # None: not asked so far
     reason: str = ""  # why it is not, or may not be
     n_silent: int = 0  # times that it didn't answer in time, in a row
+    changed_at: float = 0.0  # when it was woken or put to sleep last, and by us
 
 
 _T = TypeVar("_T")
@@ -154,6 +155,11 @@ class Model:
         """A model that is awake by engines that it has no more is not."""
         if not self.balance.serves:
             self._event(self.lifecycle.unserved(self._loop.time()))
+
+    def _set_serving(self, replica: Replica, serving: bool) -> None:
+        """It was woken, or put to sleep: what was found of it before is old."""
+        replica.changed_at = self._loop.time()
+        self.balance.set_serving(replica.url, serving)
 
     def _has(self, replica: Replica) -> bool:
         return self.replicas.get(replica.url) is replica
@@ -381,11 +387,12 @@ class Model:
 
     async def _find(self) -> tuple[Found | None, str]:
         """None: those that may be alive are silent, or are others now."""
-        replicas = list(self.replicas.values())
+        replicas, began = list(self.replicas.values()), self._loop.time()
         found = await asyncio.gather(*(self._find_one(replica) for replica in replicas))
         # All at once, and together with what the caller makes of it.
         for replica, one_found in zip(replicas, found):
-            if self._has(replica) and one_found in (Found.AWAKE, Found.ASLEEP):
+            told = one_found in (Found.AWAKE, Found.ASLEEP) and began >= replica.changed_at
+            if self._has(replica) and told:
                 self.balance.set_serving(replica.url, one_found is Found.AWAKE)
         if replicas != list(self.replicas.values()):
             return None, ""
@@ -472,7 +479,7 @@ class Model:
         said = await self._on_all(replicas, lambda engine: engine.wake(limit))
         stay = [(replica, fault) for replica, fault in zip(replicas, said) if self._has(replica)]
         for replica, fault in stay:
-            self.balance.set_serving(replica.url, not fault)
+            self._set_serving(replica, not fault)
             self.balance.probed(replica.url, not fault)
         now = self._loop.time()
         if any(not fault for _, fault in stay):
@@ -497,7 +504,7 @@ class Model:
         stay = [(replica, fault) for replica, fault in zip(asked, said) if self._has(replica)]
         for replica, fault in stay:
             if not fault:
-                self.balance.set_serving(replica.url, False)
+                self._set_serving(replica, False)
         now = self._loop.time()
         fault = next((fault for _, fault in stay if fault), "")
         if fault:
