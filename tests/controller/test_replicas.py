@@ -110,6 +110,50 @@ def test_what_was_found_before_a_wake_says_nothing_after_it() -> None:
     run(main())
 
 
+# ---- Some of several ----
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_one_that_is_dead_is_no_reason_not_to_sleep(known: bool) -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            two.die()
+            if known:
+                await whole.model("a").probe()
+            assert (await whole.act("sleep", "a")).status == 200
+            assert await whole.state("a") == "asleep"
+            text = (await whole.ask("GET", "/metrics")).data.decode()
+            assert 'kvcached_controller_sleeps_total{model="a",why="admin"} 1.0' in text
+            assert 'kvcached_controller_sleep_failures_total{model="a"} 0.0' in text
+            assert await ask(whole) == 200
+
+    run(main())
+
+
+def test_one_that_refuses_to_sleep_is() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            two.behaviour.sleep_fails = True
+            assert (await whole.act("sleep", "a")).status == 400
+            assert await ask(whole) == 200
+
+    run(main())
+
+
+def test_all_that_are_dead_do_not_sleep() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            one.die()
+            two.die()
+            assert (await whole.act("sleep", "a")).status == 400
+            await eventually(lambda: whole.model("a").lifecycle.state is State.FAILED)
+
+    run(main())
+
+
 # ---- Others now ----
 
 

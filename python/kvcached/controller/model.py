@@ -458,20 +458,22 @@ class Model:
         await _release(room)
         self._given_up.discard(room)
 
-    async def _on_all(self, replicas: list[Replica], act: Callable[[engines.Engine], Any]) -> list[str]:
-        """What each says; "" where all went well."""
+    async def _on_all(
+        self, replicas: list[Replica], act: Callable[[engines.Engine], Any]
+    ) -> list[engines.EngineError | None]:
+        """What each says; None where all went well."""
 
-        async def one(replica: Replica) -> str:
+        async def one(replica: Replica) -> engines.EngineError | None:
             try:
                 await self._asked(act(replica.engine))
             except engines.EngineError as fault:
-                return str(fault)
-            return ""
+                return fault
+            return None
 
         return list(await asyncio.gather(*(one(replica) for replica in replicas)))
 
     async def _wake(self, call: int) -> None:
-        """One that wakes is enough; the others are the probes' affair."""
+        """One that wakes is enough."""
         limit = self.lifecycle.settings.wake_timeout_seconds
         replicas, began = list(self.replicas.values()), self._loop.time()
         for room in self._rooms.values():
@@ -488,15 +490,17 @@ class Model:
         elif len(stay) < len(self.replicas):
             self._event(self.lifecycle.wake_overtaken(now, call))
         else:
-            fault = said[0] if said else "no engine of it is known"
-            self._watcher.woke(self, now - began, fault)
-            self._event(self.lifecycle.wake_failed(now, call, fault))
+            sentence = str(stay[0][1]) if stay else "no engine of it is known"
+            self._watcher.woke(self, now - began, sentence)
+            self._event(self.lifecycle.wake_failed(now, call, sentence))
 
     async def _sleep(self, call: int) -> None:
+        """Those that are gone have nothing to give back, if there are others."""
         limit = self.lifecycle.settings.wake_timeout_seconds
         began = self._loop.time()
         asked: list[Replica] = []
-        said: list[str] = []
+        said: list[engines.EngineError | None] = []
+        dead = [replica for replica in self.replicas.values() if replica.alive is False]
         # With those that have come meanwhile.
         while replicas := [replica for replica in self.replicas.values() if replica not in asked]:
             asked += replicas
@@ -506,13 +510,17 @@ class Model:
             if not fault:
                 self._set_serving(replica, False)
         now = self._loop.time()
-        fault = next((fault for _, fault in stay if fault), "")
-        if fault:
-            self._event(self.lifecycle.sleep_failed(now, call, fault))
+        faults = [(replica, fault) for replica, fault in stay if fault]
+        if len(faults) < len(stay):
+            gone = engines.UNREACHABLE
+            faults = [(replica, it) for replica, it in faults if it.kind != gone and replica not in dead]
+        sentence = str(faults[0][1]) if faults else ""
+        if sentence:
+            self._event(self.lifecycle.sleep_failed(now, call, sentence))
         else:
             self._event(self.lifecycle.slept(now, call))
         # It may want to wake again at once: whoever has waited longer is told before it can ask for room.
-        self._watcher.slept(self, now - began, fault)
+        self._watcher.slept(self, now - began, sentence)
 
 
 async def _release(room: _Room) -> None:
