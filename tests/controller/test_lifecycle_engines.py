@@ -75,6 +75,39 @@ def test_those_that_wait_in_the_engine_and_a_wake_that_fails() -> None:
     assert life.probed(12, 11, Found.ASLEEP) == [Adopt(State.ASLEEP), Look(5)]
 
 
+# Some of several
+
+
+def test_the_rest_is_woken_where_somebody_wants_it() -> None:
+    life = awake()
+    assert not life.wants_all(1)
+    life.came(2, "a")
+    assert life.wants_all(1)
+    assert life.wants_all(3)  # it is under way
+    life.ended(4, "a")
+    assert life.wants_all(2)
+    assert not life.wants_all(3)
+    life.wake_asked(5, "ask")
+    assert life.wants_all(5)
+    life.sleep_asked(100, Why.ADMIN)
+    assert not life.wants_all(5)
+
+
+def test_the_rest_is_not_woken_by_requests_where_these_do_not_wake() -> None:
+    life = awake(replace(SETTINGS, wakeup_on_request=False))
+    life.came(2, "a")
+    assert not life.wants_all(1)
+    life.wake_asked(3, "ask")
+    assert life.wants_all(1)
+
+
+def test_the_rest_is_not_woken_when_it_stops() -> None:
+    life = awake()
+    life.came(2, "a")
+    life.stop(3)
+    assert not life.wants_all(1)
+
+
 # Replaced
 
 

@@ -15,7 +15,9 @@ from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, config_of, running
 from kvcached.controller.actions import Found, State
+from kvcached.controller.config import Instance
 from kvcached.controller.engines import KINDS
+from kvcached.controller.reservation import Held, NoRoom
 
 COMPLETIONS = "/v1/completions"
 # No probe but a test's own, and those that a change makes.
@@ -150,6 +152,136 @@ def test_all_that_are_dead_do_not_sleep() -> None:
             two.die()
             assert (await whole.act("sleep", "a")).status == 400
             await eventually(lambda: whole.model("a").lifecycle.state is State.FAILED)
+
+    run(main())
+
+
+async def one_awake_one_asleep(whole: Whole, two: VllmStandIn) -> None:
+    """For the other one has failed to wake."""
+    await whole.act("sleep", "a")
+    two.behaviour.wake_fails = True
+    assert await ask(whole) == 200
+    two.behaviour.wake_fails = False
+    assert two.is_asleep()
+
+
+def serving(whole: Whole) -> list[bool]:
+    return [replica.serving for replica in whole.model("a").balance.replicas]
+
+
+def test_one_that_could_not_be_woken_is_woken_later() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await one_awake_one_asleep(whole, two)
+            assert serving(whole) == [True, False]
+            await whole.model("a").probe()
+            await eventually(lambda: serving(whole) == [True, True])
+            assert not two.is_asleep()
+            one.die()
+            assert [await ask(whole) for _ in range(4)] == [200] * 4
+
+    run(main())
+
+
+def test_one_that_others_have_put_to_sleep_under_a_request_is_woken() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await put_to_sleep(whole, one)
+            asked = [asyncio.ensure_future(ask(whole)) for _ in range(2)]
+            await eventually(lambda: one.counters.in_flight == 1)
+            await whole.model("a").probe()
+            assert await asyncio.gather(*asked) == [200, 200]
+
+    run(main())
+
+
+def test_one_that_sleeps_while_nobody_asks_sleeps_on() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await whole.model("a").probe()
+            await put_to_sleep(whole, two)
+            for _ in range(3):
+                await whole.model("a").probe()
+                assert not whole.model("a")._tasks
+            assert two.is_asleep()
+            assert (await whole.act("wakeup", "a")).status == 200
+            await whole.model("a").probe()
+            await eventually(lambda: not two.is_asleep())
+
+    run(main())
+
+
+class Full:
+    """A Reserver that has room, or not."""
+
+    full = False
+    n_held = n_refused = 0
+
+    async def reserve(self, instance: Instance, limit: float) -> Held:
+        del instance, limit
+        if self.full:
+            self.n_refused += 1
+            raise NoRoom("there is none", 1)
+        self.n_held += 1
+        return self
+
+    async def release(self) -> None:
+        self.n_held -= 1
+
+
+def test_one_for_which_there_is_no_room_sleeps_on() -> None:
+    """Until there is. The other model does not give way for it."""
+
+    async def main() -> None:
+        one, two, other = VllmStandIn(model="a"), VllmStandIn(model="a"), VllmStandIn(model="b")
+        room = Full()
+        async with running({"a": [one, two], "b": other}, QUIET, reserver=room) as whole:
+            await one_awake_one_asleep(whole, two)
+            room.full = True
+            await whole.model("a").probe()
+            await eventually(lambda: room.n_refused == 1 and not whole.model("a")._given_up)
+            assert (two.is_asleep(), other.is_asleep()) == (True, False)
+            room.full = False
+            await ask(whole)
+            await whole.model("a").probe()
+            await eventually(lambda: serving(whole) == [True, True] and room.n_held == 0)
+
+    run(main())
+
+
+def test_one_that_fails_again_is_left_alone_for_a_while() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        room = Full()
+        async with running({"a": [one, two]}, QUIET, reserver=room) as whole:
+            await one_awake_one_asleep(whole, two)
+            two.behaviour.wake_fails = True
+            await whole.model("a").probe()
+            replica = whole.model("a").replicas[two.address]
+            await eventually(lambda: replica.n_failed == 1 and room.n_held == 0)
+            await ask(whole)
+            await whole.model("a").probe()
+            assert not whole.model("a")._tasks
+            assert replica.n_failed == 1
+
+    run(main())
+
+
+def test_a_sleep_waits_for_one_that_is_woken_alone() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            await one_awake_one_asleep(whole, two)
+            two.behaviour.wake_s = 0.2
+            await whole.model("a").probe()
+            await eventually(two.is_at_it)
+            assert (await whole.act("sleep", "a")).status == 200
+            assert (one.is_asleep(), two.is_asleep()) == (True, True)
+            assert (one.held_bytes(), two.held_bytes()) == (0, 0)
+            assert serving(whole) == [False, False]
 
     run(main())
 

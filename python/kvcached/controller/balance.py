@@ -111,6 +111,9 @@ class Balance:
         if name in self._replicas:
             self._replicas[name].serving = serving
 
+    def is_serving(self, name: Hashable) -> bool:
+        return name in self._replicas and self._replicas[name].serving
+
     def _note(self, replica: Replica, good: bool) -> bool:
         if good:
             replica.failures, replica.ejected = 0, False

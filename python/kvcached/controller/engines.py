@@ -109,7 +109,7 @@ class Engine(ABC):
 
     async def settled(self, limit: float | None) -> None:
         """Returns when no wake of ours is under way; until then what the engine says of itself may change."""
-        if self._waking is not None:
+        if self._waking is not None and not self._waking.done():
             await asyncio.wait([self._waking], timeout=limit)
             if not self._waking.done():
                 raise EngineError(TIMEOUT, f"{self.url} still wakes")

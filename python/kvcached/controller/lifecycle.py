@@ -145,6 +145,7 @@ class Lifecycle:
         self.why = Why.IDLE  # it drains, or drained last
         self.idle_since = now  # the last request's beginning or end; meaningless while one is under way
         self.retry_at = now  # of FAILED
+        self.wanted_at = now  # when somebody came, or asked, whom a wake would have served
         self.failure = ""
         self.wake_seconds: float | None = None  # that the last wake took
         self.stopping = False
@@ -216,6 +217,12 @@ class Lifecycle:
             times.append(self._room_retry_at)
         return min(times, default=None)
 
+    def wants_all(self, since: float) -> bool:
+        """Whether those of its engines that sleep are to be woken, for others are awake: somebody has wanted
+        it since then."""
+        busy = bool(self.in_flight) and self.settings.wakeup_on_request
+        return self.state is State.AWAKE and not self.stopping and (busy or self.wanted_at >= since)
+
     # Events
 
     def start(self, now: float) -> list[Action]:
@@ -226,6 +233,8 @@ class Lifecycle:
         if request in self.in_flight or request in self._queue:
             raise ValueError(f"Request {request} came before")
         self.idle_since = now
+        if self.settings.wakeup_on_request:
+            self.wanted_at = now
         if self.stopping:
             self._do(Refuse(request, "shutting_down", 1))
         elif self.state is State.AWAKE:
@@ -298,6 +307,7 @@ class Lifecycle:
     def wake_asked(self, now: float, ask: Hashable) -> list[Action]:
         """An administrator's: neither backoff nor min_sleep_duration counts."""
         self._check_new(ask)
+        self.wanted_at = now
         if self.stopping:
             self._answer(ask, False, "the controller is shutting down")
         elif self.state is State.AWAKE or self.phase is Phase.EMPTYING:
@@ -405,7 +415,7 @@ class Lifecycle:
     def sleep_failed(self, now: float, call: int, detail: str = "") -> list[Action]:
         if self.state is State.DRAINING and self._is_over(call, Phase.CALLING):
             self._sleep_failures += 1
-            self._no_sleep_before = now + _backoff(self._sleep_failures)
+            self._no_sleep_before = now + backoff(self._sleep_failures)
             self._answer_sleep_asks(False, f"it could not be put to sleep: {detail}")
             self._look(now, State.DRAINING)
         return self._take()
@@ -644,7 +654,7 @@ class Lifecycle:
         self._failures += 1
         self._dropped = False
         self._enter(now, State.FAILED, Phase.NONE)
-        self.retry_at = now + _backoff(self._failures)
+        self.retry_at = now + backoff(self._failures)
         self.failure, self._failure_code = detail, code
         self.awake_since = self.asleep_since = self.slept_for = None
         self._answer_sleep_asks(False, f"it has failed: {detail}")
@@ -652,7 +662,7 @@ class Lifecycle:
         self._refuse_all(code, self.retry_at - now, detail)
 
 
-def _backoff(failures: int) -> float:
+def backoff(failures: int) -> float:
     """Seconds, after so many failures in a row."""
     seconds: float = BACKOFF_SECONDS * 2 ** min(failures - 1, 30)
     return min(seconds, BACKOFF_MAX_SECONDS)

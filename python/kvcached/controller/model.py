@@ -43,6 +43,9 @@ MOST_SILENT = 3
 """Times in a row that an engine is silent until it is dead: before that it may be busy. One that cannot be
 connected to, or says that it is not well, is dead at once."""
 
+ALONE_ROOM_S = 1.0
+"""What a daemon may take to say whether there is room for one of several engines."""
+
 
 class Refused(Exception):
     """A request that the model does not serve now. `code` is a key of errors.KINDS."""
@@ -63,6 +66,10 @@ class Replica:
     reason: str = ""  # why it is not, or may not be
     n_silent: int = 0  # times that it didn't answer in time, in a row
     changed_at: float = 0.0  # when it was woken or put to sleep last, and by us
+    # Of waking it alone, for others are awake.
+    is_woken: bool = False
+    n_failed: int = 0  # in a row
+    retry_at: float = 0.0
 
 
 _T = TypeVar("_T")
@@ -129,6 +136,7 @@ class Model:
         self._given_up: set[_Room] = set()  # and not released so far
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._probed_at = self._loop.time()
 
     # ---- What it is made of ----
 
@@ -271,6 +279,8 @@ class Model:
             if found is not None:
                 self._event(self.lifecycle.probed(self._loop.time(), began, found, detail))
             self._check_served()
+            self._wake_the_rest(self._probed_at)
+            self._probed_at = began
         except Exception:
             log.exception("Model %s could not be probed", self.name)
 
@@ -493,6 +503,45 @@ class Model:
             sentence = str(stay[0][1]) if stay else "no engine of it is known"
             self._watcher.woke(self, now - began, sentence)
             self._event(self.lifecycle.wake_failed(now, call, sentence))
+
+    def _wake_the_rest(self, since: float) -> None:
+        """Engines that sleep while others of the model are awake: they could not be woken with these, or
+        somebody else has put them to sleep."""
+        now = self._loop.time()
+        for replica in self.replicas.values() if self.lifecycle.wants_all(since) else ():
+            asleep = replica.alive and not replica.n_silent and not self.balance.is_serving(replica.url)
+            if asleep and not replica.is_woken and now >= replica.retry_at:
+                self._begin(self._wake_alone(replica))
+
+    async def _wake_alone(self, replica: Replica) -> None:
+        """Nobody gives way for that. A sleep that begins meanwhile waits until it has woken."""
+        replica.is_woken = True
+        room = _Room(engines=[replica.engine])
+        self._given_up.add(room)
+        try:
+            if await self._room_for(replica, room) and self.lifecycle.state is State.AWAKE:
+                log.info("Engine %s of model %s is woken, for others are awake", replica.url, self.name)
+                await self._asked(replica.engine.wake(self.lifecycle.settings.wake_timeout_seconds))
+                replica.n_failed = 0
+                if self._has(replica):
+                    self._set_serving(replica, True)
+        except Exception as fault:
+            replica.n_failed += 1
+            log.warning("Engine %s of model %s could not be woken: %s", replica.url, self.name, fault)
+        replica.retry_at = self._loop.time() + (
+            lifecycle.backoff(replica.n_failed) if replica.n_failed else 0
+        )
+        replica.is_woken = False
+        await self._give_up(room)
+
+    async def _room_for(self, replica: Replica, room: _Room) -> bool:
+        if not self._watcher.may_reserve(self):
+            return False
+        try:
+            room.held.append(await self._reserver.reserve(replica.instance, ALONE_ROOM_S))
+        except NoRoom:
+            return False
+        return True
 
     async def _sleep(self, call: int) -> None:
         """Those that are gone have nothing to give back, if there are others."""
