@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -327,6 +328,54 @@ def test_another_one_in_its_place_is_looked_at_and_woken() -> None:
             await whole.apply(config_of({"a": [two]}, QUIET))
             assert await asyncio.gather(*(ask(whole) for _ in range(4))) == [200] * 4
             assert (two.counters.wakes, two.counters.while_asleep) == (1, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_one_whose_instance_changes_stays_as_it_is(old: bool) -> None:
+    """An older SGLang does not say that it sleeps."""
+
+    async def main() -> None:
+        stand_in = SglangStandIn(model="a", old=old)
+        async with running({"a": stand_in}, QUIET) as whole:
+            await whole.act("sleep", "a")
+            await whole.apply(config_of({"a": stand_in}, QUIET, gpu=1))
+            assert whole.model("a").gpus == {1}
+            await whole.model("a").probe()
+            assert await whole.state("a") == "asleep"
+            assert await ask(whole) == 200
+            assert (stand_in.counters.wakes, stand_in.counters.deaths) == (1, 0)
+
+    run(main())
+
+
+def test_one_of_another_kind_at_the_same_address_is_new() -> None:
+    async def main() -> None:
+        one, two = VllmStandIn(model="a"), VllmStandIn(model="a")
+        async with running({"a": [one, two]}, QUIET) as whole:
+            config = config_of({"a": [one, two]}, QUIET)
+            first, second = config.instances
+            model = whole.model("a")
+            model.set_replicas([(one.address, first), (two.address, replace(second, engine="sgl"))])
+            assert serving(whole) == [True, False]
+            model.set_replicas([(one.address, first), (two.address, second)])
+            await eventually(lambda: serving(whole) == [True, True])
+
+    run(main())
+
+
+def test_a_key_that_changes_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCACHED_TEST_ENGINE_KEY", "secret")
+
+    async def main() -> None:
+        stand_in = VllmStandIn(model="a", api_key="secret")
+        async with running({"a": stand_in}, QUIET) as whole:
+            assert await ask(whole) == 401
+            await whole.apply(config_of({"a": stand_in}, QUIET, api_key_env="KVCACHED_TEST_ENGINE_KEY"))
+            assert await ask(whole) == 200
+            engine = whole.model("a").replicas[stand_in.address].engine
+            assert await engine.models() == ["a"]
 
     run(main())
 

@@ -58,7 +58,8 @@ class EngineError(Exception):
 
 class Engine(ABC):
     """`url`: http://host:port, without a path. `level`: how vLLM sleeps, 1 (weights in host memory) or 2
-    (weights are loaded again). Time limits are in seconds; None: none. All methods raise EngineError."""
+    (weights are loaded again). It and `api_key` may change. Time limits are in seconds; None: none. All
+    methods raise EngineError."""
 
     name = ""
     _slept = False
@@ -73,7 +74,7 @@ class Engine(ABC):
         self._session = session
         self.url = url.rstrip("/")
         self.level = level
-        self._api_key = api_key
+        self.api_key = api_key
 
     @abstractmethod
     async def health(self, limit: float | None = PROBE_S) -> None:
@@ -157,11 +158,11 @@ class Engine(ABC):
             raise self._unreachable(path, fault) from fault
 
     def _authorization(self) -> dict[str, str]:
-        if self._api_key is None:
+        if self.api_key is None:
             return {}
-        if not self._api_key.isprintable():
+        if not self.api_key.isprintable():
             raise EngineError(UNREACHABLE, f"{self.url} cannot be asked: its API key has control characters")
-        return {"Authorization": f"Bearer {self._api_key}"}
+        return {"Authorization": f"Bearer {self.api_key}"}
 
     def _unreachable(self, path: str, fault: Exception) -> EngineError:
         return EngineError(

@@ -147,8 +147,12 @@ class Model:
         self.replicas = {}
         for url, instance in found:
             replica = old.get(url)
-            if replica is None or replica.instance != instance:
+            if replica is None or replica.instance.engine != instance.engine:
                 replica = Replica(url, instance, self._engine(url, instance))
+            else:
+                # The driver stays: of an SGLang without /ready only it knows whether it sleeps.
+                replica.instance = instance
+                replica.engine.api_key = self.key_of(instance)
             self.replicas[url] = replica
         self.balance.set_replicas(self.replicas)
         new = [replica for replica in self.replicas.values() if old.get(replica.url) is not replica]
