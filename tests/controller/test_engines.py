@@ -119,6 +119,31 @@ def test_requests_that_run_or_come_are_answered_in_full(kind: str) -> None:
     assert (counters.finished, counters.aborted, counters.while_asleep) == (2, 0, 1)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("vllm")])
+def test_one_that_is_to_sleep_when_others_requests_have_ended(kind: str) -> None:
+    """It is not woken before it sleeps: it would sleep all the same, and die of the next request."""
+
+    async def act(driver: Engine, stand_in: StandIn, session: aiohttp.ClientSession) -> None:
+        other = driver_of(kind, session, stand_in.address)
+        stand_in.behaviour.hold_at = 2
+        running = asyncio.ensure_future(ask(session, stand_in, "first"))
+        await eventually(lambda: stand_in.counters.in_flight == 1)
+        asleep = asyncio.ensure_future(driver.sleep(10))
+        await eventually(stand_in.is_asleep)
+        assert not await other.is_sleeping()
+        await other.wake(5)
+        late = asyncio.ensure_future(ask(session, stand_in, "late"))
+        await eventually(lambda: stand_in.counters.in_flight == 2)
+        stand_in.release()
+        await asleep
+        assert await other.is_sleeping()
+        await other.wake(5)
+        assert (await running, await late) == (whole_text("first", 4), whole_text("late", 4))
+
+    counters = drive(kind, act).counters
+    assert (counters.sleeps, counters.wakes, counters.deaths) == (1, 1, 0)
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sglang-old"])
 def test_another_controller_adopts_what_it_finds(kind: str) -> None:

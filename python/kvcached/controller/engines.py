@@ -5,7 +5,10 @@ can be asked.
 
 vLLM (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode) answers /is_sleeping, takes requests while it sleeps and
 begins with them when it wakes. It is asked to sleep with mode=wait, which lets those that run end; releases
-that don't know the mode need a drained engine, as SGLang does.
+that don't know the mode need a drained engine, as SGLang does. While they run, /is_sleeping is true already,
+and an engine that is told to wake then takes up work again, releases its memory all the same as soon as it
+rests, and fails with the next request. Its metrics say awake until the memory is released, so such an engine
+is none that sleeps; without them (--disable-log-stats) nobody can tell.
 
 SGLang has no such question, and its scheduler dies when memory is released under a request, released twice,
 or resumed while it is there. So an engine is paused before its memory is released: requests wait from then
@@ -82,7 +85,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def is_sleeping(self, limit: float | None = PROBE_S) -> bool:
-        """Also true of one that is about to sleep, or has woken in part."""
+        """Also true of one that has woken in part; false of one whose requests are still to end first."""
 
     async def sleep(self, limit: float | None) -> None:
         """Of one that is drained. One that sleeps goes on sleeping."""
@@ -210,6 +213,11 @@ class VllmEngine(Engine):
             raise EngineError(NOT_READY, f"{self.url}/health answered {status}", status)
 
     async def is_sleeping(self, limit: float | None = PROBE_S) -> bool:
+        left = _Left(limit)
+        return await self._is_paused(left()) and not await self._says(_AWAKE, left())
+
+    async def _is_paused(self, limit: float | None) -> bool:
+        """It sleeps, or is about to."""
         try:
             reply = await self._call("GET", "/is_sleeping", limit)
         except EngineError as fault:
@@ -224,7 +232,7 @@ class VllmEngine(Engine):
         """Its metrics say the level that was asked for last, also where it slept already: weights that
         somebody has discarded stay discarded."""
         level = self.level
-        if await self.is_sleeping(left()) and await self._weights_discarded(left()):
+        if await self.is_sleeping(left()) and await self._says(_DISCARDED, left()):
             level = 2
         try:
             await self._call("POST", "/sleep", left(), [("level", str(level)), ("mode", "wait")])
@@ -232,14 +240,14 @@ class VllmEngine(Engine):
             if fault.kind == UNSUPPORTED:
                 raise self._cannot_sleep(fault) from None
             raise
-        if not await self.is_sleeping(left()):
+        if not await self._is_paused(left()):
             raise EngineError(REFUSED, f"{self.url} has answered /sleep, and says that it is awake")
 
     async def _wake(self, left: _Left) -> None:
         """By tags: each is looked at by itself, so that an engine that has woken in part is woken in full."""
         if not await self.is_sleeping(left()):
             return
-        reload = self.level == 2 or await self._weights_discarded(left())
+        reload = self.level == 2 or await self._says(_DISCARDED, left())
         try:
             await self._wake_in_parts(left, reload)
         except EngineError:
@@ -258,10 +266,9 @@ class VllmEngine(Engine):
             raise EngineError(REFUSED, f"{self.url} has answered /wake_up, and says that it sleeps")
         await self.health(left())
 
-    async def _weights_discarded(self, limit: float | None) -> bool:
-        """Whether somebody has put it to sleep with level 2."""
+    async def _says(self, metric: re.Pattern[bytes], limit: float | None) -> bool:
         status, said = await self._ask("GET", "/metrics", limit)
-        return status == 200 and _DISCARDED.search(said) is not None
+        return status == 200 and metric.search(said) is not None
 
 
 class SglangEngine(Engine):
@@ -377,9 +384,12 @@ class SglangEngine(Engine):
 
 KINDS: dict[str, type[Engine]] = {"vllm": VllmEngine, "sgl": SglangEngine, "sglang": SglangEngine}
 
-_DISCARDED = re.compile(
-    rb'^vllm:engine_sleep_state\{[^}\n]*sleep_state="discard_all"[^}\n]*\} 1(\.0)?$', re.M
-)
+
+def _state_metric(state: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb'^vllm:engine_sleep_state\{[^}\n]*sleep_state="%b"[^}\n]*\} 1(\.0)?$' % state, re.M)
+
+
+_AWAKE, _DISCARDED = _state_metric(b"awake"), _state_metric(b"discard_all")
 
 
 _unfinished: set[asyncio.Task[None]] = set()

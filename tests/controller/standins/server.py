@@ -94,6 +94,7 @@ class Generation:
     request_id: str
     abort: asyncio.Event = field(default_factory=asyncio.Event)
     """The engine's own: sleep with mode "abort"."""
+    begun: bool = False
     died: bool = False
 
     @property

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for vLLM's server.
 
-As vLLM's scheduler does, it takes requests while it sleeps and begins with them once it is awake. Level 2
-loses the weights, which /collective_rpc reload_weights brings back between the two wakes: else its text is
-garbled. As its metrics do, they say the level that was asked for last, though it slept already.
+As vLLM's scheduler does, it takes requests while it sleeps and begins with them once it is awake. If it is
+woken while it waits for others to end, it begins with them at once, releases its memory all the same when it
+rests, and dies of the next one. Level 2 loses the weights, which /collective_rpc reload_weights brings back
+between the two wakes: else its text is garbled. As its metrics do, they say the level that was asked for
+last, though it slept already.
 """
 
 from __future__ import annotations
@@ -138,8 +140,14 @@ class VllmStandIn(StandIn):
         return self.weights_lost
 
     async def admit(self, generation: Generation) -> None:
-        del generation
-        await self.until(lambda: not self.is_asleep())
+        await self.until(lambda: not self.paused)
+        if self.sleeping_tags:
+            self.die()
+            raise ConnectionResetError
+        generation.begun = True
+
+    def has_work(self) -> bool:
+        return any(generation.begun or not self.paused for generation in self._generations)
 
     async def step(self, generation: Generation) -> None:
         await self.until(lambda: generation.abort.is_set() or not (self.frozen or self.sleeping_tags))
@@ -169,16 +177,16 @@ class VllmStandIn(StandIn):
     async def _sleep(self, level: int, mode: str) -> None:
         if self.behaviour.sleep_fails:
             raise RefusedError(500, "CUDA error: told to fail", "InternalServerError")
-        # Those that wait for a wake are not in the way.
-        running = [] if self.is_asleep() else [*self._generations]
         self.paused = True
         if mode == "abort":
-            for generation in running:
-                generation.abort.set()
+            for generation in self._generations:
+                if generation.begun:
+                    generation.abort.set()
         self.frozen = self.frozen or mode == "keep"
         await self.changed()
         if mode != "keep":
-            await self.until(lambda: not any(generation in self._generations for generation in running))
+            # Those that wait for a wake are not in the way.
+            await self.until(lambda: not self.has_work())
         if level and self.behaviour.sleep_s:
             await asyncio.sleep(self.behaviour.sleep_s)
         self.noted = level
