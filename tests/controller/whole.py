@@ -122,9 +122,18 @@ async def running(
 ) -> AsyncIterator[Whole]:
     """With stand-ins, which are started, too. In the end nothing may be left under way."""
     every = [s for of in stand_ins.values() for s in (of if isinstance(of, list) else [of])]
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serving(*every))
+    async with serving(*every):
         config = config_of(stand_ins, sleep_manager, router, **instance)
+        async with attached(config, locks, reserver) as whole:
+            yield whole
+
+
+@asynccontextmanager
+async def attached(
+    config: configs.Config, locks: Locks | None = None, reserver: Reserver | None = None
+) -> AsyncIterator[Whole]:
+    """To stand-ins that run, and ended in order."""
+    async with AsyncExitStack() as stack:
         controller = Controller(config, locks or Locks(Keys(), Keys()), reserver=reserver)
         stack.push_async_callback(controller.close)
         await controller.start()
@@ -135,8 +144,8 @@ async def running(
         )
         user = controller.addresses["user"]
         yield Whole(controller, session, user, controller.addresses.get("admin", user))
-        await session.close()
         await asyncio.wait_for(controller.stop(), 30)
+        await session.close()
         for model in controller.node.models.values():
             assert model.quiet, model.name
             assert all(replica.outstanding == 0 for replica in model.balance.replicas), model.name
