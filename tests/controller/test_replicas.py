@@ -225,7 +225,7 @@ class Full:
         del instance, limit
         if self.full:
             self.n_refused += 1
-            raise NoRoom("there is none", 1)
+            raise NoRoom("there is none", {0: 1})
         self.n_held += 1
         return self
 

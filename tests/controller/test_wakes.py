@@ -67,7 +67,7 @@ class Gpu:
         name = str(instance.name)[0]
         others = [other for other in self.stand_ins if other != name]
         if any(self.stand_ins[other].held_bytes() or self.reserved[other] for other in others):
-            raise NoRoom("another one has it", SIZE)
+            raise NoRoom("another one has it", {0: SIZE})
         assert not self.reserved[name]
         self.reserved[name] = SIZE
         return Room(self, name)

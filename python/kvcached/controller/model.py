@@ -391,6 +391,7 @@ class Model:
         room = self._rooms.pop(call, None)
         if room:
             self._begin(_release_all(room))
+        self.missing_bytes, self.waits_its_turn = {}, False
         return self.lifecycle.room_refused(now, call)
 
     async def _look(self, call: int) -> None:
