@@ -62,6 +62,13 @@ instances:
 """
 
 
+# Parts that are too long or empty, numbers that only some resolvers know, and what is no name at all.
+NO_HOSTS = [
+    *(f"{'h' * 64}.svc", ".a", "a..", "127.1", "2130706433", "1.0x7f"),
+    *(".".join(["h" * 63] * 4), "ä,b"),
+]
+
+
 def problem(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
         parse(text, "c.yaml")
@@ -258,6 +265,27 @@ def test_text_is_as_it_is_written() -> None:
     assert parse("kvcached: {KVCACHED_X: Yes}\n" + instance("name: a"), "c").kvcached == {"KVCACHED_X": "Yes"}
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "h",
+            "GPU-7",
+            "a_b.svc.",
+            f"{'h' * 63}.svc",
+            ".".join(["h" * 63] * 3 + ["h" * 61]),
+            "1.2.3.4",
+            "7.gpu",
+        ),
+        *("bücher.example", "[::1]", "[fe80::1%eth0]"),
+    ],
+)
+def test_hosts(host: str) -> None:
+    assert one(f"url: 'http://{host}:1'").url == f"http://{host}:1"
+    if host.isascii() and "[" not in host:
+        assert one(f"dns: '{host}:1'").dns == (host, 1)
+
+
 def test_merged_keys() -> None:
     read = parse(
         """
@@ -386,6 +414,18 @@ def test_frozen() -> None:
         (instance("url: 'http://h:1/?a'"), "2: instances[0].url is "),
         (instance("url: 'ftp://h'"), "2: instances[0].url is "),
         (instance("url: 'http://[::1'"), "2: instances[0].url is "),
+        (instance("url: 'http://h:0'"), '2: instances[0].url is "http://h:0", and must be the address'),
+        (
+            instance("url: 'http://a..b:1'"),
+            '2: instances[0].url is "http://a..b:1", and must be the address of an engine, http://HOST:PORT, '
+            "where HOST is an IP address, or a name of parts between dots, each of 1 to 63 letters",
+        ),
+        *((instance(f"url: 'http://{host}:1'"), "where HOST is an IP address") for host in NO_HOSTS),
+        *((instance(f"dns: '{name}:1'"), "where NAME is an IP address") for name in NO_HOSTS[:-2]),
+        (
+            instance("engine_args: --host a..b"),
+            '2: instances[0].engine_args has --host "a..b", which must be an IP address, or a name of parts',
+        ),
         (
             instance("dns: name"),
             '2: instances[0].dns is "name", and must be a name that DNS knows, and a port',

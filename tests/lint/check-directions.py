@@ -66,8 +66,8 @@ PURE_HEADERS = {
 PURE_EXCEPT = {"proto/base/cleanup.h"}
 
 PURE_IMPORTS = {
-    *("__future__", "collections", "collections.abc", "dataclasses", "enum", "json", "math", "re", "shlex"),
-    *("typing", "urllib.parse", "yaml"),
+    *("__future__", "collections", "collections.abc", "dataclasses", "enum", "ipaddress", "json", "math"),
+    *("re", "shlex", "typing", "urllib.parse", "yaml"),
 }
 IMPURE_CALLS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 

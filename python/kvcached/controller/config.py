@@ -15,6 +15,7 @@ business.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import re
@@ -29,6 +30,13 @@ import yaml
 ENGINES = {"vllm": "vllm", "sgl": "sglang", "sglang": "sglang"}
 # Where an engine listens that is told nothing else.
 ENGINE_PORTS = {"vllm": 8000, "sglang": 30000}
+# Parts of a name in DNS, and what some resolvers take for a number: 127.1, 0x7f000001.
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_HOST_CHARS = 253
+_HOST = (
+    "an IP address, or a name of parts between dots, each of 1 to 63 letters, digits, dashes and underscores"
+)
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 _UNITS = {"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -369,12 +377,14 @@ def _url(item: _Item) -> str:
     value = item.scalar(accepted).rstrip("/")
     try:
         parts = urlsplit(value)
-        host, _port = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         item.refuse(accepted)
     odd = parts.query or parts.fragment or "@" in parts.netloc or not value.isprintable() or " " in value
-    if parts.scheme not in ("http", "https") or not host or odd:
+    if parts.scheme not in ("http", "https") or not host or port == 0 or odd:
         item.refuse(accepted)
+    if not _is_host(host):
+        item.refuse(f"{accepted}, where HOST is {_HOST}")
     return value
 
 
@@ -383,7 +393,31 @@ def _dns(item: _Item) -> tuple[str, int]:
     match = re.fullmatch(r"([A-Za-z0-9._-]{1,253}):([0-9]{1,5})", item.scalar(accepted))
     if not match or not 1 <= int(match[2]) <= 65535:
         item.refuse(accepted)
+    if not _is_host(match[1]):
+        item.refuse(f"{accepted}, where NAME is {_HOST}")
     return match[1], int(match[2])
+
+
+def _is_host(text: str) -> bool:
+    """Whether it can be looked up, and has one meaning only."""
+    if _ip_address(text):
+        return True
+    if len(text) > _HOST_CHARS:
+        return False
+    try:
+        name = text.removesuffix(".").encode("idna").decode()
+    except UnicodeError:
+        return False
+    labels = name.split(".")
+    fits = len(name) <= _HOST_CHARS and all(_LABEL.fullmatch(label) for label in labels)
+    return fits and not _NUMBER.fullmatch(labels[-1])
+
+
+def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
 
 
 def _gpu(item: _Item) -> tuple[int, ...]:
@@ -493,6 +527,8 @@ def _instance(item: _Item) -> Instance:
 def _url_of_arguments(item: _Item, engine: str, arguments: tuple[str, ...]) -> str:
     host = _option(arguments, "--host") or "127.0.0.1"
     host = _EVERY_ADDRESS.get(host, host)
+    if not _is_host(host):
+        item.child("engine_args").fail(f"has --host {json.dumps(host[:60])}, which must be {_HOST}")
     port = _option(arguments, "--port") or str(ENGINE_PORTS[engine])
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         item.child("engine_args").fail(f'has --port "{port}", which must be a whole number from 1 to 65535')
