@@ -22,14 +22,14 @@ NAME = ("engines.ns.svc", 8000)
 class Dns:
     """`answer`: addresses, or what is raised instead of them."""
 
-    def __init__(self, answer: list[str] | OSError) -> None:
+    def __init__(self, answer: list[str] | Exception) -> None:
         self.answer = answer
         self.asked = 0
 
     async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
         assert (host, port) == NAME
         self.asked += 1
-        if isinstance(self.answer, OSError):
+        if isinstance(self.answer, Exception):
             raise self.answer
         # One for each kind of socket, as the C library has it; IPv6 has two numbers more.
         return [
@@ -81,8 +81,16 @@ def test_a_name_without_an_address_has_no_engine(number: int) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("fault", [socket.gaierror(socket.EAI_AGAIN, "later"), OSError("no network")])
-def test_what_was_known_stays_while_nobody_answers(fault: OSError) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        socket.gaierror(socket.EAI_AGAIN, "later"),
+        OSError("no network"),
+        UnicodeError("label too long"),
+        RuntimeError("what nobody expects"),
+    ],
+)
+def test_what_was_known_stays_while_nobody_answers(fault: Exception) -> None:
     async def main() -> None:
         dns = Dns(["10.0.0.1"])
         async with looking(dns) as (found, changes):
@@ -91,6 +99,9 @@ def test_what_was_known_stays_while_nobody_answers(fault: OSError) -> None:
             await eventually(lambda: dns.asked > asked + 3)
             assert found.addresses == {NAME: ("http://10.0.0.1:8000",)}
             assert not changes
+            dns.answer = ["10.0.0.2"]
+            await eventually(lambda: bool(changes))
+            assert found.addresses == {NAME: ("http://10.0.0.2:8000",)}
 
     run(main())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Optional
 
@@ -35,73 +35,92 @@ class Discovery:
         self._stamp: _Stamp = None
         self._said = ""
         self.addresses: Addresses = {}
+        self._looking = asyncio.Lock()  # what is looked up later is newer
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def instances(self) -> tuple[Instance, ...]:
         """The configuration's, and those of the file that no other has the name of."""
-        own = self._config.instances if self._config else ()
+        return self._instances(self._config, self._found)
+
+    @staticmethod
+    def _instances(config: Config | None, found: tuple[Instance, ...]) -> tuple[Instance, ...]:
+        own = config.instances if config else ()
         names = {instance.name for instance in own}
-        return (*own, *(instance for instance in self._found if instance.name not in names))
+        return (*own, *(instance for instance in found if instance.name not in names))
 
     async def begin(self, config: Config) -> None:
-        """With another configuration, too. Returns when it has been looked at everything once."""
-        self._config, self._stamp = config, None
-        self._read_file()
-        await self._resolve_all()
+        """With another configuration, too, which counts when it has been looked at everything once: then this
+        returns."""
+        async with self._looking:
+            path = config.router.discovery_file
+            read = (None, ()) if path is None else self._read_file(path, None)
+            stamp, found = read or (self._stamp, self._found)
+            self.addresses = await self._resolve_all(self._instances(config, found))
+            self._config, self._found, self._stamp = config, found, stamp
         if not self._tasks:
             loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._watch_file()), loop.create_task(self._watch_dns())]
+            self._tasks = [
+                loop.create_task(self._watch(lambda: FILE_SECONDS, self._look_at_file)),
+                loop.create_task(self._watch(lambda: DNS_SECONDS, self._look_at_names)),
+            ]
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _watch_file(self) -> None:
+    async def _watch(self, seconds: Callable[[], float], look: Callable[[], Awaitable[bool]]) -> None:
         while True:
-            await asyncio.sleep(FILE_SECONDS)
-            if self._read_file():
-                await self._resolve_all()
-                self._changed()
+            await asyncio.sleep(seconds())
+            try:
+                async with self._looking:
+                    if await look():
+                        self._changed()
+            except Exception:
+                log.exception("Engines could not be looked for; what was discovered before stays")
 
-    def _read_file(self) -> bool:
-        """Whether it has changed, and could be read. One that is being written is read again: whoever writes
-        it should put a whole one in its place."""
+    async def _look_at_file(self) -> bool:
         path = self._config.router.discovery_file if self._config else None
-        if path is None:
-            changed, self._found = bool(self._found), ()
-            return changed
+        read = None if path is None else self._read_file(path, self._stamp)
+        if read is None:
+            return False
+        stamp, found = read
+        self.addresses = await self._resolve_all(self._instances(self._config, found))
+        changed, self._found, self._stamp = found != self._found, found, stamp
+        return changed
+
+    async def _look_at_names(self) -> bool:
+        known = await self._resolve_all(self.instances)
+        changed, self.addresses = known != self.addresses, known
+        return changed
+
+    def _read_file(self, path: str, known: _Stamp) -> tuple[_Stamp, tuple[Instance, ...]] | None:
+        """None: it hasn't changed, or cannot be read. One that is being written is read again: whoever writes
+        it should put a whole one in its place."""
         try:
             status = Path(path).stat()
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if stamp == self._stamp:
-                return False
+            if stamp == known:
+                return None
             found = parse_instances(Path(path).read_text(), path)
         except (OSError, UnicodeDecodeError) as fault:
             self._complain(f"{path} cannot be read: {getattr(fault, 'strerror', None) or fault}")
-            return False
+            return None
         except ConfigError as fault:
             self._stamp = stamp
             self._complain(str(fault))
-            return False
-        self._stamp, self._said = stamp, ""
-        changed, self._found = found != self._found, found
-        return changed
+            return None
+        self._said = ""
+        return stamp, found
 
     def _complain(self, sentence: str) -> None:
         if sentence != self._said:
             log.error("What was discovered before stays: %s", sentence)
         self._said = sentence
 
-    async def _watch_dns(self) -> None:
-        while True:
-            await asyncio.sleep(DNS_SECONDS)
-            if await self._resolve_all():
-                self._changed()
-
-    async def _resolve_all(self) -> bool:
-        names = {instance.dns for instance in self.instances if instance.dns}
+    async def _resolve_all(self, instances: tuple[Instance, ...]) -> Addresses:
+        names = {instance.dns for instance in instances if instance.dns}
         known = {name: urls for name, urls in self.addresses.items() if name in names}
         answers = await asyncio.gather(*(_resolve(*name) for name in names))
         for name, answer in zip(names, answers):
@@ -109,8 +128,7 @@ class Discovery:
                 known.setdefault(name, ())
             else:
                 known[name] = answer
-        changed, self.addresses = known != self.addresses, known
-        return changed
+        return known
 
 
 async def _resolve(name: str, port: int) -> tuple[str, ...] | None:
@@ -119,7 +137,7 @@ async def _resolve(name: str, port: int) -> tuple[str, ...] | None:
         found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except socket.gaierror as fault:
         return () if fault.errno in _NO_ADDRESS else None
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     hosts = sorted({str(address[0]) for *_, address in found})
     return tuple(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts)

@@ -195,25 +195,27 @@ class Controller:
         while self._reload_again and self._arguments is not None:
             self._reload_again = False
             notify("RELOADING=1")
-            await self._read(self._arguments)
+            result = "failed"
+            try:
+                await self._read(self._arguments)
+                result = "ok"
+                log.info("The configuration was read")
+            except (StartError, configs.ConfigError, KeysError) as fault:
+                log.error("The old configuration stays: %s", fault)
+            except Exception:
+                log.exception("The old configuration stays")
+            self.node.metrics.reloads.labels(result).inc()
             notify("READY=1")
 
     async def _read(self, arguments: argparse.Namespace) -> None:
-        metrics = self.node.metrics
-        try:
-            config, locks = read(arguments)
-        except (StartError, configs.ConfigError, KeysError) as fault:
-            log.error("The old configuration stays: %s", fault)
-            metrics.reloads.labels("failed").inc()
-        else:
-            if where(config.router) != where(self._config.router):
-                log.warning("Other addresses and ports need a restart")
-            self._config = replace(config, router=replace(config.router, **where(self._config.router)))
-            self.service.router, self.service.locks = self._config.router, locks
-            await self._discovery.begin(self._config)
-            self._apply()
-            metrics.reloads.labels("ok").inc()
-            log.info("The configuration was read")
+        config, locks = read(arguments)
+        if where(config.router) != where(self._config.router):
+            log.warning("Other addresses and ports need a restart")
+        config = replace(config, router=replace(config.router, **where(self._config.router)))
+        await self._discovery.begin(config)
+        # From here on nothing waits: requests see all of it.
+        self._config, self.service.router, self.service.locks = config, config.router, locks
+        self._apply()
 
 
 def where(router: configs.Router) -> dict[str, Any]:

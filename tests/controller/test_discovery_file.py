@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that a file names, and what becomes of them when something goes wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.live import eventually, run
+from kvcached.controller import config, discovery
+from kvcached.controller.discovery import Discovery
+
+
+def put(path: Path, *instances: dict[str, Any]) -> None:
+    """As whoever writes it should."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"instances": instances}))
+    new.rename(path)
+
+
+def engine(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "model": name, "engine": "vllm", "url": f"http://{name}:8000", **more}
+
+
+@asynccontextmanager
+async def looking(path: Path, *own: dict[str, Any]) -> AsyncIterator[tuple[Discovery, list[list[str]]]]:
+    """Beside a configuration with those of its own. And the names that there were after each change."""
+    changes: list[list[str]] = []
+    found = Discovery(lambda: changes.append(names_of(found)))
+    text = json.dumps({"router": {"discovery_file": str(path)}, "instances": own})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discovery, "FILE_SECONDS", 0.001)
+        await found.begin(config.parse(text, "c.yaml"))
+        try:
+            yield found, changes
+        finally:
+            await found.close()
+
+
+def names_of(found: Discovery) -> list[str]:
+    return [instance.name for instance in found.instances]
+
+
+def test_a_look_that_fails_is_not_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a file that could be read, though what came after it failed, is read again."""
+
+    async def main() -> None:
+        path = tmp_path / "engines.yaml"
+        put(path)
+        async with looking(path) as (found, changes):
+            resolve_all, fails = found._resolve_all, [True, True]
+
+            async def resolve(*arguments: Any) -> Any:
+                if fails:
+                    fails.pop()
+                    raise RuntimeError("what nobody expects")
+                return await resolve_all(*arguments)
+
+            monkeypatch.setattr(found, "_resolve_all", resolve)
+            put(path, engine("a"))
+            await eventually(lambda: changes == [["a"]])
+            assert not fails
+        assert caplog.text.count("Engines could not be looked for") == 2
+
+    run(main())
