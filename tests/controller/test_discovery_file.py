@@ -70,3 +70,28 @@ def test_a_look_that_fails_is_not_the_last_one(
         assert caplog.text.count("Engines could not be looked for") == 2
 
     run(main())
+
+
+def test_an_engine_that_the_configuration_has_is_no_other_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However it is spelled. That is said once, until it is over."""
+
+    async def main() -> None:
+        path = tmp_path / "engines.yaml"
+        put(path)
+        own, other = engine("own", url="http://127.0.0.1:8000"), engine("other", url="HTTP://LOCALHOST:8000")
+        async with looking(path, own) as (_, changes):
+            put(path, other, engine("b"))
+            await eventually(lambda: changes[-1:] == [["own", "b"]])
+            put(path, other, engine("c"))
+            await eventually(lambda: changes[-1:] == [["own", "c"]])
+            said = "Instance other is ignored at HTTP://LOCALHOST:8000, for own is there"
+            assert caplog.text.count(said) == 1
+            put(path)
+            await eventually(lambda: changes[-1] == ["own"])
+            put(path, other, engine("d"))
+            await eventually(lambda: changes[-1] == ["own", "d"])
+            assert caplog.text.count(said) == 2
+
+    run(main())

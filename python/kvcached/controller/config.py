@@ -23,7 +23,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -42,6 +42,9 @@ _UNITS = {"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _IPC_NAME = "KVCACHED_IPC_NAME"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+# URLs of what `dns` names.
+Addresses = Mapping[tuple[str, int], tuple[str, ...]]
 
 
 class ConfigError(ValueError):
@@ -127,6 +130,58 @@ def by_model(instances: tuple[Instance, ...]) -> dict[str, tuple[Instance, ...]]
         name = instance.served_model_name
         found[name] = (*found.get(name, ()), instance)
     return found
+
+
+def address_of(url: str) -> str:
+    """What all spellings of an engine's URL have in common. A name and its addresses have different ones; all
+    that mean this machine have one."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return _address(parts.hostname or "", port) + unquote(parts.path).rstrip("/")
+
+
+def _address(host: str, port: int) -> str:
+    ip = _ip_address(host)
+    if ip is None:
+        host = host.removesuffix(".").encode("idna").decode().lower()
+    else:
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        host = "localhost" if ip.is_unspecified or str(ip) in ("127.0.0.1", "::1") else str(ip)
+    return f"[{host}]:{port}"
+
+
+def _place(instance: Instance) -> str:
+    return address_of(instance.url) if instance.url else _address(*instance.dns or ("", 0))
+
+
+def _shown_place(instance: Instance) -> str:
+    return instance.url or "{}:{}".format(*instance.dns or ())
+
+
+def once_each(
+    instances: tuple[Instance, ...], addresses: Addresses
+) -> tuple[tuple[Instance, ...], Addresses, tuple[str, ...]]:
+    """Who is at no engine of another's, and a sentence about each that is left out: two models that have one
+    engine would put it to sleep under each other's requests. Who is named first has it, but what DNS answers
+    counts only after all that is named."""
+    owners: dict[str, Instance] = {}
+    ignored = []
+
+    def takes(instance: Instance, place: str, shown: str) -> bool:
+        owner = owners.setdefault(place, instance)
+        if owner is not instance:
+            ignored.append(f"Instance {instance.name} is ignored at {shown}, for {owner.name} is there")
+        return owner is instance
+
+    kept = tuple(one for one in instances if takes(one, _place(one), _shown_place(one)))
+    left: dict[tuple[str, int], tuple[str, ...]] = {}
+    for instance in kept:
+        if instance.dns:
+            urls = {address_of(url): url for url in reversed(addresses.get(instance.dns, ()))}
+            left[instance.dns] = tuple(
+                url for place, url in reversed(urls.items()) if takes(instance, place, url)
+            )
+    return kept, left, tuple(ignored)
 
 
 def parse(text: str, file: str) -> Config:
@@ -381,6 +436,7 @@ def _url(item: _Item) -> str:
     except ValueError:
         item.refuse(accepted)
     odd = parts.query or parts.fragment or "@" in parts.netloc or not value.isprintable() or " " in value
+    odd = odd or not {".", ".."}.isdisjoint(unquote(parts.path).split("/"))
     if parts.scheme not in ("http", "https") or not host or port == 0 or odd:
         item.refuse(accepted)
     if not _is_host(host):
@@ -480,17 +536,16 @@ _INSTANCE: dict[str, _Reader] = {
 
 def _instances(item: _Item) -> tuple[Instance, ...]:
     names: set[str] = set()
-    places: dict[object, str] = {}
+    places: dict[str, str] = {}
     found = []
     for element in item.elements("a list of engines"):
         instance = _instance(element)
         if instance.name in names:
             element.child("name").fail(f'is "{instance.name}", as another instance\'s, and must be its own')
         names.add(instance.name)
-        place = instance.url or instance.dns
+        place = _place(instance)
         if place in places:
-            shown = instance.url or "{}:{}".format(*instance.dns or ())
-            element.fail(f"is at {shown}, as {places[place]} is, and must be elsewhere")
+            element.fail(f"is at {_shown_place(instance)}, as {places[place]} is, and must be elsewhere")
         places[place] = instance.name
         found.append(instance)
     return tuple(found)

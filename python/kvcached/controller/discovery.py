@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Optional
 
-from kvcached.controller.config import Config, ConfigError, Instance, parse_instances
+from kvcached.controller.config import Addresses, Config, ConfigError, Instance, once_each, parse_instances
 
 log = logging.getLogger("kvcached.controller")
 
@@ -21,12 +21,13 @@ _NO_ADDRESS = (socket.EAI_NONAME, socket.EAI_NODATA)
 FILE_SECONDS = 1.0
 DNS_SECONDS = 5.0
 
-Addresses = dict[tuple[str, int], tuple[str, ...]]
 _Stamp = Optional[tuple[int, int, int]]
 
 
 class Discovery:
-    """`changed` is called, in the event loop, when there is something new."""
+    """`changed` is called, in the event loop, when there is something new. `instances`: the configuration's,
+    and those of the file that no other has the name of; `addresses`: URLs of those that have `dns`. Of both
+    what is at no engine of another's."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -34,20 +35,12 @@ class Discovery:
         self._found: tuple[Instance, ...] = ()
         self._stamp: _Stamp = None
         self._said = ""
+        self._known: Addresses = {}
+        self.instances: tuple[Instance, ...] = ()
         self.addresses: Addresses = {}
+        self._ignored: tuple[str, ...] = ()
         self._looking = asyncio.Lock()  # what is looked up later is newer
         self._tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def instances(self) -> tuple[Instance, ...]:
-        """The configuration's, and those of the file that no other has the name of."""
-        return self._instances(self._config, self._found)
-
-    @staticmethod
-    def _instances(config: Config | None, found: tuple[Instance, ...]) -> tuple[Instance, ...]:
-        own = config.instances if config else ()
-        names = {instance.name for instance in own}
-        return (*own, *(instance for instance in found if instance.name not in names))
 
     async def begin(self, config: Config) -> None:
         """With another configuration, too, which counts when it has been looked at everything once: then this
@@ -56,8 +49,9 @@ class Discovery:
             path = config.router.discovery_file
             read = (None, ()) if path is None else self._read_file(path, None)
             stamp, found = read or (self._stamp, self._found)
-            self.addresses = await self._resolve_all(self._instances(config, found))
-            self._config, self._found, self._stamp = config, found, stamp
+            known = await self._resolve_all(_named(config, found))
+            self._config, self._found, self._stamp, self._known = config, found, stamp, known
+            self._settle()
         if not self._tasks:
             loop = asyncio.get_running_loop()
             self._tasks = [
@@ -86,13 +80,22 @@ class Discovery:
         if read is None:
             return False
         stamp, found = read
-        self.addresses = await self._resolve_all(self._instances(self._config, found))
-        changed, self._found, self._stamp = found != self._found, found, stamp
-        return changed
+        known = await self._resolve_all(_named(self._config, found))
+        self._found, self._stamp, self._known = found, stamp, known
+        return self._settle()
 
     async def _look_at_names(self) -> bool:
-        known = await self._resolve_all(self.instances)
-        changed, self.addresses = known != self.addresses, known
+        self._known = await self._resolve_all(_named(self._config, self._found))
+        return self._settle()
+
+    def _settle(self) -> bool:
+        """Whether there is something new."""
+        instances, addresses, ignored = once_each(_named(self._config, self._found), self._known)
+        for sentence in ignored:
+            if sentence not in self._ignored:
+                log.warning("%s", sentence)
+        changed = (instances, addresses) != (self.instances, self.addresses)
+        self.instances, self.addresses, self._ignored = instances, addresses, ignored
         return changed
 
     def _read_file(self, path: str, known: _Stamp) -> tuple[_Stamp, tuple[Instance, ...]] | None:
@@ -121,7 +124,7 @@ class Discovery:
 
     async def _resolve_all(self, instances: tuple[Instance, ...]) -> Addresses:
         names = {instance.dns for instance in instances if instance.dns}
-        known = {name: urls for name, urls in self.addresses.items() if name in names}
+        known = {name: urls for name, urls in self._known.items() if name in names}
         answers = await asyncio.gather(*(_resolve(*name) for name in names))
         for name, answer in zip(names, answers):
             if answer is None:
@@ -129,6 +132,12 @@ class Discovery:
             else:
                 known[name] = answer
         return known
+
+
+def _named(config: Config | None, found: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    own = config.instances if config else ()
+    names = {instance.name for instance in own}
+    return (*own, *(instance for instance in found if instance.name not in names))
 
 
 async def _resolve(name: str, port: int) -> tuple[str, ...] | None:
