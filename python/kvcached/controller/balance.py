@@ -62,6 +62,11 @@ class Balance:
         """Whether one of them does."""
         return any(replica.serving for replica in self.replicas)
 
+    @property
+    def left(self) -> list[Hashable]:
+        """Those that are no longer configured, and have requests under way."""
+        return [replica.name for replica in self._replicas.values() if replica.leaving]
+
     def set_replicas(self, names: Iterable[Hashable]) -> None:
         """These, and no others, are picked from now on. What is known of those that stay is kept; one that
         goes is forgotten when its last request has ended, and is remembered if it comes back before."""

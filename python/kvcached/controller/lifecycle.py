@@ -60,6 +60,8 @@ Events in states:
   wake_overtaken  -              -                      -            calling: Release, Look -
   unserved        n              emptying: n            -            -                      -
   stop            j              m; j                   j            j                      j
+  go_on           the end of j, in all of them
+  held            -              -                      -            -                      -
 
   a  Emptying and not firm: drop, Forward. Else queue.
   b  Queue. With somebody in it or stranded, and min_sleep_duration over, or a wake asked for: Look, and it is
@@ -90,6 +92,8 @@ Events in states:
   asleep    It is ASLEEP, then as in b. min_sleep_duration counts only from a sleep of ours.
   failed    It is FAILED: Release, who waits is refused (wake_failed, engine_dead), asks are told no. What was
             forwarded is the engine's affair, in this and in all other states.
+  held      It counts as a request that was forwarded, until it has ended: another model has requests at its
+            engine.
   A result that isn't that of the call under way changes nothing; a grant is released.
 
 Drains are firm or not. One that is not is dropped for the first request that comes. A firm one lets requests
@@ -180,8 +184,14 @@ class Lifecycle:
     @property
     def quiet(self) -> bool:
         """Nothing is under way and nobody waits: who is stopping may go."""
+        return self.settled and not self.in_flight
+
+    @property
+    def settled(self) -> bool:
+        """The same, but for requests that were forwarded: no call is under way, nor, if it is stopping, will
+        be."""
         asks = self._wake_asks or self._sleep_asks
-        return not (self.in_flight or self._queue or asks or self._call or self._reserved)
+        return not (self._queue or asks or self._call or self._reserved)
 
     @property
     def waiting_since(self) -> float | None:
@@ -285,6 +295,17 @@ class Lifecycle:
             self._drop_drain(now, "the controller is shutting down")
         return self._take()
 
+    def go_on(self, now: float) -> list[Action]:
+        """After stop(): new requests are accepted again."""
+        self.stopping = False
+        return self._take()
+
+    def held(self, now: float, name: Hashable) -> list[Action]:
+        """Its engine has requests of another model's, under which it must not sleep: until ended() of that
+        name."""
+        self.in_flight.add(name)
+        return self._take()
+
     def sleep_asked(self, now: float, why: Why, ask: Hashable = None, firm: bool = False) -> list[Action]:
         """ask: a name under which it is answered; None: no answer is wanted."""
         refusal = self._sleep_refusal(now, why)
@@ -351,6 +372,7 @@ class Lifecycle:
         else:
             self.changed_at = now
             self._refuse_if_requests_do_not_wake(now)
+            self._expire(now)  # no room is wanted for who has no time left
             if self._wake_is_due(now):
                 self._reserve(now)
             else:
@@ -375,6 +397,7 @@ class Lifecycle:
 
     def room_changed(self, now: float) -> list[Action]:
         """There may be room now: a model has been put to sleep."""
+        self._expire(now)
         if self.phase is Phase.WANTING:
             self._reserve(now)
         return self._take()

@@ -33,7 +33,7 @@ from kvcached.controller.actions import (
     Why,
 )
 from kvcached.controller.balance import Balance
-from kvcached.controller.config import Instance, SleepManager
+from kvcached.controller.config import Instance, SleepManager, address_of
 from kvcached.controller.reservation import Held, NoRoom, Reserver, is_local, together
 from kvcached.controller.traffic import Traffic
 
@@ -81,6 +81,10 @@ class Watcher(Protocol):
 
     def state_changed(self, model: Model, before: State) -> None: ...
 
+    def happened(self, model: Model) -> None:
+        """Something, after each event."""
+        ...
+
     def may_reserve(self, model: Model) -> bool:
         """Whether it is its turn to look for room."""
         ...
@@ -121,6 +125,7 @@ class Model:
         self.balance = Balance()
         self.traffic = Traffic(self._loop.time())
         self.replicas: dict[str, Replica] = {}
+        self.places: frozenset[str] = frozenset()  # of its engines, however their URLs are spelled
         # When room was refused last: what NoRoom says, and whether only because others have waited longer.
         self.missing_bytes: dict[int, int | None] = {}
         self.waits_its_turn = False
@@ -132,6 +137,7 @@ class Model:
         self._admissions: dict[Hashable, asyncio.Future[None]] = {}
         self._asks: dict[Hashable, asyncio.Future[tuple[bool, str]]] = {}
         self._n_asks = 0
+        self._held: frozenset[Hashable] = frozenset()
         self._rooms: dict[int, _Room] = {}
         self._given_up: set[_Room] = set()  # and not released so far
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,6 +160,7 @@ class Model:
                 replica.instance = instance
                 replica.engine.api_key = self.key_of(instance)
             self.replicas[url] = replica
+        self.places = frozenset(address_of(url) for url in self.replicas)
         self.balance.set_replicas(self.replicas)
         new = [replica for replica in self.replicas.values() if old.get(replica.url) is not replica]
         for replica in new:
@@ -271,6 +278,18 @@ class Model:
         no other any more, either, for its engines may be somebody else's."""
         self._event(self.lifecycle.stop(self._loop.time(), disowned))
 
+    def go_on(self) -> None:
+        """After stop(), for it is configured again."""
+        self._event(self.lifecycle.go_on(self._loop.time()))
+
+    def set_held(self, held: frozenset[Hashable]) -> None:
+        """Engines of it, as their addresses, that have requests of other models: it does not sleep."""
+        before, self._held = self._held, held
+        for name in held - before:
+            self._event(self.lifecycle.held(self._loop.time(), name))
+        for name in before - held:
+            self._event(self.lifecycle.ended(self._loop.time(), name))
+
     @property
     def quiet(self) -> bool:
         return self.lifecycle.quiet and not self._given_up
@@ -308,6 +327,7 @@ class Model:
         if self.lifecycle.state is not before:
             self._state = self.lifecycle.state
             self._watcher.state_changed(self, before)
+        self._watcher.happened(self)
 
     def _arm(self) -> None:
         if self._timer:

@@ -15,7 +15,7 @@ import aiohttp
 
 from kvcached.controller import victims
 from kvcached.controller.actions import Phase, State, Why
-from kvcached.controller.config import Config, Instance, by_model
+from kvcached.controller.config import Config, Instance, address_of, by_model
 from kvcached.controller.metrics import Metrics
 from kvcached.controller.model import Model
 from kvcached.controller.reservation import Reserver
@@ -47,6 +47,8 @@ class Node:
         self._probes: set[asyncio.Task[None]] = set()
         self._look_again: asyncio.TimerHandle | None = None
         self._choosing = self._closed = False
+        self._owners_before: set[Model] = set()
+        self._sharing_soon = False
         self.stopping = False
 
     # ---- What is configured ----
@@ -67,26 +69,61 @@ class Node:
             model.stop(disowned=True)
             log.info("Model %s is no longer configured", name)
         for name, of_model in named.items():
-            found = self.models.get(name)
+            found = self.models.get(name) or self._come_back(name)
             if found is None:
-                found = self.models[name] = Model(
+                found = Model(
                     name, config.sleep_manager, self._session, self._reserver, self, self._environment
                 )
+            self.models[name] = found
             found.set_settings(config.sleep_manager)
             found.set_replicas(
                 (url, instance)
                 for instance in of_model
                 for url in ([instance.url] if instance.url else addresses.get(instance.dns or ("", 0), ()))
             )
-            if self._started and not found.started:
-                found.start()
+        self._share()
         self.metrics.set_models(self.models)
+
+    def _come_back(self, name: str) -> Model | None:
+        """With what it has under way."""
+        found = next((model for model in self._leaving if model.name == name), None)
+        if found:
+            self._leaving.discard(found)
+            log.info("Model %s is configured again", name)
+            if not self.stopping:
+                found.go_on()
+        return found
 
     def start(self) -> None:
         self._started = True
-        for model in self.models.values():
-            model.start()
+        self._share()
         self._probing = self._loop.create_task(self._probe_for_ever())
+
+    # ---- Engines that were another model's ----
+
+    def _share(self) -> None:
+        """An engine doesn't sleep under requests of the model that it was of before, and nobody looks at it
+        while that model wakes it or has it sleep."""
+        self._sharing_soon = False
+        busy: set[str] = set()
+        unsettled: set[str] = set()
+        self._owners_before = {model for model in self.models.values() if model.balance.left}
+        for model in self._owners_before:
+            busy |= {address_of(str(url)) for url in model.balance.left}
+        for model in self._leaving:
+            if not model.quiet:
+                self._owners_before.add(model)
+                busy |= model.places if model.lifecycle.in_flight else set()
+                unsettled |= set() if model.lifecycle.settled else model.places
+        for model in self.models.values():
+            model.set_held(model.places & busy)
+            if self._started and not model.started and not unsettled & model.places:
+                model.start()
+
+    def happened(self, model: Model) -> None:
+        if model in self._owners_before and not self._sharing_soon:
+            self._sharing_soon = True
+            self._loop.call_soon(self._share)
 
     def stop(self) -> None:
         """From now on nobody is accepted. See `quiet`."""
@@ -131,9 +168,11 @@ class Node:
         task.add_done_callback(self._probes.discard)
 
     async def _forget(self) -> None:
-        for model in [model for model in self._leaving if model.quiet]:
-            self._leaving.discard(model)
-            await model.close()
+        for model in list(self._leaving):
+            # It may have come back meanwhile.
+            if model in self._leaving and model.quiet:
+                self._leaving.discard(model)
+                await model.close()
 
     # ---- Room ----
 
