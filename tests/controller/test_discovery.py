@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,8 +24,9 @@ class Dns:
     def __init__(self, answer: list[str] | Exception) -> None:
         self.answer = answer
         self.asked = 0
+        self.failures: list[str] = []
 
-    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+    def getaddrinfo(self, host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
         assert (host, port) == NAME
         self.asked += 1
         if isinstance(self.answer, Exception):
@@ -43,9 +43,8 @@ class Dns:
 async def looking(dns: Dns) -> AsyncIterator[tuple[Discovery, list[int]]]:
     """And how often something has changed, as the list's length."""
     changes: list[int] = []
-    found = Discovery(lambda: changes.append(1))
+    found = Discovery(lambda: changes.append(1), dns.failures.append, dns.getaddrinfo)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio.get_running_loop(), "getaddrinfo", dns.getaddrinfo)
         patch.setattr(discovery, "DNS_SECONDS", 0.001)
         await found.begin(config.parse(TEXT, "c.yaml"))
         try:
@@ -77,6 +76,7 @@ def test_a_name_without_an_address_has_no_engine(number: int) -> None:
             dns.answer = socket.gaierror(number, "nothing")
             await eventually(lambda: bool(changes))
             assert found.addresses == {NAME: ()}
+            assert not dns.failures
 
     run(main())
 
@@ -99,6 +99,8 @@ def test_what_was_known_stays_while_nobody_answers(fault: Exception) -> None:
             await eventually(lambda: dns.asked > asked + 3)
             assert found.addresses == {NAME: ("http://10.0.0.1:8000",)}
             assert not changes
+            assert len(dns.failures) > 2
+            assert set(dns.failures) == {"dns"}
             dns.answer = ["10.0.0.2"]
             await eventually(lambda: bool(changes))
             assert found.addresses == {NAME: ("http://10.0.0.2:8000",)}

@@ -15,6 +15,8 @@ from controller.live import eventually, run
 from kvcached.controller import config, discovery
 from kvcached.controller.discovery import Discovery
 
+failures: list[str] = []  # of the last looking()
+
 
 def put(path: Path, *instances: dict[str, Any]) -> None:
     """As whoever writes it should."""
@@ -31,7 +33,8 @@ def engine(name: str, **more: Any) -> dict[str, Any]:
 async def looking(path: Path, *own: dict[str, Any]) -> AsyncIterator[tuple[Discovery, list[list[str]]]]:
     """Beside a configuration with those of its own. And the names that there were after each change."""
     changes: list[list[str]] = []
-    found = Discovery(lambda: changes.append(names_of(found)))
+    found = Discovery(lambda: changes.append(names_of(found)), lambda source: failures.append(source))
+    failures.clear()
     text = json.dumps({"router": {"discovery_file": str(path)}, "instances": own})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(discovery, "FILE_SECONDS", 0.001)
@@ -55,15 +58,15 @@ def test_a_look_that_fails_is_not_the_last_one(
         path = tmp_path / "engines.yaml"
         put(path)
         async with looking(path) as (found, changes):
-            resolve_all, fails = found._resolve_all, [True, True]
+            look_up, fails = found._names.look_up, [True, True]
 
-            async def resolve(*arguments: Any) -> Any:
+            async def fail(names: Any) -> None:
                 if fails:
                     fails.pop()
                     raise RuntimeError("what nobody expects")
-                return await resolve_all(*arguments)
+                await look_up(names)
 
-            monkeypatch.setattr(found, "_resolve_all", resolve)
+            monkeypatch.setattr(found._names, "look_up", fail)
             put(path, engine("a"))
             await eventually(lambda: changes == [["a"]])
             assert not fails
@@ -93,5 +96,34 @@ def test_an_engine_that_the_configuration_has_is_no_other_models(
             put(path, other, engine("d"))
             await eventually(lambda: changes[-1] == ["own", "d"])
             assert caplog.text.count(said) == 2
+
+    run(main())
+
+
+def test_failures_are_counted_as_long_as_they_last(tmp_path: Path) -> None:
+    """A file that is missing, one that is wrong, and none that is right, or right again."""
+
+    async def main() -> None:
+        path = tmp_path / "engines.yaml"
+        put(path, engine("a"))
+        async with looking(path) as (_, changes):
+            put(path, engine("b"))
+            await eventually(lambda: changes == [["b"]])
+            assert not failures
+            right = tmp_path / "right"
+            path.rename(right)
+            await eventually(lambda: len(failures) > 2)
+            (tmp_path / "wrong").write_text("instances: 3")
+            (tmp_path / "wrong").rename(path)
+            before = len(failures)
+            await eventually(lambda: len(failures) > before + 2)
+            assert set(failures) == {"file"}
+            right.rename(path)
+            put(path, engine("c"))
+            await eventually(lambda: changes == [["b"], ["c"]])
+            before = len(failures)
+            put(path, engine("d"))
+            await eventually(lambda: changes == [["b"], ["c"], ["d"]])
+            assert len(failures) == before
 
     run(main())

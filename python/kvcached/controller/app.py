@@ -29,6 +29,7 @@ from kvcached.controller.metrics import OTHER
 from kvcached.controller.model import Model, Refused
 from kvcached.controller.node import Node
 from kvcached.controller.traffic import HISTORY_SECONDS, Outcome
+from kvcached.controller.work import in_thread
 
 log = logging.getLogger("kvcached.controller")
 access_log = logging.getLogger("kvcached.controller.access")
@@ -266,7 +267,7 @@ class Service:
     async def _model_name(self, body: bytearray) -> str:
         try:
             if len(body) > _LARGE_BODY:
-                parsed = await self._loop.run_in_executor(None, json.loads, body)
+                parsed = await in_thread(json.loads, body)
             else:
                 parsed = json.loads(body)
         except (ValueError, RecursionError) as fault:

@@ -10,36 +10,43 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from kvcached.controller.config import Addresses, Config, ConfigError, Instance, once_each, parse_instances
+from kvcached.controller.names import Name, Names
+from kvcached.controller.work import in_thread
 
 log = logging.getLogger("kvcached.controller")
 
-# There is no such name; there is one, without addresses, as of a service without engines.
-_NO_ADDRESS = (socket.EAI_NONAME, socket.EAI_NODATA)
 FILE_SECONDS = 1.0
 DNS_SECONDS = 5.0
 
 _Stamp = Optional[tuple[int, int, int]]
+_Instances = tuple[Instance, ...]
 
 
 class Discovery:
-    """`changed` is called, in the event loop, when there is something new. `instances`: the configuration's,
-    and those of the file that no other has the name of; `addresses`: URLs of those that have `dns`. Of both
-    what is at no engine of another's."""
+    """`changed` is called, in the event loop, when there is something new, and `failed` when a look has
+    failed: with "file" or "dns". `instances`: the configuration's, and those of the file that no other has
+    the name of; `addresses`: URLs of those that have `dns`. Of both what is at no engine of another's."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
+    def __init__(
+        self,
+        changed: Callable[[], None],
+        failed: Callable[[str], None],
+        getaddrinfo: Callable[..., Any] = socket.getaddrinfo,
+    ) -> None:
+        self._changed, self._failed = changed, failed
         self._config: Config | None = None
-        self._found: tuple[Instance, ...] = ()
+        self._found: _Instances = ()
         self._stamp: _Stamp = None
+        self._bad_stamp: _Stamp = None  # of a file with an error in it
         self._said = ""
-        self._known: Addresses = {}
-        self.instances: tuple[Instance, ...] = ()
+        self._names = Names(lambda: failed("dns"), getaddrinfo)
+        self.instances: _Instances = ()
         self.addresses: Addresses = {}
         self._ignored: tuple[str, ...] = ()
-        self._looking = asyncio.Lock()  # what is looked up later is newer
+        self._looking = asyncio.Lock()  # at the file
         self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self, config: Config) -> None:
@@ -47,11 +54,10 @@ class Discovery:
         returns."""
         async with self._looking:
             path = config.router.discovery_file
-            read = (None, ()) if path is None else self._read_file(path, None)
+            read = (None, ()) if path is None else await self._read_file(path, again=True)
             stamp, found = read or (self._stamp, self._found)
-            known = await self._resolve_all(_named(config, found))
-            self._config, self._found, self._stamp, self._known = config, found, stamp, known
-            self._settle()
+            await self._names.look_up(_names_of(_named(config, found)))
+            self._take(config, found, stamp)
         if not self._tasks:
             loop = asyncio.get_running_loop()
             self._tasks = [
@@ -63,34 +69,42 @@ class Discovery:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._names.close()
 
     async def _watch(self, seconds: Callable[[], float], look: Callable[[], Awaitable[bool]]) -> None:
         while True:
             await asyncio.sleep(seconds())
             try:
-                async with self._looking:
-                    if await look():
-                        self._changed()
+                if await look():
+                    self._changed()
             except Exception:
                 log.exception("Engines could not be looked for; what was discovered before stays")
 
     async def _look_at_file(self) -> bool:
-        path = self._config.router.discovery_file if self._config else None
-        read = None if path is None else self._read_file(path, self._stamp)
-        if read is None:
-            return False
-        stamp, found = read
-        known = await self._resolve_all(_named(self._config, found))
-        self._found, self._stamp, self._known = found, stamp, known
-        return self._settle()
+        async with self._looking:
+            path = self._config.router.discovery_file if self._config else None
+            read = None if path is None else await self._read_file(path)
+            if read is None:
+                return False
+            stamp, found = read
+            # What is known already waits for nobody.
+            await self._names.look_up(_names_of(_named(self._config, found)) - self._names.known.keys())
+            return self._take(self._config, found, stamp)
 
     async def _look_at_names(self) -> bool:
-        self._known = await self._resolve_all(_named(self._config, self._found))
+        await self._names.look_up(_names_of(_named(self._config, self._found)))
+        return self._settle()
+
+    def _take(self, config: Config | None, found: _Instances, stamp: _Stamp) -> bool:
+        self._config, self._found, self._stamp = config, found, stamp
+        self._names.forget_all_but(_names_of(_named(config, found)))
         return self._settle()
 
     def _settle(self) -> bool:
         """Whether there is something new."""
-        instances, addresses, ignored = once_each(_named(self._config, self._found), self._known)
+        named = _named(self._config, self._found)
+        known = {name: self._names.known.get(name, ()) for name in _names_of(named)}
+        instances, addresses, ignored = once_each(named, known)
         for sentence in ignored:
             if sentence not in self._ignored:
                 log.warning("%s", sentence)
@@ -98,55 +112,50 @@ class Discovery:
         self.instances, self.addresses, self._ignored = instances, addresses, ignored
         return changed
 
-    def _read_file(self, path: str, known: _Stamp) -> tuple[_Stamp, tuple[Instance, ...]] | None:
+    async def _read_file(self, path: str, again: bool = False) -> tuple[_Stamp, _Instances] | None:
         """None: it hasn't changed, or cannot be read. One that is being written is read again: whoever writes
         it should put a whole one in its place."""
         try:
-            status = Path(path).stat()
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if stamp == known:
+            stamp = await in_thread(_stamp_of, path)
+            if stamp == self._bad_stamp and not again:
+                self._failed("file")
                 return None
-            found = parse_instances(Path(path).read_text(), path)
+            self._bad_stamp = None
+            if stamp == self._stamp and not again:
+                self._said = ""
+                return None
+            found = await in_thread(_instances_in, path)
         except (OSError, UnicodeDecodeError) as fault:
             self._complain(f"{path} cannot be read: {getattr(fault, 'strerror', None) or fault}")
             return None
         except ConfigError as fault:
-            self._stamp = stamp
+            self._bad_stamp = stamp
             self._complain(str(fault))
             return None
         self._said = ""
         return stamp, found
 
     def _complain(self, sentence: str) -> None:
+        self._failed("file")
         if sentence != self._said:
             log.error("What was discovered before stays: %s", sentence)
         self._said = sentence
 
-    async def _resolve_all(self, instances: tuple[Instance, ...]) -> Addresses:
-        names = {instance.dns for instance in instances if instance.dns}
-        known = {name: urls for name, urls in self._known.items() if name in names}
-        answers = await asyncio.gather(*(_resolve(*name) for name in names))
-        for name, answer in zip(names, answers):
-            if answer is None:
-                known.setdefault(name, ())
-            else:
-                known[name] = answer
-        return known
 
-
-def _named(config: Config | None, found: tuple[Instance, ...]) -> tuple[Instance, ...]:
+def _named(config: Config | None, found: _Instances) -> _Instances:
     own = config.instances if config else ()
     names = {instance.name for instance in own}
     return (*own, *(instance for instance in found if instance.name not in names))
 
 
-async def _resolve(name: str, port: int) -> tuple[str, ...] | None:
-    """None: nobody knows now. A name that is there, and has no address, has no engine."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as fault:
-        return () if fault.errno in _NO_ADDRESS else None
-    except (OSError, UnicodeError):
-        return None
-    hosts = sorted({str(address[0]) for *_, address in found})
-    return tuple(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts)
+def _names_of(instances: _Instances) -> set[Name]:
+    return {instance.dns for instance in instances if instance.dns}
+
+
+def _stamp_of(path: str) -> _Stamp:
+    status = Path(path).stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _instances_in(path: str) -> _Instances:
+    return parse_instances(Path(path).read_text(), path)

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,7 @@ from kvcached.controller.discovery import Discovery
 from kvcached.controller.metrics import Metrics
 from kvcached.controller.node import Node
 from kvcached.controller.reservation import DaemonReserver, Reserver
+from kvcached.controller.work import in_thread
 
 log = logging.getLogger("kvcached.controller")
 
@@ -35,6 +37,7 @@ DONE, FAILED, USAGE = 0, 1, 2
 QUIET_SECONDS = 0.05
 KILL_SECONDS = 0.001  # aiohttp takes 0 for ever
 ADMIN_CONNECTIONS, ADMIN_BACKLOG = 64, 64  # where administrators have a port of their own
+NAME_THREADS = 64
 
 
 class StartError(Exception):
@@ -61,7 +64,7 @@ class Controller:
         self._asks = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
         self.node = Node(self._asks, self._reserver, Metrics(), version())
         self.service = Service(self.node, self._requests, config.router, locks)
-        self._discovery = Discovery(self._apply)
+        self._discovery = Discovery(self._apply, self.node.metrics.discovery_failed)
         self._runners: list[web.AppRunner] = []
         self._servers: list[asyncio.AbstractServer] = []
         self._ports: list[connections.Port] = []
@@ -208,7 +211,7 @@ class Controller:
             notify("READY=1")
 
     async def _read(self, arguments: argparse.Namespace) -> None:
-        config, locks = read(arguments)
+        config, locks = await in_thread(read, arguments)
         if where(config.router) != where(self._config.router):
             log.warning("Other addresses and ports need a restart")
         config = replace(config, router=replace(config.router, **where(self._config.router)))
@@ -313,6 +316,8 @@ def main(words: Sequence[str] | None = None) -> int:
 async def _run(arguments: argparse.Namespace) -> None:
     config, locks = read(arguments)
     connections.raise_limit(config.router.max_connections)
+    # aiohttp looks engines' names up in the loop's threads: some that nobody resolves are no others' affair.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NAME_THREADS))
     await Controller(config, locks, arguments).run()
 
 

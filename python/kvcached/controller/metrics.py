@@ -77,6 +77,11 @@ class Metrics:
         self.reloads = self._counter(
             "reloads", "Times that the configuration was read, by result: ok, failed.", "result"
         )
+        self.discovery_failures = self._counter(
+            "discovery_failures", "Looks for engines that failed, by where: file, dns.", "source"
+        )
+        for source in ("file", "dns"):
+            self.discovery_failures.labels(source)
         self.connections = Gauge(
             "kvcached_controller_connections",
             "Connections of clients, by port: user, admin.",
@@ -138,6 +143,9 @@ class Metrics:
 
     def gave_way(self, name: str, why: Why) -> None:
         self.evictions.labels(name, why.value).inc()
+
+    def discovery_failed(self, source: str) -> None:
+        self.discovery_failures.labels(source).inc()
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """Body and content type, in the format that the client asks for."""
