@@ -31,6 +31,7 @@ from harness.broker import eventually as eventually_sync
 
 TESTS = Path(__file__).resolve().parents[1]
 MARK = "ENGINES_TEST_MARK"
+BUDGET, PAGE = 96 << 20, 2 << 20
 # A request of so many tokens is under way for much longer than a look at it takes.
 MAX_TOKENS = 1900
 VLLM_ARGUMENTS = (
@@ -119,7 +120,7 @@ class Fleet:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.daemon = self.programs.daemon("256M", budget="96M")
+        self.daemon = self.programs.daemon("256M", budget=str(BUDGET))
         self.config = self.folder / "engines.yaml"
         self.state = self.folder / "state"
 
@@ -185,6 +186,23 @@ class Fleet:
     def used_bytes(self, name: str) -> int:
         """Of the daemon's memory."""
         return used_bytes(lambda *words: self.programs.kvctl(*words, daemon=self.daemon), name)
+
+    def is_back(self, name: str) -> bool:
+        """Whether the engine has no memory of the daemon's. What is only held ready for it is listed as used
+        by it until somebody else wants it: so somebody does."""
+        others = sum(self.used_bytes(other) for other in self.servers if other != name)
+        pages = (BUDGET - others) // PAGE
+        peer = self.programs.peer(self.daemon, "other")
+        try:
+            peer.do("open")
+            peer.do(f"region kv page={PAGE} pages={pages}")
+            return peer.ask(f"map kv 0-{pages - 1}").startswith("ok") and self.used_bytes(name) == 0
+        finally:
+            peer.close()
+
+    def gives_back(self, name: str) -> None:
+        """Its memory: at the latest when a busy machine has let all of its processes do so."""
+        eventually_sync(lambda: self.is_back(name))
 
     def left(self) -> list[int]:
         """Processes that were begun by commands of this fleet, or by these."""

@@ -169,7 +169,7 @@ def test_sleep_gives_memory_back_and_a_request_wakes(fleet: Fleet, said: list[st
             assert fleet.used_bytes(name) > 0
             await made.sleep(name)
             assert server.ask("GET", "/ready")[0] == 503
-            assert fleet.used_bytes(name) == 0
+            fleet.gives_back(name)
             other = next(other for other in NAMES if other != name)
             assert text_of(await made.answer(other, FIRST, TOKENS)) == said[0]
             assert await made.state(name) == "asleep"
@@ -210,7 +210,7 @@ def test_what_runs_or_comes_while_it_sleeps_is_answered_afterwards(fleet: Fleet,
             late = asyncio.create_task(
                 post(made.session, server.url + COMPLETIONS, completion("kept", ASKED[1], TOKENS))
             )
-            assert fleet.used_bytes("kept") == 0
+            fleet.gives_back("kept")
             assert text_of(await made.answer("kept", ASKED[2], TOKENS)) == said[2]
             status, data = await running
             assert (status, json.loads(data)["usage"]["completion_tokens"]) == (200, 100)
@@ -249,7 +249,7 @@ def test_who_is_idle_sleeps_by_himself(fleet: Fleet, said: list[str]) -> None:
                     assert text_of(await made.answer(name, ASKED[i], TOKENS)) == said[i]
                 for name in NAMES:
                     await made.is_so(name, "asleep")
-                    assert fleet.used_bytes(name) == 0
+                    fleet.gives_back(name)
 
     run(main(), LIMIT_S)
 
