@@ -358,7 +358,7 @@ async def front_of(
 ) -> AsyncIterator[Front]:
     """As front(), with a file that there is."""
     variables = fleet.site.settings() | fleet.variables() | variables
-    async with controller(config, **variables) as process, aiohttp.ClientSession() as session:
+    async with controller(config, begin=None, **variables) as process, aiohttp.ClientSession() as session:
         made = Front(process, session, process.address())
         try:
             for name in names:
