@@ -128,7 +128,7 @@ instances:
 - {name: a, model: m, engine: vllm}
 - {name: b, model: m, engine: vllm, url: "http://localhost:1"}
 - {name: c, model: m, engine: vllm, url: "http://192.0.2.1:1"}
-- {name: d, model: m, engine: vllm, url: "http://no..where:1"}
+- {name: d, model: m, engine: vllm, url: "http://nowhere.invalid:1"}
 - {name: e, model: m, engine: vllm, dns: "localhost:1"}
 """,
         "c.yaml",
