@@ -129,7 +129,7 @@ instances:
 - {name: b, model: m, engine: vllm, url: "http://localhost:1"}
 - {name: c, model: m, engine: vllm, url: "http://192.0.2.1:1"}
 - {name: d, model: m, engine: vllm, url: "http://nowhere.invalid:1"}
-- {name: e, model: m, engine: vllm, dns: "localhost:1"}
+- {name: e, model: m, engine: vllm, dns: "localhost:2"}
 """,
         "c.yaml",
     )
