@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import random
 from dataclasses import MISSING, FrozenInstanceError, fields
+from typing import Any
 
 import pytest
+import yaml
 
 from kvcached.controller import config
 from kvcached.controller.config import ConfigError, Instance, Router, SleepManager, parse, parse_instances
@@ -67,6 +69,15 @@ NO_HOSTS = [
     *(f"{'h' * 64}.svc", ".a", "a..", "127.1", "2130706433", "1.0x7f"),
     *(".".join(["h" * 63] * 4), "ä,b"),
 ]
+
+
+@pytest.fixture(params=["fast", "slow"], autouse=True)
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With libyaml and without it: what is read, and what is said, is the same."""
+    if request.param == "slow":
+        monkeypatch.setattr(config, "_FAST", None)
+    else:
+        assert config._FAST is not None
 
 
 def problem(text: str) -> str:
@@ -470,6 +481,26 @@ def test_documented() -> None:
         assert named - {"args"} == {f.name for f in fields(made)}
     assert listed["router", "router_port"] == 8080
     assert listed["instances", "model"] is MISSING
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "[" * 101 + "]" * 101])
+def test_depth(text: str) -> None:
+    assert problem(text) == "1: is nested too deeply"
+
+
+def test_the_slow_loader_is_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    events = yaml.parse
+
+    def watched(text: str, **how: Any) -> Any:
+        used.append(how["Loader"])
+        return events(text, **how)
+
+    monkeypatch.setattr(yaml, "parse", watched)
+    parse(REFERENCE, "c.yaml")
+    assert used == [config._FAST or yaml.SafeLoader]
+    problem("a: b: c")
+    assert used[-1] == yaml.SafeLoader
 
 
 def test_any_damage_is_a_config_error(seed: int) -> None:

@@ -410,7 +410,7 @@ def test_who_has_not_got_all_does_not_make_way() -> None:
     """Though the answer has been made."""
 
     async def main() -> None:
-        def much(accept: str) -> tuple[bytes, str]:
+        async def much(accept: str) -> tuple[bytes, str]:
             """More than sockets hold."""
             del accept
             return b"x" * (16 << 20), "text/plain"

@@ -533,7 +533,7 @@ class Service:
         )
 
     async def metrics(self, request: web.Request) -> web.Response:
-        body, content_type = self.node.metrics.text(request.headers.get("Accept", ""))
+        body, content_type = await self.node.metrics.text(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     # ---- What is done ----

@@ -6,6 +6,7 @@ many series as the configuration makes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -22,6 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from kvcached.controller.actions import State, Why
+from kvcached.controller.work import in_thread
 
 if TYPE_CHECKING:
     from kvcached.controller.model import Model
@@ -100,7 +102,6 @@ class Metrics:
             self.reloads.labels(result)
         self.refusals.labels(OTHER, "internal_error")
         ProcessCollector(registry=self.registry)
-        self.registry.register(_Now(self))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kvcached_controller_{name}", text, labels, registry=self.registry)
@@ -111,16 +112,17 @@ class Metrics:
         )
 
     def set_models(self, models: Mapping[str, Model]) -> None:
-        """They have series from now on."""
         self._models = models
-        for name in models:
-            for outcome in ("ok", "failed", "cancelled", "refused"):
-                self.requests.labels(name, outcome)
-            self.refusals.labels(name, "internal_error")
-            for metric in (self.retries, self.wake_failures, self.sleep_failures):
-                metric.labels(name)
-            for histogram in (self.first_byte, self.duration, self.queue_wait, self.wakes):
-                histogram.labels(name)
+
+    def begin(self, name: str) -> None:
+        """Series of a model begin with zero, so that the first of each kind is seen as an increase."""
+        for outcome in ("ok", "failed", "cancelled", "refused"):
+            self.requests.labels(name, outcome)
+        self.refusals.labels(name, "internal_error")
+        for metric in (self.retries, self.wake_failures, self.sleep_failures):
+            metric.labels(name)
+        for histogram in (self.first_byte, self.duration, self.queue_wait, self.wakes):
+            histogram.labels(name)
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -147,44 +149,55 @@ class Metrics:
     def discovery_failed(self, source: str) -> None:
         self.discovery_failures.labels(source).inc()
 
-    def text(self, accept: str) -> tuple[bytes, str]:
+    def told(self) -> _Told:
+        """Models are read at once, for they are the event loop's; counters, which have locks, when they are
+        collected."""
+        return _Told(self.registry, _now(self._models))
+
+    async def text(self, accept: str) -> tuple[bytes, str]:
         """Body and content type, in the format that the client asks for."""
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        # For thousands of models this takes seconds.
+        return await in_thread(encode, self.told()), content_type
 
 
-class _Now(Collector):
-    """What is so at this moment, read when somebody asks."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+@dataclass(frozen=True)
+class _Told(Collector):
+    registry: CollectorRegistry
+    now: list[GaugeMetricFamily]
 
     def collect(self) -> Iterable[Metric]:
-        prefix = "kvcached_controller"
-        state = GaugeMetricFamily(
-            f"{prefix}_model_state", "1 for the state that a model is in.", labels=["model", "state"]
-        )
-        in_flight = GaugeMetricFamily(
-            f"{prefix}_in_flight_requests", "Requests that engines have.", labels=["model"]
-        )
-        queued = GaugeMetricFamily(
-            f"{prefix}_queued_requests", "Requests that wait for a model to wake.", labels=["model"]
-        )
-        replicas = GaugeMetricFamily(
-            f"{prefix}_replicas",
-            "Engines of a model, by what they are: serving, asleep, ejected, gone.",
-            labels=["model", "kind"],
-        )
-        for name, model in self._metrics.models.items():
-            for one in State:
-                state.add_metric([name, one.value], float(model.lifecycle.state is one))
-            in_flight.add_metric([name], len(model.lifecycle.in_flight))
-            queued.add_metric([name], model.lifecycle.queued)
-            counts = dict.fromkeys(("serving", "asleep", "ejected", "gone"), 0)
-            for replica in model.balance.replicas:
-                alive = model.replicas[str(replica.name)].alive
-                kind = "gone" if alive is False else "ejected" if replica.ejected else ""
-                counts[kind or ("serving" if replica.serving else "asleep")] += 1
-            for kind, count in counts.items():
-                replicas.add_metric([name, kind], count)
-        return [state, in_flight, queued, replicas]
+        yield from self.registry.collect()
+        yield from self.now
+
+
+def _now(models: Mapping[str, Model]) -> list[GaugeMetricFamily]:
+    """What is so at this moment."""
+    prefix = "kvcached_controller"
+    state = GaugeMetricFamily(
+        f"{prefix}_model_state", "1 for the state that a model is in.", labels=["model", "state"]
+    )
+    in_flight = GaugeMetricFamily(
+        f"{prefix}_in_flight_requests", "Requests that engines have.", labels=["model"]
+    )
+    queued = GaugeMetricFamily(
+        f"{prefix}_queued_requests", "Requests that wait for a model to wake.", labels=["model"]
+    )
+    replicas = GaugeMetricFamily(
+        f"{prefix}_replicas",
+        "Engines of a model, by what they are: serving, asleep, ejected, gone.",
+        labels=["model", "kind"],
+    )
+    for name, model in models.items():
+        for one in State:
+            state.add_metric([name, one.value], float(model.lifecycle.state is one))
+        in_flight.add_metric([name], len(model.lifecycle.in_flight))
+        queued.add_metric([name], model.lifecycle.queued)
+        counts = dict.fromkeys(("serving", "asleep", "ejected", "gone"), 0)
+        for replica in model.balance.replicas:
+            alive = model.replicas[str(replica.name)].alive
+            kind = "gone" if alive is False else "ejected" if replica.ejected else ""
+            counts[kind or ("serving" if replica.serving else "asleep")] += 1
+        for kind, count in counts.items():
+            replicas.add_metric([name, kind], count)
+    return [state, in_flight, queued, replicas]

@@ -23,6 +23,7 @@ from kvcached.controller.reservation import Reserver
 log = logging.getLogger("kvcached.controller")
 
 PROBE_SECONDS = 5.0
+STARTS_AT_ONCE = 4
 
 
 class Node:
@@ -105,6 +106,8 @@ class Node:
         """An engine doesn't sleep under requests of the model that it was of before, and nobody looks at it
         while that model wakes it or has it sleep."""
         self._sharing_soon = False
+        if self._closed:
+            return
         busy: set[str] = set()
         unsettled: set[str] = set()
         self._owners_before = {model for model in self.models.values() if model.balance.left}
@@ -115,15 +118,25 @@ class Node:
                 self._owners_before.add(model)
                 busy |= model.places if model.lifecycle.in_flight else set()
                 unsettled |= set() if model.lifecycle.settled else model.places
+        n_started = 0
         for model in self.models.values():
             model.set_held(model.places & busy)
             if self._started and not model.started and not unsettled & model.places:
+                if n_started == STARTS_AT_ONCE:
+                    self._share_soon()
+                    continue
+                self.metrics.begin(model.name)
                 model.start()
+                n_started += 1
 
-    def happened(self, model: Model) -> None:
-        if model in self._owners_before and not self._sharing_soon:
+    def _share_soon(self) -> None:
+        if not self._sharing_soon:
             self._sharing_soon = True
             self._loop.call_soon(self._share)
+
+    def happened(self, model: Model) -> None:
+        if model in self._owners_before:
+            self._share_soon()
 
     def stop(self) -> None:
         """From now on nobody is accepted. See `quiet`."""
@@ -154,18 +167,31 @@ class Node:
 
     async def _probe_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(min(PROBE_SECONDS, self.config.sleep_manager.check_interval_seconds or 1))
-            await asyncio.gather(*(model.probe() for model in list(self.models.values())))
+            await self._probe_all(min(PROBE_SECONDS, self.config.sleep_manager.check_interval_seconds or 1))
             try:
                 await self._forget()
             except Exception:
                 log.exception("A model that left could not be forgotten")
 
-    def probe_soon(self, model: Model) -> None:
-        """One of its engines has just failed."""
+    async def _probe_all(self, seconds: float) -> None:
+        """Each in its turn, for thousands at once keep requests waiting. Takes as long as that, at least."""
+        began, models = self._loop.time(), list(self.models.values())
+        probes = []
+        for i, model in enumerate(models, 1):
+            await asyncio.sleep(began + seconds * i / len(models) - self._loop.time())
+            if self.models.get(model.name) is model:
+                probes.append(self.probe_soon(model))
+        if probes:
+            await asyncio.wait(probes)
+        else:
+            await asyncio.sleep(seconds)
+
+    def probe_soon(self, model: Model) -> asyncio.Task[None]:
+        """One of its engines has just failed, or it is its turn."""
         task = self._loop.create_task(model.probe())
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
+        return task
 
     async def _forget(self) -> None:
         for model in list(self._leaving):
