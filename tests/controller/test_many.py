@@ -19,7 +19,6 @@ from controller.test_discovery_file import engine, looking, put
 from controller.whole import config_of, running
 from kvcached.controller import discovery, metrics, node
 from kvcached.controller.config import parse_instances
-from kvcached.controller.engines import EngineError, VllmEngine
 from kvcached.controller.model import Model
 
 ENOUGH_S = 20
@@ -133,32 +132,5 @@ def test_probes_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
             await whole.controller.node._probe_all(seconds)
             assert len(at) == n
             assert all(time >= began + seconds * i / n - early_s for i, time in enumerate(at, 1))
-
-    run(main())
-
-
-def test_silent_engines_do_not_keep_others_from_being_asked() -> None:
-    n = 150
-
-    async def main() -> None:
-        healthy, connected, ended = VllmStandIn(model="a"), [], asyncio.Event()
-
-        async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connected.append(writer)
-            await ended.wait()
-            writer.close()
-
-        server = await asyncio.start_server(silent, "127.0.0.1", 0, backlog=n)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with running({"a": healthy}) as whole:
-            asks = whole.controller._asks
-            silences = [asyncio.create_task(VllmEngine(asks, url).health(None)) for _ in range(n)]
-            await eventually(lambda: len(connected) == n)
-            await VllmEngine(asks, healthy.address).health(ENOUGH_S)
-            ended.set()
-            found = await asyncio.gather(*silences, return_exceptions=True)
-            assert all(isinstance(fault, EngineError) for fault in found)
-        server.close()
-        await server.wait_closed()
 
     run(main())
