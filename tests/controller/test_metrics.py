@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+import resource
 import shutil
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
@@ -17,6 +22,7 @@ from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
 from kvcached.controller.actions import State
 from kvcached.controller.errors import KINDS
+from kvcached.controller.metrics import Metrics
 
 COMPLETIONS = "/v1/completions"
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -87,6 +93,33 @@ def test_both_forms_are_what_they_say() -> None:
             assert {"invalid_http", "model_not_found", "invalid_json", "wake_failed"} <= refused <= set(KINDS)
 
     run(main())
+
+
+def test_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of /proc is hidden, which is what the unit hides."""
+    read_text = Path.read_text
+
+    def read_own(path: Path) -> str:
+        assert path.is_relative_to("/proc/self"), path
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", read_own)
+    before = time.time()
+    metrics = Metrics()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, 0))
+
+    def value(name: str) -> float:
+        found = metrics.registry.get_sample_value(f"process_{name}")
+        assert found is not None, name
+        return found
+
+    assert before <= value("start_time_seconds") <= time.time()
+    assert 1 << 20 < value("resident_memory_bytes") < value("virtual_memory_bytes")
+    assert value("cpu_seconds_total") > 0
+    assert value("max_fds") == math.inf
+    n_fds = value("open_fds")
+    with Path(os.devnull).open():
+        assert value("open_fds") == n_fds + 1
 
 
 def test_what_alerts_look_at_begins_with_zero() -> None:
