@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -12,14 +13,27 @@ from pathlib import Path
 import pytest
 
 from packages import conftest as packages
+from vm import wheels
 from vm.image import make_image, what_is_missing
 from vm.machine import Machine, has_kvm, limit
 from vm.node import Node
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+OWN = "/opt/kvcached-test"
+PACKAGES, WHEELS = f"{OWN}/packages", f"{OWN}/wheels"
+HOLD = "/run/engine-hold"  # while there is such a file, the engine's answers stop in the middle
 
 
-PACKAGES = "/opt/kvcached-test/packages"
+def controllers_commands() -> list[str]:
+    """What the manual says to type for a controller under systemd."""
+    page = (ROOT / "docs/CONTROLLER.md").read_text().split("\n## Under systemd\n")[1]
+    block = re.search(r"```sh[^\n]*\n(.*?)```", page, re.S)
+    assert block
+    return block[1].splitlines()
+
+
+CONTROLLERS = controllers_commands()
 
 
 def pytest_report_header() -> str:
@@ -32,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(limit(300)))
             why = missing or (wants_packages(item) and packages.what_is_missing())
+            if wants_controller(item) and not wheels.own():
+                why = why or "there is no wheel; ./dev python makes one"
             if why:
                 item.add_marker(pytest.mark.skip(reason=why))
 
@@ -40,14 +56,18 @@ def wants_packages(item: pytest.Item) -> bool:
     return "packaged" in getattr(item, "fixturenames", [])
 
 
+def wants_controller(item: pytest.Item) -> bool:
+    return "controlled" in getattr(item, "fixturenames", [])
+
+
 def as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = "root"
     return entry
 
 
-def pack_product(build: Path, folder: Path, debs: list[Path]) -> Path:
-    """An archive of what "meson install" installs, of an engine for the tests, and of these packages."""
+def pack_product(build: Path, folder: Path, debs: list[Path], of_python: list[Path]) -> Path:
+    """An archive of what "meson install" installs, of engines for the tests, and of these packages."""
     installed = folder / "installed"
     command = ["meson", "install", "-C", str(build), "--no-rebuild", "--destdir", str(installed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -55,9 +75,13 @@ def pack_product(build: Path, folder: Path, debs: list[Path]) -> Path:
     archive = folder / "product.tar"
     with tarfile.open(archive, "w") as tar:
         tar.add(installed, ".", filter=as_root)
-        tar.add(build / "tests/harness/kvpeer", "./opt/kvcached-test/kvpeer", filter=as_root)
+        tar.add(build / "tests/harness/kvpeer", f".{OWN}/kvpeer", filter=as_root)
+        tar.add(HERE / "engine.py", f".{OWN}/engine.py", filter=as_root)
+        tar.add(ROOT / "docs/examples/controller", f".{OWN}/docs/examples/controller", filter=as_root)
         for deb in debs:
             tar.add(deb, f".{PACKAGES}/{deb.name}", filter=as_root)
+        for wheel in of_python:
+            tar.add(wheel, f".{WHEELS}/{wheel.name}", filter=as_root)
     return archive
 
 
@@ -70,7 +94,11 @@ def machine(build_dir: Path, request: pytest.FixtureRequest) -> Iterator[Machine
         if any(wants_packages(item) for item in request.session.items):
             built = packages.build(Path(folder) / "packages")
             debs = [built.file(name) for name in ("kvcachedd", "kvcached-tools", "kvcached-emulator")]
-        product = pack_product(build_dir, Path(folder), debs)
+        of_python: list[Path] = []
+        own = wheels.own()
+        if own and any(wants_controller(item) for item in request.session.items):
+            of_python = [own, *wheels.fetch().iterdir()]
+        product = pack_product(build_dir, Path(folder), debs, of_python)
         with Machine(image, product, Path(folder)) as running:
             running.wait_until_up()
             running.run("tar -C / -xf /dev/vdb --keep-directory-symlink --no-overwrite-dir")
@@ -103,3 +131,25 @@ def packaged(node: Node) -> Iterator[Node]:
         node.run("dpkg --purge kvcachedd kvcached-tools kvcached-emulator", within=120)
         node.run(f"[ ! -d {aside} ] || mv {aside} {units}")
         node.install()
+
+
+@pytest.fixture(scope="session")
+def with_controller(installed: Node) -> Node:
+    """The command is there, as the manual says to install it, but for where pip has it from."""
+    venv, pip, link = CONTROLLERS[:3]
+    assert "'.[controller]'" in pip
+    assert link.startswith("ln -s ")
+    pip = pip.replace("'.[controller]'", f"--no-index --find-links={WHEELS} 'kvcached[controller]'")
+    installed.run(f"{venv} && {pip} && {link}", within=120)
+    return installed
+
+
+@pytest.fixture
+def controlled(node: Node, with_controller: Node) -> Node:
+    """And there is an engine."""
+    del with_controller
+    node.run(
+        f"rm -f {HOLD}; systemd-run --quiet --collect --unit=engine-vllm python3 {OWN}/engine.py 8001 {HOLD}"
+    )
+    node.eventually("curl -s --fail http://127.0.0.1:8001/health")
+    return node

@@ -25,6 +25,7 @@ GUEST = Path(__file__).parent / "guest"
 CACHE = ROOT / "build-vm"
 
 PACKAGES = [
+    "curl",
     "initramfs-tools",
     "iproute2",
     "kmod",
@@ -38,6 +39,8 @@ PACKAGES = [
     "libuv1",
     "linux-image-cloud-amd64",
     "procps",
+    "python3",
+    "python3-venv",
     "systemd",
     "systemd-sysv",
     "udev",

@@ -37,7 +37,7 @@ class Node:
             f"""
             systemctl stop 'kvcached*' 'engine-*'
             systemctl disable --quiet kvcached.target kvcachedd@{{0,1}}.{{service,socket}} \\
-                kvcachedd-control@{{0,1}}.socket
+                kvcachedd-control@{{0,1}}.socket kvcached-controller.service
             rm -rf /etc/kvcached /etc/systemd/system/kvcached* /var/lib/kvcached/* /run/kvcached/*
             rm -rf /run/engines /dev/shm/kvcached-*
             echo KVCACHED_EMULATE={SIZES} >/etc/default/kvcachedd
