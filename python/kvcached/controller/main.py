@@ -61,7 +61,9 @@ class Controller:
         self._reserver = reserver or DaemonReserver()
         self._requests = proxy.connect_session()
         # No engine is asked later because others don't answer.
-        self._asks = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
+        self._asks = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=proxy.KEEP_ALIVE_S), trust_env=False
+        )
         self.node = Node(self._asks, self._reserver, Metrics(), version())
         self.service = Service(self.node, self._requests, config.router, locks)
         self._discovery = Discovery(self._apply, self.node.metrics.discovery_failed)
