@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kvcached.controller import config
-from kvcached.controller.config import ConfigError, Instance, Router, SleepManager, parse, parse_instances
+from kvcached.controller import config, document
+from kvcached.controller.config import Instance, Router, SleepManager, parse, parse_instances
+from kvcached.controller.document import ConfigError
 
 # A file as the existing controller has them.
 REFERENCE = """\
@@ -75,9 +76,9 @@ NO_HOSTS = [
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With libyaml and without it: what is read, and what is said, is the same."""
     if request.param == "slow":
-        monkeypatch.setattr(config, "_FAST", None)
+        monkeypatch.setattr(document, "_FAST", None)
     else:
-        assert config._FAST is not None
+        assert document._FAST is not None
 
 
 def problem(text: str) -> str:
@@ -498,7 +499,7 @@ def test_the_slow_loader_is_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(yaml, "parse", watched)
     parse(REFERENCE, "c.yaml")
-    assert used == [config._FAST or yaml.SafeLoader]
+    assert used == [document._FAST or yaml.SafeLoader]
     problem("a: b: c")
     assert used[-1] == yaml.SafeLoader
 

@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
-from kvcached.controller import app, config, connections, discovery, errors, lifecycle, main, node
+from kvcached.controller import app, config, connections, discovery, document, errors, lifecycle, main, node
 from kvcached.controller.actions import State
 from kvcached.controller.balance import Balance
 from kvcached.controller.metrics import Metrics
@@ -81,7 +81,7 @@ def said_default(text: str) -> str | None:
 
 def test_sections() -> None:
     """Keys of the whole file are what it is read for."""
-    with pytest.raises(config.ConfigError) as fault:
+    with pytest.raises(document.ConfigError) as fault:
         config.parse("nonsense: 1", "c.yaml")
     known = str(fault.value).split("keys are ")[1].split(", ")
     assert set(entries("CONFIGURATION")) == set(known)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from kvcached.controller.config import ConfigError, Instance, address_of, once_each, parse, parse_instances
+from kvcached.controller.config import Instance, parse, parse_instances
+from kvcached.controller.document import ConfigError
+from kvcached.controller.places import address_of, once_each
 
 
 def text(*instances: dict[str, Any]) -> str:

@@ -65,10 +65,13 @@ PURE_PYTHON = [
     "python/kvcached/controller/actions.py",
     "python/kvcached/controller/balance.py",
     "python/kvcached/controller/config.py",
+    "python/kvcached/controller/document.py",
     "python/kvcached/controller/errors.py",
     "python/kvcached/controller/launch/restarts.py",
     "python/kvcached/controller/lifecycle.py",
+    "python/kvcached/controller/places.py",
     "python/kvcached/controller/traffic.py",
+    "python/kvcached/controller/values.py",
     "python/kvcached/controller/victims.py",
 ]
 

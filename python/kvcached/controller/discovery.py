@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Optional
 
-from kvcached.controller.config import Addresses, Config, ConfigError, Instance, once_each, parse_instances
+from kvcached.controller.config import Config, Instance, parse_instances
+from kvcached.controller.document import ConfigError
 from kvcached.controller.names import Name, Names
+from kvcached.controller.places import Addresses, once_each
 from kvcached.controller.work import in_thread
 
 log = logging.getLogger("kvcached.controller")

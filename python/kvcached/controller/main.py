@@ -26,6 +26,7 @@ from kvcached.controller import connections, logs, proxy
 from kvcached.controller.access import Keys, KeysError, read_keys
 from kvcached.controller.app import Locks, Service
 from kvcached.controller.discovery import Discovery
+from kvcached.controller.document import ConfigError
 from kvcached.controller.metrics import Metrics
 from kvcached.controller.node import Node
 from kvcached.controller.reservation import DaemonReserver, Reserver
@@ -205,7 +206,7 @@ class Controller:
                 await self._read(self._arguments)
                 result = "ok"
                 log.info("The configuration was read")
-            except (StartError, configs.ConfigError, KeysError) as fault:
+            except (StartError, ConfigError, KeysError) as fault:
                 log.error("The old configuration stays: %s", fault)
             except Exception:
                 log.exception("The old configuration stays")
@@ -309,7 +310,7 @@ def main(words: Sequence[str] | None = None) -> int:
             read(arguments)
         else:
             asyncio.run(_run(arguments))
-    except (StartError, configs.ConfigError, KeysError) as fault:
+    except (StartError, ConfigError, KeysError) as fault:
         print(f"kvcached-controller: {fault}", file=sys.stderr)
         return FAILED
     return DONE

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -33,15 +32,13 @@ from kvcached.controller.actions import (
     Why,
 )
 from kvcached.controller.balance import Balance
-from kvcached.controller.config import Instance, SleepManager, address_of
-from kvcached.controller.reservation import Held, NoRoom, Reserver, is_local, together
+from kvcached.controller.config import Instance, SleepManager
+from kvcached.controller.places import address_of
+from kvcached.controller.replica import Replica
+from kvcached.controller.reservation import Held, NoRoom, Reserver, Room, each_of, is_local
 from kvcached.controller.traffic import Traffic
 
 log = logging.getLogger("kvcached.controller")
-
-MOST_SILENT = 3
-"""Times in a row that an engine is silent until it is dead: before that it may be busy. One that cannot be
-connected to, or says that it is not well, is dead at once."""
 
 ALONE_ROOM_S = 1.0
 """What a daemon may take to say whether there is room for one of several engines."""
@@ -55,24 +52,6 @@ class Refused(Exception):
         self.code, self.retry_after, self.detail = code, retry_after, detail
 
 
-@dataclass(eq=False)
-class Replica:
-    """An engine of the model. `url` names it."""
-
-    url: str
-    instance: Instance
-    engine: engines.Engine
-    alive: bool | None = None  # None: not asked so far
-    reason: str = ""  # why it is not, or may not be
-    n_silent: int = 0  # times that it didn't answer in time, in a row
-    changed_at: float = 0.0  # when it was woken or put to sleep last, and by us
-    # Of waking it alone, for others are awake.
-    is_woken: bool = False
-    n_failed: int = 0  # in a row
-    retry_at: float = 0.0
-
-
-_T = TypeVar("_T")
 _Failed = Callable[[float, int, str], list[Action]]
 
 
@@ -96,15 +75,6 @@ class Watcher(Protocol):
     def woke(self, model: Model, seconds: float, fault: str) -> None: ...
 
     def slept(self, model: Model, seconds: float, fault: str) -> None: ...
-
-
-@dataclass(eq=False)
-class _Room:
-    """Of a Reserve: asked for, or held. engines: those that wake in it."""
-
-    task: asyncio.Task[None] | None = None
-    held: list[Held] = field(default_factory=list)
-    engines: list[engines.Engine] = field(default_factory=list)
 
 
 class Model:
@@ -138,8 +108,8 @@ class Model:
         self._asks: dict[Hashable, asyncio.Future[tuple[bool, str]]] = {}
         self._n_asks = 0
         self._held: frozenset[Hashable] = frozenset()
-        self._rooms: dict[int, _Room] = {}
-        self._given_up: set[_Room] = set()  # and not released so far
+        self._rooms: dict[int, Room] = {}
+        self._given_up: set[Room] = set()  # and not released so far
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._probed_at = self._loop.time()
@@ -315,7 +285,7 @@ class Model:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for room in [*self._rooms.values(), *self._given_up]:
-            await _release(room)
+            await room.release()
 
     # ---- Events and actions ----
 
@@ -351,7 +321,7 @@ class Model:
         elif isinstance(action, Look):
             self._begin(self._reported(self._look(action.call), self._look_failed, action.call))
         elif isinstance(action, Reserve):
-            room = self._rooms[action.call] = _Room()
+            room = self._rooms[action.call] = Room()
             work = self._reserve(action.call, room, action.deadline)
             room.task = self._begin(self._reported(work, self._reserve_failed, action.call))
         elif isinstance(action, Release):
@@ -394,23 +364,13 @@ class Model:
             log.exception("Model %s: a fault of the controller's", self.name)
             self._event(failed(self._loop.time(), call, f"{fault or type(fault).__name__}"))
 
-    async def _asked(self, call: Awaitable[_T]) -> _T:
-        """An engine may be stranger than its driver expects: then that one has failed, and no other."""
-        try:
-            return await call
-        except engines.EngineError:
-            raise
-        except Exception as fault:
-            log.exception("Model %s: a fault of the controller's", self.name)
-            raise engines.EngineError(engines.REFUSED, f"{fault or type(fault).__name__}") from fault
-
     def _look_failed(self, now: float, call: int, detail: str) -> list[Action]:
         return self.lifecycle.looked(now, call, Found.DEAD, detail)
 
     def _reserve_failed(self, now: float, call: int, detail: str) -> list[Action]:
         room = self._rooms.pop(call, None)
         if room:
-            self._begin(_release_all(room))
+            self._begin(room.release_held())
         self.missing_bytes, self.waits_its_turn = {}, False
         return self.lifecycle.room_refused(now, call)
 
@@ -439,43 +399,25 @@ class Model:
         return Found.DEAD, next((r.reason for r in replicas if r.reason), "no engine of it is known")
 
     async def _find_one(self, replica: Replica) -> Found | None:
-        try:
-            await self._asked(replica.engine.settled(engines.PROBE_S))
-            await self._asked(replica.engine.health())
-            sleeping = await self._asked(replica.engine.is_sleeping())
-        except engines.EngineError as fault:
-            replica.reason = str(fault)
-            self.balance.probed(replica.url, False)
-            replica.n_silent += 1 if fault.kind == engines.TIMEOUT else MOST_SILENT
-            if replica.alive and replica.n_silent < MOST_SILENT:
-                return None
-            replica.alive = False
-            return Found.DEAD
-        replica.alive, replica.reason, replica.n_silent = True, "", 0
-        self.balance.probed(replica.url, True)
-        return Found.ASLEEP if sleeping else Found.AWAKE
+        found = await replica.find()
+        self.balance.probed(replica.url, found in (Found.AWAKE, Found.ASLEEP))
+        return found
 
-    async def _reserve(self, call: int, room: _Room, deadline: float) -> None:
+    async def _reserve(self, call: int, room: Room, deadline: float) -> None:
         """All that the replicas need, or nothing."""
-        refusals: list[NoRoom] = []
+
+        async def reserve(replica: Replica) -> Held:
+            return await self._reserver.reserve(replica.instance, max(0.0, deadline - self._loop.time()))
+
         n_room_changes = self._n_room_changes
         waits_its_turn = not self._watcher.may_reserve(self)
         try:
             if waits_its_turn:
                 raise NoRoom("another model has waited longer")
-            for replica in list(self.replicas.values()):
-                limit = max(0.0, deadline - self._loop.time())
-                try:
-                    room.held.append(await self._reserver.reserve(replica.instance, limit))
-                except NoRoom as fault:
-                    if not fault.missing_bytes:
-                        raise
-                    refusals.append(fault)
-            if refusals:
-                raise together(refusals)
+            await each_of(self.replicas.values(), reserve, room.held)
         except NoRoom as fault:
             self._rooms.pop(call, None)
-            await _release_all(room)
+            await room.release_held()
             self.missing_bytes, self.waits_its_turn = fault.missing_bytes, waits_its_turn
             self._event(self.lifecycle.room_refused(self._loop.time(), call))
             if n_room_changes == self._n_room_changes:
@@ -487,20 +429,20 @@ class Model:
         self._event(self.lifecycle.room_granted(self._loop.time(), call))
         self._watcher.room_granted(self)
 
-    async def _give_up(self, room: _Room) -> None:
+    async def _give_up(self, room: Room) -> None:
         """Not while an engine goes on to wake in it, though it has taken too long."""
         await asyncio.gather(*(one.settled(None) for one in room.engines))
-        await _release(room)
+        await room.release()
         self._given_up.discard(room)
 
     async def _on_all(
-        self, replicas: list[Replica], act: Callable[[engines.Engine], Any]
+        self, replicas: list[Replica], act: Callable[[Replica], Awaitable[None]]
     ) -> list[engines.EngineError | None]:
         """What each says; None where all went well."""
 
         async def one(replica: Replica) -> engines.EngineError | None:
             try:
-                await self._asked(act(replica.engine))
+                await act(replica)
             except engines.EngineError as fault:
                 return fault
             return None
@@ -513,7 +455,7 @@ class Model:
         replicas, began = list(self.replicas.values()), self._loop.time()
         for room in self._rooms.values():
             room.engines = [replica.engine for replica in replicas]
-        said = await self._on_all(replicas, lambda engine: engine.wake(limit))
+        said = await self._on_all(replicas, lambda replica: replica.wake(limit))
         stay = [(replica, fault) for replica, fault in zip(replicas, said) if self._has(replica)]
         for replica, fault in stay:
             self._set_serving(replica, not fault)
@@ -541,12 +483,12 @@ class Model:
     async def _wake_alone(self, replica: Replica) -> None:
         """Nobody gives way for that. A sleep that begins meanwhile waits until it has woken."""
         replica.is_woken = True
-        room = _Room(engines=[replica.engine])
+        room = Room(engines=[replica.engine])
         self._given_up.add(room)
         try:
             if await self._room_for(replica, room) and self.lifecycle.state is State.AWAKE:
                 log.info("Engine %s of model %s is woken, for others are awake", replica.url, self.name)
-                await self._asked(replica.engine.wake(self.lifecycle.settings.wake_timeout_seconds))
+                await replica.wake(self.lifecycle.settings.wake_timeout_seconds)
                 replica.n_failed = 0
                 if self._has(replica):
                     self._set_serving(replica, True)
@@ -559,7 +501,7 @@ class Model:
         replica.is_woken = False
         await self._give_up(room)
 
-    async def _room_for(self, replica: Replica, room: _Room) -> bool:
+    async def _room_for(self, replica: Replica, room: Room) -> bool:
         if not self._watcher.may_reserve(self):
             return False
         try:
@@ -578,7 +520,7 @@ class Model:
         # With those that have come meanwhile.
         while replicas := [replica for replica in self.replicas.values() if replica not in asked]:
             asked += replicas
-            said += await self._on_all(replicas, lambda engine: engine.sleep(limit))
+            said += await self._on_all(replicas, lambda replica: replica.sleep(limit))
         stay = [(replica, fault) for replica, fault in zip(asked, said) if self._has(replica)]
         for replica, fault in stay:
             if not fault:
@@ -595,20 +537,3 @@ class Model:
             self._event(self.lifecycle.slept(now, call))
         # It may want to wake again at once: whoever has waited longer is told before it can ask for room.
         self._watcher.slept(self, now - began, sentence)
-
-
-async def _release(room: _Room) -> None:
-    """Also of one that is still asked for."""
-    if room.task:
-        room.task.cancel()
-        await asyncio.gather(room.task, return_exceptions=True)
-    await _release_all(room)
-
-
-async def _release_all(room: _Room) -> None:
-    held, room.held = room.held, []
-    for one in held:
-        try:
-            await one.release()
-        except Exception as fault:
-            log.warning("Room could not be given back: %s", fault or type(fault).__name__)

@@ -15,9 +15,10 @@ import aiohttp
 
 from kvcached.controller import victims
 from kvcached.controller.actions import Phase, State, Why
-from kvcached.controller.config import Config, Instance, address_of, by_model
+from kvcached.controller.config import Config, Instance, by_model
 from kvcached.controller.metrics import Metrics
 from kvcached.controller.model import Model
+from kvcached.controller.places import address_of
 from kvcached.controller.reservation import Reserver
 
 log = logging.getLogger("kvcached.controller")

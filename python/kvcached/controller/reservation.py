@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from kvcached.controller.config import Instance
+    from kvcached.controller.engines import Engine
 
 log = logging.getLogger("kvcached.controller")
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 THREADS = 64  # that wait for daemons at once
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Held(Protocol):
@@ -100,6 +105,45 @@ def together(refusals: Collection[NoRoom]) -> NoRoom:
     return NoRoom("; ".join(map(str, refusals)), missing)
 
 
+async def each_of(parts: Iterable[_T], reserve: Callable[[_T], Awaitable[_R]], held: list[_R]) -> None:
+    """Room for each, in their order, into `held`. NoRoom: of all that are short together, or of the first one
+    where it would not help that others give way."""
+    refusals = []
+    for part in parts:
+        try:
+            held.append(await reserve(part))
+        except NoRoom as fault:
+            if not fault.missing_bytes:
+                raise
+            refusals.append(fault)
+    if refusals:
+        raise together(refusals)
+
+
+@dataclass(eq=False)
+class Room:
+    """For a model that wakes: asked for, or held. engines: those that wake in it."""
+
+    task: asyncio.Task[None] | None = None
+    held: list[Held] = field(default_factory=list)
+    engines: list[Engine] = field(default_factory=list)
+
+    async def release(self) -> None:
+        """Also while it is still asked for."""
+        if self.task:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+        await self.release_held()
+
+    async def release_held(self) -> None:
+        held, self.held = self.held, []
+        for one in held:
+            try:
+                await one.release()
+            except Exception as fault:
+                log.warning("Room could not be given back: %s", fault or type(fault).__name__)
+
+
 class DaemonReserver:
     """Asks the daemon of each of the instance's GPUs, in their order. Its calls wait, so threads make them;
     one that nobody waits for any more releases what it has got."""
@@ -113,18 +157,12 @@ class DaemonReserver:
             return _Nothing()
         held = _Held(self._threads)
         end = asyncio.get_running_loop().time() + limit
-        refusals: list[NoRoom] = []
+
+        async def on(gpu: int) -> Reservation:
+            return await self._one(instance, gpu, end - asyncio.get_running_loop().time())
+
         try:
-            for gpu in instance.gpu:
-                left = end - asyncio.get_running_loop().time()
-                try:
-                    held.made.append(await self._one(instance, gpu, left))
-                except NoRoom as fault:
-                    if not fault.missing_bytes:
-                        raise
-                    refusals.append(fault)
-            if refusals:
-                raise together(refusals)
+            await each_of(instance.gpu, on, held.made)
         except BaseException:
             await asyncio.shield(held.release())
             raise

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvcached.controller.config import Config, ConfigError, Instance, parse
+from kvcached.controller.config import Config, Instance, parse
+from kvcached.controller.document import ConfigError
 
 from . import errors, instances, logs
 from .errors import LaunchError
