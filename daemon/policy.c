@@ -42,19 +42,19 @@ uint64_t policy_foreign(uint64_t total, uint64_t free, uint64_t held)
     return u64_sub_floor(u64_sub_floor(total, free), held);
 }
 
-uint64_t policy_budget_now(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed)
+uint64_t policy_budget_now(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed,
+                           uint64_t headroom)
 {
-    if (fixed)
-        return u64_min(fixed, total);
-    utilization_ppm = utilization_ppm < PPM ? utilization_ppm : PPM;
-    return u64_sub_floor((uint64_t)((unsigned __int128)total * utilization_ppm / PPM), foreign);
+    uint64_t part = (uint64_t)((unsigned __int128)total * u64_min(utilization_ppm, PPM) / PPM);
+
+    return fixed ? u64_min(fixed, total)
+                 : u64_sub_floor(u64_min(part, u64_sub_floor(total, headroom)), foreign);
 }
 
 uint64_t policy_ceiling(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed,
                         uint64_t headroom)
 {
-    return fixed ? u64_sub_floor(total, u64_add_ceil(headroom, foreign))
-                 : policy_budget_now(total, foreign, utilization_ppm, 0);
+    return policy_budget_now(total, foreign, fixed ? PPM : utilization_ppm, 0, headroom);
 }
 
 uint64_t policy_budget_beside(uint64_t budget, uint64_t ceiling, uint64_t expected)

@@ -34,11 +34,13 @@ int policy_admit(uint64_t used, uint64_t limit, uint64_t charged, uint64_t budge
 /* What others hold on the device: all that is not free and not ours. */
 uint64_t policy_foreign(uint64_t total, uint64_t free, uint64_t held);
 
-/* utilization × total − foreign, or the fixed budget where one is set; at most the device. */
-uint64_t policy_budget_now(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed);
+/* utilization × total, or all but the headroom where that is less, without what others have; or the fixed
+ * budget where one is set, at most the device. */
+uint64_t policy_budget_now(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed,
+                           uint64_t headroom);
 
-/* What of the device may be ours, and what others are expected to take: under a fixed budget all but the
- * headroom, else utilization × total; without what others have. */
+/* What of the device may be ours, and what others are expected to take: the budget, but under a fixed one all
+ * but the headroom and what others have. */
 uint64_t policy_ceiling(uint64_t total, uint64_t foreign, uint32_t utilization_ppm, uint64_t fixed,
                         uint64_t headroom);
 

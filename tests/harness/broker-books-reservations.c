@@ -175,10 +175,10 @@ uint64_t world_lacks(struct world *w, const struct errand *errand, uint64_t char
     uint64_t ceiling;
 
     broker_totals(w->broker, &totals);
-    ceiling = w->config.budget_bytes
-                  ? u64_sub_floor(totals.total_bytes, w->config.headroom_bytes + totals.foreign_bytes)
-                  : u64_sub_floor(totals.total_bytes / 1000 * w->config.utilization_ppm / 1000,
-                                  totals.foreign_bytes);
+    ceiling = u64_sub_floor(totals.total_bytes, w->config.headroom_bytes + totals.foreign_bytes);
+    if (!w->config.budget_bytes)
+        ceiling = u64_min(ceiling, u64_sub_floor(totals.total_bytes / 1000 * w->config.utilization_ppm / 1000,
+                                                 totals.foreign_bytes));
     if (errand->foreign_bytes == 0)
         return u64_sub_floor(charged, totals.budget_bytes);
     return u64_max(u64_sub_floor(charged, totals.budget_bytes),

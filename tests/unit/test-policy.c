@@ -47,14 +47,18 @@ TEST(foreign_is_what_is_left)
 
 TEST(budgets)
 {
-    check_eq(policy_budget_now(80 * GIB, 0, 950000, 0), 76 * GIB);
-    check_eq(policy_budget_now(80 * GIB, 6 * GIB, 950000, 0), 70 * GIB);
-    check_eq(policy_budget_now(80 * GIB, 77 * GIB, 950000, 0), 0);
-    check_eq(policy_budget_now(80 * GIB, 77 * GIB, 950000, 12 * GIB), 12 * GIB);
-    check_eq(policy_budget_now(80 * GIB, 0, 950000, 100 * GIB), 80 * GIB);
-    check_eq(policy_budget_now(80 * GIB, 0, 2000000, 0), 80 * GIB);
-    check_eq(policy_budget_now(3, 0, 500000, 0), 1);
-    check(policy_budget_now(UINT64_MAX, 0, 1000000, 0) == UINT64_MAX);
+    check_eq(policy_budget_now(80 * GIB, 0, 950000, 0, 0), 76 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 6 * GIB, 950000, 0, 0), 70 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 77 * GIB, 950000, 0, 0), 0);
+    check_eq(policy_budget_now(80 * GIB, 77 * GIB, 950000, 12 * GIB, 0), 12 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 0, 950000, 100 * GIB, 0), 80 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 0, 2000000, 0, 0), 80 * GIB);
+    check_eq(policy_budget_now(3, 0, 500000, 0, 0), 1);
+    check_eq(policy_budget_now(80 * GIB, 6 * GIB, 1000000, 0, 2 * GIB), 72 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 6 * GIB, 950000, 0, 2 * GIB), 70 * GIB);
+    check_eq(policy_budget_now(80 * GIB, 6 * GIB, 950000, 0, 81 * GIB), 0);
+    check_eq(policy_budget_now(80 * GIB, 6 * GIB, 950000, 12 * GIB, 81 * GIB), 12 * GIB);
+    check(policy_budget_now(UINT64_MAX, 0, 1000000, 0, 0) == UINT64_MAX);
 }
 
 TEST(a_budget_falls_at_once_and_rises_when_stable)
@@ -167,6 +171,8 @@ TEST(reserves_are_bounded)
 TEST(a_ceiling_is_for_us_and_for_what_is_expected)
 {
     check_eq(policy_ceiling(80 * GIB, 6 * GIB, 950000, 0, GIB), 70 * GIB);
+    check_eq(policy_ceiling(80 * GIB, 6 * GIB, 950000, 0, 5 * GIB), 69 * GIB);
+    check_eq(policy_ceiling(80 * GIB, 6 * GIB, 1000000, 0, GIB), 73 * GIB);
     check_eq(policy_ceiling(80 * GIB, 6 * GIB, 950000, 12 * GIB, GIB), 73 * GIB);
     check_eq(policy_ceiling(80 * GIB, 79 * GIB, 950000, 12 * GIB, 2 * GIB), 0);
     check_eq(policy_ceiling(80, UINT64_MAX, 950000, 12, 2), 0);
