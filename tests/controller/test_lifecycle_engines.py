@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controller.test_lifecycle import SETTINGS, asleep, awake, begin, calling_wake, where
+from controller.lives import SETTINGS, asleep, awake, begin, calling_wake, where
 from kvcached.controller.actions import (
     Action,
     Adopt,

@@ -7,19 +7,81 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from controller.live import eventually, run
+from controller.lives import SETTINGS, asleep, awake, calling_wake, forwarded, refusals, where
 from controller.standins.answers import completion
 from controller.standins.server import StandIn
-from controller.test_lifecycle import asleep, awake, where
 from controller.test_room import COMPLETIONS, MIB, Gpu, ask, models
 from controller.whole import Whole, config_of, running
-from kvcached.controller.actions import Answer, Forward, Found, Look, Phase, Reserve, Sleep, State, Why
+from kvcached.controller.actions import (
+    Answer,
+    Forward,
+    Found,
+    Look,
+    Phase,
+    Refuse,
+    Reserve,
+    Sleep,
+    State,
+    Why,
+)
 from kvcached.controller.node import is_short
 
 # ---- One model ----
+
+
+def test_stop_finishes_what_was_accepted() -> None:
+    life = awake(replace(SETTINGS, auto_sleep_enabled=True))
+    life.came(1, "a")
+    assert life.stop(2) == []
+    assert life.came(3, "b") == [Refuse("b", "shutting_down", 1)]
+    assert not life.quiet
+    life.ended(4, "a")
+    assert life.quiet
+    assert life.due() is None
+    assert life.tick(10000) == []
+
+
+def test_stop_drops_a_drain() -> None:
+    life = awake()
+    life.came(1, "a")
+    life.sleep_asked(2, Why.ADMIN, "ask", firm=True)
+    life.came(3, "b")
+    assert life.stop(4) == [
+        Answer("ask", False, "it stays awake: the controller is shutting down"),
+        Forward("b"),
+    ]
+
+
+def test_stop_while_it_wakes() -> None:
+    life = asleep()
+    wake = calling_wake(life, 0, "a")
+    assert life.stop(1) == []
+    assert refusals(life.came(2, "b")) == [("b", "shutting_down")]
+    assert forwarded(life.woken(3, wake)) == ["a"]
+    assert life.ended(4, "a") == []
+    assert life.quiet
+
+
+def test_stop_while_it_is_put_to_sleep() -> None:
+    life = awake()
+    life.sleep_asked(100, Why.ADMIN, "ask")
+    life.came(101, "a")
+    life.stop(102)
+    assert not life.quiet
+    assert life.slept(103, 2) == [Answer("ask", True, "it is asleep")]
+    assert life.tick(163) == [Look(3)]
+
+
+def test_asks_after_stop() -> None:
+    life = awake()
+    life.stop(1)
+    no = [Answer("ask", False, "the controller is shutting down")]
+    assert life.sleep_asked(2, Why.ADMIN, "ask") == life.wake_asked(2, "ask") == no
 
 
 def test_gives_way_while_it_stops() -> None:
