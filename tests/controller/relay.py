@@ -124,3 +124,9 @@ async def plain(relay: Relay, path: str, body: Any) -> Raw:
     raw = await Raw.open(relay.address)
     await raw.send("POST", path, body)
     return raw
+
+
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
+    """Of a large body, which is sent without its length being said."""
+    for start in range(0, len(data), 1 << 16):
+        yield data[start : start + (1 << 16)]
