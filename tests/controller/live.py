@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 
 LIMIT_S = 30.0
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.live import eventually
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 
 PYTHON = str(Path(__file__).resolve().parents[2] / "python")
 COMMAND = [sys.executable, "-m", "kvcached.controller.main"]

@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from controller.live import Raw, serving
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 from kvcached.controller.proxy import Forwarded, Limits, NotSent, ProxyError, connect_session, forward
 
 COMPLETIONS = "/v1/completions"

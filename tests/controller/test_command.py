@@ -16,7 +16,7 @@ import pytest
 from controller.live import Raw, eventually, post, run, serving
 from controller.process import COMMAND, Process, controller, environment, write_config
 from controller.standins.answers import completion, stream_text, whole_text
-from controller.standins.server import Behaviour
+from controller.standins.engine import Behaviour
 from controller.standins.vllm import VllmStandIn
 
 COMPLETIONS = "/v1/completions"

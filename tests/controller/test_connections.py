@@ -18,7 +18,7 @@ import pytest
 from controller.live import Raw, eventually, post, run, serving
 from controller.process import controller, write_config
 from controller.standins.answers import completion, stream_text, whole_text
-from controller.standins.server import Behaviour
+from controller.standins.engine import Behaviour
 from controller.standins.vllm import VllmStandIn
 from controller.test_openapi import fits
 from controller.whole import Answer, Whole, running

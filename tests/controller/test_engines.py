@@ -13,7 +13,7 @@ from aiohttp import web
 
 from controller.live import eventually, post, run, serving
 from controller.standins.answers import completion, stream_text, whole_text
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from kvcached.controller import engines

@@ -16,7 +16,7 @@ import pytest
 
 from controller.live import eventually, run
 from controller.standins.answers import answer_text, chat, completion, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.exposition import choose_encoder
 
 from controller.live import eventually, run
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 from controller.standins.vllm import VllmStandIn
 from controller.test_discovery_file import engine, looking, put
 from controller.whole import config_of, running

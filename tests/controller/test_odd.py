@@ -12,7 +12,7 @@ import pytest
 from controller.live import Raw, eventually, run
 from controller.relay import COMPLETIONS, Relay, odd_engine, plain, read_request
 from controller.standins.answers import answer_text, completion, stream_text, whole_text
-from controller.standins.server import Behaviour
+from controller.standins.engine import Behaviour
 from controller.standins.vllm import VllmStandIn
 from controller.whole import running
 from kvcached.controller.proxy import Failed, Limits

@@ -18,7 +18,7 @@ from aiohttp import web
 from controller.live import Raw, eventually, post, run
 from controller.relay import COMPLETIONS, Relay, odd_engine, pieces, plain, read_request, relayed
 from controller.standins.answers import answer_text, chat, completion, stream_text, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from kvcached.controller.proxy import REQUEST_ID

@@ -14,7 +14,7 @@ from aiohttp import web
 from controller.live import eventually, run
 from controller.relay import COMPLETIONS, plain, relayed
 from controller.standins.answers import completion
-from controller.standins.server import Behaviour
+from controller.standins.engine import Behaviour
 from controller.standins.vllm import VllmStandIn
 from kvcached.controller.proxy import Answer, Limits
 

@@ -14,7 +14,7 @@ import pytest
 from controller.live import eventually, post, run, serving
 from controller.relay import COMPLETIONS, Relay, odd_engine, pieces, plain, read_request, relayed
 from controller.standins.answers import completion, stream_text, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from kvcached.controller.proxy import Failed, Limits, NotSent

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from controller.live import eventually, run
 from controller.standins.answers import completion
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, config_of, running

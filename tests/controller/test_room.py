@@ -11,7 +11,7 @@ import pytest
 
 from controller.live import eventually, run
 from controller.standins.answers import completion, stream_text, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
 from kvcached.controller import lifecycle

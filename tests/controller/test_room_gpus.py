@@ -13,7 +13,7 @@ import pytest
 
 from controller.live import eventually, run
 from controller.standins.answers import completion
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.vllm import VllmStandIn
 from controller.test_room import COMPLETIONS, MIB, ask
 from controller.whole import Whole, config_of, running

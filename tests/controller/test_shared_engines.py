@@ -10,7 +10,7 @@ import pytest
 
 from controller.live import eventually, run
 from controller.standins.answers import completion, stream_text, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Answer, Whole, config_of, running

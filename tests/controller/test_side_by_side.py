@@ -15,7 +15,7 @@ import pytest
 
 from controller.live import Raw, eventually, run, serving
 from controller.standins.answers import answer_text, chat, completion, stream_text, whole_text
-from controller.standins.server import Behaviour, StandIn
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Answer, Whole, attached, config_of
 from kvcached.controller.actions import State

@@ -11,7 +11,7 @@ import pytest
 
 from controller.live import eventually, run
 from controller.standins.answers import completion
-from controller.standins.server import Behaviour
+from controller.standins.engine import Behaviour
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
 from kvcached.controller.config import parse_instances

@@ -20,7 +20,7 @@ import pytest
 from controller.live import Raw, eventually, post, run, serving
 from controller.standins import routes, sources
 from controller.standins.answers import answer_text, chat, completion, events, stream_text, whole_text
-from controller.standins.server import Behaviour
+from controller.standins.engine import Behaviour
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 

@@ -14,7 +14,7 @@ import pytest
 from controller.live import eventually, run
 from controller.lives import SETTINGS, asleep, awake, calling_wake, forwarded, refusals, where
 from controller.standins.answers import completion
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 from controller.test_room import COMPLETIONS, MIB, Gpu, ask, models
 from controller.whole import Whole, config_of, running
 from kvcached.controller.actions import (

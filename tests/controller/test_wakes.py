@@ -12,7 +12,7 @@ from aiohttp import web
 
 from controller.live import eventually, run, serving
 from controller.standins.answers import completion
-from controller.standins.server import Behaviour, RefusedError, StandIn
+from controller.standins.engine import Behaviour, RefusedError, StandIn
 from controller.standins.sglang import SglangStandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running

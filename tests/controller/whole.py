@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from controller.live import eventually, serving
-from controller.standins.server import StandIn
+from controller.standins.engine import StandIn
 from kvcached.controller import config as configs
 from kvcached.controller.access import Keys
 from kvcached.controller.actions import State

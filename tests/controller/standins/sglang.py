@@ -13,17 +13,9 @@ from typing import Any
 
 from aiohttp import web
 
+from controller.standins.engine import Behaviour, Generation, RefusedError, StandIn, behaviour_of, parser
 from controller.standins.routes import SGLANG
-from controller.standins.server import (
-    Behaviour,
-    Generation,
-    Handler,
-    RefusedError,
-    StandIn,
-    behaviour_of,
-    parser,
-    serve,
-)
+from controller.standins.server import Handler, serve
 
 TAGS = frozenset({"kv_cache", "weights", "cuda_graph"})
 LATER = frozenset({"/ready"})  # not in 0.5.19, where a release doesn't look away from those that wait, either

@@ -15,17 +15,9 @@ from typing import Any, Literal, get_args
 
 from aiohttp import web
 
+from controller.standins.engine import Behaviour, Generation, RefusedError, StandIn, behaviour_of, parser
 from controller.standins.routes import VLLM
-from controller.standins.server import (
-    Behaviour,
-    Generation,
-    Handler,
-    RefusedError,
-    StandIn,
-    behaviour_of,
-    parser,
-    serve,
-)
+from controller.standins.server import Handler, serve
 
 Mode = Literal["abort", "wait", "keep"]
 TAGS = frozenset({"weights", "kv_cache"})
