@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,14 +13,14 @@ from typing import Any
 import pytest
 
 from controller.live import Raw, eventually, run, serving
-from controller.standins.answers import answer_text, chat, completion, stream_text, whole_text
+from controller.standins.answers import completion, stream_text, whole_text
 from controller.standins.engine import Behaviour, StandIn
 from controller.standins.vllm import VllmStandIn
+from controller.storm import N_CHUNKS, Request, Storm
 from controller.whole import Answer, Whole, attached, config_of
 from kvcached.controller.actions import State
 
 COMPLETIONS = "/v1/completions"
-N_CHUNKS = 6
 # As soon as tests want it that others' deeds are noticed.
 SETTINGS = {"check_interval_seconds": 0.2, "queue_deadline_seconds": 60}
 SLEEPER = {**SETTINGS, "auto_sleep_enabled": True, "idle_threshold_seconds": 0.3}
@@ -136,58 +135,27 @@ def test_one_that_is_killed_takes_only_its_own_along() -> None:
 N_REQUESTS = 1000
 
 
-class Storm:
-    """Clients who ask any controller that is there, and administrators who do with models what they like."""
+class StormOnSeveral(Storm):
+    """Clients ask any controller that is there, and administrators do with models what they like."""
 
     def __init__(self, stand_ins: dict[str, StandIn], seed: int) -> None:
-        self.stand_ins, self.seed = stand_ins, seed
+        super().__init__(stand_ins, seed, N_REQUESTS)
         self.there: list[Whole] = []
         self.asking: Counter[int] = Counter()  # by the controllers' identities
-        self.outcomes: Counter[str] = Counter()
-        self.faults: list[str] = []
-        self.n_asked = 0
 
-    async def ask(self, numbers: itertools.count[int], client: int) -> None:
-        """Until there were enough of them, and each model has slept a few times."""
-        chance = random.Random(f"{self.seed} {client}")
-        for i in numbers:
-            if i >= N_REQUESTS and all(one.counters.sleeps > 2 for one in self.stand_ins.values()):
-                break
-            self.n_asked += 1
-            name = chance.choice(list(self.stand_ins))
-            streamed = chance.random() < 0.5
-            path, make = (
-                (COMPLETIONS, completion) if chance.random() < 0.5 else ("/v1/chat/completions", chat)
-            )
-            identity = f"{name}-{i}"
-            answer = await self.answer(chance, path, make(name, identity, stream=streamed))
-            if answer.broken or answer.status != 200:
-                self.faults.append(f"{identity}: {answer}")
-                continue
-            text = stream_text(answer.data) if streamed else answer_text(answer.data)
-            if text != whole_text(identity, N_CHUNKS):
-                self.faults.append(f"{identity} got {text!r}")
-            self.outcomes[name] += 1
-
-    async def answer(self, chance: random.Random, path: str, body: Any) -> Answer:
+    async def ask(self, request: Request, chance: random.Random) -> Answer:
         """Who is told that his was not accepted asks another one."""
         while True:
             async with self.one_of_them(chance) as whole:
-                answer = await whole.ask("POST", path, body)
+                answer = await whole.ask("POST", request.path, request.body)
             if answer.status != 503 or answer.code != "shutting_down":
                 return answer
 
-    async def administer(self) -> None:
-        """Until it is cancelled, and to the end of what it does by then."""
-        chance = random.Random(self.seed)
-        while True:
-            await asyncio.shield(self.act(chance))
-            await asyncio.sleep(chance.random() * 0.2)
-
-    async def act(self, chance: random.Random) -> None:
+    async def trouble(self, chance: random.Random) -> None:
         name = chance.choice(list(self.stand_ins))
         async with self.one_of_them(chance) as whole:
             await whole.act(chance.choice(["sleep", "wakeup"]), f"{name}?firm=true")
+        await asyncio.sleep(chance.random() * 0.2)
 
     @asynccontextmanager
     async def one_of_them(self, chance: random.Random) -> AsyncIterator[Whole]:
@@ -214,33 +182,26 @@ def test_each_request_is_answered_once_whoever_is_asked(seed: int) -> None:
             name: VllmStandIn(model=name, behaviour=Behaviour(**behaviour))  # type: ignore[arg-type]
             for name in ("a", "b", "c", "d")
         }
-        storm = Storm(stand_ins, seed)
+        storm = StormOnSeveral(stand_ins, seed)
         async with controllers(stand_ins, SLEEPER, SETTINGS) as wholes:
             storm.there += wholes
-            numbers = itertools.count()
-            administrator = asyncio.create_task(storm.administer())
-            clients = [asyncio.create_task(storm.ask(numbers, i)) for i in range(24)]
+            raging = asyncio.create_task(storm.rage(24))
             restarts = 0
-            while not all(client.done() for client in clients):
+            while not raging.done():
                 async with attached(config_of({**stand_ins}, SETTINGS)) as third:
                     storm.there.append(third)
-                    await asyncio.wait(clients, timeout=1)
+                    await asyncio.wait([raging], timeout=1)
                     await storm.leave_out(third)
                 restarts += 1
-            await asyncio.gather(*clients)
-            administrator.cancel()
-            await asyncio.gather(administrator, return_exceptions=True)
-            assert administrator.cancelled(), administrator.exception()
-            assert storm.faults == []
+            await raging
             assert restarts > 1
             for whole in wholes:
                 for name in stand_ins:
                     await eventually(lambda n=name, w=whole: agrees(w, n, stand_ins[n]))  # type: ignore[misc]
-        assert sum(storm.outcomes.values()) == storm.n_asked >= N_REQUESTS
+        storm.check()
         for name, stand_in in stand_ins.items():
             counters = stand_in.counters
-            assert sorted(counters.ids) == sorted(set(counters.ids))
-            assert len(counters.ids) == storm.outcomes[name]
+            assert storm.seen[name].outcomes == {"ok": len(counters.ids)}
             assert (counters.aborted, counters.failed, counters.deaths, counters.in_flight) == (0, 0, 0, 0)
 
     run(main(), limit=180)
