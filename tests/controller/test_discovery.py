@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from controller.discovering import begun
 from controller.live import eventually, run
-from kvcached.controller import config, discovery
 from kvcached.controller.discovery import Discovery
 
 TEXT = 'instances: [{name: a, model: m, engine: vllm, dns: "engines.ns.svc:8000"}]'
@@ -44,13 +44,8 @@ async def looking(dns: Dns) -> AsyncIterator[tuple[Discovery, list[int]]]:
     """And how often something has changed, as the list's length."""
     changes: list[int] = []
     found = Discovery(lambda: changes.append(1), dns.failures.append, dns.getaddrinfo)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discovery, "DNS_SECONDS", 0.001)
-        await found.begin(config.parse(TEXT, "c.yaml"))
-        try:
-            yield found, changes
-        finally:
-            await found.close()
+    async with begun(found, TEXT, "DNS_SECONDS"):
+        yield found, changes
 
 
 def test_engines_come_and_go() -> None:

@@ -3,50 +3,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controller.discovering import engine, failures, looking_at, put
 from controller.live import eventually, run
-from kvcached.controller import config, discovery
-from kvcached.controller.discovery import Discovery
-
-failures: list[str] = []  # of the last looking()
-
-
-def put(path: Path, *instances: dict[str, Any]) -> None:
-    """As whoever writes it should."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps({"instances": instances}))
-    new.rename(path)
-
-
-def engine(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "model": name, "engine": "vllm", "url": f"http://{name}:8000", **more}
-
-
-@asynccontextmanager
-async def looking(path: Path, *own: dict[str, Any]) -> AsyncIterator[tuple[Discovery, list[list[str]]]]:
-    """Beside a configuration with those of its own. And the names that there were after each change."""
-    changes: list[list[str]] = []
-    found = Discovery(lambda: changes.append(names_of(found)), lambda source: failures.append(source))
-    failures.clear()
-    text = json.dumps({"router": {"discovery_file": str(path)}, "instances": own})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discovery, "FILE_SECONDS", 0.001)
-        await found.begin(config.parse(text, "c.yaml"))
-        try:
-            yield found, changes
-        finally:
-            await found.close()
-
-
-def names_of(found: Discovery) -> list[str]:
-    return [instance.name for instance in found.instances]
 
 
 def test_a_look_that_fails_is_not_the_last_one(
@@ -57,7 +20,7 @@ def test_a_look_that_fails_is_not_the_last_one(
     async def main() -> None:
         path = tmp_path / "engines.yaml"
         put(path)
-        async with looking(path) as (found, changes):
+        async with looking_at(path) as (found, changes):
             look_up, fails = found._names.look_up, [True, True]
 
             async def fail(names: Any) -> None:
@@ -84,7 +47,7 @@ def test_an_engine_that_the_configuration_has_is_no_other_models(
         path = tmp_path / "engines.yaml"
         put(path)
         own, other = engine("own", url="http://127.0.0.1:8000"), engine("other", url="HTTP://LOCALHOST:8000")
-        async with looking(path, own) as (_, changes):
+        async with looking_at(path, own) as (_, changes):
             put(path, other, engine("b"))
             await eventually(lambda: changes[-1:] == [["own", "b"]])
             put(path, other, engine("c"))
@@ -106,7 +69,7 @@ def test_failures_are_counted_as_long_as_they_last(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "engines.yaml"
         put(path, engine("a"))
-        async with looking(path) as (_, changes):
+        async with looking_at(path) as (_, changes):
             put(path, engine("b"))
             await eventually(lambda: changes == [["b"]])
             assert not failures

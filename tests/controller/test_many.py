@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from prometheus_client.exposition import choose_encoder
 
+from controller.discovering import engine, looking_at, put
 from controller.live import eventually, run
 from controller.standins.engine import StandIn
 from controller.standins.vllm import VllmStandIn
-from controller.test_discovery_file import engine, looking, put
 from controller.whole import config_of, running
 from kvcached.controller import discovery, metrics, node
 from kvcached.controller.config import parse_instances
@@ -66,7 +66,7 @@ def test_a_discovery_file_is_read_in_a_thread(tmp_path: Path, monkeypatch: pytes
     async def main() -> None:
         path = tmp_path / "engines.yaml"
         put(path)
-        async with looking(path) as (_, changes):
+        async with looking_at(path) as (_, changes):
             gate = Gate(parse_instances)
             monkeypatch.setattr(discovery, "parse_instances", gate)
             put(path, engine("a"))

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from controller.discovering import put
 from controller.live import eventually, run
 from controller.standins.answers import completion
 from controller.standins.vllm import VllmStandIn
-from controller.test_discovery_file import put
 from controller.whole import running
 from kvcached.controller import config, discovery, names
 from kvcached.controller.discovery import Discovery

@@ -5,7 +5,8 @@ use it, or is promised twice."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
@@ -113,19 +114,26 @@ def test_one_that_has_woken_in_part_sleeps_again(kind: type[StandIn]) -> None:
     run(main())
 
 
+@asynccontextmanager
+async def overdue(wake_s: float, names: str = "a") -> AsyncIterator[tuple[Whole, dict[str, StandIn], Gpu]]:
+    """All sleep, but a goes on waking though its time is over; its request was refused. wake_s: for its
+    weights, and again for the KV cache."""
+    stand_ins = stand_ins_of(VllmStandIn, names)
+    gpu = Gpu(stand_ins)
+    every: dict[str, StandIn | list[StandIn]] = dict(stand_ins)
+    async with running(every, {"wake_timeout_seconds": 0.1}, reserver=gpu) as whole:
+        for name in reversed(names):
+            await whole.act("sleep", name)
+        stand_ins["a"].behaviour.wake_s = wake_s
+        assert await ask(whole, "a") == (503, "wake_failed")
+        yield whole, stand_ins, gpu
+
+
 def test_what_is_reserved_stays_while_an_engine_goes_on_waking() -> None:
-    """Its time is over and its requests are refused; who needs the same memory waits until it is awake, and
-    gives way."""
+    """Who needs the same memory waits until it is awake, and gives way."""
 
     async def main() -> None:
-        stand_ins = stand_ins_of(VllmStandIn)
-        gpu = Gpu(stand_ins)
-        every: dict[str, StandIn | list[StandIn]] = dict(stand_ins)
-        async with running(every, {"wake_timeout_seconds": 0.1}, reserver=gpu) as whole:
-            await whole.act("sleep", "b")
-            await whole.act("sleep", "a")
-            stand_ins["a"].behaviour.wake_s = 0.7  # for its weights, and again for the KV cache
-            assert await ask(whole, "a") == (503, "wake_failed")
+        async with overdue(0.7, "ab") as (whole, stand_ins, gpu):
             assert stand_ins["a"].is_at_it()
             assert gpu.reserved["a"]
             assert not whole.model("a").quiet
@@ -141,12 +149,7 @@ def test_what_is_reserved_stays_while_an_engine_goes_on_waking() -> None:
 
 def test_one_that_wakes_late_is_awake() -> None:
     async def main() -> None:
-        stand_ins = stand_ins_of(VllmStandIn, "a")
-        gpu = Gpu(stand_ins)
-        async with running({"a": stand_ins["a"]}, {"wake_timeout_seconds": 0.1}, reserver=gpu) as whole:
-            await whole.act("sleep", "a")
-            stand_ins["a"].behaviour.wake_s = 0.3
-            assert await ask(whole, "a") == (503, "wake_failed")
+        async with overdue(0.3) as (whole, _, gpu):
             await eventually(lambda: whole.model("a").lifecycle.state is State.AWAKE)
             await eventually(lambda: not gpu.reserved["a"])
             assert await ask(whole, "a") == (200, None)
@@ -156,12 +159,7 @@ def test_one_that_wakes_late_is_awake() -> None:
 
 def test_one_that_dies_while_it_goes_on_waking_keeps_nothing() -> None:
     async def main() -> None:
-        stand_ins = stand_ins_of(VllmStandIn, "a")
-        gpu = Gpu(stand_ins)
-        async with running({"a": stand_ins["a"]}, {"wake_timeout_seconds": 0.1}, reserver=gpu) as whole:
-            await whole.act("sleep", "a")
-            stand_ins["a"].behaviour.wake_s = 60
-            assert await ask(whole, "a") == (503, "wake_failed")
+        async with overdue(60) as (_, stand_ins, gpu):
             assert gpu.reserved["a"]
             stand_ins["a"].die()
             await eventually(lambda: not gpu.reserved["a"])

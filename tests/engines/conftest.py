@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests with real engines, which live in Pythons of their own: $KVCACHED_VLLM_PYTHON, or what
-./dev engines makes in .venv-engines. Without one, its tests are skipped.
+"""Fixtures of the tests with real engines, which live in Pythons of their own: $KVCACHED_VLLM_PYTHON, or
+$KVCACHED_SGLANG_PYTHON, or what ./dev engines makes in .venv-engines. Without one, its tests are skipped.
 
 Importing an engine takes many times longer than a test does, so its processes are kept and have one engine
 after another. A process has one emulated device for its life: all share one, and each test has a daemon of
@@ -37,12 +37,23 @@ class SharedSite(Site):
         pass
 
 
+def python_of(engine: str) -> str:
+    """Skips the test where there is none."""
+    chosen = os.environ.get(f"KVCACHED_{engine.upper()}_PYTHON")
+    python = chosen or str(ROOT / f".venv-engines/{engine.lower()}/bin/python")
+    if not Path(python).exists():
+        pytest.skip(f"no {engine}: {python} does not exist (./dev engines makes it)")
+    return python
+
+
 @pytest.fixture(scope="session")
 def vllm_python() -> str:
-    python = os.environ.get("KVCACHED_VLLM_PYTHON") or str(ROOT / ".venv-engines/vllm/bin/python")
-    if not Path(python).exists():
-        pytest.skip(f"no vLLM: {python} does not exist (./dev engines makes it)")
-    return python
+    return python_of("vLLM")
+
+
+@pytest.fixture(scope="session")
+def sglang_python() -> str:
+    return python_of("SGLang")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 
 from controller.live import Raw, eventually, post, run, serving
 from controller.standins.sglang import SglangStandIn
-from engines.conftest import HERE, ROOT
+from engines.conftest import HERE
 from engines.serving import MAX_TOKENS, Fleet, compare, completion, fleets, front, text_of
 from engines.vllm_support import prompts
 from harness.broker import eventually as eventually_sync
@@ -35,14 +34,6 @@ FIRST = ASKED[0]
 TOKENS = 6
 NAMES = ("kept", "lost")
 PLUGINS = "[sglang.srt.plugins]\nkvcached = kvcached.integration.sglang.plugin:register\n"
-
-
-@pytest.fixture(scope="module")
-def sglang_python() -> str:
-    python = os.environ.get("KVCACHED_SGLANG_PYTHON") or str(ROOT / ".venv-engines/sglang/bin/python")
-    if not Path(python).exists():
-        pytest.skip(f"no SGLang: {python} does not exist (./dev engines makes it)")
-    return python
 
 
 @pytest.fixture(scope="module")

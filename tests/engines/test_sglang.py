@@ -114,14 +114,10 @@ def package_dir(build_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def interpreter(package_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
-    chosen = os.environ.get("KVCACHED_SGLANG_PYTHON")
-    python = Path(chosen) if chosen else ROOT / ".venv-engines" / "sglang" / "bin" / "python"
-    if not python.exists():
-        pytest.skip(
-            f"SGLang: {python} is not there; tests/engines/requirements-sglang.txt says how to make it"
-        )
-    started = Interpreter(python, package_dir, tmp_path_factory.mktemp("sglang") / "log")
+def interpreter(
+    sglang_python: str, package_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Interpreter]:
+    started = Interpreter(Path(sglang_python), package_dir, tmp_path_factory.mktemp("sglang") / "log")
     yield started
     started.close()
 
