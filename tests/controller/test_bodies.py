@@ -111,3 +111,15 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(caplog: pytest.LogCaptur
 
     run(main())
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_name_is_not_said_back_in_full() -> None:
+    """Else the answer, which nobody counts, is several times as large as the largest body."""
+
+    async def main() -> None:
+        async with running({"a": VllmStandIn(model="a")}) as whole:
+            answer = await whole.ask("POST", COMPLETIONS, completion("\u00e9" * 100_000, "x"))
+            assert answer.code == "model_not_found"
+            assert len(answer.data) < 10_000
+
+    run(main())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -382,3 +383,11 @@ def test_health_of_one_that_is_dead() -> None:
         assert (fault.kind, fault.status) == (engines.NOT_READY, 503)
 
     drive("vllm", act)
+
+
+def test_metrics_that_are_made_to_be_read_for_long() -> None:
+    """The loop reads them: what takes a second here would take half a day in the largest answer."""
+    said = b"vllm:engine_sleep_state{" + b'sleep_state="awake"' * 10_000 + b"\n"
+    began = time.monotonic()
+    assert not engines._AWAKE.search(said)
+    assert time.monotonic() - began < 0.5

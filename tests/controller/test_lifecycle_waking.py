@@ -152,6 +152,16 @@ def test_deadlines_never_overtake() -> None:
     assert refusals(life.tick(120)) == [("a", "queue_timeout"), ("b", "queue_timeout")]
 
 
+def test_a_deadline_that_was_longer_before() -> None:
+    """It counts while somebody waits who has it."""
+    life = asleep(replace(SETTINGS, queue_deadline_seconds=3600))
+    life.came(1, "a")
+    life.ended(2, "a")
+    life.settings = SETTINGS
+    life.came(10, "b")
+    assert life.due() == 10 + SETTINGS.queue_deadline_seconds
+
+
 def test_no_room() -> None:
     life = asleep()
     life.came(0, "a")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiohttp import web
 
 from controller.live import eventually, run
 from controller.standins.answers import completion, stream_text, whole_text
@@ -126,5 +127,99 @@ def test_one_that_comes_back_accepts_requests_and_sleeps() -> None:
             assert is_whole(await stream, "busy")
             assert is_whole(await whole.ask("POST", COMPLETIONS, completion("a", "more")), "more")
             assert (await whole.act("sleep", "a")).status == 200
+
+    run(main())
+
+
+class SerialSglang(SglangStandIn):
+    """Its scheduler does one thing after another: who asks it to resume twice has it die of the second."""
+
+    _busy: asyncio.Lock | None = None
+
+    async def _resume(self, tags: set[str], request: web.Request) -> None:
+        self._busy = self._busy or asyncio.Lock()
+        async with self._busy:
+            await super()._resume(tags, request)
+
+
+@pytest.mark.parametrize("name", ["o", "b"])
+@pytest.mark.parametrize("stays", [False, True])
+def test_one_wake_where_another_model_is_at_it(name: str, stays: bool) -> None:
+    """Whether that one has left, or only lost the engine; whether the engine's model is new, or was there."""
+
+    async def main() -> None:
+        engine = SerialSglang(model="a", behaviour=Behaviour(wake_s=4))
+        rest, other = VllmStandIn(model="a"), VllmStandIn(model="o")
+        async with running({"a": [engine, rest], "o": other}) as whole:
+            assert (await whole.act("sleep", "a")).status == 200
+            assert (await whole.act("sleep", "o")).status == 200
+            before = asyncio.create_task(whole.ask("POST", COMPLETIONS, completion("a", "before")))
+            await eventually(engine.is_at_it)
+            now: dict[str, StandIn | list[StandIn]] = {"o": other}
+            now |= {name: [other, engine] if name == "o" else engine}
+            configure(whole, now | ({"a": rest} if stays else {}))
+            after = asyncio.create_task(whole.ask("POST", COMPLETIONS, completion(name, "after")))
+            assert is_whole(await before, "before")
+            assert (await after).status in (200, 404)  # the stand-in has its name only
+            await eventually(lambda: not engine.is_at_it())
+            assert (engine.counters.wakes, engine.counters.deaths) == (1, 0)
+
+    run(main())
+
+
+def test_one_wake_where_the_one_before_takes_too_long() -> None:
+    """It goes on, though nobody waits for it."""
+
+    async def main() -> None:
+        engine = SerialSglang(model="a", behaviour=Behaviour(wake_s=5))
+        settings = {"wake_timeout_seconds": 1}
+        async with running({"a": engine}, settings) as whole:
+            assert (await whole.act("sleep", "a")).status == 200
+            assert (await whole.ask("POST", COMPLETIONS, completion("a", "x"))).code == "wake_failed"
+            config = config_of({"b": engine}, settings)
+            whole.controller.node.apply(config, config.instances, {})
+            await whole.ask("POST", COMPLETIONS, completion("b", "x"))
+            await eventually(lambda: not engine.is_at_it())
+            assert (engine.counters.wakes, engine.counters.deaths) == (1, 0)
+
+    run(main())
+
+
+def test_one_that_leaves_while_it_is_held() -> None:
+    """It is forgotten; who has the engine then may sleep, and the controller may end."""
+
+    async def main() -> None:
+        engine = VllmStandIn(model="a", behaviour=Behaviour(hold_at=2))
+        async with running({"a": engine}) as whole:
+            stream = asyncio.create_task(whole.ask("POST", COMPLETIONS, completion("a", "busy")))
+            await eventually(lambda: engine.counters.in_flight == 1)
+            configure(whole, {"b": engine})
+            held = whole.model("b")
+            await eventually(lambda: is_awake(whole, "b"))
+            configure(whole, {"c": engine})
+            await eventually(lambda: is_awake(whole, "c"))
+            engine.release()
+            assert is_whole(await stream, "busy")
+            assert held.quiet
+            assert (await asyncio.wait_for(whole.act("sleep", "c"), 5)).status == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_one_that_comes_while_the_others_fall_asleep(old: bool) -> None:
+    async def main() -> None:
+        engine = SglangStandIn(model="a", behaviour=Behaviour(hold_at=2), old=old)
+        rest, other = VllmStandIn(model="a"), SglangStandIn(model="b", behaviour=Behaviour(sleep_s=1))
+        async with running({"a": [engine, rest], "b": other}) as whole:
+            stream = asyncio.create_task(whole.ask("POST", COMPLETIONS, completion("a", "busy")))
+            await eventually(lambda: engine.counters.in_flight == 1)
+            sleep = asyncio.create_task(whole.act("sleep", "b"))
+            await eventually(other.is_at_it)
+            configure(whole, {"a": rest, "b": [other, engine]})
+            assert (await sleep).status == 200
+            assert (engine.counters.sleeps, engine.counters.deaths) == (0, 0)
+            engine.release()
+            assert is_whole(await stream, "busy")
 
     run(main())

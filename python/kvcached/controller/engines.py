@@ -26,8 +26,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
+from weakref import WeakValueDictionary
 
 import aiohttp
+
+from kvcached.controller.places import address_of
 
 PROBE_S = 5.0
 PAUSED_AFTER_S = 2.5
@@ -36,6 +39,7 @@ SETTLE_S = 600.0
 """A wake that took too long may go on for so much longer: an engine that is left half-way holds memory."""
 UNDO_S = 60.0
 _REPLY_BYTES = 1 << 24
+_LABELS_BYTES = 500  # of a metric, on either side of one that is looked for
 _SAID_CHARS = 300
 
 UNREACHABLE = "unreachable"
@@ -61,15 +65,15 @@ class EngineError(Exception):
 
 class Engine(ABC):
     """`url`: http://host:port, without a path. `level`: how vLLM sleeps, 1 (weights in host memory) or 2
-    (weights are loaded again). It and `api_key` may change. Time limits are in seconds; None: none. All
-    methods raise EngineError."""
+    (weights are loaded again). They and `api_key` may change. Time limits are in seconds; None:
+    none. All methods raise EngineError."""
 
     name = ""
     _slept = False
     """Put to sleep by this object, and not seen awake since. Only looked at where the engine cannot be
     asked."""
-    _waking: asyncio.Task[None] | None = None
-    """Under way, or the last one."""
+    _change: asyncio.Task[None] | None = None
+    """A wake or sleep that is under way, or the last one."""
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, *, api_key: str | None = None, level: int = 1
@@ -91,7 +95,8 @@ class Engine(ABC):
         """Of one that is drained. One that sleeps goes on sleeping."""
         left = _Left(limit)
         await self.settled(left())
-        await self._sleep(left)
+        change = self._change = _begin(self._sleep(left))
+        await asyncio.shield(change)
 
     @abstractmethod
     async def _sleep(self, left: _Left) -> None: ...
@@ -102,21 +107,23 @@ class Engine(ABC):
         left = _Left(limit)
         await self.settled(left())
         longest = _Left(None if limit is None else limit + SETTLE_S)
-        self._waking = _begin(self._wake(longest))
-        await asyncio.wait([self._waking], timeout=left())
-        if not self._waking.done():
+        change = self._change = _begin(self._wake(longest))
+        await asyncio.wait([change], timeout=left())
+        if not change.done():
             raise EngineError(TIMEOUT, f"{self.url} did not wake within {limit or 0:.3g} s")
-        self._waking.result()
+        change.result()
 
     @abstractmethod
     async def _wake(self, left: _Left) -> None: ...
 
     async def settled(self, limit: float | None) -> None:
-        """Returns when no wake of ours is under way; until then what the engine says of itself may change."""
-        if self._waking is not None and not self._waking.done():
-            await asyncio.wait([self._waking], timeout=limit)
-            if not self._waking.done():
-                raise EngineError(TIMEOUT, f"{self.url} still wakes")
+        """Returns when no wake or sleep of ours is under way; until then what the engine says of itself may
+        change."""
+        left = _Left(limit)
+        while (change := self._change) is not None and not change.done():
+            await asyncio.wait([change], timeout=left())
+            if not change.done():
+                raise EngineError(TIMEOUT, f"{self.url} still wakes, or falls asleep")
 
     async def models(self, limit: float | None = PROBE_S) -> list[str]:
         """Names that it serves."""
@@ -302,9 +309,6 @@ class SglangEngine(Engine):
         return False
 
     async def _sleep(self, left: _Left) -> None:
-        await asyncio.shield(_begin(self._sleep_in_steps(left)))
-
-    async def _sleep_in_steps(self, left: _Left) -> None:
         if await self.is_sleeping(left()):
             return
         try:
@@ -385,8 +389,29 @@ class SglangEngine(Engine):
 KINDS: dict[str, type[Engine]] = {"vllm": VllmEngine, "sgl": SglangEngine, "sglang": SglangEngine}
 
 
+class Drivers:
+    """One for each engine, whatever models it is of at once or in turn: so none is asked to wake, or looked
+    at, while another one's wake or sleep is under way. It is forgotten when nobody has it any more."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._known: WeakValueDictionary[tuple[str, str], Engine] = WeakValueDictionary()
+
+    def of(self, kind: str, url: str) -> Engine:
+        place = (kind, address_of(url))
+        engine = self._known.get(place)
+        if engine is None:
+            engine = self._known[place] = KINDS[kind](self._session, url)
+        engine.url = url.rstrip("/")
+        return engine
+
+
 def _state_metric(state: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb'^vllm:engine_sleep_state\{[^}\n]*sleep_state="%b"[^}\n]*\} 1(\.0)?$' % state, re.M)
+    """Bounded, lest a line that is long enough be looked at for hours."""
+    others = rb"[^}\n]{0,%d}" % _LABELS_BYTES
+    return re.compile(
+        rb'^vllm:engine_sleep_state\{%bsleep_state="%b"%b\} 1(\.0)?$' % (others, state, others), re.M
+    )
 
 
 _AWAKE, _DISCARDED = _state_metric(b"awake"), _state_metric(b"discard_all")

@@ -520,7 +520,9 @@ class Lifecycle:
             self._refuse_all("model_asleep", self._expected_wait(now), "requests don't wake it")
 
     def _enqueue(self, now: float, request: Hashable) -> None:
-        deadline = max(now + self.settings.queue_deadline_seconds, self._last_deadline)
+        deadline = now + self.settings.queue_deadline_seconds
+        if self._queue:  # or nobody is left of a time with longer ones
+            deadline = max(deadline, self._last_deadline)
         sleeps = self.state is State.ASLEEP or self.phase in (Phase.EMPTYING, Phase.CALLING)
         sleeps = sleeps and self.state is not State.WAKING and not self._wake_asks
         wakes_at = self._hold_until if self.state is State.ASLEEP else now + self.settings.min_sleep_duration

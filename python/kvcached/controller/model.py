@@ -13,8 +13,6 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
-import aiohttp
-
 from kvcached.controller import engines, lifecycle
 from kvcached.controller.actions import (
     Action,
@@ -84,7 +82,7 @@ class Model:
         self,
         name: str,
         settings: SleepManager,
-        session: aiohttp.ClientSession,
+        drivers: engines.Drivers,
         reserver: Reserver,
         watcher: Watcher,
         environment: Mapping[str, str],
@@ -102,7 +100,7 @@ class Model:
         self._n_room_changes = 0
         self.started = False
         self._state = self.lifecycle.state
-        self._session, self._reserver, self._watcher = session, reserver, watcher
+        self._drivers, self._reserver, self._watcher = drivers, reserver, watcher
         self._environment = environment
         self._admissions: dict[Hashable, asyncio.Future[None]] = {}
         self._asks: dict[Hashable, asyncio.Future[tuple[bool, str]]] = {}
@@ -160,8 +158,9 @@ class Model:
         self._arm()
 
     def _engine(self, url: str, instance: Instance) -> engines.Engine:
-        level = self.lifecycle.settings.sleep_level
-        return engines.KINDS[instance.engine](self._session, url, api_key=self.key_of(instance), level=level)
+        engine = self._drivers.of(instance.engine, url)
+        engine.level, engine.api_key = self.lifecycle.settings.sleep_level, self.key_of(instance)
+        return engine
 
     def key_of(self, instance: Instance) -> str | None:
         """The engine's API key. What was read from a file often ends with a new line."""
@@ -259,6 +258,9 @@ class Model:
             self._event(self.lifecycle.held(self._loop.time(), name))
         for name in before - held:
             self._event(self.lifecycle.ended(self._loop.time(), name))
+
+    def _not_held(self) -> list[Replica]:
+        return [one for one in self.replicas.values() if address_of(one.url) not in self._held]
 
     @property
     def quiet(self) -> bool:
@@ -517,8 +519,8 @@ class Model:
         asked: list[Replica] = []
         said: list[engines.EngineError | None] = []
         dead = [replica for replica in self.replicas.values() if replica.alive is False]
-        # With those that have come meanwhile.
-        while replicas := [replica for replica in self.replicas.values() if replica not in asked]:
+        # With those that have come meanwhile, but for those that have another model's requests.
+        while replicas := [one for one in self._not_held() if one not in asked]:
             asked += replicas
             said += await self._on_all(replicas, lambda replica: replica.sleep(limit))
         stay = [(replica, fault) for replica, fault in zip(asked, said) if self._has(replica)]
@@ -530,7 +532,7 @@ class Model:
         if len(faults) < len(stay):
             gone = engines.UNREACHABLE
             faults = [(replica, it) for replica, it in faults if it.kind != gone and replica not in dead]
-        sentence = str(faults[0][1]) if faults else ""
+        sentence = str(faults[0][1]) if faults else "" if asked else "its engines have others' requests"
         if sentence:
             self._event(self.lifecycle.sleep_failed(now, call, sentence))
         else:

@@ -16,6 +16,7 @@ import aiohttp
 from kvcached.controller import victims
 from kvcached.controller.actions import Phase, State, Why
 from kvcached.controller.config import Config, Instance, by_model
+from kvcached.controller.engines import Drivers
 from kvcached.controller.metrics import Metrics
 from kvcached.controller.model import Model
 from kvcached.controller.places import address_of
@@ -39,7 +40,7 @@ class Node:
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._session, self._reserver, self._environment = session, reserver, environment
+        self._drivers, self._reserver, self._environment = Drivers(session), reserver, environment
         self.metrics = metrics
         self.models: dict[str, Model] = {}
         self._leaving: set[Model] = set()
@@ -69,12 +70,14 @@ class Node:
             model = self.models.pop(name)
             self._leaving.add(model)
             model.stop(disowned=True)
+            # Others' requests are no reason for it to stay.
+            model.set_held(frozenset())
             log.info("Model %s is no longer configured", name)
         for name, of_model in named.items():
             found = self.models.get(name) or self._come_back(name)
             if found is None:
                 found = Model(
-                    name, config.sleep_manager, self._session, self._reserver, self, self._environment
+                    name, config.sleep_manager, self._drivers, self._reserver, self, self._environment
                 )
             self.models[name] = found
             found.set_settings(config.sleep_manager)

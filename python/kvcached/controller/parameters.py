@@ -11,6 +11,8 @@ from aiohttp import web
 from kvcached.controller.model import Model
 from kvcached.controller.node import Node
 
+_SAID_CHARS = 200  # of a name that nobody has: it may be as long as a body
+
 
 class Problem(Exception):
     """An answer that says no: errors.reply() of the code."""
@@ -23,7 +25,7 @@ class Problem(Exception):
 def model_called(node: Node, name: str) -> Model:
     model = node.models.get(name)
     if model is None:
-        raise Problem("model_not_found", model=name)
+        raise Problem("model_not_found", model=name[:_SAID_CHARS])
     return model
 
 

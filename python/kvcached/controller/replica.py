@@ -39,9 +39,13 @@ class Replica:
 
     async def find(self) -> Found | None:
         """What it is now; `alive`, `reason` and `n_silent` say the same. None: it is silent, and may be
-        alive."""
+        alive, or it still wakes or falls asleep."""
         try:
             await self._asked(self.engine.settled(engines.PROBE_S))
+        except engines.EngineError as fault:
+            self.reason = str(fault)
+            return None
+        try:
             await self._asked(self.engine.health())
             sleeping = await self._asked(self.engine.is_sleeping())
         except engines.EngineError as fault:
