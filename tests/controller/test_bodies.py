@@ -14,6 +14,7 @@ from controller.standins.answers import completion, stream_text
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
 from kvcached.controller import app
+from kvcached.controller.json_text import MOST_PARTS
 
 COMPLETIONS = "/v1/completions"
 GZIP = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
@@ -111,6 +112,22 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(caplog: pytest.LogCaptur
 
     run(main())
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_one_of_too_many_parts() -> None:
+    """What comes of it would be far larger than the body is. In strings they count, too."""
+
+    async def main() -> None:
+        async with running({"a": VllmStandIn(model="a")}) as whole:
+            prompts: tuple[object, ...] = ([[]] * (MOST_PARTS // 2), "{" * MOST_PARTS)
+            for prompt in prompts:
+                body = {**completion("a", "x"), "prompt": prompt}
+                answer = await whole.ask("POST", COMPLETIONS, body)
+                assert (answer.status, answer.code) == (413, "body_too_complex")
+                assert b"more than 1048576 brackets, braces and commas" in answer.data
+            assert await serves(whole)
+
+    run(main())
 
 
 def test_a_name_is_not_said_back_in_full() -> None:

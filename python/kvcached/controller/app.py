@@ -7,7 +7,6 @@ OpenAI's clients know them (errors.py).
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -22,6 +21,7 @@ from kvcached.controller import errors, proxy
 from kvcached.controller.access import Keys, request_id
 from kvcached.controller.balance import Result
 from kvcached.controller.config import Router
+from kvcached.controller.json_text import MOST_PARTS, TooManyParts, parse
 from kvcached.controller.metrics import OTHER
 from kvcached.controller.model import Model, Refused
 from kvcached.controller.node import Node
@@ -258,11 +258,10 @@ class Service:
 
     async def _model_name(self, body: bytearray) -> str:
         try:
-            if len(body) > _LARGE_BODY:
-                parsed = await in_thread(json.loads, body)
-            else:
-                parsed = json.loads(body)
-        except (ValueError, RecursionError) as fault:
+            parsed = await in_thread(parse, body) if len(body) > _LARGE_BODY else parse(body)
+        except TooManyParts:
+            raise Problem("body_too_complex", limit=MOST_PARTS) from None
+        except ValueError as fault:
             raise Problem("invalid_json", detail=str(fault) or type(fault).__name__) from None
         if not isinstance(parsed, dict):
             raise Problem("invalid_body")

@@ -30,6 +30,7 @@ from weakref import WeakValueDictionary
 
 import aiohttp
 
+from kvcached.controller.json_text import parse
 from kvcached.controller.places import address_of
 
 PROBE_S = 5.0
@@ -38,7 +39,8 @@ PAUSED_AFTER_S = 2.5
 SETTLE_S = 600.0
 """A wake that took too long may go on for so much longer: an engine that is left half-way holds memory."""
 UNDO_S = 60.0
-_REPLY_BYTES = 1 << 24
+_REPLY_BYTES = 1 << 22  # of which JSON may have fewer
+_JSON_BYTES = 1 << 20
 _LABELS_BYTES = 500  # of a metric, on either side of one that is looked for
 _SAID_CHARS = 300
 
@@ -196,8 +198,8 @@ class Engine(ABC):
         if not said:
             return None
         try:
-            return json.loads(said)
-        except (ValueError, RecursionError):
+            return _parse(said)
+        except ValueError:
             raise self._unintelligible(path, said) from None
 
     def _unintelligible(self, path: str, reply: Any) -> EngineError:
@@ -457,12 +459,18 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(said)
 
 
+def _parse(said: bytes) -> Any:
+    if len(said) > _JSON_BYTES:
+        raise ValueError("it is larger than a reply can be")
+    return parse(said)
+
+
 def _message(said: bytes) -> str:
     """Of an error, in either engine's form, or of whatever stands there."""
     text = said.decode(errors="replace")
     try:
-        reply = json.loads(said)
-    except (ValueError, RecursionError):
+        reply = _parse(said)
+    except ValueError:
         reply = None
     if isinstance(reply, dict):
         error = reply.get("error")

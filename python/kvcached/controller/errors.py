@@ -44,6 +44,7 @@ KINDS: dict[str, Kind] = {
     "method_not_allowed": Kind(405, _REQUEST, "{path} takes {allow}, not {method}"),
     "body_timeout": Kind(408, _REQUEST, "The body did not arrive in time"),
     "body_too_large": Kind(413, _REQUEST, "The body is larger than {limit} bytes"),
+    "body_too_complex": Kind(413, _REQUEST, "The body has more than {limit} brackets, braces and commas"),
     # The controller.
     "internal_error": Kind(500, _SERVER, "The controller failed; its log has more under this request's id"),
     "shutting_down": Kind(503, _SERVER, "The controller is shutting down", retry=True),
