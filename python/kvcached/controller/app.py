@@ -44,6 +44,10 @@ class _LateBody(Exception):
     """It did not come in time."""
 
 
+class _NoMore(Exception):
+    """Of a body is waited for, for no request is accepted any more."""
+
+
 @dataclass
 class Note:
     """What the log says of a request when it is over."""
@@ -87,7 +91,13 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._keys = 0
         self._buffered = 0
+        self._reading: set[aiohttp.StreamReader] = set()
         self.n_handlers = 0
+
+    def stop(self) -> None:
+        """Whose request is not complete has not been accepted."""
+        for body in self._reading:
+            body.set_exception(_NoMore())
 
     # ---- Applications ----
 
@@ -235,15 +245,20 @@ class Service:
         late = self._loop.call_later(
             self.router.idle_timeout_seconds, request.content.set_exception, _LateBody()
         )
+        self._reading.add(request.content)
         try:
             await self._collect(request, body)
         except _LateBody:
             request.content.feed_eof()
             raise Problem("body_timeout") from None
+        except _NoMore:
+            request.content.feed_eof()
+            raise Problem("shutting_down", 1) from None
         except (web.RequestPayloadError, PayloadEncodingError) as fault:
             request.content.feed_eof()
             raise Problem("invalid_http", detail=_payload_fault(fault)) from None
         finally:
+            self._reading.discard(request.content)
             late.cancel()
 
     async def _collect(self, request: web.Request, body: bytearray) -> None:

@@ -5,6 +5,8 @@ aiohttp reads what they say, and bounds neither the time nor the size that a req
 
 - a head that isn't complete within Limits.head seconds of its beginning, the first one of the connection's,
   is waited for no longer, and one of more than HEAD_BYTES is not read to its end;
+- who goes on to ask while he is being answered is read for no longer than HEAD_BYTES of it, until all that he
+  has asked has been answered;
 - who has not taken all of an answer Limits.idle seconds after it was made gets no more of it;
 - there are at most so many connections, lest no descriptor be left to ask engines with. Where one is too
   many, the one that has asked for nothing the longest is ended, be it the new one. Nobody loses an answer by
@@ -169,6 +171,7 @@ class Connection(web.RequestHandler):
         self._port = port
         self._own_transport: asyncio.Transport | None = None  # also when aiohttp has let go of it
         self._n_bytes = 0  # of a head that isn't complete
+        self._n_ahead = 0  # that came after a request, and before its answer
         self._n_answered = 0
         self._fresh = True
         self._request: web.BaseRequest | None = None
@@ -191,8 +194,11 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if not self._waits_for_head():
+            behind = self._request is not None and self._request.content.is_eof()
             super().data_received(data)
             self._look_at_body()
+            if behind and data:
+                self._come_ahead(len(data))
             return
         if data and not self._n_bytes and not self._fresh:
             self._time(self._port.limits().head, self._no_head)
@@ -239,6 +245,8 @@ class Connection(web.RequestHandler):
 
     def asked(self, request: web.BaseRequest) -> None:
         self._fresh, self._request = False, request
+        if not request.content.is_eof():
+            self._go_on_reading()
         self._time(None)
         self._port.waits(self, False)
         self._look_at_body()
@@ -252,7 +260,12 @@ class Connection(web.RequestHandler):
             self._end_of_requests()
             return
         self._time(self._port.limits().idle, self._not_taken)
-        self._port.waits(self, self._waits_for_head())
+        if self._waits_for_head():
+            self._port.waits(self, True)
+            if self._n_ahead:
+                # A part of a head may be there, of which nobody knows.
+                self._time(self._port.limits().head, self._no_head)
+            self._go_on_reading()
 
     @property
     def has_nothing(self) -> bool:
@@ -271,6 +284,18 @@ class Connection(web.RequestHandler):
         """False also where aiohttp doesn't count what it has parsed: then time alone is bounded."""
         return not self._last and getattr(self, "_request_count", None) == self._n_answered
 
+    def _come_ahead(self, n_bytes: int) -> None:
+        self._n_ahead += n_bytes
+        if self._n_ahead > HEAD_BYTES and self._own_transport is not None:
+            self._own_transport.pause_reading()
+
+    def _go_on_reading(self) -> None:
+        """Where aiohttp has its own reasons not to, it will see to it."""
+        paused, self._n_ahead = self._n_ahead > HEAD_BYTES, 0
+        theirs = getattr(self, "_reading_paused", False) or getattr(self, "_buffer_paused", False)
+        if paused and not theirs and self._own_transport is not None:
+            self._own_transport.resume_reading()
+
     def _look_at_body(self) -> None:
         """Where it turns out to be no HTTP, aiohttp says so after the request, whose reader waits for the
         rest."""
@@ -286,6 +311,8 @@ class Connection(web.RequestHandler):
     def _no_head(self) -> None:
         if self._n_bytes:
             self._refuse("head_timeout")
+        elif self._n_answered and not self.has_nothing:
+            self._time(self._port.limits().idle, self._not_taken)
         else:
             self.abort("silent")
 

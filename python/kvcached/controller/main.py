@@ -88,7 +88,8 @@ class Controller:
         for server in self._servers:
             server.close()
         self.node.stop()
-        while not self._killed.is_set() and not self._quiet:
+        self.service.stop()
+        while not self.killed and not self._quiet:
             try:
                 await asyncio.wait_for(self._killed.wait(), QUIET_SECONDS)
             except asyncio.TimeoutError:
@@ -102,6 +103,10 @@ class Controller:
 
     def kill(self) -> None:
         self._killed.set()
+
+    @property
+    def killed(self) -> bool:
+        return self._killed.is_set()
 
     async def close(self) -> None:
         if self._reloading:
@@ -321,7 +326,12 @@ async def _run(arguments: argparse.Namespace) -> None:
     connections.raise_limit(config.router.max_connections)
     # aiohttp looks engines' names up in the loop's threads: some that nobody resolves are no others' affair.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NAME_THREADS))
-    await Controller(config, locks, arguments).run()
+    controller = Controller(config, locks, arguments)
+    await controller.run()
+    if controller.killed:
+        # Python would wait for its threads, and these for daemons and name servers.
+        logging.shutdown()
+        os._exit(DONE)
 
 
 if __name__ == "__main__":

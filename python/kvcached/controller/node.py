@@ -47,7 +47,7 @@ class Node:
         self.version, self.began = version, int(time.time())
         self._started = False
         self._probing: asyncio.Task[None] | None = None
-        self._probes: set[asyncio.Task[None]] = set()
+        self._probes: dict[asyncio.Task[None], Model] = {}
         self._look_again: asyncio.TimerHandle | None = None
         self._choosing = self._closed = False
         self._owners_before: set[Model] = set()
@@ -178,24 +178,21 @@ class Node:
                 log.exception("A model that left could not be forgotten")
 
     async def _probe_all(self, seconds: float) -> None:
-        """Each in its turn, for thousands at once keep requests waiting. Takes as long as that, at least."""
+        """Each in its turn, for thousands at once keep requests waiting. Takes as long as that: nobody waits
+        for those that are silent."""
         began, models = self._loop.time(), list(self.models.values())
-        probes = []
         for i, model in enumerate(models, 1):
             await asyncio.sleep(began + seconds * i / len(models) - self._loop.time())
-            if self.models.get(model.name) is model:
-                probes.append(self.probe_soon(model))
-        if probes:
-            await asyncio.wait(probes)
-        else:
+            if self.models.get(model.name) is model and model not in self._probes.values():
+                self.probe_soon(model)
+        if not models:
             await asyncio.sleep(seconds)
 
-    def probe_soon(self, model: Model) -> asyncio.Task[None]:
+    def probe_soon(self, model: Model) -> None:
         """One of its engines has just failed, or it is its turn."""
         task = self._loop.create_task(model.probe())
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
-        return task
+        self._probes[task] = model
+        task.add_done_callback(self._probes.pop)
 
     async def _forget(self) -> None:
         for model in list(self._leaving):

@@ -157,7 +157,7 @@ async def forward(
         done = Forwarded(response, upstream.status, loop.time())
         try:
             with _Stall(loop, request, limits.idle) as stall:
-                await response.prepare(request)
+                await _begin(response, request, url)
                 await _pass_on(upstream, done, stall)
         except ConnectionError:
             done.gone, done.broken = True, "the client has gone"
@@ -167,6 +167,14 @@ async def forward(
     finally:
         # Ends the connection, and with it the engine's work, unless the answer is complete.
         upstream.close()
+
+
+async def _begin(response: Answer, request: web.Request, url: str) -> None:
+    try:
+        await response.prepare(request)
+    except ValueError as fault:  # of characters that aiohttp takes from engines, and gives to no client
+        detail = f"the head of its answer is odd: {_sentence(fault)}"
+        raise Failed("engine_broke_off", url=url, detail=detail) from None
 
 
 async def _pass_on(upstream: aiohttp.ClientResponse, done: Forwarded, stall: _Stall) -> None:
