@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,16 @@ class Process:
 
 @asynccontextmanager
 async def controller(
-    config: Path, *words: str, begin: Callable[[], None] | None = None, **variables: str
+    config: Path,
+    *words: str,
+    begin: Callable[[], None] | None = None,
+    command: Sequence[str] = COMMAND,
+    **variables: str,
 ) -> AsyncIterator[Process]:
     """Listening. begin: what it does first."""
     process = Process(
         await asyncio.create_subprocess_exec(
-            *COMMAND,
+            *command,
             "--config",
             str(config),
             *words,

@@ -8,6 +8,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -20,6 +21,7 @@ from controller.standins.engine import Behaviour
 from controller.standins.vllm import VllmStandIn
 
 COMPLETIONS = "/v1/completions"
+AT_ONCE = {"min_sleep_duration": 0, "min_awake_seconds": 0}
 
 
 def ask_program(*words: str) -> subprocess.CompletedProcess[str]:
@@ -86,7 +88,7 @@ def test_what_was_accepted_is_finished(tmp_path: Path, number: signal.Signals) -
             config = write_config(
                 tmp_path / "c.yaml",
                 {"held": held, "sleepy": sleepy},
-                sleep_manager={"min_sleep_duration": 0, "min_awake_seconds": 0},
+                sleep_manager=AT_ONCE,
             )
             async with controller(config) as process:
                 address = process.address()
@@ -132,6 +134,42 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
                 assert await process.end() == 0
                 await raw.close()
             await eventually(lambda: held.counters.in_flight == 0)
+
+    run(main())
+
+
+SLOW_DAEMON = """
+import sys, threading
+from kvcached.controller import main, reservation
+def make(*_):
+    print("The daemon is asked", file=sys.stderr, flush=True)
+    threading.Event().wait(60)
+reservation.DaemonReserver.__init__.__defaults__ = (make,)
+sys.exit(main.main())
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_daemon(tmp_path: Path) -> None:
+    """Nor for the thread that does."""
+
+    async def main() -> None:
+        sleepy = VllmStandIn(model="sleepy")
+        async with serving(sleepy), aiohttp.ClientSession() as session:
+            config = write_config(tmp_path / "c.yaml", {"sleepy": sleepy}, sleep_manager=AT_ONCE)
+            text = json.loads(config.read_text())
+            text["instances"][0]["weight_bytes"] = "1G"
+            config.write_text(json.dumps(text))
+            async with controller(config, command=[sys.executable, "-c", SLOW_DAEMON]) as process:
+                await process.says("Model sleepy is awake")
+                assert (await post(session, f"{process.address()}/action/sleep/sleepy", {}))[0] == 200
+                raw = await Raw.open(process.address())
+                await raw.send("POST", COMPLETIONS, completion("sleepy", "x"))
+                await process.says("The daemon is asked")
+                process.process.terminate()
+                await process.says("Stopping")
+                process.process.terminate()
+                assert await process.end() == 0
+                await raw.close()
 
     run(main())
 

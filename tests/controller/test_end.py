@@ -7,9 +7,11 @@ import asyncio
 import json
 import socket
 
-from controller.live import eventually, run
+from controller.live import Raw, eventually, run
 from controller.relay import COMPLETIONS, odd_engine, read_request
 from controller.standins.answers import completion
+from controller.standins.vllm import VllmStandIn
+from controller.whole import running
 from kvcached.controller import config as configs
 from kvcached.controller.access import Keys
 from kvcached.controller.actions import State
@@ -42,6 +44,27 @@ async def everything(client: socket.socket) -> bytes:
         if data.endswith(b"\r\n0\r\n\r\n"):
             break
     return data
+
+
+def test_half_a_body_is_not_waited_for() -> None:
+    """Its request has not been accepted, and it is told so."""
+
+    async def main() -> None:
+        async with running({"a": VllmStandIn(model="a")}) as whole:
+            raw = await Raw.open(whole.address)
+            raw.writer.write(
+                f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
+            )
+            service = whole.controller.service
+            await eventually(lambda: service.n_handlers == 1)
+            await asyncio.wait_for(whole.controller.stop(), 10)
+            status, headers = await raw.head()
+            said = json.loads(await raw.reader.readexactly(int(headers["content-length"])))
+            assert (status, said["error"]["code"]) == (503, "shutting_down")
+            assert await raw.rest() == b""
+            await raw.close()
+
+    run(main())
 
 
 def test_a_client_that_is_slow_gets_all_of_its_answer() -> None:

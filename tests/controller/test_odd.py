@@ -14,7 +14,8 @@ from controller.relay import COMPLETIONS, Relay, odd_engine, plain, read_request
 from controller.standins.answers import answer_text, completion, stream_text, whole_text
 from controller.standins.engine import Behaviour
 from controller.standins.vllm import VllmStandIn
-from controller.whole import running
+from controller.whole import attached, running
+from kvcached.controller.config import parse
 from kvcached.controller.proxy import Failed, Limits
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
@@ -109,6 +110,39 @@ def test_an_engine_that_switches_protocols() -> None:
             assert isinstance(fault, Failed)
             assert fault.code == "engine_broke_off"
             await raw.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("where", ["reason", "header", "of chunks"])
+def test_a_head_that_no_client_may_get(where: str) -> None:
+    """It is the engine's fault, and the client is told so in an answer that is whole."""
+    reason = b"O\x01K" if where == "reason" else b"OK"
+    more = b"Transfer-Encoding: chunked" if where == "of chunks" else b"Content-Length: 2"
+    more += b"\r\nX: a\x7fb" if where != "reason" else b""
+    body = b"2\r\n{}\r\n0\r\n\r\n" if where == "of chunks" else b"{}"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            asked = await read_request(reader)
+            if asked.startswith(b"POST"):
+                writer.write(b"HTTP/1.1 200 %b\r\n%b\r\n\r\n%b" % (reason, more, body))
+            else:
+                said = b'{"is_sleeping": false}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+
+    async def main() -> None:
+        async with odd_engine(serve) as url:
+            text = {"router": {"router_port": 0}, "instances": [{"model": "a", "engine": "vllm", "url": url}]}
+            async with attached(parse(json.dumps(text), "test.yaml")) as whole:
+                raw = await Raw.open(whole.address)
+                for _ in range(2):
+                    await raw.send("POST", COMPLETIONS, completion("a", "x"))
+                    status, headers = await raw.head()
+                    said = json.loads(await raw.reader.readexactly(int(headers["content-length"])))
+                    assert (status, said["error"]["code"]) == (502, "engine_broke_off")
+                    assert "its answer's head has control characters" in said["error"]["message"]
+                await raw.close()
 
     run(main())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients that go on asking while they are being answered: all is answered, in order, and little of it held."""
+"""Clients that go on asking while they are being answered: all is answered, in order, and little is held."""
 
 from __future__ import annotations
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from contextlib import AsyncExitStack
 
 import pytest
 
 from controller.live import eventually, run
 from controller.standins.answers import completion
-from controller.standins.engine import Behaviour
+from controller.standins.engine import Behaviour, StandIn
 from controller.standins.vllm import VllmStandIn
 from controller.whole import Whole, running
 from kvcached.controller.config import parse_instances
 from kvcached.controller.engines import EngineError, VllmEngine
+from kvcached.controller.model import Model
 
 COMPLETIONS = "/v1/completions"
 # No probe but a test's own.
@@ -93,6 +95,26 @@ def test_those_who_wait_wait_for_one_that_is_busy(silent: int, status: int) -> N
             stand_in.behaviour.silent = silent
             assert await ask(whole) == status
             await eventually(lambda: stand_in.behaviour.silent == 0)
+
+    run(main())
+
+
+def test_one_that_is_being_asked_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is not asked once more meanwhile."""
+
+    async def main() -> None:
+        asked: Counter[str] = Counter()
+        stand_ins: dict[str, StandIn | list[StandIn]] = {name: VllmStandIn(model=name) for name in ("a", "b")}
+        async with running(stand_ins, {"check_interval_seconds": 0.01}):
+
+            async def probe(model: Model) -> None:
+                asked[model.name] += 1
+                if model.name == "a":
+                    await asyncio.Event().wait()
+
+            monkeypatch.setattr(Model, "probe", probe)
+            await eventually(lambda: asked["b"] >= 10)
+            assert asked["a"] == 1
 
     run(main())
 

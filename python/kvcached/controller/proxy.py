@@ -18,6 +18,7 @@ cancels its handler, and with it what is asked of the engine, at once.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ _HOP_BY_HOP = frozenset(
 # The request's body has been read: its length is known, nobody waits to be told to send it, and it is not
 # compressed any more.
 _OF_REQUESTS = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "expect"}
+# What aiohttp takes from an engine, and refuses to say to a client.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # aiohttp's own additions.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
@@ -147,17 +150,16 @@ async def forward(
         if upstream.status < 200:
             # Another protocol, to which nobody has asked it to switch.
             raise Failed("engine_broke_off", url=url, detail=f"it answered {upstream.status}")
-        response = Answer(
-            status=upstream.status,
-            reason=upstream.reason,
-            headers=_passed(upstream.headers.items(), _HOP_BY_HOP, {REQUEST_ID: request_id}),
-        )
+        headers = _passed(upstream.headers.items(), _HOP_BY_HOP, {REQUEST_ID: request_id})
+        if any(_CONTROL.search(text) for text in (upstream.reason or "", *headers.values())):
+            raise Failed("engine_broke_off", url=url, detail="its answer's head has control characters")
+        response = Answer(status=upstream.status, reason=upstream.reason, headers=headers)
         if request.version < HttpVersion11:
             response.force_close()  # the end of the connection may be the only one that the answer has
         done = Forwarded(response, upstream.status, loop.time())
         try:
             with _Stall(loop, request, limits.idle) as stall:
-                await _begin(response, request, url)
+                await response.prepare(request)
                 await _pass_on(upstream, done, stall)
         except ConnectionError:
             done.gone, done.broken = True, "the client has gone"
@@ -167,14 +169,6 @@ async def forward(
     finally:
         # Ends the connection, and with it the engine's work, unless the answer is complete.
         upstream.close()
-
-
-async def _begin(response: Answer, request: web.Request, url: str) -> None:
-    try:
-        await response.prepare(request)
-    except ValueError as fault:  # of characters that aiohttp takes from engines, and gives to no client
-        detail = f"the head of its answer is odd: {_sentence(fault)}"
-        raise Failed("engine_broke_off", url=url, detail=detail) from None
 
 
 async def _pass_on(upstream: aiohttp.ClientResponse, done: Forwarded, stall: _Stall) -> None:
