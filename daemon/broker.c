@@ -53,9 +53,9 @@ uint64_t broker_ceiling(const struct broker *broker)
 
 uint64_t broker_budget_now(const struct broker *broker)
 {
-    uint64_t budget = policy_budget_now(broker->config.total_bytes, broker_foreign(broker),
-                                        broker->config.utilization_ppm, broker->config.budget_bytes,
-                                        broker->config.headroom_bytes);
+    uint64_t budget =
+        policy_budget_now(broker->config.total_bytes, broker_foreign(broker), broker->config.utilization_ppm,
+                          broker->config.budget_bytes, broker->config.headroom_bytes);
 
     return policy_budget_beside(budget, broker_ceiling(broker), broker->expected_bytes);
 }
