@@ -16,6 +16,7 @@ Threads: the scheduler's only.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import weakref
 from typing import Any
@@ -226,9 +227,10 @@ class ElasticAllocator:
         """Tokens that can be handed out at most; `size` of them but for what lies across pages."""
         return self.source.total * self.page_size
 
-    def expect(self, tokens: int) -> None:
-        """So many tokens will be allocated at once, before long: available_size() asks for them."""
-        self.source.expect(-(-tokens // self.page_size))
+    def expect(self, tokens: float) -> None:
+        """So many tokens will be allocated at once, before long: available_size() asks for them. SGLang's
+        estimates are no whole numbers while requests run."""
+        self.source.expect(math.ceil(tokens / self.page_size))
 
     def available_size(self) -> int:
         """In tokens, see above."""
@@ -396,7 +398,7 @@ class ElasticSWATokenToKVPoolAllocator(SWATokenToKVPoolAllocator):
             size_swa, page_size, dtype, device, kvcache.swa_kv_pool, need_sort
         )
 
-    def expect(self, tokens: int) -> None:
+    def expect(self, tokens: float) -> None:
         self.full_attn_allocator.expect(tokens)
         self.swa_attn_allocator.expect(min(tokens, self.swa_attn_allocator.size))
 
@@ -418,10 +420,10 @@ class _Asking:
     """A prefill budget that has memory asked for before it says that there is none."""
 
     allocator: Any
-    total_offset: int
-    current_offset: int
+    total_offset: float
+    current_offset: float
 
-    def _ask(self, tokens: int) -> None:
+    def _ask(self, tokens: float) -> None:
         missing = tokens - self._available_and_evictable()  # type: ignore[attr-defined]
         if missing > 0:
             self.allocator.expect(self.allocator_available() + missing)
